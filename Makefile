@@ -1,0 +1,64 @@
+# Two commands set everything up on a fresh clone: `make demo` and `make test`.
+# Both create .venv from requirements.lock themselves; `make setup` does just that.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UV_VERSION := $(shell sed -n 's/^uv==//p' requirements.lock)
+# A machine may keep wheels of its own (a CPU build of torch, say): pip's variable names the folder, uv needs the flag.
+FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+
+# No telemetry leaves the machine; the same values stand in stages/settings.py for whoever calls Python directly.
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export GX_ANALYTICS_ENABLED := false
+
+.PHONY: help setup demo test lint format lock clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make setup    create .venv from requirements.lock and install the yolov7 command
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(FIND_LINKS) -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+## make demo     run the whole pipeline on the embedded data: DVC stages, Prefect flow, MLflow registry
+demo: $(STAMP)
+	@$(BIN)/python -m flows.demo
+
+## make test     run every test that needs no GPU and no network
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+## make lint     formatting, rules, types, and who may import whom
+lint: $(STAMP)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+## make format   rewrite the sources as `make lint` wants them
+format: $(STAMP)
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+## make lock     resolve requirements.in anew into requirements.lock
+# torch's accelerator packages are left out: each build of torch pins its own, and a CPU build has none.
+lock: $(STAMP)
+	@$(BIN)/uv pip compile requirements.in --universal --python-version 3.11 $(FIND_LINKS) --no-annotate --no-header --quiet \
+		| sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+## make clean    remove what can be made again (.venv and tool caches); data, models and runs stay
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,39 @@
+"""The project's own errors: each says what was wrong, where, and what to do about it.
+
+The command line prints them in one line and exits with code 2; everything else that is raised is a defect of ours.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class YoloError(Exception):
+    """Base of every error a user can cause and mend. `str(error)` is one line fit for a terminal."""
+
+
+class ConfigError(YoloError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+class DataError(YoloError):
+    """An annotation file, an image or a data set is not what it should be.
+
+    `path` is the file, `record` the id inside it (an annotation id, an image id, a line), where known.
+    """
+
+    def __init__(self, message: str, *, path: str | os.PathLike[str] | None = None, record: object | None = None):
+        self.path = None if path is None else os.fspath(path)
+        self.record = record
+        where = [] if self.path is None else [self.path]
+        if record is not None:
+            where.append(str(record))
+        super().__init__(": ".join([*where, message]))
+
+
+class ModelError(YoloError):
+    """A network, a checkpoint or an exported artefact is unknown, damaged, or does not fit."""
+
+
+class TrainingError(YoloError):
+    """Training cannot go on: a resume that does not fit, too many bad batches or images, no memory, no disk."""
