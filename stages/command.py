@@ -1,0 +1,94 @@
+"""How every stage starts: parameters checked as a whole, no telemetry, one-line errors, exit code 2.
+
+A stage module ends with ``if __name__ == "__main__": run_stage(main)`` where ``main(params, args)`` does its work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+from stages import params as params_module
+from stages.params import Params
+from yolov7.config import nearest
+from yolov7.errors import ConfigError, YoloError
+
+EXIT_ERROR = 2
+EXIT_RESUMABLE = 75
+"""A training that was told to stop has saved its state: start the same command again (sysexits' EX_TEMPFAIL)."""
+
+NO_TELEMETRY = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+}
+"""The one place that says so; the Makefile repeats it for what it starts directly."""
+
+Option = tuple[str, dict[str, object]]
+
+
+class Interrupted(Exception):
+    """A stage was asked to stop and has left a state from which the same command goes on."""
+
+
+def environment(base: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment for a child process: `base` (default: ours) without telemetry."""
+    return {**(os.environ if base is None else base), **NO_TELEMETRY}
+
+
+def run_stage(
+    main: Callable[[Params, argparse.Namespace], None],
+    *,
+    variant: bool = False,
+    options: Iterable[Option] = (),
+    arguments: list[str] | None = None,
+) -> None:
+    """Parse the command line, check `params.yaml`, run `main`, and leave with an exit code.
+
+    0 done; 2 a mistake that the message explains; 75 stopped on request, resumable by the same command.
+    """
+    sys.exit(_run(main, variant, options, arguments))
+
+
+def _run(
+    main: Callable[[Params, argparse.Namespace], None],
+    variant: bool,
+    options: Iterable[Option],
+    arguments: list[str] | None,
+) -> int:
+    os.environ.update(NO_TELEMETRY)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("alembic", "mlflow.store", "great_expectations", "onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").split("\n\n")[0])
+    if variant:
+        parser.add_argument("--variant", required=True, help="a network named in params.yaml: variants")
+    for name, details in options:
+        parser.add_argument(name, **details)  # type: ignore[arg-type]
+    args = parser.parse_args(arguments)
+    # A `dvc repro` or a Prefect worker stops a stage with SIGTERM; as an exception it unwinds through `finally`.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        params = params_module.load()
+        if variant and args.variant not in params.variants:
+            known = list(params.variants)
+            raise ConfigError(f"--variant: {args.variant!r} is not in params.yaml: variants{nearest(args.variant, known)}")
+        main(params, args)
+    except YoloError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        return EXIT_ERROR
+    except Interrupted as stop:
+        print(f"stopped: {stop}", file=sys.stderr)  # noqa: T201
+        return EXIT_RESUMABLE
+    return 0
+
+
+def _raise_exit(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
