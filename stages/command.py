@@ -33,7 +33,7 @@ NO_TELEMETRY = {
 Option = tuple[str, dict[str, object]]
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
     """A stage was asked to stop and has left a state from which the same command goes on."""
 
 
@@ -79,7 +79,9 @@ def _run(
         params = params_module.load()
         if variant and args.variant not in params.variants:
             known = list(params.variants)
-            raise ConfigError(f"--variant: {args.variant!r} is not in params.yaml: variants{nearest(args.variant, known)}")
+            raise ConfigError(
+                f"--variant: {args.variant!r} is not in params.yaml: variants{nearest(args.variant, known)}"
+            )
         main(params, args)
     except YoloError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees

@@ -157,9 +157,9 @@ class Params(Group):
     """Where the data comes from."""
     validation: Validation = Validation()
     """What the data must satisfy."""
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field(default_factory=dict)
     """Training parameters of every variant (yolov7.config.Train)."""
-    per_variant: dict[str, dict[str, Any]] = {}
+    per_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What one variant does otherwise: training parameters by variant name."""
     export: Export = Export()
     """Export and verification."""

@@ -164,6 +164,8 @@ class Train(Group):
     """Keep decoded, resized images in memory."""
     max_bad_batches: int = Field(default=20, ge=0)
     """Stop after this many steps in a row that were skipped because loss or gradients were not finite."""
+    max_bad_images: int = Field(default=100, ge=0)
+    """Stop after this many unreadable training images in one epoch."""
     augment: Augment = Augment()
     """What happens to a sample."""
     loss: Loss = Loss()
@@ -192,7 +194,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "learning_rate": 0.002,
             "final_factor": 0.02,
             "momentum": 0.9,
-            "nominal_batch": 1,
+            "nominal_batch": 16,
             "warmup_iterations": 100,
             "warmup_momentum": 0.9,
             "warmup_bias_learning_rate": 0.0,

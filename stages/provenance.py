@@ -1,0 +1,55 @@
+"""Where a result comes from: the data's hash and the git revision."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolov7.errors import DataError
+
+INGESTED = Path("data/ingested")
+
+
+def git_revision() -> str:
+    """The commit of the working tree, with `-dirty` where tracked files differ from it; `unknown` outside git."""
+    try:
+        revision = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    # dvc.lock is written by the pipeline itself: it is a result of this revision, not a change to it.
+    dirty = any(not line.endswith("dvc.lock") for line in changed.splitlines())
+    return f"{revision}-dirty" if dirty else revision
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def dataset_document() -> dict[str, Any]:
+    """`data/ingested/dataset.json`: source, classes, counts and content hash of the ingested data."""
+    path = INGESTED / "dataset.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError("no ingested data here; run `dvc repro ingest` first", path=path) from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"not readable ({error}); run `dvc repro -f ingest`", path=path) from None
+
+
+def dvc_hash(output: str, lock: Path = Path("dvc.lock")) -> str | None:
+    """DVC's hash of a stage output as recorded in dvc.lock; None where DVC has not run."""
+    try:
+        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    except (OSError, TypeError, KeyError, yaml.YAMLError):
+        return None
+    for stage in stages.values():
+        for out in stage.get("outs", []):
+            if out.get("path") == output:
+                return out.get("md5") or out.get("hash")
+    return None

@@ -1,0 +1,95 @@
+"""What a person sees of a training: a live display on a terminal, one plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from yolov7.data.loader import Batch
+
+if TYPE_CHECKING:
+    from yolov7.train.loop import StepReport, Trainer
+
+_PLAIN_SECONDS = 60.0
+
+
+class ProgressDisplay:
+    """A listener that shows the run on `console` (rich decides whether that is a terminal)."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._last_line = time.monotonic()
+
+    def started(self, trainer: Trainer) -> None:
+        """Print what is about to be trained."""
+        params, position = trainer.params, trainer.position
+        self.console.print(
+            f"{trainer.metadata.variant}: {len(trainer.train_index)} training and {len(trainer.val_index)} validation "
+            f"images, {trainer.model.num_classes} classes, {params.epochs} epochs of batches of {params.batch_size} at "
+            f"{params.image_size} px, {params.optimizer.name} at {params.optimizer.learning_rate:g}, "
+            f"on {trainer.device.type}, from epoch {position.epoch + 1}",
+            highlight=False,
+        )
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self._bar = Progress(*columns, console=self.console, transient=True)
+            self._bar.add_task("epoch", text="")
+            self._bar.start()
+
+    def batch_loaded(self, batch: Batch) -> None:
+        """Nothing to show."""
+
+    def stepped(self, report: StepReport) -> None:
+        """Move the bar; without a terminal, a line a minute so that a log shows a long epoch is alive."""
+        losses = " ".join(f"{name[:3]} {value:.4f}" for name, value in report.losses.items())
+        text = (
+            f"{losses} lr {report.learning_rate:.2e} {report.images_per_second:.0f} img/s "
+            f"{report.memory_gib:.1f} GiB, {duration(report.seconds_left)} left"
+        )
+        if self._bar is not None:
+            name = f"epoch {report.epoch + 1}/{report.epochs}"
+            task = self._bar.task_ids[0]
+            self._bar.update(task, description=name, completed=report.batch, total=report.batches, text=text)
+        elif time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            where = f"epoch {report.epoch + 1}/{report.epochs} batch {report.batch}/{report.batches}"
+            self._line(f"{where}: {text}")
+
+    def epoch_ended(self, row: dict[str, float], *, best: bool) -> None:
+        """One line for the epoch."""
+        losses = " ".join(f"{name} {row[f'train/{name}']:.4f}" for name in ("box", "objectness", "classification"))
+        figures = f"  AP {row['val/AP']:.3f} AP50 {row['val/AP50']:.3f}" if "val/AP" in row else ""
+        mark = "  best so far" if best else ""
+        speed = f"{row['images_per_second']:.0f} img/s"
+        self._line(f"epoch {int(row['epoch']) + 1}: {losses}  {speed}{figures}{mark}")
+
+    def note(self, message: str) -> None:
+        """A line of its own."""
+        self._line(message)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self.console.print(text, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as a person writes them: `2h05m`, `3m20s`, `12s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

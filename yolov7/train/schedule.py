@@ -1,0 +1,82 @@
+"""Learning rate, momentum and accumulation as a pure function of the position in the run.
+
+Source: training sheet, section 2. Being pure, nothing of it has to be saved for an exact resume.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from yolov7.config import Optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """What the optimiser uses at one iteration."""
+
+    learning_rate: float
+    """Of normalisation weights, implicit vectors and kernels."""
+    bias_learning_rate: float
+    """Of the biases, which warm up from above."""
+    momentum: float
+    accumulate: int
+    """Batches whose gradients are summed before a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The plan of a run of `epochs` passes of `batches_per_epoch` batches of `batch_size` images."""
+
+    optimizer: Optimizer
+    epochs: int
+    batches_per_epoch: int
+    batch_size: int
+
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimiser step after warm-up, so that a step sees about `nominal_batch` images."""
+        return max(round(self.optimizer.nominal_batch / self.batch_size), 1)
+
+    @property
+    def weight_decay(self) -> float:
+        """Decay of a step, in proportion to the images it sees."""
+        return self.optimizer.weight_decay * self.batch_size * self.accumulate / self.optimizer.nominal_batch
+
+    @property
+    def warmup(self) -> int:
+        """Iterations of the warm-up.
+
+        As published, at least `warmup_iterations`; but never more than half of the run, which the published rule
+        would exceed on a small data set, so that it never left the warm-up.
+        """
+        wanted = max(round(self.optimizer.warmup_epochs * self.batches_per_epoch), self.optimizer.warmup_iterations)
+        return min(wanted, self.epochs * self.batches_per_epoch // 2)
+
+    def factor(self, epoch: int) -> float:
+        """What the learning rate is multiplied by in `epoch` (0-based)."""
+        final = self.optimizer.final_factor
+        if self.optimizer.schedule == "linear":
+            return (1.0 - epoch / max(self.epochs - 1, 1)) * (1.0 - final) + final
+        return (1.0 - math.cos(math.pi * epoch / self.epochs)) / 2.0 * (final - 1.0) + 1.0
+
+    def at(self, iteration: int) -> StepSettings:
+        """Settings at `iteration`, counted in batches from the start of the run."""
+        options = self.optimizer
+        rate = options.learning_rate * self.factor(iteration // self.batches_per_epoch)
+        if self.warmup == 0 or iteration > self.warmup:
+            return StepSettings(
+                learning_rate=rate, bias_learning_rate=rate, momentum=options.momentum, accumulate=self.accumulate
+            )
+        share = iteration / self.warmup
+        goal = options.nominal_batch / self.batch_size
+        return StepSettings(
+            learning_rate=share * rate,
+            bias_learning_rate=_between(options.warmup_bias_learning_rate, rate, share),
+            momentum=_between(options.warmup_momentum, options.momentum, share),
+            accumulate=max(round(_between(1.0, goal, share)), 1),
+        )
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share

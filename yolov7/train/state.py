@@ -1,0 +1,137 @@
+"""The resumable state of a training: everything the next step depends on, in one file that is never half written.
+
+A state is a safetensors file whose header carries a JSON document; nothing is pickled. The two newest are kept, and
+:meth:`StateFolder.newest` takes the newest that is complete, so a kill at any moment, inside a save too, costs at most
+the work since the save before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from yolov7.errors import TrainingError
+from yolov7.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_NAME = re.compile(r"state-(\d{9})\.safetensors")
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Tensors by name, and the plain values beside them."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors under `prefix.`, without it."""
+        start = prefix + "."
+        return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+
+class StateFolder:
+    """Where the states of one run lie. `identity` says which run: parameters, data, network."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        self.folder = folder
+        self.identity = json.loads(json.dumps(identity, sort_keys=True))
+
+    def save(self, state: TrainingState, iteration: int) -> Path:
+        """Write the state of `iteration`; older ones beyond two are removed afterwards.
+
+        Raises :class:`TrainingError` where the disk is full; the states before stay.
+        """
+        path = self.folder / f"state-{iteration:09d}.safetensors"
+        document = json.dumps({"format": FORMAT, "identity": self.identity, "values": state.values})
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+        try:
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata={"state": document})
+        except (OSError, SafetensorError) as error:
+            raise _save_error(error, path, tensors) from error
+        for old in sorted(self._files())[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def newest(self) -> TrainingState | None:
+        """The newest complete state, or None; a damaged file is named in the log and passed over.
+
+        Raises :class:`TrainingError` with the differences if the states belong to a run with other parameters.
+        """
+        # What a killed save has left behind is of no use to anybody.
+        for leftover in self.folder.glob(".state-*.tmp.safetensors"):
+            leftover.unlink(missing_ok=True)
+        for path in sorted(self._files(), reverse=True):
+            try:
+                document, tensors = _read(path)
+            except (OSError, SafetensorError, ValueError, KeyError) as error:
+                log.warning("%s: not a complete training state (%s); trying the one before", path, error)
+                continue
+            self._check(document, path)
+            return TrainingState(tensors, document["values"])
+        return None
+
+    def clear(self) -> None:
+        """Remove the states, for a start afresh."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.glob("state-*.safetensors") if _NAME.fullmatch(path.name)]
+
+    def _check(self, document: Mapping[str, Any], path: Path) -> None:
+        if document["format"] != FORMAT:
+            raise TrainingError(f"{path}: written in format {document['format']}, this version reads {FORMAT}")
+        differences = _differences(document["identity"], self.identity)
+        if differences:
+            raise TrainingError(
+                f"{path}: this state belongs to another run ({'; '.join(differences)}); "
+                "give the old parameters back, or remove the folder to start afresh"
+            )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        document = json.loads((file.metadata() or {})["state"])
+        return document, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{at}.{key}".strip("."))]
+    return [] if old == new else [f"{at}: was {old!r}, is now {new!r}"]
+
+
+def _save_error(error: Exception, path: Path, tensors: Mapping[str, torch.Tensor]) -> TrainingError:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    why = f"the disk is full; free at least {size:.0f} MiB" if full else str(error)
+    return TrainingError(f"{path}: the training state could not be saved: {why}. The state before it is intact")
+
+
+def prune(parent: Path, keep: int, current: Path) -> None:
+    """Remove the state folders of the oldest runs under `parent`, leaving `keep` and never `current`."""
+    folders = [path for path in parent.glob("*") if path.is_dir() and path != current]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in folders[max(keep - 1, 0) :]:
+        log.info("removing the state of an older run: %s", folder)
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
