@@ -1,0 +1,333 @@
+"""MLflow runs that lose nothing when the server is away.
+
+Everything is first written to a journal on disk, then delivered in order. If delivery fails, training goes on, the
+journal keeps what is due, and later calls try again with growing pauses; what is still due at the end is delivered by
+the next run or by ``python -m stages.tracking``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.command import environment
+from yolov7.errors import TrainingError, YoloError
+from yolov7.files import write_json
+
+log = logging.getLogger(__name__)
+
+DATABASE = Path("mlflow.db")
+ARTIFACTS = Path("mlartifacts")
+JOURNALS = Path(".state/mlflow")
+_LOCK = Path(".state/mlflow.lock")
+_FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 300.0
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite file in the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DATABASE.resolve()}"
+
+
+def connect() -> Any:
+    """An `MlflowClient` for :func:`tracking_uri`, its database brought up to date if it is a new file."""
+    # A server that is away must not hold up training: few, short attempts; the journal does the waiting.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    uri = tracking_uri()
+    ensure_database(uri)
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def ensure_database(uri: str) -> None:
+    """Create a SQLite database once, whoever comes first; several processes creating it at once crash each other."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or (path.is_file() and path.stat().st_size):
+        return
+    with file_lock(_LOCK):
+        if path.is_file() and path.stat().st_size:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Built beside its place and moved there whole, so that nobody sees half a schema.
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{temporary}"]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise TrainingError(f"{path}: the MLflow database could not be created: {lines[-1]}")
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on this machine; freed by the system even if the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The experiment of that name, created if need be (with artifacts beside a local database)."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        local = tracking_uri().startswith("sqlite:")
+        try:
+            return client.create_experiment(name, ARTIFACTS.resolve().as_uri() if local else None)
+        except MlflowException:
+            # Another process was quicker.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise TrainingError(f"the MLflow experiment {name!r} is deleted: restore it, or set registry.experiment")
+    return found.experiment_id
+
+
+class RunJournal:
+    """One MLflow run, written to `path` first and delivered when the server can be reached."""
+
+    def __init__(self, path: Path, *, experiment: str, run_name: str):
+        self.path = path
+        self.experiment = experiment
+        self._head = path.with_suffix(".json")
+        head = self._read_head()
+        if head is None:
+            head = {"journal": uuid.uuid4().hex, "experiment": experiment, "run_name": run_name, "run_id": None}
+            head |= {"delivered": 0, "start_time": int(time.time() * 1000)}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+        self._state = head
+        self._events = self._read_events()
+        self._pause, self._next_attempt, self._warned = _FIRST_PAUSE, 0.0, False
+        self._client: Any = None
+        self._write_head()
+
+    # What a stage records --------------------------------------------------------------------------------------------
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        """Parameters, nested mappings flattened with dots; MLflow never lets one change."""
+        self._add({"kind": "parameters", "values": {k: str(v)[:6000] for k, v in _flatten(values)}})
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        """Tags of the run."""
+        self._add({"kind": "tags", "values": {k: str(v) for k, v in values.items()}})
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Metrics of one step, with the time at which they arose."""
+        named = {metric_name(name): float(value) for name, value in values.items()}
+        self._add({"kind": "metrics", "values": named, "step": step, "time": int(time.time() * 1000)})
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file to upload; it must stay where it is until it is delivered."""
+        self._add({"kind": "artifact", "path": str(path.resolve()), "folder": folder})
+
+    def finish(self, status: str = "FINISHED") -> bool:
+        """End the run; True if everything has been delivered."""
+        self._add({"kind": "end", "status": status, "time": int(time.time() * 1000)})
+        return self.deliver(force=True)
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, None while the server has never been reached."""
+        return self._state["run_id"]
+
+    @property
+    def due(self) -> int:
+        """Events that are not delivered yet."""
+        return len(self._events) - self._state["delivered"]
+
+    # Delivery --------------------------------------------------------------------------------------------------------
+
+    def deliver(self, *, force: bool = False) -> bool:
+        """Send what is due, in order. False if the server could not be reached; it is tried again later."""
+        if not self.due:
+            return True
+        if not force and time.monotonic() < self._next_attempt:
+            return False
+        try:
+            self._deliver()
+        except _unreachable() as error:
+            self._next_attempt = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            if not self._warned or force:
+                reason = " ".join(str(error).split())[:200]
+                log.warning("MLflow cannot be reached (%s); %d records wait in %s", reason, self.due, self.path)
+            self._warned = True
+            return False
+        if self._warned:
+            log.info("MLflow is back; everything recorded has been delivered")
+        self._pause, self._warned = _FIRST_PAUSE, False
+        return True
+
+    def _deliver(self) -> None:
+        if self._client is None:
+            self._client = connect()
+        if self._state["run_id"] is None:
+            self._state["run_id"] = self._find_or_create_run()
+            self._write_head()
+        while self.due:
+            self._send(self._events[self._state["delivered"]])
+            self._state["delivered"] += 1
+            self._write_head()
+
+    def _find_or_create_run(self) -> str:
+        experiment = experiment_id(self._client, self.experiment)
+        mark = self._state["journal"]
+        # A kill between creation and our note of it must not make a second run.
+        found = self._client.search_runs([experiment], f"tags.journal = '{mark}'", max_results=1)
+        if found:
+            return found[0].info.run_id
+        run = self._client.create_run(
+            experiment,
+            start_time=self._state["start_time"],
+            tags={"journal": mark},
+            run_name=self._state["run_name"],
+        )
+        return run.info.run_id
+
+    def _send(self, event: dict[str, Any]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
+
+        client, run_id = self._client, self._state["run_id"]
+        try:
+            match event["kind"]:
+                case "parameters":
+                    items = [Param(key, value) for key, value in event["values"].items()]
+                    for start in range(0, len(items), 100):
+                        client.log_batch(run_id, params=items[start : start + 100])
+                case "tags":
+                    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in event["values"].items()])
+                case "metrics":
+                    values = event["values"].items()
+                    metrics = [Metric(key, value, event["time"], event["step"]) for key, value in values]
+                    client.log_batch(run_id, metrics=metrics)
+                case "artifact" if Path(event["path"]).exists():
+                    client.log_artifact(run_id, event["path"], event["folder"] or None)
+                case "artifact":
+                    log.warning("MLflow: %s is gone and was not uploaded", event["path"])
+                case "end":
+                    client.set_terminated(run_id, event["status"], event["time"])
+                case "reopen":
+                    client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            # What the server refuses for good would block everything behind it.
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"):
+                raise
+            log.warning("MLflow refused a record of %s: %s", self.path, " ".join(str(error).split())[:200])
+
+    # The journal on disk ---------------------------------------------------------------------------------------------
+
+    def reopen(self) -> None:
+        """Mark a run that had ended as running again, for a resumed training."""
+        if any(event["kind"] == "end" for event in self._events):
+            self._add({"kind": "reopen"})
+
+    def _add(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.deliver()
+
+    def _read_events(self) -> list[dict[str, Any]]:
+        if not self.path.is_file():
+            return []
+        events: list[dict[str, Any]] = []
+        whole = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                break  # a kill in the middle of the last line
+            whole += len(line)
+        os.truncate(self.path, whole)
+        return events
+
+    def _read_head(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self._head.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _write_head(self) -> None:
+        write_json(self._head, self._state)
+
+
+def _unreachable() -> tuple[type[BaseException], ...]:
+    """What a tracking or artifact server that is away raises."""
+    import requests
+    import sqlalchemy.exc
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+    from mlflow.exceptions import MlflowException
+
+    return (
+        MlflowException,
+        requests.RequestException,
+        OSError,
+        sqlalchemy.exc.SQLAlchemyError,
+        BotoCoreError,
+        ClientError,
+        Boto3Error,
+        subprocess.TimeoutExpired,
+    )
+
+
+def metric_name(name: str) -> str:
+    """`name` with everything MLflow refuses in a metric name replaced by an underscore."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flush(folder: Path = JOURNALS) -> int:
+    """Deliver every journal that has something due; returns how many still have."""
+    left = 0
+    for head in sorted(folder.glob("*.json")):
+        state = json.loads(head.read_text(encoding="utf-8"))
+        path = head.with_suffix(".jsonl")
+        journal = RunJournal(path, experiment=state["experiment"], run_name=state["run_name"])
+        if journal.due and not journal.deliver(force=True):
+            left += 1
+    return left
+
+
+def main() -> None:
+    """Deliver what could not be delivered while the MLflow server was away."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        left = flush()
+    except YoloError as error:
+        sys.exit(f"error: {error}")
+    sys.exit(f"{left} journals could not be delivered to {tracking_uri()}" if left else 0)
+
+
+if __name__ == "__main__":
+    main()
