@@ -41,9 +41,9 @@ class CocoSplit(Group):
     """One split of a COCO-format data set."""
 
     images: str
-    """Folder that the `file_name` entries are relative to."""
+    """Folder that the `file_name` entries are relative to; itself relative to data.folder."""
     annotations: str
-    """Annotation json (instances format)."""
+    """Annotation json (instances format), relative to data.folder."""
 
 
 class Coco(Group):
@@ -62,6 +62,8 @@ class Data(Group):
 
     source: Literal["digits", "coco"] = "digits"
     """`digits`: the embedded set; `coco`: the folders named below."""
+    folder: str = "datasets"
+    """Folder of your data. The ingest stage depends on all of it, so that a changed file is seen."""
     digits: Digits = Digits()
     """The embedded set."""
     coco: Coco | None = None

@@ -105,11 +105,12 @@ def experiment_id(client: Any, name: str) -> str:
 class RunJournal:
     """One MLflow run, written to `path` first and delivered when the server can be reached."""
 
-    def __init__(self, path: Path, *, experiment: str, run_name: str):
+    def __init__(self, path: Path, *, experiment: str, run_name: str, fresh: bool = False):
+        """Go on with the journal at `path`, or begin one (`fresh`: even if there is one)."""
         self.path = path
         self.experiment = experiment
         self._head = path.with_suffix(".json")
-        head = self._read_head()
+        head = None if fresh else self._read_head()
         if head is None:
             head = {"journal": uuid.uuid4().hex, "experiment": experiment, "run_name": run_name, "run_id": None}
             head |= {"delivered": 0, "start_time": int(time.time() * 1000)}
@@ -181,6 +182,9 @@ class RunJournal:
     def _deliver(self) -> None:
         if self._client is None:
             self._client = connect()
+            if self._state["run_id"] is not None and not self._run_exists():
+                # Another or an emptied server: the journal still holds the whole run.
+                self._state |= {"run_id": None, "delivered": 0}
         if self._state["run_id"] is None:
             self._state["run_id"] = self._find_or_create_run()
             self._write_head()
@@ -188,6 +192,17 @@ class RunJournal:
             self._send(self._events[self._state["delivered"]])
             self._state["delivered"] += 1
             self._write_head()
+
+    def _run_exists(self) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_run(self._state["run_id"])
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+        return True
 
     def _find_or_create_run(self) -> str:
         experiment = experiment_id(self._client, self.experiment)
@@ -237,9 +252,19 @@ class RunJournal:
 
     # The journal on disk ---------------------------------------------------------------------------------------------
 
+    @property
+    def empty(self) -> bool:
+        """Nothing has been recorded yet."""
+        return not self._events
+
+    @property
+    def ended(self) -> bool:
+        """The last thing recorded is the end of the run."""
+        return bool(self._events) and self._events[-1]["kind"] == "end"
+
     def reopen(self) -> None:
         """Mark a run that had ended as running again, for a resumed training."""
-        if any(event["kind"] == "end" for event in self._events):
+        if self.ended:
             self._add({"kind": "reopen"})
 
     def _add(self, event: dict[str, Any]) -> None:

@@ -1,0 +1,221 @@
+"""Train one variant on the validated data: `python -m stages.train --variant V`.
+
+The resumable state lies in `.state/train/V/<fingerprint>`, outside DVC's outputs, which DVC deletes before it runs a
+stage. The fingerprint covers parameters and data, so the same command after a crash goes on where it stopped, and a
+changed parameter starts a run of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from yolov7.data.index import Index
+from yolov7.data.loader import Batch
+from yolov7.train.pictures import draw_batch
+
+from stages.command import Interrupted, run_stage
+from stages.params import Params
+from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision
+from stages.tracking import JOURNALS, RunJournal, file_lock
+from yolov7.config import Train
+from yolov7.device import choose_device
+from yolov7.files import atomic_path, sha256_file, write_json, write_text
+from yolov7.model import ModelMetadata
+from yolov7.train.initial import initial_model
+from yolov7.train.loop import Outcome, StepReport, Trainer
+from yolov7.train.progress import ProgressDisplay
+from yolov7.train.state import StateFolder, prune
+
+STATES = Path(".state/train")
+INDEX = Path("data/index")
+_KEPT_RUNS = 3
+# What a run may change without becoming another run.
+_NOT_IDENTITY = ("checkpoint_minutes", "cache", "max_bad_batches", "max_bad_images", "preset")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Train, and write `models/V/train`."""
+    variant = args.variant
+    train = params.train_for(variant)
+    document = dataset_document()
+    identity = run_identity(variant, train, document)
+    key = fingerprint(identity)
+    folder = STATES / variant / key
+    with file_lock(folder / "lock"):
+        prune(STATES / variant, _KEPT_RUNS, folder)
+        states = StateFolder(folder, identity)
+        if args.fresh:
+            states.clear()
+        path = JOURNALS / f"{variant}-{key}.jsonl"
+        journal = RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=args.fresh)
+        outcome = _train(variant, train, states, journal, document)
+        if not outcome.finished:
+            journal.deliver(force=True)
+            raise Interrupted(f"the state is saved in {folder}; the same command goes on from it")
+        _write_outputs(Path("models") / variant / "train", variant, key, outcome, journal, train)
+
+
+def run_identity(variant: str, train: Train, document: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run this run: network, parameters that change the result, and the data's content hash."""
+    parameters = {k: v for k, v in train.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    weights = sha256_file(train.weights) if train.weights and Path(train.weights).is_file() else None
+    return {"variant": variant, "train": parameters, "data": document["sha256"], "weights": weights}
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """Twelve hex digits of the identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _train(variant: str, train: Train, states: StateFolder, journal: RunJournal, document: dict[str, Any]) -> Outcome:
+    train_index = Index.open(INDEX / "train", image_root=INGESTED / "train/images")
+    val_index = Index.open(INDEX / "val", image_root=INGESTED / "val/images")
+    device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"))
+    model = initial_model(variant, train, train_index)
+    metadata = ModelMetadata(
+        variant=variant,
+        form="training",
+        num_classes=model.num_classes,
+        class_names=tuple(train_index.class_names),
+        category_ids=tuple(train_index.category_ids),
+        image_size=train.image_size,
+        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in model.anchors.tolist()),
+        extra={"data_sha256": document["sha256"]},
+    )
+    if journal.empty:
+        journal.parameters({"variant": variant, **train.model_dump(mode="json")})
+        journal.tags(
+            {
+                "variant": variant,
+                "git_revision": git_revision(),
+                "data_sha256": document["sha256"],
+                "data_dvc": dvc_hash("data/ingested") or "not tracked by DVC",
+                "data_source": document.get("source", ""),
+                "device": device.type,
+            }
+        )
+    display = ProgressDisplay()
+    with _stop_requests() as stop:
+        trainer = Trainer(
+            model,
+            train_index=train_index,
+            val_index=val_index,
+            params=train,
+            states=states,
+            metadata=metadata,
+            listeners=(display, _Recorder(journal, states.folder, metadata.class_names)),
+            device=device,
+            workers=int(os.environ.get("YOLOV7_WORKERS", "0" if device.type == "cpu" else min(8, os.cpu_count() or 1))),
+            stop=stop,
+        )
+        try:
+            return trainer.fit()
+        finally:
+            display.close()
+
+
+class _Recorder:
+    """Sends what happens to MLflow, and draws the first batch with its labels."""
+
+    def __init__(self, journal: RunJournal, folder: Path, class_names: tuple[str, ...]):
+        self.journal, self.folder, self.class_names = journal, folder, class_names
+
+    def started(self, trainer: Trainer) -> None:
+        """A run that had ended (stopped on request, or failed) is running again."""
+        if not trainer.position.finished:
+            self.journal.reopen()
+
+    def batch_loaded(self, batch: Batch) -> None:
+        if batch.epoch == 0 and batch.batch_index == 0:
+            path = self.folder / "first_batch.jpg"
+            draw_batch(batch, self.class_names, path)
+            self.journal.artifact(path, "pictures")
+
+    def stepped(self, report: StepReport) -> None:
+        """Steps are summed up by the epoch."""
+
+    def epoch_ended(self, row: dict[str, float], *, best: bool) -> None:
+        self.journal.metrics({k: v for k, v in row.items() if k != "epoch"}, step=int(row["epoch"]))
+
+    def note(self, message: str) -> None:
+        """Notes are for the person at the terminal."""
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Any]:
+    """SIGTERM and SIGINT ask the trainer to save and end; a second one is not waited for."""
+    asked: list[int] = []
+
+    def ask(signum: int, frame: object) -> None:
+        if asked:
+            raise SystemExit(128 + signum)
+        asked.append(signum)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_outputs(out: Path, variant: str, key: str, outcome: Outcome, journal: RunJournal, train: Train) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for source in (outcome.best, outcome.last):
+        with atomic_path(out / source.name) as temporary:
+            shutil.copyfile(source, temporary)
+    picture = outcome.best.parent / "first_batch.jpg"
+    if picture.is_file():
+        with atomic_path(out / picture.name) as temporary:
+            shutil.copyfile(picture, temporary)
+    columns = list(dict.fromkeys(name for row in outcome.history for name in row))
+    write_text(out / "history.csv", _csv(columns, outcome.history))
+    best = outcome.history[outcome.best_epoch]
+    figures = {
+        "val_AP": outcome.best_ap,
+        "val_AP50": best["val/AP50"],
+        "best_epoch": outcome.best_epoch + 1,
+        "epochs": len(outcome.history),
+        "skipped_steps": outcome.skipped_steps,
+    }
+    write_json(out / "metrics.json", figures)
+    if not journal.ended:
+        journal.artifact(out / outcome.best.name, "checkpoint")
+        journal.artifact(out / "history.csv")
+        journal.finish()
+    run = {
+        "run_id": journal.run_id,
+        "experiment": journal.experiment,
+        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", "local"),
+        "variant": variant,
+        "fingerprint": key,
+        "seed": train.seed,
+    }
+    write_json(out / "run.json", run)
+
+
+def _csv(columns: list[str], rows: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    run_stage(
+        main,
+        variant=True,
+        options=[("--fresh", {"action": "store_true", "help": "start anew even if a state to go on from is there"})],
+    )

@@ -1,0 +1,74 @@
+"""The network a training starts from: random or given weights, and anchors that fit the data."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from yolov7.anchors import check_anchors
+from yolov7.config import Train
+from yolov7.data.index import Index
+from yolov7.errors import ModelError
+from yolov7.model import Detector, create_model, load_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def initial_model(variant: str, params: Train, index: Index) -> Detector:
+    """A network in training form for the classes of `index`.
+
+    `params.anchors: auto` replaces the anchors if they fit too few of the training boxes (training sheet, section 5);
+    `params.weights` is a checkpoint of this project or a published `.pt`, of which everything that fits is taken.
+    """
+    classes = len(index.class_names)
+    model = create_model(variant, classes, seed=params.seed)
+    if params.weights:
+        load_weights(model, Path(params.weights))
+    if params.anchors == "auto":
+        fitted = _fitted_anchors(model, params, index)
+        if fitted is not None:
+            fresh = create_model(variant, classes, anchors=fitted, seed=params.seed)
+            state = {name: tensor for name, tensor in model.state_dict().items() if "anchor" not in name}
+            fresh.load_state_dict(state, strict=False)
+            model = fresh
+    return model
+
+
+def _fitted_anchors(model: Detector, params: Train, index: Index) -> list[list[list[float]]] | None:
+    """Anchors (levels, anchors, 2) in pixels of the training image, or None where the network's own are kept."""
+    boxes, images = index.all_sizes()
+    if not len(boxes):
+        return None
+    # Boxes as the network sees them: the long side of the image scaled to the training size, jittered a little.
+    generator = np.random.default_rng([params.seed, 1])
+    scale = params.image_size / images.max(axis=1) * generator.uniform(0.9, 1.1, len(images))
+    sizes = boxes * scale[:, None]
+    present = model.anchors.cpu().numpy()
+    fitted = np.asarray(check_anchors(sizes, present, params.loss.anchor_threshold, generator))
+    if np.array_equal(fitted, present):
+        return None
+    log.info("anchors fitted to the training boxes: %s", np.round(fitted, 1).tolist())
+    return fitted.tolist()
+
+
+def load_weights(model: Detector, path: Path) -> None:
+    """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log.
+
+    Raises :class:`ModelError` if nothing fits or the file is not a checkpoint.
+    """
+    if path.suffix != ".safetensors":
+        report = model.load_official(path)
+        log.info("%s: %s", path, report)
+        return
+    source, metadata = load_checkpoint(path)
+    ours, theirs = model.state_dict(), source.state_dict()
+    fitting = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and "anchor" not in n}
+    if not fitting:
+        raise ModelError(f"{path}: holds a {metadata.variant} in {metadata.form} form; none of its tensors fits here")
+    model.load_state_dict(fitting, strict=False)
+    left = sorted(name for name in ours if name not in fitting and "anchor" not in name)
+    log.info(
+        "%s: %d of %d tensors taken; left as they were: %s", path, len(fitting), len(ours), ", ".join(left) or "none"
+    )
