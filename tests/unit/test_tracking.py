@@ -1,0 +1,134 @@
+"""The MLflow journal: nothing is lost while the server is away, and everything arrives once, in order."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from stages import tracking
+from stages.tracking import RunJournal, metric_name
+
+
+@pytest.fixture(scope="module")
+def new_database(tmp_path_factory) -> Path:
+    """A database as `connect` makes it on first use; making one takes seconds, so the tests copy it."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    tracking.ensure_database(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch, new_database):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copyfile(new_database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def journal(**over) -> RunJournal:
+    return RunJournal(Path(".state/mlflow/a.jsonl"), **{"experiment": "digits", "run_name": "tiny", **over})
+
+
+def history(run_id: str, name: str) -> list[tuple[int, float]]:
+    client = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri())
+    return [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
+
+
+def test_a_run_arrives_whole_in_a_fresh_database(workspace):
+    run = journal()
+    run.parameters({"optimizer": {"lr": 0.1, "name": "sgd"}, "epochs": 3})
+    run.tags({"git_revision": "abc"})
+    for step in range(3):
+        run.metrics({"val/AP": step / 10}, step=step)
+    (workspace / "history.csv").write_text("epoch\n")
+    run.artifact(workspace / "history.csv", "curves")
+    assert run.finish()
+    client = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri())
+    found = client.get_run(run.run_id)
+    assert found.data.params == {"optimizer.lr": "0.1", "optimizer.name": "sgd", "epochs": "3"}
+    assert found.data.tags["git_revision"] == "abc"
+    assert found.info.status == "FINISHED"
+    assert history(run.run_id, "val/AP") == [(0, 0.0), (1, 0.1), (2, 0.2)]
+    assert [item.path for item in client.list_artifacts(run.run_id, "curves")] == ["curves/history.csv"]
+    assert (workspace / "mlartifacts").is_dir()
+
+
+def test_an_unreachable_server_delays_but_loses_nothing(workspace, monkeypatch):
+    # Port 9 of the loopback: nobody listens, the connection is refused at once.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    run = journal()
+    run.parameters({"epochs": 2})
+    run.metrics({"loss": 2.0}, step=0)
+    run.metrics({"loss": 1.0}, step=1)
+    assert not run.finish()
+    assert (run.run_id, run.due) == (None, 4)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.flush() == 0
+    later = journal()
+    assert later.due == 0
+    assert history(later.run_id, "loss") == [(0, 2.0), (1, 1.0)]
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workspace):
+    first = journal()
+    first.metrics({"loss": 2.0}, step=0)
+    again = journal()
+    again.metrics({"loss": 1.0}, step=1)
+    again.finish()
+    assert again.run_id == first.run_id
+    assert history(first.run_id, "loss") == [(0, 2.0), (1, 1.0)]
+    assert again.ended
+    again.reopen()
+    status = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri()).get_run(first.run_id).info.status
+    assert status == "RUNNING"
+    assert journal(fresh=True).run_id is None
+
+
+def test_a_torn_last_line_is_dropped_and_the_rest_kept(workspace):
+    run = journal()
+    run.metrics({"loss": 2.0}, step=0)
+    with run.path.open("a") as file:
+        file.write('{"kind": "metr')
+    again = journal()
+    assert again.due == 0
+    again.metrics({"loss": 1.0}, step=1)
+    assert [json.loads(line)["step"] for line in run.path.read_text().splitlines()] == [0, 1]
+    assert history(run.run_id, "loss") == [(0, 2.0), (1, 1.0)]
+
+
+def test_an_emptied_server_gets_the_whole_run_again(workspace, monkeypatch, new_database):
+    run = journal()
+    run.metrics({"loss": 2.0}, step=0)
+    shutil.copyfile(new_database, workspace / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'other.db'}")
+    again = journal()
+    again.metrics({"loss": 1.0}, step=1)
+    assert history(again.run_id, "loss") == [(0, 2.0), (1, 1.0)]
+
+
+def test_a_record_the_server_refuses_does_not_block_the_rest(workspace, caplog):
+    run = journal()
+    run.parameters({"epochs": 2})
+    run.parameters({"epochs": 3})
+    run.metrics({"loss": 1.0}, step=0)
+    assert run.due == 0
+    assert "refused" in caplog.text
+    assert history(run.run_id, "loss") == [(0, 1.0)]
+
+
+def test_a_database_is_made_once_by_many(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(tracking.ensure_database, [uri] * 3))
+    assert mlflow.MlflowClient(tracking_uri=uri).search_experiments()
+    assert not list(tmp_path.glob(".mlflow.db*"))
+
+
+def test_metric_names_are_made_fit_for_mlflow():
+    assert metric_name("AP@[.5:.95]/person") == "AP__.5_.95_/person"
