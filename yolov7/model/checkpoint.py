@@ -1,0 +1,182 @@
+"""Weights on disk: one .safetensors file whose header says what they are.
+
+The header holds one entry, `yolov7`: JSON with the metadata and the whole network as data, so a file of a network that
+somebody defined themselves can be read wherever the library is installed. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from yolov7.errors import ModelError
+from yolov7.files import atomic_path
+from yolov7.model.detector import Detector, create_model
+from yolov7.model.spec import Network
+from yolov7.model.spec_json import network_from_json, network_to_json
+
+HEADER_KEY = "yolov7"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a file of weights is."""
+
+    variant: str
+    form: str
+    """`training` or `deploy`."""
+    num_classes: int
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    """The data set's category id of every class number."""
+    image_size: int
+    """Side of the square image it was trained at, in pixels."""
+    anchors: tuple[tuple[tuple[float, float], ...], ...]
+    """(L, A, 2) in pixels."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Anything else that JSON can hold: how it was made."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Detector,
+        *,
+        class_names: tuple[str, ...],
+        category_ids: tuple[int, ...] | None = None,
+        image_size: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> ModelMetadata:
+        """Metadata of `model`. Category ids default to 1..C, the image side to the network's own."""
+        return cls(
+            variant=model.variant,
+            form=model.form,
+            num_classes=model.num_classes,
+            class_names=tuple(class_names),
+            category_ids=tuple(range(1, model.num_classes + 1)) if category_ids is None else tuple(category_ids),
+            image_size=model.spec.image_size if image_size is None else image_size,
+            anchors=_nested(model.anchors),
+            extra=dict(extra or {}),
+        )
+
+    def __post_init__(self) -> None:
+        if self.form not in ("training", "deploy"):
+            raise ModelError(f"form: 'training' or 'deploy' is expected, got {self.form!r}")
+        for name in ("class_names", "category_ids"):
+            if len(getattr(self, name)) != self.num_classes:
+                raise ModelError(f"{name}: {self.num_classes} are expected, got {len(getattr(self, name))}")
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: Detector, metadata: ModelMetadata) -> None:
+    """Write `model` in float32, in one step. Raises :class:`ModelError` if `metadata` speaks of another model."""
+    found = (model.variant, model.form, model.num_classes)
+    said = (metadata.variant, metadata.form, metadata.num_classes)
+    if found != said:
+        raise ModelError(f"{os.fspath(path)}: the metadata says {said}, the model is {found}")
+    if torch.tensor(metadata.anchors).shape != model.anchors.shape or not torch.allclose(
+        torch.tensor(metadata.anchors), model.anchors.cpu().float(), rtol=1e-5, atol=1e-3
+    ):
+        raise ModelError(f"{os.fspath(path)}: the metadata's anchors are not the model's")
+    header = {"format": FORMAT, **asdict(metadata), "network": network_to_json(model.spec)}
+    tensors = {name: _stored(tensor) for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False, sort_keys=True)})
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, network: Network | None = None
+) -> tuple[Detector, ModelMetadata]:
+    """Read a file of :func:`save_checkpoint` into a model in eval mode, of the form it was saved in.
+
+    `network` is needed only for a network with block kinds of your own. Raises :class:`ModelError` for a file that is
+    missing, damaged, or not of this project.
+    """
+    file = Path(path)
+    header, tensors = _read(file)
+    try:
+        metadata = _metadata(header)
+        spec = network_from_json(header["network"]) if network is None else network
+        if spec.name != metadata.variant:
+            raise ModelError(f"holds a {metadata.variant}, not a {spec.name}")
+        model = create_model(spec, metadata.num_classes, anchors=metadata.anchors, device="meta")
+        if metadata.form == "deploy":
+            model = model.reparameterize()
+        _fill(model, tensors)
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{file}: the header is not that of a checkpoint of this project: {error!r}") from None
+    return model.to(device).eval(), metadata
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not file.is_file():
+        raise ModelError(f"{file}: no such file")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get(HEADER_KEY)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file}: damaged, or not a .safetensors file: {error}") from None
+    if text is None:
+        raise ModelError(f"{file}: a .safetensors file, but not a checkpoint of this project (its header says nothing)")
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise ModelError(f"{file}: the header is not JSON: {error}") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ModelError(f"{file}: the header is not of format {FORMAT}; it was written by another version")
+    return header, tensors
+
+
+def _metadata(header: Mapping[str, Any]) -> ModelMetadata:
+    return ModelMetadata(
+        variant=str(header["variant"]),
+        form=str(header["form"]),
+        num_classes=int(header["num_classes"]),
+        class_names=tuple(map(str, header["class_names"])),
+        category_ids=tuple(map(int, header["category_ids"])),
+        image_size=int(header["image_size"]),
+        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in header["anchors"]),
+        extra=dict(header.get("extra", {})),
+    )
+
+
+def _fill(model: Detector, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model laid out on the meta device its tensors; every one must be there, of the right shape and type."""
+    wanted = model.state_dict()
+    missing = sorted(set(wanted) - set(tensors))
+    foreign = sorted(set(tensors) - set(wanted))
+    if missing or foreign:
+        parts = [
+            f"{len(names)} tensors are {what} (first {names[0]!r})"
+            for names, what in ((missing, "missing"), (foreign, "not of this network"))
+            if names
+        ]
+        raise ModelError(f"does not hold a {model.variant} in {model.form} form: {', '.join(parts)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            have, want = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, wanted[name]))
+            raise ModelError(f"{name}: {want} is expected, got {have}")
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.load_state_dict(dict(tensors), assign=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trainable[name])
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+
+
+def _nested(anchors: Tensor) -> tuple[tuple[tuple[float, float], ...], ...]:
+    return tuple(tuple((float(w), float(h)) for w, h in level) for level in anchors.tolist())

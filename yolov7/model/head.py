@@ -1,0 +1,181 @@
+"""The anchor-based head of the family, as data and as a module, and the decoding of its maps.
+
+Source: reference sheet: architecture, sections 1 (predictions, biases, anchors) and 2 (IDetect, IAuxDetect, decoding).
+
+Dimension letters: B batch, L levels, A anchors per level, h w cells of a level, N = sum of A*h*w, C classes, F = 5 + C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from yolov7.errors import ModelError
+from yolov7.model.blocks import ConvUnit
+from yolov7.model.spec import Block, Map, Scaling
+
+Anchors = Sequence[Sequence[Sequence[float]]]
+BIAS_IMAGE_SIDE = 640  # the side the objectness prior is reckoned at, for every input size
+BIAS_OBJECTS = 8  # objects expected on such an image
+BIAS_CLASS = 0.6
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the head: the convolution before the predictions, and the map it reads."""
+
+    name: str
+    conv: Block
+    of: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorHead:
+    """IDetect (with `auxiliary`: IAuxDetect): three anchors a cell, implicit vectors around the lead predictions."""
+
+    anchors: tuple[tuple[tuple[float, float], ...], ...]
+    """(L, A, 2) width and height in pixels, small level to large."""
+    lead: tuple[Level, ...]
+    auxiliary: tuple[Level, ...] = ()
+    """Levels that exist in training only; each may read another map than its lead level (partial auxiliary head)."""
+
+    def reads(self) -> tuple[str, ...]:
+        """Names of the maps it takes."""
+        return tuple(dict.fromkeys(level.of for level in (*self.lead, *self.auxiliary)))
+
+    def build(self, maps: Mapping[str, Map], act: str, num_classes: int, anchors: Anchors | None) -> AnchorHeadModule:
+        """The training form. `anchors` (L, A, 2) in pixels replace the published ones."""
+        chosen = _checked_anchors(self.anchors if anchors is None else anchors, levels=len(self.lead))
+        if self.auxiliary and len(self.auxiliary) != len(self.lead):
+            raise ModelError(f"{len(self.lead)} lead levels need as many auxiliary ones, got {len(self.auxiliary)}")
+
+        def branch(level: Level, *, implicit: bool) -> Branch:
+            source = maps[level.of]
+            width = level.conv.output([source]).channels
+            tower = level.conv.build([source.channels], act, merged=False)
+            return Branch(tower, width, chosen.shape[1], num_classes, level.of, implicit=implicit)
+
+        lead = [branch(level, implicit=True) for level in self.lead]
+        auxiliary = [branch(level, implicit=False) for level in self.auxiliary]
+        strides = tuple(level.conv.output([maps[level.of]]).stride for level in self.lead)
+        return AnchorHeadModule(lead, auxiliary, chosen, strides)
+
+    def scaled(self, scaling: Scaling) -> AnchorHead:
+        """Every level's convolution is a transition."""
+        lead = tuple(replace(level, conv=level.conv.scaled(scaling)) for level in self.lead)
+        auxiliary = tuple(replace(level, conv=level.conv.scaled(scaling)) for level in self.auxiliary)
+        return replace(self, lead=lead, auxiliary=auxiliary)
+
+
+class Branch(nn.Module):
+    """One level: (B, C_in, h, w) -> raw map (B, A, h, w, F)."""
+
+    def __init__(self, tower: nn.Module, width: int, anchors: int, num_classes: int, reads: str, *, implicit: bool):
+        super().__init__()
+        self.reads = reads
+        self.shape = (anchors, 5 + num_classes)
+        self.tower = tower
+        self.predict: nn.Module = ConvUnit(
+            width,
+            anchors * (5 + num_classes),
+            act="none",
+            norm=False,
+            before=("add",) if implicit else (),
+            after=("multiply",) if implicit else (),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        y: Tensor = self.predict(self.tower(x))
+        # (B, A*F, h, w) -> (B, A, F, h, w) -> (B, A, h, w, F)
+        return y.unflatten(1, self.shape).permute(0, 1, 3, 4, 2)
+
+    @torch.no_grad()
+    def set_prior(self, stride: int) -> None:
+        """Raise the biases of objectness and classes to what a fresh network should answer, box biases untouched."""
+        assert isinstance(self.predict, ConvUnit) and self.predict.conv.bias is not None
+        if self.predict.conv.bias.is_meta:
+            return
+        bias = self.predict.conv.bias.view(self.shape)  # (A, F)
+        bias[:, 4] += math.log(BIAS_OBJECTS / (BIAS_IMAGE_SIDE / stride) ** 2)
+        bias[:, 5:] += math.log(BIAS_CLASS / (self.shape[1] - 5 - 0.99))
+
+
+class AnchorHeadModule(nn.Module):
+    """The branches of all levels, and the anchors (L, A, 2) in pixels as a buffer."""
+
+    def __init__(self, lead: Sequence[Branch], auxiliary: Sequence[Branch], anchors: Tensor, strides: tuple[int, ...]):
+        super().__init__()
+        self.strides = strides
+        self.lead = nn.ModuleList(lead)
+        self.auxiliary = nn.ModuleList(auxiliary)
+        self.anchors: Tensor
+        self.register_buffer("anchors", anchors)
+        for branches in (self.lead, self.auxiliary):
+            for branch, stride in zip(branches, strides, strict=False):
+                assert isinstance(branch, Branch)
+                branch.set_prior(stride)
+
+    def leads(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """Raw maps (B, A, h, w, F) of the lead levels, small stride to large."""
+        return [branch(maps[branch.reads]) for branch in self.lead]  # type: ignore[index]
+
+    def raw(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
+        """Raw maps of the lead levels, then of the auxiliary levels if there are any."""
+        return self.leads(maps) + [branch(maps[branch.reads]) for branch in self.auxiliary]  # type: ignore[index]
+
+    def decode(self, raw: Sequence[Tensor]) -> Tensor:
+        """See :func:`decode`."""
+        return decode(raw, self.anchors, self.strides)
+
+    def reparameterize(self) -> AnchorHeadModule:
+        """Drop the auxiliary levels; the branches that stay convert themselves."""
+        self.auxiliary = nn.ModuleList()
+        return self
+
+
+def decode(raw: Sequence[Tensor], anchors: Tensor, strides: Sequence[int]) -> Tensor:
+    """Predictions (B, N, F) from the raw maps (B, A, h, w, F) of the lead levels.
+
+    F is x1, y1, x2, y2 in input pixels, objectness and class probabilities; the order is level, anchor, row, column.
+    `anchors` (L, A, 2) in pixels. Constants are folded as in reference sheet: reparameterization, section 1: with
+    s = sigmoid(raw), centre = s * 2 stride + stride * (cell - 0.5), size = s^2 * 4 anchor. Half precision is decoded in
+    float32, since it cannot tell neighbouring pixels apart on the right of a large image.
+    """
+    centres, doubled, sizes, flat = [], [], [], []
+    for level, (maps, stride) in enumerate(zip(raw, strides, strict=True)):
+        A, h, w = maps.shape[1:4]
+        dtype = maps.dtype if maps.dtype == torch.float64 else torch.float32
+        x = (torch.arange(w, device=maps.device, dtype=dtype) - 0.5) * stride
+        y = (torch.arange(h, device=maps.device, dtype=dtype) - 0.5) * stride
+        grid = torch.stack((x.expand(h, w), y.unsqueeze(1).expand(h, w)), -1)  # (h, w, 2)
+        centres.append(grid.expand(A, h, w, 2).reshape(-1, 2))  # (A*h*w, 2)
+        doubled.append(torch.full_like(centres[-1][:, :1], 2.0 * stride))
+        halves = 2.0 * anchors[level].to(dtype)  # (A, 2): half of 4 * anchor
+        sizes.append(halves[:, None, None, :].expand(A, h, w, 2).reshape(-1, 2))
+        flat.append(maps.to(dtype).flatten(1, 3))  # (B, A*h*w, F)
+    s = torch.cat(flat, 1).sigmoid()
+    centre = s[..., :2] * torch.cat(doubled) + torch.cat(centres)
+    half = s[..., 2:4].square() * torch.cat(sizes)
+    return torch.cat((centre - half, centre + half, s[..., 4:]), -1)
+
+
+def _checked_anchors(anchors: Anchors, *, levels: int) -> Tensor:
+    """(L, A, 2) float32; turned round if the areas fall where the strides rise (reference sheet, section 1)."""
+    try:
+        values = [[list(map(float, pair)) for pair in level] for level in anchors]
+        table = torch.tensor(values, dtype=torch.float32, device="cpu")  # has values even when a network is laid out
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"anchors: {levels} levels of as many (width, height) pairs each are expected: {error}"
+        ) from None
+    if table.ndim != 3 or table.shape[0] != levels or table.shape[1] < 1 or table.shape[2] != 2:
+        raise ModelError(f"anchors: shape ({levels}, anchors per level, 2) is expected, got {tuple(table.shape)}")
+    if not bool(torch.isfinite(table).all()) or bool((table <= 0).any()):
+        raise ModelError("anchors: every width and height must be a positive number of pixels")
+    areas = table.prod(2).mean(1)
+    return table.flip(0) if bool(areas[-1] < areas[0]) else table
