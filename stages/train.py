@@ -83,14 +83,11 @@ def _train(variant: str, train: Train, states: StateFolder, journal: RunJournal,
     val_index = Index.open(INDEX / "val", image_root=INGESTED / "val/images")
     device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"))
     model = initial_model(variant, train, train_index)
-    metadata = ModelMetadata(
-        variant=variant,
-        form="training",
-        num_classes=model.num_classes,
+    metadata = ModelMetadata.of(
+        model,
         class_names=tuple(train_index.class_names),
         category_ids=tuple(train_index.category_ids),
         image_size=train.image_size,
-        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in model.anchors.tolist()),
         extra={"data_sha256": document["sha256"]},
     )
     if journal.empty:

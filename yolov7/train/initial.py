@@ -24,15 +24,12 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     """
     classes = len(index.class_names)
     model = create_model(variant, classes, seed=params.seed)
-    if params.weights:
-        load_weights(model, Path(params.weights))
     if params.anchors == "auto":
         fitted = _fitted_anchors(model, params, index)
         if fitted is not None:
-            fresh = create_model(variant, classes, anchors=fitted, seed=params.seed)
-            state = {name: tensor for name, tensor in model.state_dict().items() if "anchor" not in name}
-            fresh.load_state_dict(state, strict=False)
-            model = fresh
+            model = create_model(variant, classes, anchors=fitted, seed=params.seed)
+    if params.weights:
+        load_weights(model, Path(params.weights))
     return model
 
 

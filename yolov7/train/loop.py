@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -379,7 +379,7 @@ class Trainer:
 
     def _save_weights(self, name: str, row: dict[str, Any]) -> None:
         extra = {"epoch": row["epoch"], "val": {k: v for k, v in row.items() if k.startswith("val/")}}
-        metadata = self.metadata.replace(extra={**self.metadata.extra, **extra})
+        metadata = replace(self.metadata, extra={**self.metadata.extra, **extra})
         save_checkpoint(self.states.folder / name, self.average.model, metadata)
 
     def _save(self) -> None:

@@ -1,0 +1,142 @@
+"""A training that is killed again and again ends with the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIANT = "yolov7-tiny"
+TIMES = {"seconds", "images_per_second"}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def project(folder: Path, **train) -> Path:
+    """A project of a few small digit images whose training saves after every batch."""
+    folder.mkdir(parents=True)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["data"]["digits"] |= {"image_size": 96, "train_images": 22, "val_images": 6, "test_images": 4}
+    values["validation"]["sample_pictures"] = 1
+    values["train"] |= {
+        "epochs": 3,
+        "batch_size": 4,
+        "image_size": 96,
+        "evaluate_every": 1,
+        "checkpoint_minutes": 0.0,
+        # Steps span two batches, so that kills fall into the middle of an accumulation window too.
+        "optimizer": {"nominal_batch": 8, "warmup_iterations": 2, "warmup_epochs": 0},
+        **train,
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    (folder / "datasets").mkdir()
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    # Port 9 refuses at once: the run also shows that training needs no MLflow server.
+    return {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1", **more}
+
+
+def stage(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """The project after an undisturbed training."""
+    folder = project(tmp_path_factory.mktemp("straight") / "project")
+    for name in (["stages.ingest"], ["stages.validate"], ["stages.train", "--variant", VARIANT]):
+        done = stage(folder, *name)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def copy_data(source: Path, target: Path) -> None:
+    for name in ("ingested", "index"):
+        subprocess.run(["cp", "-r", str(source / "data" / name), str(target / "data" / name)], check=True)
+
+
+def iterations_saved(folder: Path) -> int:
+    names = [path.stem for path in folder.glob(f".state/train/{VARIANT}/*/state-*.safetensors")]
+    return max((int(name.split("-")[1]) for name in names), default=0)
+
+
+def assert_same_result(first: Path, second: Path) -> None:
+    for name in ("best.safetensors", "last.safetensors"):
+        a, b = (load_file(folder / "models" / VARIANT / "train" / name) for folder in (first, second))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+    rows = [list(csv.DictReader((f / "models" / VARIANT / "train/history.csv").open())) for f in (first, second)]
+    strip = [[{k: v for k, v in row.items() if k not in TIMES} for row in history] for history in rows]
+    assert strip[0] == strip[1]
+
+
+def run_killed(folder: Path, seed: int, *, kills: int, sent: signal.Signals, workers: int) -> list[int]:
+    """Start the training again and again, kill it after a random further save, let the last one end."""
+    random_source = random.Random(seed)
+    reached = []
+    for _ in range(kills):
+        goal = iterations_saved(folder) + random_source.randint(1, 4)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stages.train", "--variant", VARIANT],
+            cwd=folder,
+            env=environment(YOLOV7_WORKERS=str(workers)),
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and iterations_saved(folder) < goal and time.monotonic() < deadline:
+            time.sleep(0.005)
+        # Anywhere in the next moment: between batches, inside a batch, inside a save.
+        time.sleep(random_source.uniform(0.0, 0.15))
+        if process.poll() is None:
+            os.killpg(process.pid, sent) if sent == signal.SIGKILL else process.send_signal(sent)
+        process.communicate(timeout=60)
+        if sent == signal.SIGTERM and process.returncode:
+            assert process.returncode == 75, "a stopped training says that it can be resumed"
+        reached.append(iterations_saved(folder))
+    done = stage(folder, "stages.train", "--variant", VARIANT, YOLOV7_WORKERS=str(workers))
+    assert done.returncode == 0, done.stderr
+    assert "going on from epoch" in done.stderr
+    return reached
+
+
+@pytest.mark.parametrize(("sent", "workers"), [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 1)])
+def test_killed_and_resumed_equals_undisturbed(straight, tmp_path, sent, workers):
+    folder = project(tmp_path / "project")
+    (folder / "data").mkdir()
+    copy_data(straight, folder)
+    reached = run_killed(folder, seed=workers, kills=2, sent=sent, workers=workers)
+    assert 0 < reached[0] < 18, "the first kill fell into the run"
+    assert_same_result(straight, folder)
+
+
+def test_a_finished_training_is_not_repeated_and_another_seed_differs(straight, tmp_path):
+    before = iterations_saved(straight)
+    started = time.monotonic()
+    done = stage(straight, "stages.train", "--variant", VARIANT)
+    assert done.returncode == 0, done.stderr
+    assert iterations_saved(straight) == before == 18
+    assert time.monotonic() - started < 60
+    other = project(tmp_path / "project", seed=1)
+    (other / "data").mkdir()
+    copy_data(straight, other)
+    assert stage(other, "stages.train", "--variant", VARIANT).returncode == 0
+    a, b = (load_file(f / "models" / VARIANT / "train/last.safetensors") for f in (straight, other))
+    assert not all(torch.equal(a[key], b[key]) for key in a)
