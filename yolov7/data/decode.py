@@ -1,0 +1,109 @@
+"""Image files to arrays: RGB, orientation applied, and never half an image passed off as a whole one.
+
+Decoders fill the missing part of a truncated JPEG with grey and report success, so the end of the file is checked
+before decoding. Everything here works on bytes that are read once; no decoder opens a path itself, which also makes
+names outside the system's code page work.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolov7.errors import DataError
+
+Image = NDArray[np.uint8]
+
+
+def read_image(path: str | os.PathLike[str]) -> Image:
+    """Read an image file as uint8 (height, width, 3) RGB, turned upright as its EXIF orientation says.
+
+    Grey images get three equal channels, an alpha channel is dropped, 16-bit values are reduced to 8.
+    Raises :class:`DataError` for a file that is missing, unreadable, truncated or no image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise DataError("no such image file", path=path) from None
+    except OSError as error:
+        raise DataError(f"the image cannot be read: {error.strerror}", path=path) from None
+    return decode_image(data, path=path)
+
+
+def decode_image(data: bytes, *, path: str | os.PathLike[str] | None = None) -> Image:
+    """The bytes of an image file as uint8 (height, width, 3) RGB; `path` is only named in errors.
+
+    Raises :class:`DataError` as :func:`read_image` does.
+    """
+    if not data:
+        raise DataError("the image file is empty", path=path)
+    if _is_truncated(data):
+        raise DataError("the image is truncated (its end is missing); fetch or export it again", path=path)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise DataError(f"the image cannot be decoded: {error.err}", path=path) from None
+    if image is None:
+        raise DataError("not an image of a known format, or damaged", path=path)
+    return image
+
+
+def load_size(height: int, width: int, long_side: int) -> tuple[int, int]:
+    """Size (height, width) of an image resized so that its long side is `long_side`, sides truncated to whole pixels.
+
+    Reference: training sheet, section 4 (loading). Whole-number arithmetic: 500 * (640 / 500) in floating point may
+    land just below 640.
+    """
+    longest = max(height, width)
+    return max(height * long_side // longest, 1), max(width * long_side // longest, 1)
+
+
+def resize_to_long_side(image: Image, long_side: int, *, area: bool = False) -> Image:
+    """Resize (height, width, C) to :func:`load_size`; bilinear, or with `area` by area averages where it shrinks.
+
+    Training uses bilinear, evaluation area (training sheet, section 4). The image itself comes back if the size fits.
+    """
+    height, width = load_size(image.shape[0], image.shape[1], long_side)
+    if (height, width) == image.shape[:2]:
+        return image
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if area and shrinks else cv2.INTER_LINEAR)
+
+
+def _is_truncated(data: bytes) -> bool:
+    """Whether a JPEG, PNG, WebP or BMP lacks its end. Other formats: False, their decoders refuse half a file."""
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg_is_truncated(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data.rfind(b"IEND", 8) < 0
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return len(data) < struct.unpack_from("<I", data, 4)[0] + 8
+    if data.startswith(b"BM") and len(data) >= 6:
+        return len(data) < struct.unpack_from("<I", data, 2)[0]
+    return False
+
+
+def _jpeg_is_truncated(data: bytes) -> bool:
+    """Walk the segments to the first scan, then look for the end marker behind it.
+
+    The walk is needed because a thumbnail inside an EXIF segment has an end marker of its own; behind the start of the
+    first scan the two bytes can only be the end of the image (inside coded data, FF is always followed by 00).
+    """
+    position, end = 2, len(data)
+    while position + 4 <= end:
+        if data[position] != 0xFF:
+            return False  # no marker where one must be: damaged rather than truncated, the decoder judges it
+        kind = data[position + 1]
+        if kind == 0xFF:  # fill byte
+            position += 1
+            continue
+        if kind == 0xDA:
+            return data.rfind(b"\xff\xd9", position) < 0
+        standalone = kind == 0x01 or 0xD0 <= kind <= 0xD8
+        position += 2 if standalone else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return True

@@ -1,0 +1,109 @@
+"""Running a function over keys in worker processes, results in the order of the keys."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from yolov7.errors import DataError
+
+K = TypeVar("K")
+R = TypeVar("R")
+
+
+class _Failure:
+    """A user's error on its way out of a worker: it must arrive as it was, not wrapped into a traceback."""
+
+    def __init__(self, error: DataError) -> None:
+        self.error = error
+
+    def pin_memory(self) -> _Failure:
+        return self
+
+
+class _Calls(Dataset[Any], Generic[K, R]):
+    """The function dressed as a data set, which is what torch's loader calls with every key."""
+
+    def __init__(self, function: Callable[[K], R]) -> None:
+        self.function = function
+
+    def __getitem__(self, key: K) -> R | _Failure:
+        try:
+            return self.function(key)
+        except DataError as error:
+            return _Failure(error)
+
+
+class OrderedMap(Generic[K, R]):
+    """`function` over keys, in `workers` processes (0: in this one), which live until :meth:`close`.
+
+    Results come in the order of the keys whatever the number of workers. `function` must be picklable where processes
+    are not forked. A :class:`DataError` raised inside a worker is raised here as it was.
+    """
+
+    def __init__(self, function: Callable[[K], R], *, workers: int = 0, pin_memory: bool = False) -> None:
+        self._keys: list[K] = []
+        self._loader: DataLoader[Any] = DataLoader(
+            _Calls(function),
+            batch_size=None,
+            sampler=_Keys(self._keys),
+            num_workers=workers,
+            collate_fn=_unchanged,
+            worker_init_fn=initialize_worker if workers else None,
+            # Only seeds that nothing reads come from it; without one, torch would draw them from its global generator.
+            generator=torch.Generator().manual_seed(0),
+            multiprocessing_context=_context() if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    def __call__(self, keys: Iterable[K]) -> Iterator[R]:
+        """Results for `keys`. One round at a time: a new call ends the one before."""
+        self._keys[:] = keys
+        for result in self._loader:
+            if isinstance(result, _Failure):
+                raise result.error
+            yield result
+
+    def close(self) -> None:
+        """End the worker processes; a later call starts new ones."""
+        self._loader._iterator = None
+
+
+class _Keys:
+    def __init__(self, keys: list[Any]) -> None:
+        self.keys = keys
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(tuple(self.keys))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def initialize_worker(_worker: int) -> None:
+    """One thread per worker, and signals as a child should have them.
+
+    Ctrl-C is the main process's business. A handler for SIGTERM that the main process installed to save its state is
+    inherited by a forked worker and would keep it from ending when it is told to.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _unchanged(value: R) -> R:
+    return value
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Forked workers start in milliseconds and share what is loaded; only Linux forks safely."""
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
