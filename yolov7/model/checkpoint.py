@@ -68,6 +68,18 @@ class ModelMetadata:
             extra=dict(extra or {}),
         )
 
+    @classmethod
+    def from_json(cls, text: str) -> ModelMetadata:
+        """What :meth:`to_json` wrote. Raises :class:`ModelError` for anything else."""
+        try:
+            return _metadata(json.loads(text))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"not the metadata of a model of this project: {error!r}") from None
+
+    def to_json(self) -> str:
+        """One JSON object, for formats that carry text beside the weights (ONNX)."""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
     def __post_init__(self) -> None:
         if self.form not in ("training", "deploy"):
             raise ModelError(f"form: 'training' or 'deploy' is expected, got {self.form!r}")
