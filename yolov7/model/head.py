@@ -146,22 +146,20 @@ def decode(raw: Sequence[Tensor], anchors: Tensor, strides: Sequence[int]) -> Te
     s = sigmoid(raw), centre = s * 2 stride + stride * (cell - 0.5), size = s^2 * 4 anchor. Half precision is decoded in
     float32, since it cannot tell neighbouring pixels apart on the right of a large image.
     """
-    centres, doubled, sizes, flat = [], [], [], []
-    for level, (maps, stride) in enumerate(zip(raw, strides, strict=True)):
-        A, h, w = maps.shape[1:4]
+    levels = []
+    for maps, pairs, stride in zip(raw, anchors, strides, strict=True):
+        h, w = maps.shape[2:4]
         dtype = maps.dtype if maps.dtype == torch.float64 else torch.float32
         x = (torch.arange(w, device=maps.device, dtype=dtype) - 0.5) * stride
         y = (torch.arange(h, device=maps.device, dtype=dtype) - 0.5) * stride
         grid = torch.stack((x.expand(h, w), y.unsqueeze(1).expand(h, w)), -1)  # (h, w, 2)
-        centres.append(grid.expand(A, h, w, 2).reshape(-1, 2))  # (A*h*w, 2)
-        doubled.append(torch.full_like(centres[-1][:, :1], 2.0 * stride))
-        halves = 2.0 * anchors[level].to(dtype)  # (A, 2): half of 4 * anchor
-        sizes.append(halves[:, None, None, :].expand(A, h, w, 2).reshape(-1, 2))
-        flat.append(maps.to(dtype).flatten(1, 3))  # (B, A*h*w, F)
-    s = torch.cat(flat, 1).sigmoid()
-    centre = s[..., :2] * torch.cat(doubled) + torch.cat(centres)
-    half = s[..., 2:4].square() * torch.cat(sizes)
-    return torch.cat((centre - half, centre + half, s[..., 4:]), -1)
+        s = maps.to(dtype).sigmoid()  # (B, A, h, w, F)
+        centre = s[..., :2] * (2.0 * stride) + grid
+        size = s[..., 2:4]
+        half = size * size * (2.0 * pairs.to(dtype))[:, None, None, :]  # half of s^2 * 4 anchor
+        level = torch.cat((centre - half, centre + half, s[..., 4:]), -1)
+        levels.append(level.flatten(1, 3))  # (B, A*h*w, F)
+    return torch.cat(levels, 1)
 
 
 def _checked_anchors(anchors: Anchors, *, levels: int) -> Tensor:
