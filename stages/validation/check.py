@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,8 @@ class _GreatExpectations:
     def __init__(self) -> None:
         import great_expectations
 
+        # This module of theirs sets its own level when imported, and reports a temporary folder it removes at once.
+        logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
         self._module = great_expectations
         self._context = great_expectations.get_context(mode="ephemeral")
         self._context.variables.progress_bars = {"globally": False, "metric_calculations": False}
