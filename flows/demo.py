@@ -1,0 +1,139 @@
+"""The whole pipeline in one command, without a server: `make demo`, or `python -m flows.demo`.
+
+Runs the flow `train-family` in this process on what params.yaml says, and ends with a table and with where to look
+next. Everything Prefect keeps lies in `.local/prefect`; a server is used only where PREFECT_API_URL names one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from stages import params as params_module
+from stages.command import NO_TELEMETRY
+from yolov7.errors import ConfigError, YoloError
+
+if TYPE_CHECKING:
+    from flows.report import FamilyReport
+
+_REMOTE = ("local", "../.local/dvc-remote")
+_LINE = "%(asctime)s | %(levelname)-7s | "
+
+
+def main() -> int:
+    """Run the flow and print what came of it; returns the exit code."""
+    started = time.monotonic()
+    console = Console()
+    root = Path.cwd()
+    try:
+        params_module.load()
+        prepare_environment(root)
+        prepare_dvc(root)
+    except YoloError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        return 2
+    # Prefect reads its settings from the environment when it is imported.
+    from flows.train_family import FamilyError, train_family
+
+    try:
+        report, code = train_family(), 0
+    except FamilyError as error:
+        report, code = error.report, 1
+    except KeyboardInterrupt:
+        console.print("\nStopped. `make demo` goes on from here.")
+        return 130
+    _print_report(console, report, time.monotonic() - started)
+    return code
+
+
+def prepare_environment(root: Path) -> None:
+    """Set what Prefect and its children read from the environment; values that are set already win."""
+    home = root.resolve() / ".local/prefect"
+    defaults = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        # Its first start builds a database, which takes a busy machine more than the 20 s Prefect would wait.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        # The task's name says which stage it is; the default line names a random run beside it.
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": _LINE + "%(task_run_name)s | %(message)s",
+        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": _LINE + "%(flow_name)s | %(message)s",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    os.environ.update(NO_TELEMETRY)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    # The in-process API listens on this machine; a proxy that is asked for it would never answer.
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        missing = [host for host in ("127.0.0.1", "localhost") if host not in hosts]
+        os.environ[name] = ",".join(hosts + missing)
+
+
+def prepare_dvc(root: Path) -> None:
+    """Make the folder a DVC project with a local remote where it is none (a download without its git history)."""
+    if (root / ".dvc").is_dir():
+        return
+    if not (root / "dvc.yaml").is_file():
+        raise ConfigError(f"{root}: no dvc.yaml here; run from the project's root")
+    _dvc("init", "--quiet", *([] if shutil.which("git") and (root / ".git").exists() else ["--no-scm"]))
+    _dvc("config", "core.analytics", "false")
+    _dvc("remote", "add", "--default", *_REMOTE)
+
+
+def _dvc(*arguments: str) -> None:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        raise ConfigError(f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def _print_report(console: Console, report: FamilyReport, seconds: float) -> None:
+    from flows.promote import describe
+    from flows.report import COLUMNS, duration, rows
+
+    table = Table(title="train-family")
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column in ("variant", "decision") else "right")
+    for row in rows(report.variants):
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    for variant in report.variants:
+        if variant.decision:
+            console.print(f"  {describe(variant.decision)}", highlight=False)
+    for failure in report.failures:
+        console.print(f"  failed: {failure}", style="red", highlight=False, markup=False)
+    console.print(f"\n{report.summary} {duration(seconds)} in all.", highlight=False, style="bold")
+    for line in _next_steps(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _next_steps(report: FamilyReport) -> list[str]:
+    first = next((variant for variant in report.variants if variant.version is not None), None)
+    lines = ["", "Where to look next:"]
+    if first is not None:
+        folder = f"reports/{first.variant}"
+        name = first.decision.name if first.decision else first.variant
+        lines += [
+            f"  drawn test images      {folder}/detections/",
+            "  the checked data       reports/validation/index.html",
+            "  figures and curves     .venv/bin/dvc metrics show; .venv/bin/dvc plots show",
+            f"  detect in your images  .venv/bin/yolov7 predict IMAGE_OR_FOLDER --model models:/{name}@champion",
+        ]
+    lines += [
+        "  runs and models        .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   (http://127.0.0.1:5000)",
+        "  this flow's history    PREFECT_HOME=.local/prefect .venv/bin/prefect server start    (http://127.0.0.1:4200)",
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Runs DVC stages and the project's commands as child processes: output to a logger, a time limit, no orphans.
+
+DVC decides what is stale; this module starts it, tells what it did, and says in one line why a stage failed.
+Nothing here knows Prefect. Children stay in the caller's process group, so that whoever ends the group ends them too;
+every descendant also inherits a mark in its environment by which the whole tree is found again, even after DVC itself
+has died and its children belong to nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import psutil
+
+from stages.command import EXIT_ERROR, environment
+from yolov7.errors import YoloError
+
+LOGS = Path(".local/logs")
+_MARK = "YOLOV7_PIPELINE_CHILD"
+_GRACE_SECONDS = 20.0
+"""Between the request to stop, upon which a training saves its state, and the kill."""
+_LONGEST_LINE = 2000
+_STATUS = re.compile(r"exited with (-?\d+)")
+_HINTS = re.compile(
+    r"\s*(Generating lock file|Updating lock file|Use `dvc push`|"
+    r"To track the changes|git add|To enable auto|dvc config core)"
+)
+_DVC_WORDS = re.compile(r"(Running stage '|Stage '|'.*' didn't change|> |ERROR: failed to reproduce)")
+
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+class Outcome(StrEnum):
+    """What `dvc repro` did with a stage."""
+
+    RAN = "ran"
+    RESTORED = "restored from the cache"
+    UNCHANGED = "up to date"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage that is now up to date."""
+
+    stage: str
+    """As DVC names it: `validate`, `train@yolov7-tiny`."""
+    outcome: Outcome
+    seconds: float
+
+
+class StageError(YoloError):
+    """A stage or command failed. `lasting`: to start it again without a change would end the same way."""
+
+    def __init__(self, message: str, *, stage: str, lasting: bool = False, log: Path | None = None):
+        super().__init__(message)
+        self.stage, self.lasting, self.log = stage, lasting, log
+
+
+class Pipeline:
+    """Starts stages in one project folder; as a context manager it ends whatever still runs on the way out."""
+
+    def __init__(self, root: Path | None = None, *, timeout_seconds: float | None = None):
+        self.root = (root or Path.cwd()).resolve()
+        self.timeout_seconds = timeout_seconds
+        self._running: dict[str, subprocess.Popen[str]] = {}
+        self._guard = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every child with all its descendants, and start no more."""
+        with self._guard:
+            self._closed = True
+            running = dict(self._running)
+        for mark, process in running.items():
+            _end_tree(process, mark)
+
+    def reproduce(self, stage: str, log: Log, *, force: bool = False) -> StageResult:
+        """`dvc repro` of one stage, upstream stages left alone. Raises :class:`StageError`."""
+        started = time.monotonic()
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        lines = self.run(stage, command + ["--force"] * force, log)
+        return StageResult(stage, _outcome(lines), time.monotonic() - started)
+
+    def push(self, log: Log) -> None:
+        """Push results and run cache to the project's default DVC remote. Raises :class:`StageError`."""
+        self.run("push", [sys.executable, "-m", "dvc", "--wait-for-lock", "push", "--run-cache"], log)
+
+    def run(self, name: str, command: Sequence[str], log: Log) -> list[str]:
+        """Run a command to its end; returns its lines. Raises :class:`StageError` with the cause and the log's path."""
+        path = self.root / LOGS / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mark = uuid.uuid4().hex
+        growing = path.with_suffix(".running")
+        with growing.open("w", encoding="utf-8") as file:
+            process = self._start(name, command, mark)
+            output = _Output(process, file, log)
+            timed_out = False
+            try:
+                process.wait(self.timeout_seconds)
+            except subprocess.TimeoutExpired:
+                timed_out = True
+            finally:
+                # Also after a success nothing may go on writing into the project.
+                if process.returncode != 0:
+                    _end_tree(process, mark)
+                lines = output.finish()
+                with self._guard:
+                    self._running.pop(mark, None)
+        if process.returncode or _outcome(lines) is not Outcome.UNCHANGED:
+            growing.replace(path)  # "nothing to do" does not replace what the last real run said
+        else:
+            growing.unlink()
+        where = path.relative_to(self.root)
+        if timed_out:
+            limit = f"{self.timeout_seconds:g} s"
+            raise StageError(f"{_named(name)} did not end within {limit} and was stopped; log: {where}", stage=name)
+        if self._closed and process.returncode:
+            raise StageError(f"{_named(name)} was stopped; log: {where}", stage=name, lasting=True, log=path)
+        if process.returncode:
+            status = _status(process.returncode, lines)
+            message = f"{_named(name)} failed with exit code {status}: {_cause(lines)}; log: {where}"
+            raise StageError(message, stage=name, lasting=status == EXIT_ERROR, log=path)
+        return lines
+
+    def _start(self, name: str, command: Sequence[str], mark: str) -> subprocess.Popen[str]:
+        with self._guard:
+            if self._closed:
+                raise StageError(f"{_named(name)} was not started: the run is ending", stage=name, lasting=True)
+            process = subprocess.Popen(
+                list(command),
+                cwd=self.root,
+                env=_child_environment(mark),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
+            self._running[mark] = process
+        return process
+
+
+class _Output:
+    """Reads a child's lines in a thread of its own: into a file, a logger, and memory (the newest)."""
+
+    def __init__(self, process: subprocess.Popen[str], file: IO[str], log: Log):
+        self._stream, self._file, self._log = process.stdout, file, log
+        self._lines: deque[str] = deque(maxlen=10_000)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self._stream is not None
+        for line in self._stream:
+            text = line.rstrip()
+            self._file.write(text + "\n")
+            self._file.flush()
+            self._lines.append(text)
+            if text and not _HINTS.match(text):
+                self._log.info("%s", text[:_LONGEST_LINE])
+
+    def finish(self) -> list[str]:
+        """Everything read. A stranger that holds the pipe open after the child's end is not waited for."""
+        self._thread.join(10.0)
+        return list(self._lines)
+
+
+def _child_environment(mark: str) -> dict[str, str]:
+    variables = environment()
+    # `python` in dvc.yaml is the interpreter that runs us, also where the virtual environment is not activated.
+    variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
+    return {**variables, "PYTHONUNBUFFERED": "1", _MARK: mark}
+
+
+def _end_tree(process: subprocess.Popen[str], mark: str) -> None:
+    """Ask the child and every process that carries its mark to stop, and kill what is left after a while."""
+    # DVC must not see its child fail and go on with something else: all get the signal at once.
+    for one in (asked := _marked(mark)):
+        _signal(one, kill=False)
+    # psutil must not wait for our own child: it would take the exit code that Popen is waiting for.
+    others = [one for one in asked if one.pid != process.pid]
+    deadline = time.monotonic() + _GRACE_SECONDS
+    psutil.wait_procs(others, _GRACE_SECONDS)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.1, deadline - time.monotonic()))
+    for one in _marked(mark):
+        _signal(one, kill=True)
+    process.wait()
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Processes whose environment holds the mark."""
+    found = []
+    for one in psutil.process_iter():
+        try:
+            if one.environ().get(_MARK) == mark and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+        except (psutil.Error, OSError):
+            continue  # gone meanwhile, or another user's
+    return found
+
+
+def _signal(process: psutil.Process, *, kill: bool) -> None:
+    with contextlib.suppress(psutil.Error):  # gone meanwhile
+        process.kill() if kill else process.terminate()
+
+
+def _outcome(lines: Sequence[str]) -> Outcome:
+    """Read from what DVC printed. An unknown wording counts as a run: never claim that nothing was done."""
+    text = "\n".join(lines)
+    if re.search(r"^Running stage '", text, re.MULTILINE):
+        return Outcome.RAN
+    if re.search(r"^Stage '.*' is cached - skipping run", text, re.MULTILINE):
+        return Outcome.RESTORED
+    if re.search(r"^(Stage )?'.*' didn't change, skipping", text, re.MULTILINE):
+        return Outcome.UNCHANGED
+    return Outcome.RAN
+
+
+def _status(returncode: int, lines: Sequence[str]) -> int:
+    """The stage's own exit code; DVC answers 255 to every failure and names it in its message."""
+    for line in reversed(lines):
+        if line.startswith("ERROR:") and (match := _STATUS.search(line)):
+            return int(match[1])
+    return returncode
+
+
+def _cause(lines: Sequence[str]) -> str:
+    """The stage's own error line, or its last words, or DVC's."""
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    said = [line.strip() for line in lines if line.strip() and not _HINTS.match(line)]
+    own = [line for line in said if not _DVC_WORDS.match(line)]
+    return " | ".join((own or said)[-3:]) or "no output"
+
+
+def _named(name: str) -> str:
+    stage, _, variant = name.partition("@")
+    return f"stage {stage} of variant {variant}" if variant else f"stage {stage}"

@@ -1,0 +1,372 @@
+"""Versions of a registered model in MLflow: find, create, name by alias, fetch and verify.
+
+A version holds one export folder. `model.json` in it lists the sha256 of every other file, so its own sha256 stands
+for the whole folder: the version carries it as a tag, a folder that is registered already makes no second version, and
+a download with a changed byte is refused. Works on a SQLite file and over HTTP alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stages import tracking
+from yolov7.errors import ModelError
+from yolov7.files import sha256_file
+
+log = logging.getLogger(__name__)
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+MANIFEST = "model.json"
+ARTEFACT = "model.onnx"
+DOWNLOADS = Path(".local/models")
+_SERVING = Path(__file__).with_name("serving.py")
+_LOCKS = Path(".state")
+_URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+
+
+class RegistryUnavailableError(ModelError):
+    """The MLflow server or its database cannot be reached now; the same command may work later."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    name: str
+    number: int
+    run_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """How MLflow names it."""
+        return f"models:/{self.name}/{self.number}"
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.number}"
+
+
+class ModelRegistry:
+    """The registry behind :func:`stages.tracking.tracking_uri`."""
+
+    def __init__(self) -> None:
+        # Unlike a training, a registration has nothing to do meanwhile: it may wait for a slow server.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        with _reported():
+            self.client = tracking.connect()
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def resolve(self, uri: str) -> Version:
+        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now; ModelError where there is none."""
+        match = _URI.fullmatch(uri)
+        if match is None:
+            raise ModelError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+        name, alias, number = match["name"], match["alias"], match["version"]
+        found = self.by_alias(name, alias) if alias else self.by_number(name, int(number))
+        if found is None:
+            raise ModelError(f"{uri}: {self._missing(name, alias or f'version {number}', is_alias=bool(alias))}")
+        return found
+
+    def by_alias(self, name: str, alias: str) -> Version | None:
+        """The version an alias points to, or None."""
+        return self._one(lambda: self.client.get_model_version_by_alias(name, alias))
+
+    def by_number(self, name: str, number: int) -> Version | None:
+        """The version of that number, or None."""
+        return self._one(lambda: self.client.get_model_version(name, str(number)))
+
+    def by_manifest(self, name: str, manifest_sha256: str) -> Version | None:
+        """The newest version that holds the export folder of this manifest, or None."""
+        query = f"name = '{name}' and tags.manifest_sha256 = '{manifest_sha256}'"
+        with _reported():
+            found = [_version(one) for one in self.client.search_model_versions(query) if one.status == "READY"]
+        return max(found, key=lambda version: version.number, default=None)
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Alias -> version number; empty for a model that is not registered."""
+        with _reported(absent={}) as absent:
+            return {alias: int(number) for alias, number in self.client.get_registered_model(name).aliases.items()}
+        return absent.value
+
+    def _one(self, ask: Any) -> Version | None:
+        with _reported(absent=None) as absent:
+            return _version(ask())
+        return absent.value
+
+    def _missing(self, name: str, wanted: str, *, is_alias: bool) -> str:
+        present = self.aliases(name)
+        if is_alias and present:
+            known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(present.items()))
+            return f"model {name!r} has no alias {wanted!r}; it has {known}"
+        where = f"in MLflow at {tracking.tracking_uri()}"
+        if is_alias:
+            return f"no model {name!r} with the alias {wanted!r} {where}; register one with `dvc repro`"
+        return f"no {wanted} of a model {name!r} {where}"
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def set_aliases(self, name: str, aliases: Mapping[str, int]) -> None:
+        """Point aliases at versions, one after the other in the order given."""
+        with _reported():
+            for alias, number in aliases.items():
+                self.client.set_registered_model_alias(name, alias, str(number))
+
+    def set_tags(self, version: Version, tags: Mapping[str, object]) -> None:
+        """Set tags of a version; None removes one."""
+        with _reported():
+            for key, value in tags.items():
+                if value is not None:
+                    self.client.set_model_version_tag(version.name, str(version.number), key, str(value))
+                elif key in version.tags:
+                    self.client.delete_model_version_tag(version.name, str(version.number), key)
+
+    def record(self, version: Version, path: str, document: Mapping[str, Any]) -> None:
+        """Keep a JSON document with the run the version came from; a run deleted meanwhile is no obstacle."""
+        if version.run_id is None:
+            return
+        with _reported(absent=None):
+            self.client.log_dict(version.run_id, dict(document), path)
+
+    def register(
+        self,
+        export: Path,
+        *,
+        name: str,
+        run_id: str,
+        origin: Mapping[str, object],
+        measured: Mapping[str, object],
+        example: bytes | None = None,
+    ) -> tuple[Version, bool]:
+        """Make the export folder a version of `name` with the alias `challenger`.
+
+        Returns the version, and whether it is new: a folder that is registered already keeps its version, whose tags
+        `measured` are brought up to date while those of its `origin` stay as first recorded. `example` is an image
+        file's bytes, stored as the model's input example. Raises :class:`ModelError` for a folder that does not match
+        its manifest.
+        """
+        sums = verify_export(export)
+        manifest = sha256_file(export / MANIFEST)
+        proof = {"run_id": run_id, "artefact_sha256": sums[ARTEFACT], "manifest_sha256": manifest}
+        with tracking.file_lock(_LOCKS / f"register-{name}.lock"):
+            version = self.by_manifest(name, manifest)
+            new = version is None
+            if version is None:
+                version = self._create(export, name, run_id, {**origin, **measured, **proof}, example)
+            else:
+                self.set_tags(version, {k: v for k, v in measured.items() if version.tags.get(k) != str(v)})
+            if self.aliases(name).get(CHALLENGER) != version.number:
+                self.set_aliases(name, {CHALLENGER: version.number})
+        found = self.by_number(name, version.number)
+        return (found or version), new
+
+    def _create(
+        self, export: Path, name: str, run_id: str, tags: Mapping[str, object], example: bytes | None
+    ) -> Version:
+        import mlflow
+
+        with _reported(), self._run_as_it_was(run_id), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            with mlflow.start_run(run_id=run_id):
+                logged = _log_model(export, example)
+            # Tags go in with the version: a kill between the two would leave a version nobody can recognise.
+            text = {key: str(value) for key, value in tags.items() if value is not None}
+            return _version(mlflow.register_model(logged.model_uri, name, tags=text))
+
+    @contextmanager
+    def _run_as_it_was(self, run_id: str) -> Iterator[None]:
+        """MLflow reopens a run to log a model; afterwards it ends when it had ended."""
+        import mlflow
+
+        before = self.client.get_run(run_id).info
+        mlflow.set_experiment(experiment_id=before.experiment_id)
+        try:
+            yield
+        finally:
+            if before.end_time is not None:
+                self.client.set_terminated(run_id, before.status, before.end_time)
+
+    # Runs ------------------------------------------------------------------------------------------------------------
+
+    def run_for(self, run: Mapping[str, Any], *, experiment: str, name: str) -> str:
+        """Id of the run a training left in `run.json`; a run of its own where this server does not know it."""
+        run_id = run.get("run_id")
+        if run_id:
+            with _reported(absent=None):
+                return self.client.get_run(run_id).info.run_id
+        with _reported():
+            identifier = tracking.experiment_id(self.client, experiment)
+            mark = str(run.get("fingerprint", ""))
+            found = self.client.search_runs([identifier], f"tags.fingerprint = '{mark}'", max_results=1) if mark else []
+            if found:
+                return found[0].info.run_id
+            log.info("MLflow does not know the run of this training; a new one is made for the model")
+            created = self.client.create_run(identifier, run_name=name, tags={"fingerprint": mark})
+            self.client.set_terminated(created.info.run_id)
+            return created.info.run_id
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Final figures of a run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        with _reported():
+            items = [Metric(tracking.metric_name(key), value, now, 0) for key, value in metrics.items()]
+            self.client.log_batch(run_id, metrics=items)
+
+
+# Export folders ------------------------------------------------------------------------------------------------------
+
+
+def verify_export(folder: Path) -> dict[str, str]:
+    """Compare every file of an export folder with its manifest; returns file name -> sha256.
+
+    Raises :class:`ModelError` naming the first file that is missing or differs.
+    """
+    from yolov7.predict.load import check_files, read_description
+
+    description = read_description(folder)
+    check_files(folder, description)
+    sums = {name: str(entry["sha256"]) for name, entry in description["files"].items()}
+    if ARTEFACT not in sums:
+        raise ModelError(f"{folder / MANIFEST}: lists no {ARTEFACT}; export the model again")
+    return sums
+
+
+def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
+    """Fetch a version's export folder and verify it; what was fetched before is verified and used again.
+
+    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises :class:`ModelError` where no such version exists
+    or a byte differs from what was registered, and :class:`RegistryUnavailableError` where MLflow cannot be reached.
+    """
+    import mlflow
+
+    version = ModelRegistry().resolve(uri)
+    expected = version.tags.get("manifest_sha256")
+    if expected is None:
+        raise ModelError(f"{uri}: {version} has no tag manifest_sha256; it was not registered by this project")
+    target = folder / version.name / f"{version.number}-{expected[:12]}"
+    if target.is_dir():
+        try:
+            return _verified(target, expected)
+        except ModelError as error:
+            log.warning("%s; it is fetched again", error)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
+        with _reported():
+            fetched = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=temporary))
+        manifests = list(fetched.glob(f"artifacts/*/{MANIFEST}"))
+        if len(manifests) != 1:
+            raise ModelError(f"{uri}: {version} holds no export folder")
+        _verified(manifests[0].parent, expected)
+        shutil.rmtree(target, ignore_errors=True)
+        manifests[0].parent.replace(target)
+    return target
+
+
+def _verified(folder: Path, manifest_sha256: str) -> Path:
+    verify_export(folder)
+    if sha256_file(folder / MANIFEST) != manifest_sha256:
+        raise ModelError(f"{folder / MANIFEST}: not the manifest that was registered: the model was changed")
+    return folder
+
+
+# What MLflow is told about a model -----------------------------------------------------------------------------------
+
+
+def _log_model(export: Path, example: bytes | None) -> Any:
+    import mlflow
+    import pandas as pd
+
+    import yolov7
+
+    return mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(_SERVING),
+        artifacts={"export": str(export)},
+        # The library travels along: the version goes on working when this checkout has moved on.
+        code_paths=[str(Path(yolov7.__file__).parent)],
+        signature=_signature(export),
+        input_example=None if example is None else pd.DataFrame({"image": [example]}),
+        pip_requirements=_requirements(),
+    )
+
+
+def _signature(export: Path) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    from stages.serving import COLUMNS
+    from yolov7.predict import load_detector
+
+    detector = load_detector(export)
+    kinds = {"int64": DataType.long, "float64": DataType.double, "object": DataType.string}
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(kinds[kind], name) for name, kind in COLUMNS.items()]),
+        params=ParamSchema(
+            [
+                ParamSpec("confidence", DataType.double, float(detector.confidence)),
+                ParamSpec("iou", DataType.double, float(detector.iou)),
+            ]
+        ),
+    )
+
+
+def _requirements() -> list[str]:
+    """The library's own dependencies and the server's, pinned to what is installed here."""
+    needed = [line for line in metadata.requires("yolov7-pipeline") or [] if "extra ==" not in line]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed]
+    # A build such as 2.13.0+cpu exists on this kind of machine only.
+    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in ["mlflow", *names, "pandas", "pillow"]]
+
+
+# Errors and types ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Absent:
+    value: Any
+
+
+_RAISE = object()
+
+
+@contextmanager
+def _reported(absent: Any = _RAISE) -> Iterator[_Absent]:
+    """MLflow's exceptions as ours; with `absent` given, a thing that does not exist ends the block quietly."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield _Absent(absent)
+    except MlflowException as error:
+        if absent is not _RAISE and error.error_code in _ABSENT:
+            return
+        message = f"MLflow at {tracking.tracking_uri()}: {' '.join(str(error).split())[:500]}"
+        raise (RegistryUnavailableError if error.error_code in _AWAY else ModelError)(message) from error
+    except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RegistryUnavailableError(f"MLflow at {tracking.tracking_uri()} cannot be reached: {reason}") from error
+
+
+def _version(found: Any) -> Version:
+    """MLflow's record as ours; it gives the number as an int on SQLite and as a str over HTTP."""
+    return Version(found.name, int(found.version), found.run_id or None, dict(found.tags or {}))

@@ -1,0 +1,67 @@
+"""A tiny DVC project with the pipeline's stages, each a one-line script: for tests of what runs stages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from stages.command import environment
+
+VARIANTS = ("yolov7-tiny", "yolov7")
+
+# argv: the output to write, then the inputs. A file `break` or `sleep` beside it makes one stage fail or hang.
+SCRIPT = """
+import json, os, pathlib, subprocess, sys, time
+name, out, *inputs = sys.argv[1:]
+print("working on", name, flush=True)
+trouble = pathlib.Path("trouble") / name
+if trouble.is_file():
+    text = trouble.read_text().split()
+    if text[0] == "once":
+        trouble.unlink()
+    if text[0] == "sleep":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path("started").write_text(str(os.getpid()))
+        time.sleep(600)
+    print("error: the disk of", name, "is on fire", file=sys.stderr)
+    sys.exit(int(text[1]))
+path = pathlib.Path(out)
+path.parent.mkdir(parents=True, exist_ok=True)
+path.write_text(json.dumps({"made by": name, "from": [pathlib.Path(i).read_text() for i in inputs]}))
+"""
+
+
+def make_project(folder: Path, *, variants: tuple[str, ...] = VARIANTS, flow: dict[str, object] | None = None) -> Path:
+    """Write params.yaml, dvc.yaml and the script, and make the folder a git and DVC repository."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"retries": 0, "retry_seconds": 0, "push": False, **(flow or {})}
+    values = {"variants": list(variants), "per_variant": {name: {} for name in variants}, "flow": settings}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": _stages()}, sort_keys=False))
+    (folder / "stage.py").write_text(SCRIPT)
+    (folder / "source.txt").write_text("1")
+    (folder / "trouble").mkdir()
+    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
+        subprocess.run(command, cwd=folder, check=True, env=environment(), timeout=60)
+    return folder
+
+
+def _stages() -> dict[str, object]:
+    def stage(name: str, out: str, *inputs: str) -> dict[str, object]:
+        matrix = {"matrix": {"variant": "${variants}"}} if "item" in out else {}
+        label = f"{name}@${{item.variant}}" if matrix else name
+        command = f"python stage.py {label} {out} {' '.join(inputs)}"
+        return {**matrix, "cmd": command, "deps": list(inputs), "outs": [out]}
+
+    at = "models/${item.variant}"
+    return {
+        "ingest": stage("ingest", "data/ingested.json", "source.txt"),
+        "validate": stage("validate", "data/index.json", "data/ingested.json"),
+        "train": stage("train", f"{at}/train/run.json", "data/index.json"),
+        "export": stage("export", f"{at}/export/model.onnx", f"{at}/train/run.json"),
+        "evaluate": stage("evaluate", "reports/${item.variant}/metrics.json", f"{at}/export/model.onnx"),
+        "register": stage("register", f"{at}/registered.json", "reports/${item.variant}/metrics.json"),
+    }
