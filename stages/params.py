@@ -84,7 +84,7 @@ class Validation(Group):
 class Export(Group):
     """Re-parameterise, export, and verify the artefact against the trained model."""
 
-    opset: int = Field(default=18, ge=17)
+    opset: int = Field(default=18, ge=18)
     """ONNX operator set."""
     dynamic: bool = True
     """Batch size and image sides may vary at run time; false fixes them to one image of image_size."""

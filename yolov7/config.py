@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from yolov7.errors import ConfigError
 
+
 class Group(BaseModel):
     """A group of parameters: immutable, and an unknown key is an error."""
 
@@ -144,8 +145,9 @@ class Train(Group):
     """Side of the square training image in pixels, a multiple of the network's largest stride."""
     seed: int = Field(default=0, ge=0)
     """Start of every random number of the run."""
-    anchors: Literal["keep", "auto"] = "auto"
-    """`auto`: new anchors from the training boxes if the network's own fit less than 98 % of them."""
+    anchors: Literal["keep", "auto", "fit"] = "auto"
+    """`keep` the network's own; `auto`: fitted to the training boxes if they reach less than 98 % of them, as
+    published; `fit`: always fitted, for data whose boxes are much smaller, larger or more alike than COCO's."""
     multi_scale: bool = False
     """Resize every batch to a random size between half and one and a half times image_size."""
     weights: str = ""

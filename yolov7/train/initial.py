@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yolov7.anchors import check_anchors
+from yolov7.anchors import check_anchors, fit_anchors
 from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 def initial_model(variant: str, params: Train, index: Index) -> Detector:
     """A network in training form for the classes of `index`.
 
-    `params.anchors: auto` replaces the anchors if they fit too few of the training boxes (training sheet, section 5);
+    Anchors are as `params.anchors` says (training sheet, section 5);
     `params.weights` is a checkpoint of this project or a published `.pt`, of which everything that fits is taken.
     """
     classes = len(index.class_names)
     model = create_model(variant, classes, seed=params.seed)
-    if params.anchors == "auto":
+    if params.anchors != "keep":
         fitted = _fitted_anchors(model, params, index)
         if fitted is not None:
             model = create_model(variant, classes, anchors=fitted, seed=params.seed)
@@ -40,10 +40,14 @@ def _fitted_anchors(model: Detector, params: Train, index: Index) -> list[list[l
         return None
     # Boxes as the network sees them: the long side of the image scaled to the training size, jittered a little.
     generator = np.random.default_rng([params.seed, 1])
-    scale = params.image_size / images.max(axis=1) * generator.uniform(0.9, 1.1, len(images))
+    scale = params.image_size / images.max(axis=1).astype(np.float64) * generator.uniform(0.9, 1.1, len(images))
     sizes = boxes * scale[:, None]
     present = model.anchors.cpu().numpy()
-    fitted = np.asarray(check_anchors(sizes, present, params.loss.anchor_threshold, generator))
+    threshold = params.loss.anchor_threshold
+    if params.anchors == "fit" and len(sizes) >= present[..., 0].size:
+        fitted = np.asarray(fit_anchors(sizes, present[..., 0].size, generator, threshold)).reshape(present.shape)
+    else:
+        fitted = np.asarray(check_anchors(sizes, present, threshold, generator))
     if np.array_equal(fitted, present):
         return None
     log.info("anchors fitted to the training boxes: %s", np.round(fitted, 1).tolist())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from yolov7.config import Train
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
-from yolov7.data.loader import Batch, make_loader
+from yolov7.data.loader import Batch, TrainLoader
 from yolov7.device import autocast, autocast_dtype, gradient_scaler, peak_memory_gib
 from yolov7.errors import TrainingError
 from yolov7.evaluate import evaluate
@@ -137,7 +137,7 @@ class Trainer:
         self.train_index, self.val_index = train_index, val_index
         self.states, self.metadata = states, metadata
         self.listeners = tuple(listeners)
-        self.workers, self.stop = workers, stop
+        self.stop = stop
         self.dataset = TrainDataset(
             train_index,
             image_size=params.image_size,
@@ -146,10 +146,13 @@ class Trainer:
             epochs=params.epochs,
             cache=params.cache,
         )
+        self.loader = TrainLoader(
+            self.dataset, batch_size=params.batch_size, workers=workers, pin_memory=self.device.type == "cuda"
+        )
         self.schedule = Schedule(
             optimizer=params.optimizer,
             epochs=params.epochs,
-            batches_per_epoch=-(-len(self.dataset) // params.batch_size),
+            batches_per_epoch=self.loader.batches_per_epoch,
             batch_size=params.batch_size,
         )
         self.frozen = freeze(self.model, params.freeze)
@@ -174,11 +177,14 @@ class Trainer:
             self._restore(state)
         for listener in self.listeners:
             listener.started(self)
-        while not self.position.finished:
-            if not self._train_epoch():
-                self._save()
-                return self._outcome()
-            self._end_epoch()
+        try:
+            while not self.position.finished:
+                if not self._train_epoch():
+                    self._save()
+                    break
+                self._end_epoch()
+        finally:
+            self.loader.close()
         return self._outcome()
 
     def _outcome(self) -> Outcome:
@@ -199,17 +205,10 @@ class Trainer:
         self.model.train()
         for module in self.frozen:
             module.eval()
-        loader = make_loader(
-            self.dataset,
-            batch_size=self.params.batch_size,
-            epoch=position.epoch,
-            start_batch=position.batch,
-            workers=self.workers,
-        )
         started = saved = time.monotonic()
         spent = position.epoch_seconds
         done_before = position.batch
-        for batch in loader:
+        for batch in self.loader.epoch(position.epoch, position.batch):
             self._count_bad_images(batch)
             for listener in self.listeners:
                 listener.batch_loaded(batch)
@@ -219,9 +218,7 @@ class Trainer:
             now = time.monotonic()
             position.epoch_seconds = spent + now - started
             self._report(now - started, position.batch - done_before, len(batch.images))
-            if position.batch == self.schedule.batches_per_epoch:
-                break
-            if self.stop():
+            if position.batch < self.schedule.batches_per_epoch and self.stop():
                 return False
             if now - saved > self.params.checkpoint_minutes * 60:
                 self._save()

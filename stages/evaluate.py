@@ -1,0 +1,131 @@
+"""COCO evaluation of the exported ONNX file on the test split: `python -m stages.evaluate --variant V`.
+
+What is measured is the artefact that will be used, not the network it came from. `--model` measures another model on
+the same data, for a comparison on equal terms; then only `--output` is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from stages.command import run_stage
+from stages.folders import replace_folder
+from stages.params import Evaluate, Params
+from stages.provenance import INGESTED, dataset_document
+from yolov7.data.decode import read_image
+from yolov7.data.index import Index
+from yolov7.errors import ConfigError
+from yolov7.evaluate import Evaluation, evaluate, write_results
+from yolov7.files import atomic_path, write_json, write_text
+from yolov7.predict import Predictor, load_detector
+from yolov7.predict.draw import draw_boxes, draw_detections
+
+log = logging.getLogger(__name__)
+
+INDEX = Path("data/index/test")
+IMAGES = INGESTED / "test/images"
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Evaluate `models/V/export/model.onnx` into `reports/V`, or `--model` into `--output`."""
+    document = dataset_document()
+    index = Index.open(INDEX, image_root=IMAGES)
+    if bool(args.model) != bool(args.output):
+        raise ConfigError("--model and --output go together")
+    model = args.model or str(Path("models") / args.variant / "export/model.onnx")
+    predictor = load_detector(model)
+    result = _evaluate(predictor, index, params.evaluate)
+    figures = _figures(result, index, document)
+    if args.output:
+        write_json(args.output, figures)
+    else:
+        write_report(Path("reports") / args.variant, predictor, index, result, figures, params.evaluate.pictures)
+    shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("AP", "AP50", "AP75"))
+    log.info("%s on %d test images: %s", model, len(index), shown)
+
+
+def _evaluate(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
+    return evaluate(
+        predictor,
+        index,
+        batch_size=settings.batch_size,
+        confidence=settings.confidence,
+        iou=settings.iou,
+        max_detections=settings.max_detections,
+    )
+
+
+def _figures(result: Evaluation, index: Index, document: dict[str, Any]) -> dict[str, Any]:
+    """The COCO tool's twelve figures, AP by class, and what they were measured on."""
+    return {
+        **result.metrics,
+        "per_class": result.per_class,
+        "images": len(index),
+        "boxes": index.num_boxes,
+        "test_data_sha256": document["splits"]["test"]["sha256"],
+        "test_is_val": document["test_is_val"],
+    }
+
+
+def write_report(
+    out: Path, predictor: Predictor, index: Index, result: Evaluation, figures: dict[str, Any], pictures: int
+) -> None:
+    """Write `metrics.json`, `summary.json`, the tables and curves for `dvc plots`, the results, and pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "metrics.json", figures)
+    write_json(out / "summary.json", {name: figures[name] for name in SUMMARY})
+    write_results(out / "results.json", result.results)
+    write_text(out / "per_class.csv", _table(["class", "AP"], result.per_class.items()))
+    curves = result.curves
+    rows = zip(curves.recall, curves.mean_precision50, curves.mean_precision, strict=True)
+    points = ([f"{r:.2f}", f"{first:.6f}", f"{second:.6f}"] for r, first, second in rows)
+    write_text(out / "precision_recall.csv", _table(["recall", "precision_at_50", "precision"], points))
+    with replace_folder(out / "detections") as folder:
+        draw_pictures(folder, predictor, index, pictures)
+
+
+def _table(header: list[str], rows: Any) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def draw_pictures(folder: Path, predictor: Predictor, index: Index, most: int) -> None:
+    """Test images at even distances through the split: truth on the left, detections on the right."""
+    count = min(most, len(index))
+    for position in np.linspace(0, len(index) - 1, count).round().astype(int).tolist():
+        path = index.image_path(position)
+        image = read_image(path)
+        labels = index.labels(position)
+        names = [index.class_names[label] for label in labels]
+        truth = draw_boxes(image, index.boxes(position), labels, names)
+        found = draw_detections(image, predictor.predict(image)[0], index.class_names)
+        pair = cv2.cvtColor(np.concatenate([truth, np.full_like(truth[:, :8], 255), found], axis=1), cv2.COLOR_RGB2BGR)
+        with atomic_path(folder / f"{index.image_id(position)}.jpg") as temporary:
+            if not cv2.imwrite(str(temporary), pair, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+                raise OSError(
+                    f"{folder}: the pictures could not be written ({shutil.disk_usage(folder).free} bytes free)"
+                )
+
+
+if __name__ == "__main__":
+    run_stage(
+        main,
+        variant=True,
+        options=[
+            ("--model", {"help": "measure this model instead: a file, a folder or models:/NAME@ALIAS"}),
+            ("--output", {"help": "where to write its figures as json"}),
+        ],
+    )

@@ -1,0 +1,156 @@
+"""`dvc repro` on a copy of the project with little data: the whole chain, what is stale, what stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIANT = "yolov7-tiny"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "OMP_NUM_THREADS": "2",
+    }
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    if check:
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def edit(folder: Path, change) -> None:
+    path = folder / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    change(values)
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def shrink(values: dict) -> None:
+    values["data"]["digits"] |= {"image_size": 96, "train_images": 24, "val_images": 8, "test_images": 8}
+    values["train"] |= {"epochs": 2, "batch_size": 8, "image_size": 96, "evaluate_every": 1}
+    values["export"]["verify_images"] = 4
+    values["evaluate"]["pictures"] = 2
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A git clone as a newcomer has it, with less data, after one `dvc repro`."""
+    folder = tmp_path_factory.mktemp("dvc") / "project"
+    names = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and not name.endswith("dvc.lock"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start")
+    edit(folder, shrink)
+    run(folder, "dvc", "repro")
+    return folder
+
+
+def stale(folder: Path) -> set[str]:
+    """Stages that `dvc repro` would run."""
+    lines = run(folder, "dvc", "repro", "--dry").stdout.splitlines()
+    return {line.split("'")[1].split("@")[0] for line in lines if line.startswith("Running stage")}
+
+
+def test_every_stage_leaves_what_it_declares(project):
+    out = project / "models" / VARIANT
+    assert json.loads((out / "train/metrics.json").read_text())["epochs"] == 2
+    assert json.loads((out / "export/verify.json").read_text())["passed"] is True
+    metrics = json.loads((project / "reports" / VARIANT / "metrics.json").read_text())
+    assert {"AP", "AP50", "AR100"} <= set(metrics)
+    assert len(metrics["per_class"]) == 10
+    assert len(list((project / "reports" / VARIANT / "detections").glob("*.jpg"))) == 2
+    assert json.loads((out / "registered.json").read_text())["name"] == VARIANT
+    assert (project / "reports/validation/index.html").stat().st_size > 10_000
+
+
+def test_a_second_run_recomputes_nothing(project):
+    done = run(project, "dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert "up to date" in done.stdout
+
+
+def test_metrics_plots_and_graph_are_worth_reading(project):
+    table = run(project, "dvc", "metrics", "show").stdout
+    assert "AP50" in table
+    assert f"reports/{VARIANT}/summary.json" in table
+    run(project, "dvc", "plots", "show", "-o", "plots")
+    page = (project / "plots/index.html").read_text()
+    assert "Validation AP" in page
+    assert "recall" in page
+    shutil.rmtree(project / "plots")
+    graph = run(project, "dvc", "dag", "--dot").stdout
+    for stage in ("ingest", "validate", "train", "export", "evaluate", "register"):
+        assert stage in graph
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda v: v["promotion"].update(margin=0.5), set()),
+        (lambda v: v["flow"].update(retries=7), set()),
+        (lambda v: v["registry"].update(experiment="other"), {"register"}),
+        (lambda v: v["evaluate"].update(pictures=1), {"evaluate", "register"}),
+        (lambda v: v["export"].update(confidence=0.3), {"export", "evaluate", "register"}),
+        (lambda v: v["train"].update(seed=5), {"train", "export", "evaluate", "register"}),
+        (lambda v: v["per_variant"][VARIANT].update(seed=5), {"train", "export", "evaluate", "register"}),
+        (
+            lambda v: v["data"]["digits"].update(seed=5),
+            {"ingest", "validate", "train", "export", "evaluate", "register"},
+        ),
+    ],
+)
+def test_a_changed_key_makes_stale_just_what_depends_on_it(project, change, expected):
+    before = (project / "params.yaml").read_text()
+    try:
+        edit(project, change)
+        assert stale(project) == expected
+    finally:
+        (project / "params.yaml").write_text(before)
+
+
+def test_a_changed_evaluation_runs_two_stages_and_registers_no_second_version(project):
+    before = (project / "params.yaml").read_text()
+    version = json.loads((project / "models" / VARIANT / "registered.json").read_text())["version"]
+    try:
+        edit(project, lambda v: v["evaluate"].update(pictures=1))
+        done = run(project, "dvc", "repro")
+        ran = [line for line in done.stdout.splitlines() if line.startswith("Running stage")]
+        assert len(ran) <= 2, ran
+        assert len(list((project / "reports" / VARIANT / "detections").glob("*.jpg"))) == 1
+        assert json.loads((project / "models" / VARIANT / "registered.json").read_text())["version"] == version
+    finally:
+        (project / "params.yaml").write_text(before)
+
+
+def test_a_mistyped_key_stops_before_any_work_and_keeps_the_outputs(project):
+    before = (project / "params.yaml").read_text()
+    weights = (project / "models" / VARIANT / "train/best.safetensors").read_bytes()
+    try:
+        edit(project, lambda v: v["train"].update(epocs=3))
+        done = run(project, sys.executable, "-m", "stages.train", "--variant", VARIANT, check=False)
+        assert done.returncode == 2
+        assert "train.epocs: unknown key (did you mean 'epochs'?)" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert (project / "models" / VARIANT / "train/best.safetensors").read_bytes() == weights
+    finally:
+        (project / "params.yaml").write_text(before)
