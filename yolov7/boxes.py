@@ -1,0 +1,81 @@
+"""Box formats, overlaps and clipping. Inside the library a box is xyxy in float32 pixels; other formats are for files.
+
+Legend: N, M boxes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Epsilon of the published CIoU (reference sheet: training, section 8).
+EPS = 1e-7
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height -> x1, y1, x2, y2."""
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) x1, y1, x2, y2 -> centre x, centre y, width, height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), dim=-1)
+
+
+def xywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) left, top, width, height (COCO's format) -> x1, y1, x2, y2."""
+    return torch.cat((boxes[..., :2], boxes[..., :2] + boxes[..., 2:]), dim=-1)
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """(..., 4) x1, y1, x2, y2 -> left, top, width, height (COCO's format)."""
+    return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), dim=-1)
+
+
+def area(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> (...) area in squared units of the boxes; a box turned inside out has none."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def clip_boxes(boxes: Tensor, height: float, width: float) -> Tensor:
+    """(..., 4) xyxy boxes cut to an image of this size."""
+    x = boxes[..., 0::2].clamp(0, width)  # (..., 2) x1, x2
+    y = boxes[..., 1::2].clamp(0, height)  # (..., 2) y1, y2
+    return torch.stack((x, y), dim=-1).flatten(-2)
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of every pair of (N, 4) and (M, 4) xyxy boxes -> (N, M); 0 where the union is empty."""
+    low = torch.maximum(a[:, None, :2], b[None, :, :2])
+    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = (high - low).clamp(min=0)
+    intersection = sides[..., 0] * sides[..., 1]
+    union = area(a)[:, None] + area(b)[None, :] - intersection
+    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
+
+
+def ciou(predicted: Tensor, target: Tensor) -> Tensor:
+    """Complete IoU of (N, 4) xyxy boxes, pair by pair -> (N,) in [-1.5, 1]; differentiable in both.
+
+    The epsilons stand where the published formula has them (reference sheet: training, section 8): each height carries
+    one, each width none. The trade-off weight of the shape term is held constant: no gradient passes through it.
+    """
+    width_p, height_p = (predicted[:, 2:] - predicted[:, :2]).unbind(1)
+    width_t, height_t = (target[:, 2:] - target[:, :2]).unbind(1)
+    height_p, height_t = height_p + EPS, height_t + EPS
+    overlap = (torch.minimum(predicted[:, 2:], target[:, 2:]) - torch.maximum(predicted[:, :2], target[:, :2])).clamp(0)
+    intersection = overlap[:, 0] * overlap[:, 1]
+    iou = intersection / (width_p * height_p + width_t * height_t - intersection + EPS)
+    enclosing = torch.maximum(predicted[:, 2:], target[:, 2:]) - torch.minimum(predicted[:, :2], target[:, :2])
+    diagonal = enclosing.square().sum(1) + EPS
+    distance = (target[:, :2] + target[:, 2:] - predicted[:, :2] - predicted[:, 2:]).square().sum(1) / 4
+    angle = torch.atan(width_t / (height_t + EPS)) - torch.atan(width_p / (height_p + EPS))
+    shape = (4 / math.pi**2) * angle.square()
+    with torch.no_grad():
+        weight = shape / (shape - iou + (1 + EPS))
+    return iou - distance / diagonal - weight * shape
