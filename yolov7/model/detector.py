@@ -55,7 +55,8 @@ class Detector(nn.Module):
     `forward` in eval mode: images (B, 3, H, W) in [0, 1] -> (B, N, 5 + C): x1, y1, x2, y2 in input pixels, objectness,
     class probabilities; order level, anchor, row, column. In train mode: the raw maps, as :meth:`raw`.
 
-    Attributes: `spec` (the network as data), `num_classes`, `form` ("training" or "deploy").
+    Attributes: `spec` (the network as data), `num_classes`, `form` ("training" or "deploy"), and `stride`, the largest
+    of any map: image sides are multiples of it.
     """
 
     def __init__(self, spec: Network, num_classes: int, *, anchors: Anchors | None = None):
@@ -65,11 +66,13 @@ class Detector(nn.Module):
         self.spec = spec
         self.num_classes = num_classes
         self.form: Form = "training"
+        maps = spec.maps()
+        self.stride = max(item.stride for item in maps.values())
         for_head = set(spec.head.reads())
         for_neck = {name for wire in spec.wires() if wire.stage in spec.neck for name in wire.inputs}
         self.backbone = Stages(spec, spec.backbone, for_neck | for_head)
         self.neck = Stages(spec, spec.neck, for_head)
-        self.head = spec.head.build(spec.maps(), spec.activation, num_classes, anchors)
+        self.head = spec.head.build(maps, spec.activation, num_classes, anchors)
 
     @property
     def _head(self) -> HeadModule:
@@ -84,11 +87,6 @@ class Detector(nn.Module):
     def strides(self) -> tuple[int, ...]:
         """Pixels per cell side of the lead levels, small to large."""
         return self._head.strides
-
-    @property
-    def stride(self) -> int:
-        """The largest stride of any map: image sides are multiples of it."""
-        return max(item.stride for item in self.spec.maps().values())
 
     @property
     def anchors(self) -> Tensor:

@@ -150,7 +150,7 @@ def fill_published(model: Detector, weights: PublishedWeights) -> ImportReport:
     Backbone, neck and the head's convolutions must be complete and of the right shapes; the detection layer may be of
     another class count, and then stays as it is. Raises :class:`ModelError`, and leaves `model` as it was, otherwise.
     """
-    plain = weights.form == "deploy"
+    classes, plain = weights.num_classes, weights.form == "deploy"
     keys = published_keys(model.spec, form="deploy" if plain else "training")
     detector = next(name for name in keys if name.endswith(".anchors")).removesuffix("anchors")
     _check_layout(weights, keys, detector, model.spec)
@@ -166,7 +166,7 @@ def fill_published(model: Detector, weights: PublishedWeights) -> ImportReport:
             continue  # below, once for both tables
         elif tensor.shape != ours[name].shape:
             reason = f"{tuple(tensor.shape)} does not fit {tuple(ours[name].shape)}"
-            if not published.startswith(detector) or weights.num_classes == model.num_classes:
+            if not published.startswith(detector) or classes == model.num_classes:
                 raise ModelError(f"{weights.path}: {published}: {reason}, so this is not a {model.variant}")
             left.append((published, reason))
         else:
@@ -185,8 +185,8 @@ def fill_published(model: Detector, weights: PublishedWeights) -> ImportReport:
         taken=tuple(taken),
         left=tuple(left),
         untouched=tuple(name for name in untouched if not name.endswith("num_batches_tracked")),
-        num_classes=weights.num_classes,
-        class_names=weights.class_names if len(weights.class_names) == weights.num_classes else (),
+        num_classes=classes,
+        class_names=weights.class_names if len(weights.class_names) == classes else (),
     )
 
 
