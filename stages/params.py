@@ -202,7 +202,8 @@ def _check(params: Params, file: Path) -> None:
 
     if not params.variants:
         raise ConfigError(f"{file}: variants: name at least one network")
-    known = list_variants()
+    # A network of the user's own is known by the entry that says where it is defined.
+    known = [*list_variants(), *(name for name, values in params.per_variant.items() if values.get("network"))]
     for name in params.variants:
         if name not in known:
             raise ConfigError(f"{file}: variants: unknown variant {name!r}{nearest(name, known)}")

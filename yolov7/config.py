@@ -137,6 +137,8 @@ class Train(Group):
 
     preset: str = "p5"
     """p5, p6, tiny, finetune or small."""
+    network: str = ""
+    """A network of your own, as MODULE:FUNCTION (docs/variants.md); empty: the variant's name says which."""
     epochs: int = Field(default=300, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=16, ge=1)

@@ -254,7 +254,10 @@ def test_a_network_of_ones_own_by_module_and_function(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     model = create_model("my_networks_for_test:half", 2).eval()
     assert model.variant == "half" and model.raw(torch.zeros(1, 3, 32, 32))[2].shape == (1, 3, 1, 1, 7)
+    # In the pipeline the name is the one in params.yaml, whatever the function calls it.
+    assert find_variant("mine", source="my_networks_for_test:half").name == "mine"
     for name, message in (
+        ("my_networks_for_test:", "MODULE:FUNCTION is expected"),
         ("my_networks_for_test:wrong", "must return a Network"),
         ("my_networks_for_test:absent", "has no 'absent'"),
         ("no_such_module_here:x", "cannot be imported"),

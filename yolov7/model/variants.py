@@ -275,23 +275,32 @@ def list_variants() -> list[str]:
     return list(VARIANTS)
 
 
-def find_variant(name: str) -> Network:
-    """The network of a name of `list_variants()`, or what `MODULE:FUNCTION` returns.
+def find_variant(name: str, *, source: str = "") -> Network:
+    """The network of a name of `list_variants()`; with `source`, what MODULE:FUNCTION returns, called `name`.
 
-    Raises :class:`ModelError` that names the nearest known variant, or says what is wrong with the function.
+    `name` itself may be MODULE:FUNCTION too; the network then keeps the name it gives itself. Raises
+    :class:`ModelError` that names the nearest known variant, or says what is wrong with the function.
     """
+    if source:
+        return replace(_defined_at(source), name=name)
     if name in VARIANTS:
         return VARIANTS[name]()
-    if ":" not in name:
-        raise ModelError(f"unknown variant {name!r}{nearest(name, list_variants())}")
-    module_name, _, function_name = name.partition(":")
+    if ":" in name:
+        return _defined_at(name)
+    raise ModelError(f"unknown variant {name!r}{nearest(name, list_variants())}")
+
+
+def _defined_at(source: str) -> Network:
+    module_name, _, function_name = source.partition(":")
+    if not module_name or not function_name:
+        raise ModelError(f"network {source!r}: MODULE:FUNCTION is expected, for example my_networks:small")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, ValueError) as error:
-        raise ModelError(f"variant {name!r}: module {module_name!r} cannot be imported: {error}") from None
+        raise ModelError(f"network {source!r}: module {module_name!r} cannot be imported: {error}") from None
     except AttributeError:
-        raise ModelError(f"variant {name!r}: module {module_name!r} has no {function_name!r}") from None
+        raise ModelError(f"network {source!r}: module {module_name!r} has no {function_name!r}") from None
     network = function() if callable(function) else function
     if not isinstance(network, Network):
-        raise ModelError(f"variant {name!r}: {function_name} must return a Network, got {type(network).__name__}")
+        raise ModelError(f"network {source!r}: {function_name} must return a Network, got {type(network).__name__}")
     return network

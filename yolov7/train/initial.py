@@ -12,6 +12,7 @@ from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.model import Detector, create_model, load_checkpoint
+from yolov7.model.variants import find_variant
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +24,12 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     `params.weights` is a checkpoint of this project or a published `.pt`, of which everything that fits is taken.
     """
     classes = len(index.class_names)
-    model = create_model(variant, classes, seed=params.seed)
+    network = find_variant(variant, source=params.network)
+    model = create_model(network, classes, seed=params.seed)
     if params.anchors != "keep":
         fitted = _fitted_anchors(model, params, index)
         if fitted is not None:
-            model = create_model(variant, classes, anchors=fitted, seed=params.seed)
+            model = create_model(network, classes, anchors=fitted, seed=params.seed)
     if params.weights:
         load_weights(model, Path(params.weights))
     return model
