@@ -1,1 +1,17 @@
-"""See the modules of this package."""
+"""Evaluation by the COCO tool."""
+
+from yolov7.evaluate.coco import METRICS, evaluate_detections, ground_truth, write_results
+from yolov7.evaluate.curves import PrecisionRecall, write_curves
+from yolov7.evaluate.run import Evaluation, coco_results, evaluate
+
+__all__ = [
+    "METRICS",
+    "Evaluation",
+    "PrecisionRecall",
+    "coco_results",
+    "evaluate",
+    "evaluate_detections",
+    "ground_truth",
+    "write_curves",
+    "write_results",
+]

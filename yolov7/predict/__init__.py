@@ -1,1 +1,7 @@
-"""See the modules of this package."""
+"""Prediction: load a detector from anything, run it on images, draw what it finds."""
+
+from yolov7.predict.load import load_detector
+from yolov7.predict.predictor import Predictor
+from yolov7.predict.runtimes import OnnxNmsRuntime, OnnxRuntime, TorchRuntime, open_onnx
+
+__all__ = ["OnnxNmsRuntime", "OnnxRuntime", "Predictor", "TorchRuntime", "load_detector", "open_onnx"]

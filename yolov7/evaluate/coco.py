@@ -1,0 +1,184 @@
+"""The COCO metric by its own tool: ground truth and results in memory, the 12 figures, AP per class, the curves.
+
+The figures are pycocotools' (reference: training sheet, section 9): the built-in metrics of detection code bases are
+known to differ from it by a point and more. Nothing here prints; pycocotools' own output is discarded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from yolov7.data.coco import CocoAnnotations
+from yolov7.data.index import Index
+from yolov7.errors import DataError
+from yolov7.evaluate.curves import PrecisionRecall, curves_from
+from yolov7.files import write_text
+
+Result = dict[str, Any]
+"""One detection: image_id, category_id, bbox [left, top, width, height] in pixels, score."""
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The COCO tool's twelve figures in its own order; s, m, l are areas up to 32², 96² and above, in pixels."""
+
+UNDEFINED = -1.0
+"""The COCO tool's value of a figure for which there is no ground truth."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the COCO tool says about a set of results."""
+
+    metrics: dict[str, float]
+    """The twelve figures of :data:`METRICS`; -1 where there is no ground truth to measure on."""
+    per_class: dict[str, float]
+    """AP by class name; -1 for a class without ground truth."""
+    curves: PrecisionRecall
+    """Precision at 101 recall points, by class and on average."""
+
+
+def ground_truth(source: Index | CocoAnnotations | Mapping[str, Any], images: Sequence[int] | None = None) -> COCO:
+    """COCO ground truth in memory, from an index, an annotation file that was read, or its plain dictionary.
+
+    `images` restricts an index to these positions (default: all). Annotations are numbered from 1 whatever their ids:
+    the COCO tool takes a match with annotation 0 for no match.
+    """
+    if isinstance(source, Index):
+        dataset = _from_index(source, range(len(source)) if images is None else images)
+    elif isinstance(source, CocoAnnotations):
+        dataset = _from_records(source.images, source.annotations, source.categories)
+    else:
+        dataset = _from_records(source["images"], source["annotations"], source["categories"])
+    return _coco(dataset)
+
+
+def evaluate_detections(
+    truth: COCO | Index | CocoAnnotations | Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> Scores:
+    """Score `results` (COCO result records) against the ground truth, over all of its images.
+
+    Raises :class:`DataError` where a result names an image or a category that the ground truth lacks (a sign of class
+    numbers that were mapped wrongly) or holds a value that is not finite. The records are not changed.
+    """
+    coco = truth if isinstance(truth, COCO) else ground_truth(truth)
+    with contextlib.redirect_stdout(io.StringIO()):
+        tool = COCOeval(coco, _coco_of_results(coco, results), iouType="bbox")
+        tool.evaluate()
+        tool.accumulate()
+        tool.summarize()
+    metrics = {name: float(value) for name, value in zip(METRICS, tool.stats, strict=True)}
+    categories = [(number, coco.cats[number]["name"]) for number in tool.params.catIds]
+    precision = tool.eval["precision"][:, :, :, 0, -1]  # (T IoU thresholds, R recalls, C): all areas, 100 detections
+    per_class = {name: _mean(precision[:, :, column]) for column, (_, name) in enumerate(categories)}
+    curves = curves_from(precision, tool.eval["scores"][:, :, :, 0, -1], [name for _, name in categories])
+    return Scores(metrics, per_class, curves)
+
+
+def write_results(path: str | os.PathLike[str], results: Iterable[Mapping[str, Any]]) -> None:
+    """Write COCO results as json, a record a line: boxes to 3 decimals, scores to 5 (training sheet, section 9)."""
+    lines = [
+        json.dumps({**record, "bbox": [round(side, 3) for side in record["bbox"]], "score": round(record["score"], 5)})
+        for record in results
+    ]
+    write_text(path, "[" + ",\n".join(lines) + "]\n")
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[values > UNDEFINED]
+    return float(defined.mean()) if defined.size else UNDEFINED
+
+
+def _coco(dataset: dict[str, Any]) -> COCO:
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _from_records(
+    images: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    records: list[dict[str, Any]] = []
+    for number, annotation in enumerate(annotations, start=1):
+        box = annotation["bbox"]
+        records.append(
+            {
+                "id": number,
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "bbox": list(box),
+                "area": annotation.get("area", box[2] * box[3]),
+                "iscrowd": int(annotation.get("iscrowd", 0)),
+            }
+        )
+    return {"images": [dict(i) for i in images], "annotations": records, "categories": [dict(c) for c in categories]}
+
+
+def _from_index(index: Index, images: Iterable[int]) -> dict[str, Any]:
+    pictures, records = [], []
+    for position in images:
+        height, width = index.size(position)
+        image_id = index.image_id(position)
+        pictures.append({"id": image_id, "height": height, "width": width})
+        columns = (index.coco_boxes(position), index.labels(position), index.areas(position), index.crowd(position))
+        for box, label, area, is_crowd in zip(*(column.tolist() for column in columns), strict=True):
+            records.append(
+                {
+                    "id": len(records) + 1,
+                    "image_id": image_id,
+                    "category_id": index.category_ids[label],
+                    "bbox": box,
+                    "area": area,
+                    "iscrowd": int(is_crowd),
+                }
+            )
+    categories = [
+        {"id": number, "name": name} for number, name in zip(index.category_ids, index.class_names, strict=True)
+    ]
+    return {"images": pictures, "annotations": records, "categories": categories}
+
+
+def _coco_of_results(truth: COCO, results: Sequence[Mapping[str, Any]]) -> COCO:
+    """The results as the COCO tool's second operand (its own loader prints, changes its input and fails on none)."""
+    records = []
+    for number, result in enumerate(results, start=1):
+        box, score = [float(side) for side in result["bbox"]], float(result["score"])
+        _check_result(truth, number, result, box, score)
+        records.append(
+            {
+                "id": number,
+                "image_id": result["image_id"],
+                "category_id": result["category_id"],
+                "bbox": box,
+                "score": score,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+        )
+    dataset = {"images": truth.dataset["images"], "categories": truth.dataset["categories"], "annotations": records}
+    return _coco(dataset)
+
+
+def _check_result(truth: COCO, number: int, result: Mapping[str, Any], box: list[float], score: float) -> None:
+    if result["image_id"] not in truth.imgs:
+        raise DataError(f"detection {number}: image {result['image_id']!r} is not in the ground truth")
+    if result["category_id"] not in truth.cats:
+        raise DataError(
+            f"detection {number}: category {result['category_id']!r} is not in the ground truth; "
+            "were class numbers written in place of category ids?"
+        )
+    if len(box) != 4 or not all(math.isfinite(value) for value in (*box, score)):
+        raise DataError(f"detection {number}: box {box} with score {score} is not four finite sides and a finite score")

@@ -1,0 +1,135 @@
+"""Evaluation of a detector on a data set: batches, decoded predictions, suppression, the COCO tool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from pycocotools.coco import COCO
+from torch import Tensor
+
+from yolov7.data.evaluation import EvalBatch, evaluation_batches
+from yolov7.data.index import Index
+from yolov7.errors import ModelError
+from yolov7.evaluate.coco import Result, Scores, evaluate_detections, ground_truth
+from yolov7.evaluate.curves import PrecisionRecall
+from yolov7.model.checkpoint import ModelMetadata
+from yolov7.nms import Detections, select
+
+Progress = Callable[[int, int], None]
+"""Called with images done and images in all."""
+
+
+class Decoder(Protocol):
+    """What is evaluated: a predictor, or a bare runtime."""
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the model is."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Image sides are multiples of this."""
+        ...
+
+    def decoded(self, batch: Tensor, /) -> Tensor:
+        """uint8 (B, 3, H, W) RGB -> float32 (B, N, 5 + C)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation."""
+
+    metrics: dict[str, float]
+    """The COCO tool's twelve figures (yolov7.evaluate.coco.METRICS); -1 where there is no ground truth."""
+    per_class: dict[str, float]
+    """AP by class name; -1 for a class without ground truth."""
+    results: list[Result]
+    """All detections as COCO result records, with the data set's category ids, unrounded."""
+    curves: PrecisionRecall
+    """Precision over recall."""
+
+
+def evaluate(
+    predictor: Decoder,
+    index: Index,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 16,
+    confidence: float = 0.001,
+    iou: float = 0.65,
+    max_detections: int = 300,
+    rectangular: bool = False,
+    workers: int = 0,
+    truth: COCO | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate on every image of `index` as the published figures were (training sheet, section 9).
+
+    Images are letterboxed to the square of `image_size` (default: what the model was trained at), or with `rectangular`
+    to the smallest shape of their batch. Every class of a box above `confidence` counts; per image `max_detections` are
+    kept, of which the COCO tool looks at 100; there is no time limit. `truth` saves building the ground truth again.
+    Raises :class:`ModelError` if the model's classes are not the data set's,
+    :class:`DataError` for an image that is unreadable or not of the annotated size.
+    """
+    check_classes(predictor.metadata, index)
+    results: list[Result] = []
+    done = 0
+    batches = evaluation_batches(
+        index,
+        image_size=predictor.metadata.image_size if image_size is None else image_size,
+        batch_size=batch_size,
+        stride=predictor.stride,
+        rectangular=rectangular,
+        workers=workers,
+    )
+    for batch in batches:
+        found = select(
+            predictor.decoded(batch.images),
+            confidence=confidence,
+            iou=iou,
+            max_detections=max_detections,
+            multi_label=len(index.class_names) > 1,
+        )
+        results += _results_of_batch(batch, found, index.category_ids)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(index))
+    scores: Scores = evaluate_detections(ground_truth(index) if truth is None else truth, results)
+    return Evaluation(scores.metrics, scores.per_class, results, scores.curves)
+
+
+def check_classes(metadata: ModelMetadata, index: Index) -> None:
+    """Raise :class:`ModelError` unless the model's classes are the data set's, in the same order."""
+    model, data = metadata.class_names, index.class_names
+    if len(model) != len(data):
+        raise ModelError(f"{metadata.variant}: {len(model)} classes, but the data set {index.folder} has {len(data)}")
+    for number, (ours, theirs) in enumerate(zip(model, data, strict=True)):
+        if ours != theirs:
+            raise ModelError(
+                f"{metadata.variant}: class {number} is {ours!r}, but {theirs!r} in the data set {index.folder}"
+            )
+
+
+def coco_results(
+    image_id: int, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, category_ids: Sequence[int]
+) -> list[Result]:
+    """COCO result records of one image from xyxy boxes (n, 4) in pixels, scores (n,), class numbers (n,). Unrounded."""
+    corners = boxes.astype(np.float64)
+    sides = np.concatenate((corners[:, :2], corners[:, 2:] - corners[:, :2]), axis=1).tolist()
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(sides, scores.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def _results_of_batch(batch: EvalBatch, found: Sequence[Detections], category_ids: Sequence[int]) -> list[Result]:
+    results: list[Result] = []
+    for position, (image_id, detections) in enumerate(zip(batch.image_ids, found, strict=True)):
+        boxes, scores, labels = detections.to_numpy()
+        results += coco_results(image_id, batch.to_original(position, boxes), scores, labels, category_ids)
+    return results

@@ -1,0 +1,177 @@
+"""ONNX files that describe themselves: decoded output, or detections with the non-maximum suppression inside.
+
+Input of both: `images`, float32 (B, 3, H, W), RGB in [0, 1], sides multiples of the network's stride. What comes out
+stands in the file's metadata_props as JSON, under `yolov7` what the model is (ModelMetadata) and under
+`yolov7.contract` what goes in and comes out, so a lone file can be run and checked.
+
+The network goes through PyTorch's exporter; the suppression is appended to its graph as a few standard operators, so
+the second file holds the very network of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from yolov7.augment.letterbox import FILL
+from yolov7.errors import ConfigError, ModelError
+from yolov7.export.suppression import append_suppression
+from yolov7.export.trace import trace_dynamic, trace_fixed
+from yolov7.files import write_atomic
+from yolov7.model.checkpoint import ModelMetadata
+from yolov7.model.detector import Detector
+from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY
+
+COLUMNS = ("x1", "y1", "x2", "y2", "objectness")
+"""First columns of the decoded output; the class probabilities follow."""
+ROW = ("image", "x1", "y1", "x2", "y2", "score", "class")
+"""Columns of the output with suppression."""
+MIN_OPSET = 18
+
+
+def export_onnx(
+    model: Detector,
+    path: str | os.PathLike[str],
+    *,
+    metadata: ModelMetadata,
+    image_size: int | tuple[int, int] | None = None,
+    opset: int = MIN_OPSET,
+    dynamic: bool = True,
+) -> onnx.ModelProto:
+    """Write `model` with decoded output `detections`, float32 (B, N, 5 + C), and return the graph.
+
+    A training form is re-parameterised first. `dynamic` leaves batch size and sides open; otherwise they are fixed to
+    one image of `image_size` (a side or (height, width); default: the metadata's). Columns are x1, y1, x2, y2 in input
+    pixels, objectness, class probabilities; with one class the score is the objectness alone.
+    Raises :class:`ConfigError` for a size that does not fit the network's stride or an unknown operator set,
+    :class:`ModelError` if `metadata` speaks of another model.
+    """
+    if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise ConfigError(f"opset {opset}: {MIN_OPSET} to {onnx.defs.onnx_opset_version()} can be written")
+    if (metadata.variant, metadata.num_classes) != (model.variant, model.num_classes):
+        raise ModelError(f"the metadata is of {metadata.variant}, the model is a {model.variant}")
+    height, width = _sides(metadata.image_size if image_size is None else image_size, model.stride)
+    deploy = (model if model.form == "deploy" else model.reparameterize()).to("cpu").eval()
+    graph = trace_dynamic(deploy, opset) if dynamic else trace_fixed(deploy, height, width, opset)
+    said = replace(metadata, form="deploy")
+    if not dynamic and height == width:
+        said = replace(said, image_size=height)
+    contract = _contract(model, (height, width), dynamic)
+    _write(path, graph, said, contract)
+    return graph
+
+
+def export_onnx_nms(
+    decoded: onnx.ModelProto | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    confidence: float,
+    iou: float,
+    max_detections: int,
+) -> onnx.ModelProto:
+    """Append the non-maximum suppression to a graph of :func:`export_onnx`, write it, and return it.
+
+    Output `detections`, float32 (rows, 7): image index, x1, y1, x2, y2 (input pixels), score, class number; image by
+    image, by falling score, at most `max_detections` an image, none where nothing exceeds `confidence`. Each box is
+    reported with its best class only (score = objectness x class; with one class the objectness), and suppresses boxes
+    of its own class whose IoU with it exceeds `iou`.
+    """
+    if not 0.0 <= confidence <= 1.0 or not 0.0 < iou <= 1.0 or max_detections < 1:
+        raise ConfigError(f"confidence {confidence}, iou {iou}, max_detections {max_detections}: out of range")
+    graph = onnx.ModelProto()
+    graph.CopyFrom(decoded if isinstance(decoded, onnx.ModelProto) else onnx.load(os.fspath(decoded)))
+    metadata, contract = _described(graph)
+    if contract["output"]["kind"] != "decoded":
+        raise ModelError(f"a graph with decoded output is needed, this one has {contract['output']['kind']!r}")
+    merged = append_suppression(
+        graph, classes=metadata.num_classes, confidence=confidence, iou=iou, max_detections=max_detections
+    )
+    contract["output"] = {
+        "kind": "nms",
+        "name": "detections",
+        "type": "float32",
+        "shape": ["rows", len(ROW)],
+        "columns": list(ROW),
+        "order": "image, then falling score",
+        "boxes": "pixels of the input",
+        "classes": "best class of a box only; suppression within a class",
+        "confidence": confidence,
+        "iou": iou,
+        "max_detections": max_detections,
+    }
+    thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
+    _write(path, merged, replace(metadata, extra={**metadata.extra, "thresholds": thresholds}), contract)
+    return merged
+
+
+def contract_of(graph: onnx.ModelProto) -> dict[str, Any]:
+    """What goes into a graph of this project and what comes out, as it stands in its metadata."""
+    return _described(graph)[1]
+
+
+def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[str, Any]:
+    columns = 5 + model.num_classes
+    shape = ["batch", 3, "height", "width"] if dynamic else [1, 3, *sides]
+    predictions: str | int = "predictions"
+    if not dynamic:
+        per_cell = model.anchors.shape[1]
+        predictions = sum(per_cell * (sides[0] // stride) * (sides[1] // stride) for stride in model.strides)
+    return {
+        "input": {
+            "name": "images",
+            "type": "float32",
+            "shape": shape,
+            "layout": "NCHW",
+            "color": "RGB",
+            "range": [0.0, 1.0],
+            "stride": model.stride,
+            "letterbox": {"fill": FILL, "place": "centre", "shrink": "area", "enlarge": "bilinear"},
+        },
+        "output": {
+            "kind": "decoded",
+            "name": "detections",
+            "type": "float32",
+            "shape": [shape[0], predictions, columns],
+            "columns": [*COLUMNS, f"{model.num_classes} class probabilities"],
+            "order": "level (small stride first), anchor, row, column",
+            "boxes": "pixels of the input",
+            "score": "objectness" if model.num_classes == 1 else "objectness x class probability",
+        },
+    }
+
+
+def _described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
+    said = {entry.key: entry.value for entry in graph.metadata_props}
+    if METADATA_KEY not in said or CONTRACT_KEY not in said:
+        raise ModelError("an ONNX graph of this project is expected, with its metadata")
+    contract: dict[str, Any] = json.loads(said[CONTRACT_KEY])
+    return ModelMetadata.from_json(said[METADATA_KEY]), contract
+
+
+def _write(
+    path: str | os.PathLike[str], graph: onnx.ModelProto, metadata: ModelMetadata, contract: dict[str, Any]
+) -> None:
+    """Attach the description, check the graph, write the file in one step; the same model gives the same bytes."""
+    described = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: json.dumps(contract, sort_keys=True)}
+    onnx.helper.set_model_props(graph, described)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{Path(path)}: the exported graph is not valid ONNX: {error}") from None
+    content = graph.SerializeToString(deterministic=True)
+    write_atomic(path, lambda file: file.write(content))
+
+
+def _sides(image_size: int | tuple[int, int], stride: int) -> tuple[int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    for side in (height, width):
+        if side < stride or side % stride:
+            raise ConfigError(
+                f"image size {height} x {width}: sides must be multiples of the network's stride {stride}"
+            )
+    return height, width

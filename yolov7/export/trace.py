@@ -1,0 +1,208 @@
+"""A detector's graph through PyTorch's exporter.
+
+Open sides make the exporter slow: it carries every height and width along as a formula. The body of a network does not
+know its sides (convolutions, concatenations, resizing by a factor), so it is traced at fixed sides, and only the head,
+which decodes by cell position, with open ones. The result is run at other sides than those it was traced at before it
+is given out, and must agree with PyTorch there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import compose
+from torch import Tensor, nn
+
+from yolov7.errors import ModelError
+from yolov7.model.detector import Detector
+from yolov7.model.spec import HeadModule
+
+PRODUCER = "yolov7-pipeline"
+
+# Differences of float32; a graph that took a side for a constant is off by whole cells.
+_BOX_TOLERANCE = 0.02
+_PROBABILITY_TOLERANCE = 1e-4
+
+
+class _Body(nn.Module):
+    """Backbone and neck: images -> the maps the head reads."""
+
+    def __init__(self, model: Detector):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.model.features(images).values())
+
+
+class _Head(nn.Module):
+    """The maps -> decoded predictions."""
+
+    def __init__(self, model: Detector, names: tuple[str, ...]):
+        super().__init__()
+        self.head = model.head
+        self.names = names
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        head = cast(HeadModule, self.head)
+        return head.decode(head.leads(dict(zip(self.names, maps, strict=True))))
+
+
+def trace_fixed(model: Detector, height: int, width: int, opset: int) -> onnx.ModelProto:
+    """The graph for one image of `height` x `width`: every constant that follows from the sides is computed now."""
+    return _lean(_export(model, (torch.zeros(1, 3, height, width),), opset, ["images"], ["detections"]))
+
+
+def trace_dynamic(model: Detector, opset: int) -> onnx.ModelProto:
+    """The graph for any batch size and any sides that are multiples of the stride.
+
+    Raises :class:`ModelError` for a network whose body does depend on its sides.
+    """
+    # Three different numbers, so that no two are taken for the same.
+    example = torch.zeros(2, 3, 3 * model.stride, 4 * model.stride)
+    with torch.no_grad():
+        maps = model.features(example)
+    body = _export(_Body(model), (example,), opset, ["images"], [f"map_{name}" for name in maps])
+    head = _traced_head(model, maps, opset)
+    io_map = [(f"map_{name}", f"head/map_{name}") for name in maps]
+    used = {node_input for node in head.graph.node for node_input in node.input}
+    graph = compose.merge_models(
+        body,
+        compose.add_prefix(head, "head/"),
+        io_map=[pair for name, pair in zip(maps, io_map, strict=True) if f"map_{name}" in used],
+        outputs=["head/detections"],
+    )
+    graph = _lean(_reachable(graph, "head/detections"))
+    rename_value(graph, "head/detections", "detections")
+    _name_dimensions(graph)
+    _check_other_sides(model, graph)
+    return graph
+
+
+def rename_value(graph: onnx.ModelProto, old: str, new: str) -> None:
+    """Rename a value wherever it is made, used or put out."""
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                if name == old:
+                    names[i] = new
+    for output in graph.graph.output:
+        if output.name == old:
+            output.name = new
+
+
+def _traced_head(model: Detector, maps: Mapping[str, Tensor], opset: int) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch", min=1)
+    open_sides = tuple(
+        {0: batch, 2: torch.export.Dim(f"height_{i}", min=1), 3: torch.export.Dim(f"width_{i}", min=1)}
+        for i in range(len(maps))
+    )
+    names = [f"map_{name}" for name in maps]
+    head = _Head(model, tuple(maps))
+    return _export(head, tuple(maps.values()), opset, names, ["detections"], dynamic_shapes=(open_sides,))
+
+
+def _export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    opset: int,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_shapes: Any = None,
+) -> onnx.ModelProto:
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes=dynamic_shapes,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+    assert program is not None
+    graph: onnx.ModelProto = program.model_proto
+    return graph
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns and logs about packages that are not installed and about its own deprecations."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _reachable(graph: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """Drop the nodes and constants that `output` does not need (maps only an auxiliary head reads, say)."""
+    wanted, kept = {output}, []
+    for node in reversed(graph.graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    constants = [constant for constant in graph.graph.initializer if constant.name in wanted]
+    del graph.graph.node[:], graph.graph.initializer[:]
+    graph.graph.node.extend(reversed(kept))
+    graph.graph.initializer.extend(constants)
+    return graph
+
+
+def _lean(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop what the exporter tells about itself: source lines and paths of the exporting machine, inferred shapes."""
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del graph.graph.metadata_props[:], graph.graph.value_info[:], graph.metadata_props[:]
+    graph.graph.doc_string = graph.doc_string = ""
+    graph.graph.name = "detector"
+    graph.producer_name, graph.producer_version = PRODUCER, ""
+    return graph
+
+
+def _name_dimensions(graph: onnx.ModelProto) -> None:
+    """Open batch, height and width at the input, and readable names in place of the exporter's formulas."""
+    inputs = graph.graph.input[0].type.tensor_type.shape.dim
+    outputs = graph.graph.output[0].type.tensor_type.shape.dim
+    for dimension, name in ((inputs[0], "batch"), (inputs[2], "height"), (inputs[3], "width"), (outputs[0], "batch")):
+        dimension.dim_param = name
+    outputs[1].dim_param = "predictions"
+
+
+def _check_other_sides(model: Detector, graph: onnx.ModelProto) -> None:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for batch, rows, columns in ((1, 5, 2), (3, 1, 1)):
+        side = model.stride
+        images = np.random.default_rng(0).random((batch, 3, rows * side, columns * side), dtype=np.float32)
+        with torch.no_grad():
+            expected = model(torch.from_numpy(images)).numpy()
+        found = session.run(["detections"], {"images": images})[0]
+        if found.shape != expected.shape or not (
+            np.allclose(found[..., :4], expected[..., :4], rtol=1e-4, atol=_BOX_TOLERANCE)
+            and np.allclose(found[..., 4:], expected[..., 4:], rtol=0, atol=_PROBABILITY_TOLERANCE)
+        ):
+            raise ModelError(
+                f"{model.variant}: its graph does not follow the image's sides, a block depends on them; "
+                "export with dynamic=False"
+            )

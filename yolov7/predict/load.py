@@ -1,0 +1,159 @@
+"""`load_detector`: from whatever names a model to a predictor.
+
+A URI such as `models:/NAME@ALIAS` belongs to a registry that this library does not know. Packages that do know one
+offer a resolver under the entry point group `yolov7.resolvers`, named after the URI's scheme: a function from the URI
+to a local path. The pipeline of this project brings one for MLflow's `models:`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from yolov7.device import choose_device
+from yolov7.errors import ModelError
+from yolov7.files import sha256_file
+from yolov7.model.checkpoint import load_checkpoint
+from yolov7.predict.predictor import Predictor
+from yolov7.predict.runtimes import DetectingRuntime, Runtime, TorchRuntime, open_onnx
+
+Resolver = Callable[[str], Path]
+RuntimeName = Literal["onnx", "torch"]
+
+RESOLVERS = "yolov7.resolvers"
+"""Entry point group of the functions that turn a URI into a local path."""
+DESCRIPTION = "model.json"
+"""What makes a folder an export folder: says what it holds, with the sha256 of every file."""
+
+_URI = re.compile(r"^([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # two letters at least: `C:/` is a path
+_FILE_OF: dict[RuntimeName, str] = {"onnx": "model.onnx", "torch": "model.safetensors"}
+
+
+def load_detector(
+    path: str | os.PathLike[str],
+    *,
+    resolve: Resolver | None = None,
+    runtime: RuntimeName | None = None,
+    confidence: float | None = None,
+    iou: float | None = None,
+    max_detections: int | None = None,
+    image_size: int | None = None,
+    rectangular: bool = False,
+    batch_size: int = 8,
+    device: str = "cpu",
+    threads: int = 0,
+) -> Predictor:
+    """Load a detector from a file, an export folder, or a URI such as `models:/yolov7-tiny@champion`.
+
+    `path`: a `.safetensors` checkpoint of either form (a training form is re-parameterised), an `.onnx` file this
+    project exported, or an export folder, whose files are checked against the sha256 in its model.json. `runtime`
+    chooses among the files of a folder (default: ONNX, the file that is evaluated). `resolve` turns a URI into a local
+    path (default: the installed resolver of its scheme). Thresholds default to those the model was exported with;
+    `threads` is ONNX Runtime's, 0 lets it choose. The other parameters are :class:`Predictor`'s.
+
+    Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver.
+    """
+    opened = open_runtime(path, resolve=resolve, runtime=runtime, device=device, threads=threads)
+    return Predictor(
+        opened,
+        confidence=confidence,
+        iou=iou,
+        max_detections=max_detections,
+        image_size=image_size,
+        rectangular=rectangular,
+        batch_size=batch_size,
+    )
+
+
+def open_runtime(
+    path: str | os.PathLike[str],
+    *,
+    resolve: Resolver | None = None,
+    runtime: RuntimeName | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+) -> Runtime | DetectingRuntime:
+    """The runtime behind :func:`load_detector`."""
+    file = _locate(os.fspath(path), resolve)
+    if file.is_dir():
+        file = _file_of_folder(file, runtime)
+    if not file.is_file():
+        raise ModelError(f"{file}: no such model; give a .safetensors or .onnx file, an export folder, or models:/NAME")
+    kind = file.suffix.lower()
+    if kind not in (".onnx", ".safetensors"):
+        raise ModelError(
+            f"{file}: a .safetensors or .onnx file is expected; `yolov7 import-weights` reads published .pt files"
+        )
+    if runtime is not None and kind != Path(_FILE_OF[runtime]).suffix:
+        raise ModelError(f"{file}: runtime {runtime!r} needs a {Path(_FILE_OF[runtime]).suffix} file")
+    if kind == ".onnx":
+        return open_onnx(file, threads=threads, device=device)
+    model, metadata = load_checkpoint(file)
+    deploy = model if model.form == "deploy" else model.reparameterize()
+    return TorchRuntime(deploy.to(choose_device(device)), metadata)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The model.json of an export folder. Raises :class:`ModelError` where it is missing or damaged."""
+    file = folder / DESCRIPTION
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: not an export folder, it has no {DESCRIPTION}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ModelError(f"{file}: a list of the folder's files is expected under `files`")
+    return content
+
+
+def check_files(folder: Path, description: dict[str, Any], names: tuple[str, ...] | None = None) -> None:
+    """Compare files (`names`: only these) with the sha256 in the description; :class:`ModelError` if one changed."""
+    for name, said in description["files"].items():
+        if names is not None and name not in names:
+            continue
+        file = folder / name
+        # A description that came with a download must not lead anywhere else.
+        if Path(name).name != name or not isinstance(said, dict) or "sha256" not in said:
+            raise ModelError(f"{folder / DESCRIPTION}: the entry {name!r} under `files` is not a file with its sha256")
+        if not file.is_file():
+            raise ModelError(f"{file}: missing, but listed in {DESCRIPTION}; fetch or export the folder again")
+        if sha256_file(file) != said["sha256"]:
+            raise ModelError(f"{file}: its bytes are not those {DESCRIPTION} lists (sha256); fetch or export it again")
+
+
+def _locate(text: str, resolve: Resolver | None) -> Path:
+    uri = _URI.match(text)
+    if uri is None or Path(text).exists():
+        return Path(text)
+    if resolve is None:
+        resolve = _installed_resolver(uri.group(1).lower(), text)
+    return Path(resolve(text))
+
+
+def _installed_resolver(scheme: str, uri: str) -> Resolver:
+    for entry in entry_points(group=RESOLVERS, name=scheme):
+        try:
+            found: Resolver = entry.load()
+        except ImportError as error:
+            raise ModelError(
+                f"{uri}: {scheme}: needs what is not installed ({error}); `pip install yolov7-pipeline[pipeline]`"
+            ) from None
+        return found
+    raise ModelError(
+        f"{uri}: nothing installed resolves {scheme}:/ addresses; `pip install yolov7-pipeline[pipeline]` for models:/"
+    )
+
+
+def _file_of_folder(folder: Path, runtime: RuntimeName | None) -> Path:
+    description = read_description(folder)
+    name = _FILE_OF[runtime or "onnx"]
+    if name not in description["files"]:
+        raise ModelError(f"{folder}: {DESCRIPTION} lists no {name}")
+    check_files(folder, description, (name,))
+    return folder / name
