@@ -9,6 +9,7 @@ has died and its children belong to nobody.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,7 @@ from stages.command import EXIT_ERROR, environment
 from yolov7.errors import YoloError
 
 LOGS = Path(".local/logs")
+LOCK = Path(".state/run.lock")
 _MARK = "YOLOV7_PIPELINE_CHILD"
 _GRACE_SECONDS = 20.0
 """Between the request to stop, upon which a training saves its state, and the kill."""
@@ -43,6 +45,23 @@ _HINTS = re.compile(
 _DVC_WORDS = re.compile(r"(Running stage '|Stage '|'.*' didn't change|> |ERROR: failed to reproduce)")
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+@contextlib.contextmanager
+def only_run(root: Path, log: Log) -> Iterator[None]:
+    """Let one run at a time work in a project folder; a second one waits, and says so.
+
+    The lock is the system's: it is free again the moment its holder dies, however that happens.
+    """
+    path = root / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another run works in %s; this one waits for its end", root)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 class Outcome(StrEnum):

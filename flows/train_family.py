@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
@@ -23,7 +24,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from flows.pipeline import Pipeline, StageError, StageResult
+from flows.pipeline import Pipeline, StageError, StageResult, only_run
 from flows.promote import Decision, describe, judge, measured_now
 from flows.report import FamilyReport, VariantReport, markdown
 from stages import params as params_module
@@ -135,7 +136,8 @@ def train_family(variants: list[str] | None = None, promote_challengers: bool = 
     chosen = _choose(params, variants)
     started = time.monotonic()
     report = FamilyReport(variants=[VariantReport(variant) for variant in chosen])
-    with Pipeline(timeout_seconds=params.flow.stage_timeout_hours * 3600) as pipeline:
+    root = Path.cwd()
+    with only_run(root, get_run_logger()), Pipeline(root, timeout_seconds=_timeout(params)) as pipeline:
         if _prepare_data(pipeline, params, report):
             _train_variants(pipeline, params, report)
             if params.flow.push:
@@ -143,13 +145,17 @@ def train_family(variants: list[str] | None = None, promote_challengers: bool = 
             if promote_challengers:
                 _promote(pipeline, params, report)
         for variant in report.variants:
-            variant.read_results(pipeline.root)
+            variant.read_results(root)
     report.seconds = time.monotonic() - started
     create_markdown_artifact(markdown(report), key="train-family", description=report.summary)
     get_run_logger().info("%s", report.summary)
     if report.failures:
         raise FamilyError(report)
     return report
+
+
+def _timeout(params: Params) -> float:
+    return params.flow.stage_timeout_hours * 3600
 
 
 def _choose(params: Params, variants: list[str] | None) -> list[str]:
@@ -173,7 +179,7 @@ def _retried(one: Any, params: Params) -> Any:
 def _prepare_data(pipeline: Pipeline, params: Params, report: FamilyReport) -> bool:
     for stage in ("ingest", "validate"):
         state = _retried(run_stage, params)(pipeline, stage, return_state=True)
-        result = state.result(raise_on_failure=False)
+        result = _result(state)
         if not isinstance(result, StageResult):
             report.errors.append(_words(result, stage))
             return False
@@ -201,7 +207,7 @@ def _train_variants(pipeline: Pipeline, params: Params, report: FamilyReport) ->
     for variant, chain in zip(report.variants, chains, strict=True):
         for stage, future in zip(VARIANT_STAGES, chain, strict=True):
             future.wait()
-            result = future.result(raise_on_failure=False)
+            result = _result(future.state)
             if isinstance(result, StageResult):
                 variant.stages.append(result)
             elif variant.error is None:  # the later ones of the chain were not run, for this reason
@@ -212,7 +218,7 @@ def _push(pipeline: Pipeline, params: Params, report: FamilyReport) -> None:
     state = _retried(push_results, params)(pipeline, return_state=True)
     report.pushed = state.is_completed()
     if not report.pushed:
-        report.errors.append(_words(state.result(raise_on_failure=False), "push"))
+        report.errors.append(_words(_result(state), "push"))
 
 
 def _promote(pipeline: Pipeline, params: Params, report: FamilyReport) -> None:
@@ -220,11 +226,18 @@ def _promote(pipeline: Pipeline, params: Params, report: FamilyReport) -> None:
         if variant.error is not None:
             continue
         state = _retried(promote, params)(pipeline, params, variant.variant, return_state=True)
-        result = state.result(raise_on_failure=False)
+        result = _result(state)
         if isinstance(result, Decision):
             variant.decision = result
         else:
             variant.error = _words(result, f"promote@{variant.variant}")
+
+
+def _result(state: State[Any]) -> Any:
+    """What a task returned, the exception it ended with, or why it never ran."""
+    if state.is_completed() or state.is_failed() or state.is_crashed():
+        return state.result(raise_on_failure=False)
+    return state.message or state.name
 
 
 def _words(error: Any, name: str) -> str:

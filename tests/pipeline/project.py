@@ -34,12 +34,10 @@ path.write_text(json.dumps({"made by": name, "from": [pathlib.Path(i).read_text(
 """
 
 
-def make_project(folder: Path, *, variants: tuple[str, ...] = VARIANTS, flow: dict[str, object] | None = None) -> Path:
+def make_project(folder: Path) -> Path:
     """Write params.yaml, dvc.yaml and the script, and make the folder a git and DVC repository."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"retries": 0, "retry_seconds": 0, "push": False, **(flow or {})}
-    values = {"variants": list(variants), "per_variant": {name: {} for name in variants}, "flow": settings}
-    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+    configure(folder)
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": _stages()}, sort_keys=False))
     (folder / "stage.py").write_text(SCRIPT)
     (folder / "source.txt").write_text("1")
@@ -47,6 +45,18 @@ def make_project(folder: Path, *, variants: tuple[str, ...] = VARIANTS, flow: di
     for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "init", "--quiet"]):
         subprocess.run(command, cwd=folder, check=True, env=environment(), timeout=60)
     return folder
+
+
+def configure(folder: Path, variants: tuple[str, ...] = VARIANTS, **flow: object) -> None:
+    """Write params.yaml; `flow` are keys of its group of that name."""
+    settings = {"retries": 0, "retry_seconds": 0, "push": False, **flow}
+    values = {"variants": list(variants), "per_variant": {name: {} for name in variants}, "flow": settings}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values))
+
+
+def make_trouble(folder: Path, stage: str, text: str) -> None:
+    """`always N`: the stage fails with exit code N; `once N`: only the next time; `sleep 0`: it hangs."""
+    (folder / "trouble" / stage).write_text(text)
 
 
 def _stages() -> dict[str, object]:

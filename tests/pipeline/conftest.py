@@ -1,0 +1,65 @@
+"""Real servers on loopback, each with its state in a temporary folder, and a small DVC project."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.project import make_project
+from tests.pipeline.servers import PrefectServer, answers, free_port, loopback_environment, running, wait_for
+
+# Prefect reads its settings when it is imported, and its background threads look at no others.
+PREFECT_PORT = free_port()
+os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PREFECT_PORT}/api"
+os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+os.environ["PREFECT_HOME"] = str(Path(tempfile.gettempdir()) / f"prefect-of-test-{os.getpid()}")
+
+
+@pytest.fixture(scope="session")
+def project_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("template") / "project")
+
+
+@pytest.fixture
+def project(project_template: Path, tmp_path: Path) -> Path:
+    """A copy of the small project with both variants."""
+    return Path(shutil.copytree(project_template, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server with a SQLite file. Flows called in this process report to it."""
+    home = tmp_path_factory.mktemp("prefect")
+    server = loopback_environment(
+        PREFECT_HOME=str(home),
+        PREFECT_SERVER_UI_ENABLED="false",
+        PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5",
+    )
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PREFECT_PORT)]
+    url, log = os.environ["PREFECT_API_URL"], home / "server.log"
+    with running(command, log, env=server, cwd=home):
+        wait_for("Prefect server", answers(f"{url}/health"), 120, log)
+        yield PrefectServer(url, home)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server with a SQLite file behind it, which also passes the artifacts on."""
+    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    database, env = f"sqlite:///{folder}/mlflow.db", loopback_environment()
+    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", database]
+    subprocess.run(upgrade, check=True, capture_output=True, env=env, cwd=folder, timeout=120)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    url, log = f"http://127.0.0.1:{port}", folder / "server.log"
+    with running(command, log, env=env, cwd=folder):
+        wait_for("MLflow server", answers(f"{url}/health"), 120, log)
+        yield url

@@ -1,0 +1,81 @@
+"""Starting real servers on loopback, and waiting for what they do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from stages.command import environment
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(what: str, condition: Callable[[], object], seconds: float, log: Path | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            tail = log.read_text(errors="replace")[-4000:] if log else ""
+            raise AssertionError(f"{what}: not within {seconds} s\n{tail}")
+        time.sleep(0.25)
+
+
+def answers(url: str) -> Callable[[], bool]:
+    def ask() -> bool:
+        try:
+            return httpx.get(url, timeout=5, trust_env=False).is_success
+        except httpx.HTTPError:
+            return False
+
+    return ask
+
+
+@contextmanager
+def running(command: list[str], log: Path, *, env: dict[str, str], cwd: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process for the length of a block; afterwards it and its descendants are gone."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=env, cwd=cwd
+        )
+        try:
+            yield process
+        finally:
+            try:
+                family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            except psutil.NoSuchProcess:
+                family = []
+            for one in family:
+                try:
+                    one.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            process.wait(30)
+
+
+def loopback_environment(**values: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    return environment({**kept, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", **values})
+
+
+class PrefectServer:
+    def __init__(self, url: str, home: Path):
+        self.url, self.home = url, home
+        self.client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self.environment = loopback_environment(PREFECT_API_URL=url, PREFECT_HOME=str(home))
+
+    def ask(self, path: str, body: dict[str, object]) -> list[dict[str, Any]]:
+        answer = self.client.post(path, json=body)
+        answer.raise_for_status()
+        return answer.json()

@@ -1,0 +1,99 @@
+"""The flow train-family in this process, against a real Prefect server and real DVC."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.pipeline import LOGS, Outcome
+from flows.train_family import FamilyError, Slots, train_family
+from tests.pipeline.project import configure, make_trouble
+from tests.pipeline.servers import PrefectServer
+from yolov7.errors import ConfigError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def here(project: Path, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+def page(server: PrefectServer) -> str:
+    """The newest summary on the server."""
+    wanted = {"artifacts": {"key": {"any_": ["train-family"]}}, "sort": "CREATED_DESC", "limit": 1}
+    return server.ask("/artifacts/filter", wanted)[0]["data"]
+
+
+def test_runs_everything_once_and_then_nothing(here: Path, prefect_server: PrefectServer) -> None:
+    configure(here, ("yolov7-tiny",))
+    first = train_family(promote_challengers=False)
+    assert [result.stage for result in first.data] == ["ingest", "validate"]
+    assert {result.outcome for result in first.stages} == {Outcome.RAN} and len(first.stages) == 6
+    assert (here / "models/yolov7-tiny/registered.json").is_file()
+    assert "6 of 6 stages ran" in page(prefect_server)
+    second = train_family(promote_challengers=False)
+    assert {result.outcome for result in second.stages} == {Outcome.UNCHANGED} and len(second.stages) == 6
+    assert "Nothing was recomputed: all 6 stages are up to date." in page(prefect_server)
+
+
+def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: PrefectServer) -> None:
+    configure(here, retries=1)
+    make_trouble(here, "train@yolov7-tiny", "always 2")
+    make_trouble(here, "export@yolov7", "once 75")
+    with pytest.raises(FamilyError) as caught:
+        train_family(promote_challengers=False)
+    report = caught.value.report
+    tiny, large = report.variants
+    assert tiny.error is not None and "stage train of variant yolov7-tiny failed with exit code 2" in tiny.error
+    assert "is on fire" in tiny.error and f"{LOGS}/train@yolov7-tiny.log" in tiny.error
+    assert tiny.stages == [] and not (here / "models/yolov7-tiny/export").exists(), "nothing behind it was started"
+    assert large.error is None and len(large.stages) == 4, "one failure that may pass was tried again"
+    assert "## Failures" in page(prefect_server)
+    wanted = {
+        "task_runs": {"name": {"any_": ["train@yolov7-tiny", "export@yolov7"]}},
+        "sort": "EXPECTED_START_TIME_DESC",
+    }
+    counts: dict[str, int] = {}
+    for run in prefect_server.ask("/task_runs/filter", wanted)[:2]:
+        counts[run["name"]] = run["run_count"]
+    assert counts == {"train@yolov7-tiny": 1, "export@yolov7": 2}, "a lasting mistake is not retried"
+
+
+def test_bad_data_stops_everything(here: Path) -> None:
+    make_trouble(here, "validate", "always 2")
+    with pytest.raises(FamilyError, match="stage validate failed with exit code 2: the disk of validate is on fire"):
+        train_family(promote_challengers=False)
+    assert (here / "data/ingested.json").is_file() and not (here / "models").exists()
+
+
+def test_unknown_variant_is_refused_by_name(here: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'yolov7-tinny' is not in params.yaml.*did you mean 'yolov7-tiny'"):
+        train_family(variants=["yolov7-tinny"])
+    assert not (here / "data").exists()
+
+
+def test_slots_bound_what_runs_at_the_same_time() -> None:
+    slots, now, most = Slots(2), 0, 0
+    guard = threading.Lock()
+
+    def work() -> None:
+        nonlocal now, most
+        with slots.one():
+            with guard:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.1)
+            with guard:
+                now -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 2
