@@ -15,13 +15,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov7.augment.sample import Polygons
 from yolov7.data.coco import CocoAnnotations
 from yolov7.data.index_arrays import ARRAYS, arrays_of, classes_of
 from yolov7.errors import DataError
@@ -30,15 +30,6 @@ from yolov7.files import write_json
 FORMAT = 1
 """Version of the folder's layout; another one is refused with the advice to build the index again."""
 DESCRIPTION = "index.json"
-
-
-@dataclass(frozen=True)
-class RaggedPolygons:
-    """Polygons of the boxes of one image: points (P, 2) xy pixels, `counts` (Q,) points each, `owners` (Q,) box."""
-
-    points: NDArray[np.float32]
-    counts: NDArray[np.int64]
-    owners: NDArray[np.int64]
 
 
 class Index:
@@ -154,20 +145,17 @@ class Index:
         span = self._span(i)
         result: list[list[NDArray[np.float32]]] = [[] for _ in range(span.stop - span.start)]
         ragged = self.ragged_polygons(i)
-        for owner, points in zip(
-            ragged.owners,
-            np.split(ragged.points, np.cumsum(ragged.counts)[:-1]) if len(ragged.counts) else [],
-            strict=True,
-        ):
-            result[owner].append(points)
+        ends = np.cumsum(ragged.counts)
+        for owner, count, end in zip(ragged.owners, ragged.counts, ends, strict=True):
+            result[owner].append(ragged.points[end - count : end])
         return result
 
-    def ragged_polygons(self, i: int) -> RaggedPolygons:
+    def ragged_polygons(self, i: int) -> Polygons:
         """The same outlines as flat arrays, for code that handles all points of an image at once. Read-only."""
         span = self._span(i)
         polygon_starts = self._polygon_starts[span.start : span.stop + 1]
         point_starts = self._point_starts[polygon_starts[0] : polygon_starts[-1] + 1]
-        return RaggedPolygons(
+        return Polygons(
             points=self._arrays["points"][point_starts[0] : point_starts[-1]],
             counts=np.diff(point_starts),
             owners=np.repeat(np.arange(span.stop - span.start), np.diff(polygon_starts)),

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from yolov7.errors import DataError
 
@@ -74,7 +75,10 @@ class OrderedMap(Generic[K, R]):
 
     def close(self) -> None:
         """End the worker processes; a later call starts new ones."""
-        self._loader._iterator = None
+        iterator, self._loader._iterator = self._loader._iterator, None
+        # An abandoned round may still hold the iterator: dropping our reference would not end the processes then.
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
 
 
 class _Keys:
@@ -89,15 +93,10 @@ class _Keys:
 
 
 def initialize_worker(_worker: int) -> None:
-    """One thread per worker, and signals as a child should have them.
-
-    Ctrl-C is the main process's business. A handler for SIGTERM that the main process installed to save its state is
-    inherited by a forked worker and would keep it from ending when it is told to.
-    """
+    """One thread per worker; Ctrl-C is the main process's business, which then ends its workers."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _unchanged(value: R) -> R:

@@ -1,0 +1,297 @@
+"""Training data: pure samples, the same batches for any workers, exact resume, and broken images along the way."""
+
+import itertools
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolov7.augment.multi_scale import multi_scale_size, resize_batch
+from yolov7.config import Augment
+from yolov7.data.cache import ImageCache
+from yolov7.data.coco import CocoAnnotations
+from yolov7.data.dataset import TrainDataset
+from yolov7.data.index import build_index
+from yolov7.data.loader import TrainLoader, epoch_keys, epoch_order, make_loader
+from yolov7.errors import DataError
+
+SIDE, COUNT = 96, 11
+BUSY = Augment(degrees=10, mixup=0.5, mosaic9=0.5, copy_paste=0.5, paste_in=0.5, flip_up_down=0.5)
+
+
+def write_data(folder, *, polygons=True, count=COUNT):
+    rng = np.random.default_rng(0)
+    images, records = [], []
+    for i in range(count):
+        height, width = int(rng.integers(60, 120)), int(rng.integers(60, 120))
+        cv2.imwrite(str(folder / f"{i}.jpg"), cv2.blur(rng.integers(0, 255, (height, width, 3), np.uint8), (9, 9)))
+        images.append({"id": 1000 + i, "file_name": f"{i}.jpg", "width": width, "height": height})
+        for _ in range(4):
+            w, h = rng.uniform(10, 50, 2).tolist()
+            x, y = float(rng.uniform(-5, width - w)), float(rng.uniform(-5, height - h))
+            record = {"id": len(records), "image_id": 1000 + i, "category_id": 1, "bbox": [x, y, w, h]}
+            if polygons:
+                record["segmentation"] = [[x + w / 2, y, x + w, y + h, x, y + h]]
+            records.append(record)
+        records.append(
+            {"id": len(records), "image_id": 1000 + i, "category_id": 2, "bbox": [1, 1, 50, 50], "iscrowd": 1}
+        )
+    categories = [{"id": 1, "name": "thing"}, {"id": 2, "name": "crowd"}]
+    return build_index(CocoAnnotations(Path("x"), images, records, categories), folder, folder / "index")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def fragile(tmp_path):
+    return write_data(tmp_path)
+
+
+def dataset_of(index, **keywords):
+    return TrainDataset(index, **{"image_size": SIDE, "augment": BUSY, "seed": 3, **keywords})
+
+
+def loaded(dataset, **keywords):
+    return list(make_loader(dataset, **{"batch_size": 3, "epoch": 2, **keywords}))
+
+
+def assert_same(batches, others):
+    assert len(batches) == len(others)
+    for mine, its in zip(batches, others, strict=True):
+        assert (mine.epoch, mine.batch_index, mine.image_ids) == (its.epoch, its.batch_index, its.image_ids)
+        assert mine.skipped == its.skipped
+        assert torch.equal(mine.images, its.images) and torch.equal(mine.targets, its.targets)
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone(index):
+    dataset = dataset_of(index)
+    first = [dataset[2, i] for i in range(COUNT)]
+    np.random.seed(5)
+    torch.manual_seed(5)
+    again = [dataset[2, i] for i in reversed(range(COUNT))][::-1]
+    fresh = [pickle.loads(pickle.dumps(dataset_of(index)))[2, i] for i in range(COUNT)]
+    for a, b, c in zip(first, again, fresh, strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.boxes, c.boxes)
+        np.testing.assert_array_equal(a.image, c.image)
+    for other in (dataset[3, 0], dataset[2, 1], dataset_of(index, seed=4)[2, 0]):
+        assert not np.array_equal(first[0].image, other.image)
+
+
+def test_neither_global_generator_is_touched(index):
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    loaded(dataset_of(index), workers=1)
+    np.testing.assert_array_equal(before[0], np.random.get_state()[1])
+    assert torch.equal(before[1], torch.get_rng_state())
+
+
+def test_samples_are_clean(index):
+    dataset = dataset_of(index)
+    for i in range(60):
+        sample = dataset[i // COUNT, i % COUNT]
+        assert sample.image.shape == (SIDE, SIDE, 3) and sample.image.dtype == np.uint8
+        assert sample.boxes.dtype == np.float32 and sample.labels.dtype == np.int64
+        assert (sample.boxes >= 0).all() and (sample.boxes <= SIDE).all()
+        assert (sample.boxes[:, 2:] - sample.boxes[:, :2] > 2).all()
+        assert (sample.labels == 0).all()  # class 1 has crowds only, which training leaves out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(index, workers):
+    dataset = dataset_of(index)
+    assert_same(loaded(dataset, workers=workers), loaded(dataset))
+
+
+def test_persistent_workers_serve_many_epochs_and_an_abandoned_one(index):
+    dataset = dataset_of(index)
+    loader = TrainLoader(dataset, batch_size=3, workers=2)
+    for epoch in (0, 1):
+        assert_same(list(loader.epoch(epoch)), loaded(dataset, epoch=epoch))
+    abandoned = loader.epoch(5)
+    next(abandoned)
+    assert_same(list(loader.epoch(6, 1)), loaded(dataset, epoch=6, start_batch=1))
+    abandoned = loader.epoch(5)
+    next(abandoned)
+    processes = loader._build._loader._iterator._workers
+    loader.close()
+    assert not any(process.is_alive() for process in processes)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [0, 1, 3, 4])
+def test_resume_in_mid_epoch_equals_the_uninterrupted_run(index, start, workers):
+    dataset = dataset_of(index)
+    whole = loaded(dataset)
+    assert_same(loaded(dataset_of(index), start_batch=start, workers=workers), whole[start:])
+    assert [batch.batch_index for batch in whole] == [0, 1, 2, 3]
+
+
+def test_every_epoch_shows_every_image_in_another_order(index):
+    dataset = dataset_of(index)
+    seen = [[i for batch in loaded(dataset, epoch=epoch) for i in batch.image_ids] for epoch in range(3)]
+    for ids in seen:
+        assert sorted(ids) == [1000 + i for i in range(COUNT)] and ids != sorted(ids)
+    assert seen[0] != seen[1] != seen[2]
+
+
+def test_batches_are_what_the_samples_are(index):
+    dataset = dataset_of(index)
+    for key, batch in zip(epoch_keys(COUNT, seed=3, epoch=2, batch_size=3), loaded(dataset), strict=True):
+        assert batch.images.dtype == torch.uint8 and batch.targets.dtype == torch.float32
+        assert batch.images.shape == (len(key.indices), 3, SIDE, SIDE)
+        for position, i in enumerate(key.indices):
+            sample = dataset[2, i]
+            np.testing.assert_array_equal(batch.images[position].permute(1, 2, 0).numpy(), sample.image)
+            mine = batch.targets[batch.targets[:, 0] == position].numpy()
+            np.testing.assert_array_equal(mine[:, 2:], sample.boxes)
+            np.testing.assert_array_equal(mine[:, 1], sample.labels)
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(1, 5), st.integers(0, 5), st.data())
+def test_ranks_share_the_global_batches(length, batch_size, world_size, epoch, data):
+    start = data.draw(st.integers(0, 3))
+    common = {"seed": 1, "epoch": epoch, "start_batch": start}
+    common |= {"length": length}
+    ranks = [
+        epoch_keys(batch_size=batch_size, rank=rank, world_size=world_size, **common) for rank in range(world_size)
+    ]
+    assert len({tuple((key.batch_index, len(key.indices)) for key in keys) for keys in ranks}) == 1
+    alone = epoch_keys(batch_size=batch_size * world_size, **common)
+    together = [set(itertools.chain(*(key.indices for key in keys))) for keys in zip(*ranks, strict=True)]
+    assert len(together) >= len(alone)
+    for theirs, mine in zip(together, alone, strict=False):
+        assert set(mine.indices) <= theirs
+    if start == 0:
+        counts = np.bincount([i for keys in ranks for key in keys for i in key.indices], minlength=length)
+        assert counts.min() == 1 or length < world_size
+        assert counts.sum() == -(-length // world_size) * world_size and counts.min() >= 1
+
+
+@given(st.integers(1, 500), st.integers(0, 2**31), st.integers(0, 1000))
+def test_an_order_is_a_permutation_and_pure(length, seed, epoch):
+    order = epoch_order(length, seed=seed, epoch=epoch)
+    np.testing.assert_array_equal(np.sort(order), np.arange(length))
+    np.testing.assert_array_equal(order, epoch_order(length, seed=seed, epoch=epoch))
+
+
+def test_mosaic_closes_for_the_last_epochs(index):
+    dataset = dataset_of(index, augment=BUSY.model_copy(update={"close_mosaic_epochs": 2}), epochs=5)
+    assert [dataset.is_closed(epoch) for epoch in range(5)] == [False, False, False, True, True]
+    asked = []
+    dataset.image, original = lambda i: asked.append(i) or original(i), dataset.image
+    dataset[2, 0]
+    assert len(asked) != 1 or dataset[1, 0] is not None
+    asked.clear()
+    for i in range(COUNT):
+        dataset[3, i]
+    assert asked == list(range(COUNT))
+    assert not dataset_of(index).is_closed(10**6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_changes_nothing_but_reads(index, workers):
+    cached = dataset_of(index, cache="ram")
+    assert_same(loaded(cached, workers=workers), loaded(dataset_of(index)))
+    again = pickle.loads(pickle.dumps(cached))
+    again._read = None  # nothing may be read any more
+    np.testing.assert_array_equal(again[0, 0].image, cached[0, 0].image)
+
+
+def test_a_cache_that_does_not_fit_holds_the_first_images(caplog):
+    images = [np.full((4, 5, 3), i, np.uint8) for i in range(6)]
+
+    def read(i):
+        if i == 1:
+            raise DataError("broken")
+        return images[i]
+
+    cache = ImageCache(np.array([[4, 5]] * 6), read, limit=60 * 4 + 10)
+    held = [cache.get(i) for i in range(6)]
+    assert [one is not None for one in held] == [True, False, True, True, False, False]
+    np.testing.assert_array_equal(held[3], images[3])
+    assert "4 of 6 images fit" in caplog.text and "broken" in caplog.text
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_replaced_counted_and_named(fragile, workers, cache):
+    Path(fragile.image_path(4)).unlink()
+    whole = Path(fragile.image_path(7)).read_bytes()
+    Path(fragile.image_path(7)).write_bytes(whole[: len(whole) // 2])
+    cv2.imwrite(str(fragile.image_path(9)), np.zeros((10, 10, 3), np.uint8))
+    dataset = dataset_of(fragile, cache=cache)
+    batches = loaded(dataset, workers=workers)
+    assert sum(len(batch) for batch in batches) == COUNT
+    text = "\n".join(line for batch in batches for line in batch.skipped)
+    assert "4.jpg: no such image file" in text
+    assert "7.jpg: the image is truncated" in text
+    assert "9.jpg: image 1009: the image is 10 x 10 but annotated as" in text
+    assert_same(batches, loaded(dataset_of(fragile)))
+    # What does not need a broken image is as it would have been.
+    untouched = [i for i in range(COUNT) if not dataset[2, i].skipped]
+    Path(fragile.image_path(7)).write_bytes(whole)
+    for i in untouched:
+        np.testing.assert_array_equal(dataset[2, i].image, dataset_of(fragile)[2, i].image)
+
+
+def test_when_all_images_are_gone_the_loader_says_so(fragile):
+    for i in range(COUNT):
+        Path(fragile.image_path(i)).unlink()
+    for workers in (0, 1):
+        with pytest.raises(DataError, match=r"images of one sample could not be read; the last: .*no such image file$"):
+            loaded(dataset_of(fragile), workers=workers)
+
+
+def test_workers_end_on_sigterm_whatever_handler_the_parent_has(index):
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        loader = TrainLoader(dataset_of(index), batch_size=1, workers=1)
+        next(loader.epoch(0))
+        worker = loader._build._loader._iterator._workers[0]
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.join(10)
+        assert worker.exitcode == 0  # quietly, because its own parent asked for it
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_an_empty_training_set_is_refused(index):
+    class Empty:
+        folder = Path("x")
+        __len__ = lambda self: 0  # noqa: E731
+
+    with pytest.raises(DataError, match="no images to train on"):
+        TrainDataset(Empty(), image_size=SIDE, augment=BUSY, seed=0)
+    with pytest.raises(IndexError):
+        dataset_of(index)[0, COUNT]
+
+
+@given(st.sampled_from([320, 640, 1280]), st.sampled_from([32, 64]), st.integers(0, 99), st.integers(0, 999))
+def test_multi_scale_sizes(image_size, stride, epoch, batch):
+    size = multi_scale_size(image_size, stride, seed=1, epoch=epoch, batch=batch)
+    assert size % stride == 0 and image_size // 2 - stride < size < image_size * 3 // 2 + stride
+    assert size == multi_scale_size(image_size, stride, seed=1, epoch=epoch, batch=batch)
+
+
+def test_multi_scale_covers_its_range_and_moves_targets_along():
+    sizes = {multi_scale_size(640, 32, seed=0, epoch=0, batch=batch) for batch in range(2000)}
+    assert sizes == set(range(320, 961, 32))
+    images = torch.zeros(1, 3, 64, 64)
+    images[:, :, 16:32, 8:24] = 1
+    targets = torch.tensor([[0.0, 4, 8, 16, 24, 32]])
+    resized, moved = resize_batch(images, targets, 96)
+    assert resized.shape == (1, 3, 96, 96)
+    assert moved.tolist() == [[0, 4, 12, 24, 36, 48]]
+    assert resized[0, 0, 25:47, 13:35].min() > 0.8 and resized[0, 0, :23].max() == 0
+    same, also = resize_batch(images, targets, 64)
+    assert same is images and also is targets

@@ -1,0 +1,173 @@
+"""Training samples as a pure function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from yolov7.augment.pipeline import augment_sample
+from yolov7.augment.sample import Image, Objects, Sample
+from yolov7.config import Augment
+from yolov7.data.cache import ImageCache
+from yolov7.data.decode import load_size, resize_to_long_side
+from yolov7.data.evaluation import read_annotated
+from yolov7.data.index import Index
+from yolov7.errors import DataError
+
+MAX_BROKEN = 16
+"""A sample for which more images than this cannot be read is given up: the storage is gone, not an image."""
+
+_REPLACEMENT = 2
+"""Names the random stream that finds replacements for unreadable images."""
+
+
+class TrainDataset:
+    """`dataset[(epoch, index)]` is the augmented sample around image `index`, the same wherever and whenever asked.
+
+    Nothing changes between calls, so workers may be forked, spawned, killed and restarted at will.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        image_size: int,
+        augment: Augment,
+        seed: int,
+        epochs: int | None = None,
+        cache: Literal["none", "ram"] = "none",
+    ) -> None:
+        """`epochs` is the length of the run; the last `augment.close_mosaic_epochs` of them are without mosaic.
+
+        `cache="ram"` decodes all images now and keeps them, at training size, in memory that the workers share.
+        Raises :class:`DataError` for an index without images.
+        """
+        if not len(index):
+            raise DataError("there are no images to train on", path=index.folder)
+        self.index = index
+        self.image_size = image_size
+        self.augment = augment
+        self.seed = seed
+        self.epochs = epochs
+        self.has_polygons = index.has_polygons
+        self._cache = None
+        if cache == "ram":
+            shapes = np.array([self.size(i) for i in range(len(index))])
+            self._cache = ImageCache(shapes, self._read)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The sample for (epoch, index).
+
+        An image that cannot be read is replaced, wherever it would have appeared, by a random other one, and named in
+        `Sample.skipped`; :class:`DataError` when that happens more than 16 times for one sample.
+        """
+        epoch, index = int(key[0]), int(key[1])
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        replacements: dict[int, int] = {}
+        skipped: list[str] = []
+        while True:
+            rng = np.random.default_rng([self.seed, epoch, index])
+            source = _ReplacingSource(self, replacements)
+            try:
+                sample = augment_sample(
+                    source,
+                    index,
+                    augment=self.augment,
+                    size=self.image_size,
+                    rng=rng,
+                    closed=self.is_closed(epoch),
+                )
+            except _UnreadableError as broken:
+                skipped.append(str(broken.reason))
+                if len(skipped) > MAX_BROKEN or len(skipped) >= len(self):
+                    message = f"{len(skipped)} images of one sample could not be read; the last: {broken.reason}"
+                    raise DataError(message) from None
+                replacements[broken.image] = self._replacement(epoch, index, broken.image, replacements)
+            else:
+                sample.skipped = tuple(skipped)
+                return sample
+
+    def is_closed(self, epoch: int) -> bool:
+        """Whether mosaic, mixup and pasting are off in this epoch."""
+        return self.epochs is not None and epoch >= self.epochs - self.augment.close_mosaic_epochs
+
+    def _replacement(self, epoch: int, index: int, image: int, taken: dict[int, int]) -> int:
+        """A random image that was not found broken in this sample."""
+        stream = np.random.SeedSequence([self.seed, epoch, index], spawn_key=(_REPLACEMENT, image))
+        rng = np.random.default_rng(stream)
+        while True:
+            other = int(rng.integers(len(self)))
+            if other != image and other not in taken:
+                return other
+
+    # The source of images that augmentation asks ---------------------------------------------------------------------
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image `i` with its long side at `image_size`."""
+        height, width = self.index.size(i)
+        return load_size(height, width, self.image_size)
+
+    def objects(self, i: int) -> Objects:
+        """Trainable objects of image `i` in pixels of :meth:`size`, boxes clipped to the image."""
+        old_height, old_width = self.index.size(i)
+        height, width = self.size(i)
+        scale = (width / old_width, height / old_height)
+        chosen = self.index.trainable(i)
+        boxes = self.index.coco_boxes(i)[chosen]
+        boxes[:, 2:] += boxes[:, :2]
+        boxes = np.clip(boxes * np.tile(scale, 2), 0, [width, height, width, height])
+        polygons = None
+        if self.has_polygons:
+            polygons = self.index.ragged_polygons(i).take(chosen).mapped(scale, (0, 0))
+        return Objects(boxes, self.index.labels(i)[chosen], polygons)
+
+    def image(self, i: int) -> Image:
+        """Pixels (h, w, 3) RGB of image `i` at :meth:`size`; :class:`DataError` if it cannot be read."""
+        cached = None if self._cache is None else self._cache.get(i)
+        return self._read(i) if cached is None else cached
+
+    def _read(self, i: int) -> Image:
+        return resize_to_long_side(read_annotated(self.index, i), self.image_size)
+
+
+class _UnreadableError(Exception):
+    """Image number `image` cannot be read, because of `reason`."""
+
+    def __init__(self, image: int, reason: DataError) -> None:
+        super().__init__(image, reason)
+        self.image, self.reason = image, reason
+
+
+class _ReplacingSource:
+    """The data set as augmentation sees it, with some images replaced by others in every respect."""
+
+    def __init__(self, dataset: TrainDataset, replacements: dict[int, int]) -> None:
+        self.dataset = dataset
+        self.replacements = replacements
+        self.has_polygons = dataset.has_polygons
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _actual(self, i: int) -> int:
+        while i in self.replacements:
+            i = self.replacements[i]
+        return i
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self.dataset.size(self._actual(i))
+
+    def objects(self, i: int) -> Objects:
+        return self.dataset.objects(self._actual(i))
+
+    def image(self, i: int) -> Image:
+        actual = self._actual(i)
+        try:
+            return self.dataset.image(actual)
+        except DataError as error:
+            raise _UnreadableError(actual, error) from error

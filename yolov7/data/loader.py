@@ -1,0 +1,176 @@
+"""Training batches: an order for every epoch, a share for every rank, workers that change nothing but the speed.
+
+The order of an epoch is a permutation drawn from (seed, epoch). It is cut into global batches of
+`batch_size * world_size` images, and each rank takes every `world_size`-th image of each of them: two processes with
+batches of B see, step by step, the images that one process sees with batches of 2B.
+
+Every image is seen in every epoch: the last, shorter batch is kept, because data sets of a few hundred images cannot
+spare it. Where the images do not divide among the ranks, the epoch's first ones (at most `world_size - 1`) are seen
+twice, so that all ranks take equally many steps of equal size and none waits for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from yolov7.data.dataset import TrainDataset
+from yolov7.data.workers import OrderedMap
+
+_ORDER = 3
+"""Names the random stream of the epochs' orders, apart from those of the samples."""
+
+
+@dataclass
+class Batch:
+    """Augmented samples of one step."""
+
+    images: Tensor
+    """(B, 3, S, S) uint8 RGB, in channels_last memory order."""
+    targets: Tensor
+    """(n, 6) float32: image of the batch, class, x1, y1, x2, y2 in pixels."""
+    image_ids: list[int]
+    """COCO ids of the images the samples were made around."""
+    epoch: int
+    """Epoch, from 0."""
+    batch_index: int
+    """Number of the batch in the epoch, from 0, the same on all ranks."""
+    skipped: list[str] = field(default_factory=list)
+    """Images that could not be read, each with file and reason; another image took its place."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pin_memory(self) -> Batch:
+        """Page-locked tensors, for copies to a device that do not block."""
+        self.images, self.targets = self.images.pin_memory(), self.targets.pin_memory()
+        return self
+
+
+class BatchKey(NamedTuple):
+    """Everything that determines a batch, so that a worker needs no state."""
+
+    epoch: int
+    batch_index: int
+    indices: tuple[int, ...]
+
+
+def epoch_order(length: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of `length` images in an epoch: a permutation (length,), a pure function of (seed, epoch)."""
+    stream = np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,))
+    return np.random.default_rng(stream).permutation(length)
+
+
+def epoch_keys(
+    length: int, *, seed: int, epoch: int, batch_size: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
+) -> list[BatchKey]:
+    """The batches of one rank in an epoch, from number `start_batch` on. `batch_size` is this rank's."""
+    order = epoch_order(length, seed=seed, epoch=epoch)
+    missing = -length % world_size
+    order = np.concatenate([order, np.resize(order, missing)])
+    step = batch_size * world_size
+    starts = range(start_batch * step, len(order), step)
+    return [BatchKey(epoch, s // step, tuple(order[s : s + step][rank::world_size].tolist())) for s in starts]
+
+
+@dataclass(frozen=True)
+class _BatchBuilder:
+    """Makes one batch; runs in the workers."""
+
+    dataset: TrainDataset
+
+    def __call__(self, key: BatchKey) -> Batch:
+        size = self.dataset.image_size
+        pixels = np.empty((len(key.indices), size, size, 3), np.uint8)
+        targets = [np.zeros((0, 6), np.float32)]
+        skipped: list[str] = []
+        for position, index in enumerate(key.indices):
+            sample = self.dataset[key.epoch, index]
+            pixels[position] = sample.image
+            rows = np.full((len(sample.boxes), 6), position, np.float32)
+            rows[:, 1], rows[:, 2:] = sample.labels, sample.boxes
+            targets.append(rows)
+            skipped += sample.skipped
+        return Batch(
+            images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            targets=torch.from_numpy(np.concatenate(targets)),
+            image_ids=[self.dataset.index.image_id(index) for index in key.indices],
+            epoch=key.epoch,
+            batch_index=key.batch_index,
+            skipped=skipped,
+        )
+
+
+class TrainLoader:
+    """Batches of any epoch, from workers that live as long as the loader.
+
+    `batch_size` is the number of images per batch of this rank. With 0, 1 or more workers the batches are the same.
+    """
+
+    def __init__(
+        self,
+        dataset: TrainDataset,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
+        self.dataset, self.batch_size = dataset, batch_size
+        self.rank, self.world_size = rank, world_size
+        self._build = OrderedMap(_BatchBuilder(dataset), workers=workers, pin_memory=pin_memory)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches of an epoch, the last, shorter one included; the same on all ranks."""
+        return -(-len(self.dataset) // (self.batch_size * self.world_size))
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start_batch` on: exactly those an uninterrupted run would see there."""
+        keys = epoch_keys(
+            len(self.dataset),
+            seed=self.dataset.seed,
+            epoch=epoch,
+            batch_size=self.batch_size,
+            start_batch=start_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return self._build(keys)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._build.close()
+
+
+def make_loader(
+    dataset: TrainDataset,
+    *,
+    batch_size: int,
+    epoch: int,
+    start_batch: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The batches of one epoch, with workers that end with it; :class:`TrainLoader` keeps them over many.
+
+    `batch_size` is this rank's number of images per batch; `start_batch` goes on in the middle of an epoch.
+    """
+    loader = TrainLoader(
+        dataset, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size, pin_memory=pin_memory
+    )
+    try:
+        yield from loader.epoch(epoch, start_batch)
+    finally:
+        loader.close()
