@@ -128,7 +128,8 @@ def _from_records(
 
 
 def _from_index(index: Index, images: Iterable[int]) -> dict[str, Any]:
-    pictures, records = [], []
+    pictures: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for position in images:
         height, width = index.size(position)
         image_id = index.image_id(position)

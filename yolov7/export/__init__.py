@@ -1,1 +1,7 @@
-"""See the modules of this package."""
+"""Export to files that describe themselves, and the proof that they compute what was trained."""
+
+from yolov7.export.folder import export_folder
+from yolov7.export.onnx import export_onnx, export_onnx_nms
+from yolov7.export.verify import VerifyLimits, VerifyReport, verify
+
+__all__ = ["VerifyLimits", "VerifyReport", "export_folder", "export_onnx", "export_onnx_nms", "verify"]

@@ -65,7 +65,9 @@ class Predictor:
         said = runtime.metadata.extra.get("thresholds", {})
         self.confidence = float(said.get("confidence", CONFIDENCE) if confidence is None else confidence)
         self.iou = float(said.get("iou", IOU) if iou is None else iou)
-        self.max_detections = int(MAX_DETECTIONS if max_detections is None else max_detections)
+        self.max_detections = int(
+            said.get("max_detections", MAX_DETECTIONS) if max_detections is None else max_detections
+        )
         if isinstance(runtime, DetectingRuntime):
             self._take_thresholds_of(runtime, confidence, iou, max_detections)
         self.stride = runtime.stride

@@ -1,0 +1,219 @@
+"""The `yolov7` command. A mistake of the user's is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from yolov7.errors import DataError, YoloError
+
+if TYPE_CHECKING:  # what a command needs is imported when it runs: `yolov7 --help` answers at once
+    from yolov7.predict import Predictor
+    from yolov7.predict.benchmark import Benchmark
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_ERROR, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    # OpenCV's video backend writes to stderr by itself; what matters of it comes in our own words.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `yolov7 info | head`: nobody reads on, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (YoloError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="yolov7", description="The YOLOv7 family of object detectors.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="parameters, GFLOPs, strides and published AP of the networks")
+    info.add_argument("--variant", help="only this one")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    info.set_defaults(run=_info)
+
+    weights = commands.add_parser("import-weights", help="turn a published .pt into a .safetensors of this project")
+    weights.add_argument("file", metavar="FILE", type=Path, help="published checkpoint; nothing in it is executed")
+    weights.add_argument("--variant", required=True, help="the network it belongs to")
+    weights.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".safetensors file to write")
+    weights.add_argument("--form", choices=("training", "deploy"), default="training", help="form to write")
+    weights.set_defaults(run=_import_weights)
+
+    predict = commands.add_parser("predict", help="detect in images, folders, videos and streams")
+    predict.add_argument("source", metavar="SOURCE", help="image, folder, glob, video, stream address, camera number")
+    _add_model(predict)
+    predict.add_argument(
+        "-o", "--output", type=Path, default=Path("detections"), metavar="DIR", help="folder to write (detections)"
+    )
+    predict.add_argument("--json", action="store_true", help="print the COCO-style json as well")
+    predict.add_argument("--max-detections", type=int, metavar="N", help="most detections of an image")
+    predict.add_argument("--rectangular", action="store_true", help="smallest rectangle in place of the square input")
+    predict.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (8)")
+    predict.set_defaults(run=_predict)
+
+    bench = commands.add_parser("benchmark", help="latency of preprocessing, network and suppression")
+    _add_model(bench)
+    bench.add_argument("--source", help="images to time with (default: one of noise, on which little is detected)")
+    bench.add_argument("--rounds", type=int, default=30, metavar="N", help="timed batches (30)")
+    bench.add_argument("--warmup", type=int, default=5, metavar="N", help="batches before them (5)")
+    bench.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (1)")
+    bench.add_argument("--json", action="store_true", help="as JSON")
+    bench.set_defaults(run=_benchmark)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="M", help=".safetensors, .onnx, export folder, or models:/NAME@ALIAS"
+    )
+    parser.add_argument("--runtime", choices=("onnx", "torch"), help="which file of an export folder to run (onnx)")
+    parser.add_argument("--confidence", type=float, metavar="P", help="score threshold (default: the model's)")
+    parser.add_argument(
+        "--iou", type=float, metavar="P", help="IoU threshold of the suppression (default: the model's)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="side of the network's input (default: the model's)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime (0: it chooses)")
+
+
+def _load(args: argparse.Namespace, **more: Any) -> Predictor:
+    from yolov7.predict import load_detector
+
+    return load_detector(
+        args.model,
+        runtime=args.runtime,
+        confidence=args.confidence,
+        iou=args.iou,
+        image_size=args.image_size,
+        device=args.device,
+        threads=args.threads,
+        **more,
+    )
+
+
+def _info(args: argparse.Namespace) -> None:
+    from yolov7.model.info import as_table, family_info
+
+    rows = family_info([args.variant] if args.variant else None)
+    if args.json:
+        print(json.dumps([row.as_json() for row in rows], indent=2))
+        return
+    heading, *lines = as_table(rows)
+    _print_table(heading, lines, left=1)
+
+
+def _import_weights(args: argparse.Namespace) -> None:
+    from yolov7.model.official import import_official
+
+    report = import_official(args.file, args.variant, args.output, form=args.form)
+    print(f"{args.output}: {report}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from yolov7.predict.job import RESULTS, document, predict_source
+    from yolov7.predict.sources import open_source
+
+    source = open_source(args.source, exclude=[args.output])  # a mistyped path is told before a model is loaded
+    predictor = _load(
+        args, max_detections=args.max_detections, rectangular=args.rectangular, batch_size=args.batch_size
+    )
+    with _progress(len(source)) as advance:
+        job = predict_source(predictor, source, args.output, advance=advance)
+    if args.json:
+        print(json.dumps(document(predictor, job), indent=2, ensure_ascii=False))
+    else:
+        print(f"{len(job.images)} images, {len(job.annotations)} detections: {args.output / RESULTS}")
+    if job.errors:
+        more = f" (and {len(job.errors) - 1} more)" if len(job.errors) > 1 else ""
+        raise DataError(f"{job.errors[0]}{more}; the others are done")
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from yolov7.errors import ConfigError
+    from yolov7.predict.benchmark import benchmark
+    from yolov7.predict.sources import open_source
+
+    if min(args.rounds, args.batch_size) < 1 or args.warmup < 0:
+        raise ConfigError("--rounds and --batch-size must be at least 1, --warmup at least 0")
+    if args.source:
+        images = [frame.image for frame, _ in zip(open_source(args.source).frames(), range(100), strict=False)]
+    else:
+        images = [np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)]
+    predictor = _load(args)
+    result = benchmark(predictor, images, rounds=args.rounds, warmup=args.warmup, batch_size=args.batch_size)
+    if args.json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print_benchmark(result)
+
+
+def _print_benchmark(result: Benchmark) -> None:
+    height, width = result.image_size
+    lines = [(t.part, f"{t.median:.2f}", f"{t.low:.2f}", f"{t.high:.2f}") for t in result.timings]
+    _print_table(("ms per batch", "median", "10 %", "90 %"), lines, left=1)
+    print(
+        f"{result.variant}, {result.runtime}, {height} x {width}, batch {result.batch_size}, {result.rounds} rounds: "
+        f"{result.images_per_second:.1f} images/s, {result.detections:.1f} detections per image"
+    )
+
+
+def _print_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> None:
+    """A table on stdout; the first `left` columns hold words, the others figures."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(heading):
+        table.add_column(name, justify="left" if i < left else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width to fit into
+        console = Console(width=200)
+    console.print(table)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """Progress on stderr where that is a terminal; yields what to call after every image. `total` 0 is unknown."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=total or None)
+        yield lambda: bar.advance(task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""How far two sets of detections of the same images agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from yolov7.boxes import pairwise_iou
+from yolov7.nms import Detections
+
+SAME_BOX = 0.9
+"""Two detections of a class with at least this IoU are the same one."""
+
+
+@dataclass
+class Agreement:
+    """Detections of two forms, matched one to one."""
+
+    expected: int = 0
+    """Detections of the first form, over all images."""
+    found: int = 0
+    """Detections of the second."""
+    matched: int = 0
+    """Pairs."""
+    on_the_edge: int = 0
+    """Detections without a partner for a reason inside float32's rounding: a score at the threshold, or a near tie in
+    the suppression."""
+    min_iou: float = 1.0
+    """Smallest IoU of a pair."""
+    max_score_difference: float = 0.0
+    """Largest difference in score inside a pair."""
+    max_box_difference: float = 0.0
+    """Largest difference of a box corner inside a pair, in pixels."""
+
+    @property
+    def unmatched_share(self) -> float:
+        """Share of all detections, of both forms, that have no partner and no excuse."""
+        alone = self.expected + self.found - 2 * self.matched - self.on_the_edge
+        return alone / max(self.expected + self.found, 1)
+
+
+def agreement(
+    expected: Sequence[Detections],
+    found: Sequence[Detections],
+    *,
+    confidence: float,
+    iou: float,
+    score_tolerance: float,
+) -> Agreement:
+    """Match the detections of each image by class and IoU, the surest first.
+
+    `confidence` and `iou` are the thresholds both were selected with; `score_tolerance` is how far a score may be off.
+    """
+    total = Agreement()
+    for one, other in zip(expected, found, strict=True):
+        overlaps = pairwise_iou(one.boxes, other.boxes) * (one.labels[:, None] == other.labels[None, :])
+        pairs = _pairs(overlaps)
+        total.expected += len(one)
+        total.found += len(other)
+        total.matched += len(pairs)
+        for i, j in pairs:
+            total.min_iou = min(total.min_iou, float(overlaps[i, j]))
+            total.max_score_difference = max(total.max_score_difference, abs(float(one.scores[i] - other.scores[j])))
+            corners = float((one.boxes[i] - other.boxes[j]).abs().max())
+            total.max_box_difference = max(total.max_box_difference, corners)
+        first, second = {i for i, _ in pairs}, {j for _, j in pairs}
+        edge = confidence + score_tolerance
+        total.on_the_edge += _excused(one, other, overlaps, first, edge, iou, score_tolerance)
+        total.on_the_edge += _excused(other, one, overlaps.T, second, edge, iou, score_tolerance)
+    return total
+
+
+def _pairs(overlaps: torch.Tensor) -> list[tuple[int, int]]:
+    """One to one, row by row (the surest detections first): the best column that is left."""
+    left = overlaps.clone()
+    pairs = []
+    for row in range(left.shape[0] if left.shape[1] else 0):
+        value, column = left[row].max(dim=0)
+        if float(value) >= SAME_BOX:
+            pairs.append((row, int(column)))
+            left[:, int(column)] = 0.0
+    return pairs
+
+
+def _excused(
+    ours: Detections,
+    theirs: Detections,
+    overlaps: torch.Tensor,
+    matched: set[int],
+    edge: float,
+    iou: float,
+    score_tolerance: float,
+) -> int:
+    """How many of our detections without a partner are missing over there for a reason inside the rounding."""
+    count = 0
+    for i in range(len(ours)):
+        if i in matched:
+            continue
+        near_tie = (overlaps[i] > iou - 1e-3) & ((theirs.scores - ours.scores[i]).abs() <= score_tolerance)
+        count += int(float(ours.scores[i]) <= edge or bool(near_tie.any()))
+    return count
