@@ -1,4 +1,4 @@
-"""Size and orientation from the first bytes of a JPEG, PNG or WebP file, without decoding it.
+"""Size and orientation from the first bytes of a JPEG, PNG, WebP or BMP file, without decoding it.
 
 Enough to know, for every image of a large set and at the price of one small read, whether it must be turned and
 whether decoding it would take more memory than anyone meant to spend.
@@ -29,7 +29,7 @@ class ImageHeader:
     """What the header says; the pixels may still be missing."""
 
     format: str
-    """`jpeg`, `png` or `webp`."""
+    """`jpeg`, `png`, `webp` or `bmp`."""
     width: int
     """Of the pixels as stored, before any orientation is applied."""
     height: int
@@ -54,6 +54,8 @@ def read_header(path: Path) -> ImageHeader | None:
                 return _png(file)
             if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
                 return _webp(file)
+            if start[:2] == b"BM":
+                return _bmp(file)
     except (OSError, struct.error):  # struct.error: fewer bytes than the format promises
         return None
     return None
@@ -123,6 +125,18 @@ def _webp(file: IO[bytes]) -> ImageHeader | None:
             body = file.read(min(length, 1 << 20))
             orientation = _exif_orientation(body.removeprefix(b"Exif\0\0"))
     return ImageHeader("webp", *size, orientation) if size else None
+
+
+def _bmp(file: IO[bytes]) -> ImageHeader | None:
+    """BMP (Windows bitmap, all headers since version 3): sizes behind the two headers' first fields; no orientation.
+
+    A negative height means rows from top to bottom.
+    """
+    file.seek(14)
+    length, width, height = struct.unpack("<Iii", file.read(12))
+    if length < 40 or width <= 0 or height == 0:
+        return None
+    return ImageHeader("bmp", width, abs(height), UPRIGHT)
 
 
 def _chunks(file: IO[bytes], length_format: str, *, kind_first: bool) -> Iterator[tuple[bytes, int]]:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.command import run_stage
 from stages.folders import replace_folder
 from stages.ingested import SPLITS, SourceReport, describe
-from stages.params import Data, Params
+from stages.params import Data, Params, check_data
 from stages.provenance import INGESTED
 from yolov7.errors import ConfigError
 from yolov7.files import write_json
+
+if TYPE_CHECKING:
+    from stages.image_set import ImageSet
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +35,8 @@ def ingest(data: Data, target: Path) -> None:
     """Write the data set that `data` names into `target`; on any failure `target` stays as it was."""
     with replace_folder(target) as folder:
         report = _read_source(data, folder)
+        for note in report.notes:
+            logger.warning("%s", note)
         document = describe(folder, data.source, report)
         write_json(folder / "dataset.json", document)
     counts = ", ".join(
@@ -41,16 +48,39 @@ def ingest(data: Data, target: Path) -> None:
 
 def _read_source(data: Data, folder: Path) -> SourceReport:
     """Each source writes the three splits into `folder`."""
+    check_data(data, where="data")
     if data.source == "digits":
         from stages.digits import make_digits
 
         make_digits(data.digits, folder)
         return SourceReport()
-    if data.coco is None:
-        raise ConfigError("data.coco: needed with `source: coco`; give images and annotations per split")
-    from stages.coco_folder import copy_coco
+    from stages.image_set import copy_sets
+    from stages.splits import make_splits
 
-    return copy_coco(data.coco, Path(data.folder), folder)
+    sets = _read_sets(data)
+    if "all" not in sets:
+        return copy_sets(sets, folder)
+    whole = sets["all"]
+    parts, made = make_splits(whole, data.split)
+    return replace(copy_sets(parts, folder), made_splits=made, notes=whole.notes)
+
+
+def _read_sets(data: Data) -> dict[str, ImageSet]:
+    """The annotated images of a source, whatever its format: train, val and perhaps test, or `all`."""
+    base = Path(data.folder)
+    if data.coco is not None and data.source == "coco":
+        from stages.coco_folder import read_coco_sets
+
+        return read_coco_sets(data.coco, base)
+    if data.voc is not None and data.source == "voc":
+        from stages.voc_folder import read_voc_sets
+
+        return read_voc_sets(data.voc, base)
+    if data.yolo is not None and data.source == "yolo":
+        from stages.yolo_folder import read_yolo_sets
+
+        return read_yolo_sets(data.yolo, base)
+    raise ConfigError(f"data.{data.source}: needed with `source: {data.source}`")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ class SourceReport:
     """There was no test split of its own: the val split was taken twice."""
     turned_upright: Mapping[str, int] | None = None
     """Images per split that were re-encoded because an EXIF orientation was applied or removed."""
+    notes: tuple[str, ...] = ()
+    """What reading the source left out or supplied, a sentence each."""
+    made_splits: Mapping[str, Any] | None = None
+    """How the splits were made and which images were kept together, where they were not given."""
 
 
 def annotations_file(ingested: Path, split: str) -> Path:
@@ -58,6 +62,8 @@ def describe(ingested: Path, source: str, report: SourceReport) -> dict[str, Any
         "classes": [category["name"] for category in categories],
         "category_ids": [category["id"] for category in categories],
         "test_is_val": report.test_is_val,
+        "notes": list(report.notes),
+        "made_splits": report.made_splits,
         "splits": counts,
         "sha256": digest.hexdigest(),
     }

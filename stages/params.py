@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import yaml
 from pydantic import Field
@@ -38,7 +39,7 @@ class Digits(Group):
 
 
 class CocoSplit(Group):
-    """One split of a COCO-format data set."""
+    """One set of images of a COCO-format data set."""
 
     images: str
     """Folder that the `file_name` entries are relative to; itself relative to data.folder."""
@@ -46,28 +47,118 @@ class CocoSplit(Group):
     """Annotation json (instances format), relative to data.folder."""
 
 
-class Coco(Group):
-    """A COCO-format data set of yours: an image folder and an annotation json per split."""
+class VocSplit(Group):
+    """One set of images of a Pascal VOC data set."""
 
-    train: CocoSplit
+    images: str
+    """Folder of the images, relative to data.folder."""
+    annotations: str
+    """Folder of the XML files, relative to data.folder."""
+    listed_in: str | None = None
+    """Text file (an image set of VOC: a name a line) or CSV (column `filename`) that names the files of this set;
+    without one, every XML file belongs to it."""
+
+
+class YoloSplit(Group):
+    """One set of images with YOLO text labels."""
+
+    images: str
+    """Folder of the images, relative to data.folder."""
+    labels: str
+    """Folder of the label files, relative to data.folder: `a/b.txt` for the image `a/b.jpg`."""
+    listed_in: str | None = None
+    """Text file or CSV that names the images of this set; without one, every image of the folder belongs to it."""
+
+
+S = TypeVar("S", CocoSplit, VocSplit, YoloSplit)
+
+
+class Sets(Group, Generic[S]):
+    """The images: either train, val and perhaps test, or all of them in one set that data.split divides."""
+
+    train: S | None = None
     """Trained on."""
-    val: CocoSplit
+    val: S | None = None
     """Chooses the checkpoint."""
-    test: CocoSplit | None = None
+    test: S | None = None
     """Gives the reported figures; without one the val split does, and the report says so."""
+    all: S | None = None
+    """One set, to be divided as data.split says."""
+
+    def given(self, where: str) -> dict[str, S]:
+        """The sets by name: `all` alone, or train, val and perhaps test. Raises :class:`ConfigError` otherwise."""
+        sets = {"train": self.train, "val": self.val, "test": self.test, "all": self.all}
+        given = {name: one for name, one in sets.items() if one is not None}
+        if "all" in given and len(given) > 1:
+            raise ConfigError(f"{where}: give either `all`, or `train` and `val` (and `test`), not both")
+        if "all" not in given and not {"train", "val"} <= given.keys():
+            raise ConfigError(
+                f"{where}: give `train` and `val` (and `test`), or `all` to have it divided by data.split"
+            )
+        return given
+
+
+class Coco(Sets[CocoSplit]):
+    """A COCO-format data set of yours: an image folder and an annotation json per set."""
+
+
+class Voc(Sets[VocSplit]):
+    """A Pascal VOC data set of yours: a folder of XML files beside the images."""
+
+    classes: tuple[str, ...] | None = None
+    """Class names in the order of their numbers; another name is then an error. Without: those that occur, sorted."""
+    one_based: bool = False
+    """Pixels are numbered from 1 and the last one is included, as in the original VOC data (left = xmin - 1);
+    false: xmin to ymax are the edges of the box, as annotation tools write them."""
+    difficult_is_crowd: bool = False
+    """Objects marked difficult are ignored in training and evaluation."""
+
+
+class Yolo(Sets[YoloSplit]):
+    """Images of yours with YOLO text labels."""
+
+    names: tuple[str, ...] | str
+    """Class names in the order of their numbers, or a file that has them: one a line, or YAML with `names`."""
+
+
+class Split(Group):
+    """How `all` is divided into train, val and test. Same seed and same images: same splits."""
+
+    train: float = Field(default=0.7, gt=0.0, lt=1.0)
+    """Share of the images."""
+    val: float = Field(default=0.15, gt=0.0, lt=1.0)
+    """Share of the images."""
+    test: float = Field(default=0.15, ge=0.0, lt=1.0)
+    """Share of the images; 0: none, the val split then gives the reported figures."""
+    seed: int = Field(default=0, ge=0)
+    """Another seed, another division."""
+    stratify: bool = True
+    """Give every split its share of every class, not only of the images."""
+    near_duplicate_bits: int | None = Field(default=10, ge=0, le=32)
+    """Images whose difference hashes (128 bits) differ in at most this many bits stay together; null: do not look."""
+    group_pattern: str | None = None
+    """Regular expression on the file name; images with the same match (of its groups, if it has any) stay together."""
+    group_field: str | None = None
+    """Field of the image records (COCO); images with the same value stay together."""
 
 
 class Data(Group):
     """Where the data comes from."""
 
-    source: Literal["digits", "coco"] = "digits"
-    """`digits`: the embedded set; `coco`: the folders named below."""
+    source: Literal["digits", "coco", "voc", "yolo"] = "digits"
+    """`digits`: the embedded set; the others: formats of the folders named below."""
     folder: str = "datasets"
     """Folder of your data. The ingest stage depends on all of it, so that a changed file is seen."""
     digits: Digits = Digits()
     """The embedded set."""
     coco: Coco | None = None
     """Needed with `source: coco`."""
+    voc: Voc | None = None
+    """Needed with `source: voc`."""
+    yolo: Yolo | None = None
+    """Needed with `source: yolo`."""
+    split: Split = Split()
+    """Used where a source gives `all`."""
 
 
 class Validation(Group):
@@ -215,11 +306,26 @@ def _check(params: Params, file: Path) -> None:
     train_parameters(params.train, where=f"{file}: train")
     for name in params.variants:
         params.train_for(name)
-    if params.data.source == "coco" and params.data.coco is None:
-        raise ConfigError(f"{file}: data.coco: needed with `source: coco`; give images and annotations per split")
+    check_data(params.data, where=f"{file}: data")
     low, high = params.data.digits.digits_per_image
     if not 1 <= low <= high:
         raise ConfigError(f"{file}: data.digits.digits_per_image: give fewest and most, for example [1, 6]")
     small, large = params.data.digits.digit_size
     if not 0.0 < small <= large <= 1.0:
         raise ConfigError(f"{file}: data.digits.digit_size: give smallest and largest share, for example [0.1, 0.35]")
+
+
+def check_data(data: Data, *, where: str) -> None:
+    """What the fields of `data` cannot tell one by one. Raises :class:`ConfigError`."""
+    if data.source != "digits":
+        sets: Coco | Voc | Yolo | None = getattr(data, data.source)
+        if sets is None:
+            raise ConfigError(f"{where}.{data.source}: needed with `source: {data.source}`; see datasets/README.md")
+        sets.given(f"{where}.{data.source}")
+    split = data.split
+    if abs(split.train + split.val + split.test - 1.0) > 1e-6:
+        raise ConfigError(f"{where}.split: train, val and test must add up to 1")
+    try:
+        re.compile(split.group_pattern or "")
+    except re.error as error:
+        raise ConfigError(f"{where}.split.group_pattern: no regular expression: {error}") from None
