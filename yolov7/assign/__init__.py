@@ -1,1 +1,24 @@
-"""See the modules of this package."""
+"""Which predictions learn which targets: candidate cells, plain and dynamic assignment."""
+
+from yolov7.assign.candidates import COARSE, FINE, Candidates, find_candidates
+from yolov7.assign.decoding import CONSTRAINED, UNCONSTRAINED, decode_boxes
+from yolov7.assign.geometry import Geometry
+from yolov7.assign.matches import Assigner, Matches, Targets
+from yolov7.assign.ota import OtaAssigner
+from yolov7.assign.plain import PlainAssigner
+
+__all__ = [
+    "COARSE",
+    "CONSTRAINED",
+    "FINE",
+    "UNCONSTRAINED",
+    "Assigner",
+    "Candidates",
+    "Geometry",
+    "Matches",
+    "OtaAssigner",
+    "PlainAssigner",
+    "Targets",
+    "decode_boxes",
+    "find_candidates",
+]

@@ -1,1 +1,6 @@
-"""See the modules of this package."""
+"""The training loss: :func:`create_criterion` builds the one that fits a model."""
+
+from yolov7.loss.create import create_criterion
+from yolov7.loss.detection import Criterion, Gains, LossResult, MapLoss
+
+__all__ = ["Criterion", "Gains", "LossResult", "MapLoss", "create_criterion"]

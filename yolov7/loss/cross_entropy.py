@@ -1,0 +1,34 @@
+"""Binary cross-entropy on logits, with a weight of positives and the focal option.
+
+Source: reference sheet: training, section 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FOCAL_ALPHA = 0.25  # share of the positives; the negatives get the rest
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Element-wise: logits and targets in [0, 1] of one shape -> losses of that shape."""
+
+    positive_weight: float = 1.0
+    focal_gamma: float = 0.0
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """See the class."""
+        weight = None if self.positive_weight == 1 else logits.new_tensor(self.positive_weight)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+        if not self.focal_gamma:
+            return loss
+        # 1 - p_t, computed as such: no digits are lost where p_t is near 1. The floor keeps the gradient of a
+        # fractional power finite there.
+        missing = targets * torch.sigmoid(-logits) + (1 - targets) * torch.sigmoid(logits)
+        alpha = targets * FOCAL_ALPHA + (1 - targets) * (1 - FOCAL_ALPHA)
+        return loss * alpha * missing.clamp(min=1e-12) ** self.focal_gamma
