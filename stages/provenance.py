@@ -33,13 +33,17 @@ def _git(*arguments: str) -> str:
 
 def dataset_document() -> dict[str, Any]:
     """`data/ingested/dataset.json`: source, classes, counts and content hash of the ingested data."""
-    path = INGESTED / "dataset.json"
+    return read_json(INGESTED / "dataset.json", "dvc repro ingest")
+
+
+def read_json(path: Path, how: str) -> dict[str, Any]:
+    """The JSON document an earlier stage has left; `how` is the command that makes it, for the error."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError("no ingested data here; run `dvc repro ingest` first", path=path) from None
+        raise DataError(f"not there; run `{how}` first", path=path) from None
     except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"not readable ({error}); run `dvc repro -f ingest`", path=path) from None
+        raise DataError(f"not readable ({error}); make it again with `{how}`", path=path) from None
 
 
 def dvc_hash(output: str, lock: Path = Path("dvc.lock")) -> str | None:

@@ -20,20 +20,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from yolov7.data.index import Index
-from yolov7.data.loader import Batch
-from yolov7.train.pictures import draw_batch
-
 from stages.command import Interrupted, run_stage
 from stages.params import Params
 from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision
 from stages.tracking import JOURNALS, RunJournal, file_lock
 from yolov7.config import Train
+from yolov7.data.index import Index
+from yolov7.data.loader import Batch
 from yolov7.device import choose_device
 from yolov7.files import atomic_path, sha256_file, write_json, write_text
 from yolov7.model import ModelMetadata
+from yolov7.model.spec_json import network_to_json
+from yolov7.model.variants import find_variant
 from yolov7.train.initial import initial_model
 from yolov7.train.loop import Outcome, StepReport, Trainer
+from yolov7.train.pictures import draw_batch
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.state import StateFolder, prune
 
@@ -67,10 +68,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def run_identity(variant: str, train: Train, document: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run this run: network, parameters that change the result, and the data's content hash."""
+    """What makes a run this run: network, parameters that change the result, data and start weights by content."""
     parameters = {k: v for k, v in train.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
     weights = sha256_file(train.weights) if train.weights and Path(train.weights).is_file() else None
-    return {"variant": variant, "train": parameters, "data": document["sha256"], "weights": weights}
+    # A network of the user's own may change behind its name.
+    network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
+    return {"variant": variant, "network": network, "train": parameters, "data": document["sha256"], "weights": weights}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from yolov7.config import Ema
 M = TypeVar("M", bound=nn.Module)
 
 
-class AveragedModel:
+class AveragedModel(Generic[M]):
     """A float32 copy of a model that follows it: `ema = d * ema + (1 - d) * model` for parameters and BN statistics.
 
     `d = decay * (1 - exp(-updates / ramp))`, so that the first averages are not those of random weights.
@@ -24,7 +24,7 @@ class AveragedModel:
     def __init__(self, model: M, options: Ema):
         self.options = options
         self.updates = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: M = copy.deepcopy(model).eval().requires_grad_(False)
         ours, theirs = self.model.state_dict(), model.state_dict()
         floating = [name for name, tensor in ours.items() if tensor.is_floating_point()]
         self._floating = ([ours[name] for name in floating], [theirs[name] for name in floating])

@@ -12,6 +12,7 @@ from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.model import Detector, create_model, load_checkpoint
+from yolov7.model.detector import Anchors
 from yolov7.model.variants import find_variant
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     return model
 
 
-def _fitted_anchors(model: Detector, params: Train, index: Index) -> list[list[list[float]]] | None:
+def _fitted_anchors(model: Detector, params: Train, index: Index) -> Anchors | None:
     """Anchors (levels, anchors, 2) in pixels of the training image, or None where the network's own are kept."""
     boxes, images = index.all_sizes()
     if not len(boxes):
@@ -53,7 +54,7 @@ def _fitted_anchors(model: Detector, params: Train, index: Index) -> list[list[l
     if np.array_equal(fitted, present):
         return None
     log.info("anchors fitted to the training boxes: %s", np.round(fitted, 1).tolist())
-    return fitted.tolist()
+    return [[(float(w), float(h)) for w, h in level] for level in fitted]
 
 
 def load_weights(model: Detector, path: Path) -> None:

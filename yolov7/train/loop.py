@@ -133,7 +133,7 @@ class Trainer:
             )
         self.params = params
         self.device = device or torch.device("cpu")
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train_index, self.val_index = train_index, val_index
         self.states, self.metadata = states, metadata
         self.listeners = tuple(listeners)
