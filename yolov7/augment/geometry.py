@@ -35,17 +35,17 @@ def draw_matrix(rng: np.random.Generator, augment: Augment, canvas: int, size: i
 
     Training sheet, section 4.3: translation * shear * rotation and scale * perspective * centring.
     """
-    perspective = rng.uniform(-augment.perspective, augment.perspective, 2)
+    tilt_x, tilt_y = rng.uniform(-augment.perspective, augment.perspective, 2).tolist()
     angle = math.radians(rng.uniform(-augment.degrees, augment.degrees))
     scale = float(rng.uniform(1 - augment.scale, 1.1 + augment.scale))
-    shear = np.tan(np.radians(rng.uniform(-augment.shear, augment.shear, 2)))
-    shift = rng.uniform(0.5 - augment.translate, 0.5 + augment.translate, 2) * size
+    slope_x, slope_y = np.tan(np.radians(rng.uniform(-augment.shear, augment.shear, 2))).tolist()
+    shift_x, shift_y = (rng.uniform(0.5 - augment.translate, 0.5 + augment.translate, 2) * size).tolist()
     sine, cosine = scale * math.sin(angle), scale * math.cos(angle)
     centring = translation(-canvas / 2, -canvas / 2)
-    tilt = np.array([[1, 0, 0], [0, 1, 0], [perspective[0], perspective[1], 1]])
+    tilt = np.array([[1, 0, 0], [0, 1, 0], [tilt_x, tilt_y, 1]])
     turn = np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
-    slant = np.array([[1, shear[0], 0], [shear[1], 1, 0], [0, 0, 1]])
-    return translation(shift[0], shift[1]) @ slant @ turn @ tilt @ centring, scale
+    slant = np.array([[1, slope_x, 0], [slope_y, 1, 0], [0, 0, 1]])
+    return translation(shift_x, shift_y) @ slant @ turn @ tilt @ centring, scale
 
 
 def translation(x: float, y: float) -> Floats:
@@ -75,8 +75,9 @@ def transform_points(points: NDArray[np.floating], matrix: Floats) -> Floats:
 def transform_boxes(boxes: Floats, matrix: Floats, size: int) -> Floats:
     """Extents of the four corners of boxes (n, 4) under the map, clipped to the output: (n, 4)."""
     if is_upright(matrix):
-        scales, shifts = np.tile(matrix[[0, 1], [0, 1]], 2), np.tile(matrix[:2, 2], 2)
-        return np.clip(boxes * scales + shifts, 0, size)
+        (scale_x, _, shift_x), (_, scale_y, shift_y), _ = matrix.tolist()
+        moved = boxes * (scale_x, scale_y, scale_x, scale_y) + (shift_x, shift_y, shift_x, shift_y)
+        return np.minimum(np.maximum(moved, 0), size)
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     moved = np.empty_like(boxes)
     front = (corners @ matrix[2, :2] + matrix[2, 2] >= _NEAREST).all(1)
@@ -127,9 +128,8 @@ def visible_extents(polygons: Polygons, clips: Floats, matrix: Floats, size: int
     """
     lines = _window_lines(matrix, size)
     if is_upright(matrix):  # the output is a rectangle of the canvas: one intersection replaces four cuts an edge
-        window = np.array([0, 0, size, size]) - np.tile(matrix[:2, 2], 2)
-        window /= np.tile(matrix[[0, 1], [0, 1]], 2)
-        clips = np.hstack([np.maximum(clips[:, :2], window[:2]), np.minimum(clips[:, 2:], window[2:])])
+        first, last = (-matrix[:2, 2] / np.diag(matrix)[:2], (size - matrix[:2, 2]) / np.diag(matrix)[:2])
+        clips = np.hstack([np.maximum(clips[:, :2], first), np.minimum(clips[:, 2:], last)])
         lines = lines[:0]
     starts = np.asarray(polygons.points, np.float64)
     ends = starts[_next_points(polygons.counts)]

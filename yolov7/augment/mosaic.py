@@ -151,29 +151,31 @@ def _tile(image: int, x: int, y: int, height: int, width: int, side: int) -> Til
 
 def gather(source: Source, tiles: list[Tile], side: int) -> Scene:
     """The objects of all tiles in canvas coordinates; boxes are cut to their tile's part of the canvas."""
-    boxes, labels, clips = [np.zeros((0, 4))], [np.zeros(0, np.int64)], [np.zeros((0, 4))]
+    boxes, labels = [np.zeros((0, 4))], [np.zeros(0, np.int64)]
     counts: list[int] = []
     polygons: list[tuple[Polygons | None, int]] = []
     for tile in tiles:
+        x1, y1, x2, y2 = tile.clip
         counts.append(0)
         objects = source.objects(tile.source)
-        if not len(objects) or tile.clip[0] >= tile.clip[2] or tile.clip[1] >= tile.clip[3]:
+        if not len(objects) or x1 >= x2 or y1 >= y2:
             continue
-        clip = np.array(tile.clip, np.float64)
-        moved = objects.boxes + np.array([tile.x, tile.y, tile.x, tile.y])
-        boxes.append(np.clip(moved, np.tile(clip[:2], 2), np.tile(clip[2:], 2)))
+        moved = np.add(objects.boxes, (tile.x, tile.y, tile.x, tile.y))
+        boxes.append(np.minimum(np.maximum(moved, (x1, y1, x1, y1)), (x2, y2, x2, y2)))
         labels.append(objects.labels)
         counts[-1] = len(objects)
-        clips.append(np.tile(clip, (len(objects), 1)))
-        outlines = None if objects.polygons is None else objects.polygons.mapped((1, 1), (tile.x, tile.y))
-        polygons.append((outlines, len(objects)))
+        if objects.polygons is not None:
+            polygons.append((objects.polygons.mapped((1, 1), (tile.x, tile.y)), len(objects)))
+        else:
+            polygons.append((None, len(objects)))
+    numbers = np.repeat(np.arange(len(tiles)), counts)
     return Scene(
         side=side,
         tiles=tiles,
         boxes=np.concatenate(boxes),
         labels=np.concatenate(labels),
-        tile_numbers=np.repeat(np.arange(len(tiles)), counts),
-        clips=np.concatenate(clips),
+        tile_numbers=numbers,
+        clips=np.array([tile.clip for tile in tiles], np.float64)[numbers],
         polygons=join_polygons(polygons),
     )
 

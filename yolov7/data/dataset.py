@@ -120,7 +120,8 @@ class TrainDataset:
         chosen = self.index.trainable(i)
         boxes = self.index.coco_boxes(i)[chosen]
         boxes[:, 2:] += boxes[:, :2]
-        boxes = np.clip(boxes * np.tile(scale, 2), 0, [width, height, width, height])
+        boxes *= (*scale, *scale)
+        boxes = np.minimum(np.maximum(boxes, 0), (width, height, width, height))
         polygons = None
         if self.has_polygons:
             polygons = self.index.ragged_polygons(i).take(chosen).mapped(scale, (0, 0))
