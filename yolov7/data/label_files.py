@@ -25,6 +25,10 @@ NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 """A number as label files write it; `float` would take `nan`, `inf` and `1_0` too."""
 
 
+Ring = list[float]
+"""A polygon: x1, y1, x2, y2, ... in pixels."""
+
+
 @dataclass(frozen=True)
 class LabelledImage:
     """An image record with the annotations that go into its label file."""
@@ -82,6 +86,19 @@ def finite_number(text: str) -> float | None:
         return None
     value = float(text)
     return value if math.isfinite(value) else None
+
+
+def ring_bounds(ring: Sequence[float]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a polygon x1, y1, x2, y2, ..."""
+    return min(ring[::2]), min(ring[1::2]), max(ring[::2]), max(ring[1::2])
+
+
+def ring_area(ring: Sequence[float]) -> float:
+    """Area of a polygon x1, y1, x2, y2, ... (shoelace formula)."""
+    x, y = list(ring[::2]), list(ring[1::2])
+    following = zip(x[1:] + x[:1], y[1:] + y[:1], strict=True)
+    twice = sum(a * d - c * b for (a, b), (c, d) in zip(zip(x, y, strict=True), following, strict=True))
+    return abs(twice) / 2
 
 
 def by_image(coco: CocoAnnotations, suffix: str) -> list[LabelledImage]:

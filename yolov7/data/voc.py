@@ -18,8 +18,17 @@ from xml.parsers import expat
 
 from yolov7.data.coco import CocoAnnotations, Record
 from yolov7.data.index_arrays import classes_of
-from yolov7.data.label_files import LabelledImage, by_image, copy_images, finite_number, fresh_folder, read_small
-from yolov7.data.yolo_txt import Ring, ring_area, ring_bounds
+from yolov7.data.label_files import (
+    LabelledImage,
+    Ring,
+    by_image,
+    copy_images,
+    finite_number,
+    fresh_folder,
+    read_small,
+    ring_area,
+    ring_bounds,
+)
 from yolov7.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -19,11 +19,14 @@ from yolov7.data.coco import CocoAnnotations, Record
 from yolov7.data.index_arrays import classes_of
 from yolov7.data.label_files import (
     LabelledImage,
+    Ring,
     by_image,
     copy_images,
     finite_number,
     fresh_folder,
     read_text,
+    ring_area,
+    ring_bounds,
     text_lines,
 )
 from yolov7.errors import DataError
@@ -37,9 +40,6 @@ _OUTLINE_TOLERANCE = 0.25
 _NOTICEABLE = 0.01
 """Boxes that lose less than this at the image's edge, in pixels, are not reported as cut."""
 _LISTED = 5
-
-Ring = list[float]
-"""x1, y1, x2, y2, ... in pixels."""
 
 
 @dataclass(frozen=True)
@@ -166,19 +166,6 @@ def _annotation(row: _Row, image: YoloImage) -> Record:
         "segmentation": [ring],
         "line": row.line,
     }
-
-
-def ring_bounds(ring: Sequence[float]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a polygon x1, y1, x2, y2, ..."""
-    return min(ring[::2]), min(ring[1::2]), max(ring[::2]), max(ring[1::2])
-
-
-def ring_area(ring: Sequence[float]) -> float:
-    """Area of a polygon x1, y1, x2, y2, ... (shoelace formula)."""
-    x, y = list(ring[::2]), list(ring[1::2])
-    following = zip(x[1:] + x[:1], y[1:] + y[:1], strict=True)
-    twice = sum(a * d - c * b for (a, b), (c, d) in zip(zip(x, y, strict=True), following, strict=True))
-    return abs(twice) / 2
 
 
 def _bad_rows(bad: list[tuple[Path, int, str]]) -> DataError:
