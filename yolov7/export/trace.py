@@ -74,6 +74,9 @@ def trace_dynamic(model: Detector, opset: int) -> onnx.ModelProto:
     head = _traced_head(model, maps, opset)
     io_map = [(f"map_{name}", f"head/map_{name}") for name in maps]
     used = {node_input for node in head.graph.node for node_input in node.input}
+    # What only an auxiliary head read, which the deploy form no longer has, is no input of the head's graph.
+    for value in [value for value in head.graph.input if value.name not in used]:
+        head.graph.input.remove(value)
     graph = compose.merge_models(
         body,
         compose.add_prefix(head, "head/"),
@@ -81,6 +84,7 @@ def trace_dynamic(model: Detector, opset: int) -> onnx.ModelProto:
         outputs=["head/detections"],
     )
     graph = _lean(_reachable(graph, "head/detections"))
+    _one_operator_set(graph)
     rename_value(graph, "head/detections", "detections")
     _name_dimensions(graph)
     _check_other_sides(model, graph)
@@ -97,6 +101,13 @@ def rename_value(graph: onnx.ModelProto, old: str, new: str) -> None:
     for output in graph.graph.output:
         if output.name == old:
             output.name = new
+
+
+def _one_operator_set(graph: onnx.ModelProto) -> None:
+    """Merging graphs lists the operator set of each."""
+    versions = sorted({(entry.domain, entry.version) for entry in graph.opset_import})
+    del graph.opset_import[:]
+    graph.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions)
 
 
 def _traced_head(model: Detector, maps: Mapping[str, Tensor], opset: int) -> onnx.ModelProto:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -222,4 +223,8 @@ def _providers(device: str) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    """What ONNX Runtime says, without the status, the path (ours is named already) and the C++ signature before it."""
+    text = str(error).strip().splitlines()[0]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^Load model from .* failed:", "", text)
+    return re.sub(r"^/onnxruntime_src/\S+ .*\) (?=[A-Z])", "", text)[:300]

@@ -1,0 +1,215 @@
+"""Verification passes a good export, and sees every way of breaking one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+from small_detector import metadata_of, pictures, small_detector, small_index
+
+from yolov7.errors import ModelError
+from yolov7.export import VerifyLimits, verify
+from yolov7.export.matching import agreement
+from yolov7.files import write_json
+from yolov7.model import save_checkpoint
+from yolov7.nms import Detections
+from yolov7.predict import Predictor, TorchRuntime
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, trained):
+    metadata = metadata_of(trained)
+    images = pictures(6)
+    found = Predictor(TorchRuntime(trained, metadata), confidence=0.2, iou=0.5, max_detections=12).predict(images)
+    return small_index(tmp_path_factory.mktemp("verify"), found, images, metadata)
+
+
+def check(exported: Path, trained, index, *, deploy=None, decoded=None, with_nms=None):
+    """Verify the export, with some of its files replaced."""
+    deploy, decoded = deploy or exported / "model.safetensors", decoded or exported / "model.onnx"
+    with_nms = with_nms or exported / "model-nms.onnx"
+    return verify(trained, deploy, decoded, with_nms, index, metadata=metadata_of(trained), batch_size=4)
+
+
+def test_a_good_export_passes_and_the_figures_mean_something(exported, trained, index, tmp_path):
+    report = check(exported, trained, index)
+    assert report.passed, report.problems
+    said = report.to_dict()
+    assert set(said["forms"]) == {"deploy", "onnx", "onnx-nms"} and said["passed"] is True
+    assert said["images"] == [500, 501, 502, 503, 504, 505]
+    for name, form in said["forms"].items():
+        assert form["passed"] and form["problems"] == []
+        assert form["detections"]["matched"] >= 60
+        assert 0.1 < form["ap"] < 0.9  # AP that could change if detections did
+        if name != "onnx-nms":
+            assert 0 < form["max_raw_difference"] < 1e-5
+            assert 0 < form["max_box_difference"] < 1e-2
+    write_json(tmp_path / "verify.json", said)
+    assert json.loads((tmp_path / "verify.json").read_text())["forms"]["onnx"]["passed"] is True
+
+
+def test_some_images_only(exported, trained, index):
+    files = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
+    report = verify(trained, *files, index, metadata=metadata_of(trained), images=[4, 1])
+    assert report.passed and report.images == [504, 501]
+
+
+def first_node(graph: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Put `node`, which reads `images` and makes `changed`, before everything else."""
+    for other in graph.graph.node:
+        for i, name in enumerate(other.input):
+            if name == "images":
+                other.input[i] = "changed"
+    graph.graph.node.insert(0, node)
+
+
+def swapped_channels(graph):
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
+    first_node(graph, helper.make_node("Gather", ["images", "bgr"], ["changed"], axis=1))
+
+
+def scaled_again(graph):
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(255, np.float32), "scale"))
+    first_node(graph, helper.make_node("Div", ["images", "scale"], ["changed"]))
+
+
+def standardised(graph):
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(0.45, np.float32), "mean"))
+    first_node(graph, helper.make_node("Sub", ["images", "mean"], ["changed"]))
+
+
+def other_class_order(graph):
+    """The class outputs of every level in another order, as a class list sorted by name would make them."""
+    for node in [n for n in graph.graph.node if n.op_type == "Conv"]:
+        for name in node.input[1:]:
+            tensor = next(t for t in graph.graph.initializer if t.name == name)
+            values = numpy_helper.to_array(tensor)
+            if values.shape[0] == 3 * 8:
+                parts = values.reshape(3, 8, *values.shape[1:])
+                parts = np.concatenate([parts[:, :5], parts[:, [6, 5, 7]]], axis=1)
+                tensor.CopyFrom(numpy_helper.from_array(parts.reshape(values.shape), name))
+
+
+def missing_fold(graph):
+    """One batch norm's shift left out: the first bias is zero."""
+    node = next(n for n in graph.graph.node if n.op_type == "Conv")
+    tensor = next(t for t in graph.graph.initializer if t.name == node.input[2])
+    tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
+
+
+def nan_in_a_weight(graph):
+    node = next(n for n in graph.graph.node if n.op_type == "Conv")
+    tensor = next(t for t in graph.graph.initializer if t.name == node.input[2])
+    values = numpy_helper.to_array(tensor).copy()
+    values[0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def broken(source: Path, target: Path, change) -> Path:
+    graph = onnx.load(source)
+    change(graph)
+    onnx.save(graph, target)
+    return target
+
+
+@pytest.mark.parametrize(
+    "change", [swapped_channels, scaled_again, standardised, other_class_order, missing_fold, nan_in_a_weight]
+)
+def test_a_broken_graph_is_caught_with_and_without_suppression(exported, trained, index, tmp_path, change):
+    decoded = broken(exported / "model.onnx", tmp_path / "m.onnx", change)
+    with_nms = broken(exported / "model-nms.onnx", tmp_path / "n.onnx", change)
+    report = check(exported, trained, index, decoded=decoded, with_nms=with_nms)
+    assert not report.passed
+    failed = {form.name: form.problems for form in report.forms if not form.passed}
+    assert set(failed) == {"onnx", "onnx-nms"}
+    assert any("probability difference" in problem for problem in failed["onnx"])
+    assert any("unmatched" in problem for problem in failed["onnx-nms"])
+
+
+def test_a_missing_fold_in_the_checkpoint_is_caught(exported, trained, index, tmp_path):
+    for ending in ("running_mean", ".implicit", "pointwise.bn.weight"):
+        unfolded = copy.deepcopy(trained)
+        tensors = [tensor for key, tensor in unfolded.state_dict().items() if key.endswith(ending)]
+        assert tensors
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.fill_(0.0)
+        deploy = unfolded.reparameterize()
+        save_checkpoint(tmp_path / "m.safetensors", deploy, metadata_of(deploy))
+        report = check(exported, trained, index, deploy=tmp_path / "m.safetensors")
+        assert [form.name for form in report.forms if not form.passed] == ["deploy"], ending
+
+
+def test_names_in_another_order_are_caught_though_every_number_agrees(exported, trained, index, tmp_path):
+    deploy = trained.reparameterize()
+    metadata = replace(metadata_of(deploy), class_names=("kind 1", "kind 0", "kind 2"))
+    save_checkpoint(tmp_path / "m.safetensors", deploy, metadata)
+    report = check(exported, trained, index, deploy=tmp_path / "m.safetensors")
+    assert not report.passed
+    assert report.problems == [
+        "deploy: class_names is ('kind 1', 'kind 0', 'kind 2'), trained was ('kind 0', 'kind 1', 'kind 2')"
+    ]
+
+
+@pytest.mark.parametrize(("constant", "value"), [("nms/iou", 0.99), ("nms/confidence", 0.5), ("nms/max_detections", 5)])
+def test_a_suppression_that_does_otherwise_than_it_says_is_caught(exported, trained, index, tmp_path, constant, value):
+    def change(graph):
+        tensor = next(t for t in graph.graph.initializer if t.name == constant)
+        tensor.CopyFrom(numpy_helper.from_array(np.array([value], numpy_helper.to_array(tensor).dtype), constant))
+
+    with_nms = broken(exported / "model-nms.onnx", tmp_path / "n.onnx", change)
+    report = check(exported, trained, index, with_nms=with_nms)
+    assert [form.name for form in report.forms if not form.passed] == ["onnx-nms"]
+    assert any("unmatched" in problem for problem in report.problems)
+
+
+def test_limits_decide(exported, trained, index):
+    files = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
+    strict = VerifyLimits(raw_difference=1e-12, box_difference=1e-9)
+    report = verify(trained, *files, index, metadata=metadata_of(trained), limits=strict)
+    assert not report.passed
+    assert any("exceeds 1e-12" in problem for problem in report.problems)
+
+
+def test_a_model_of_other_classes_is_refused(exported, index):
+    other = small_detector(2)
+    files = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
+    with pytest.raises(ModelError, match="2 classes, but the data set"):
+        verify(other, *files, index, metadata=metadata_of(other))
+
+
+def detections(*rows):
+    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, 6)
+    return Detections(values[:, :4], values[:, 4], values[:, 5].long())
+
+
+def test_agreement_counts_pairs_edges_and_strangers():
+    ours = detections((0, 0, 10, 10, 0.9, 0), (20, 20, 40, 40, 0.8, 1), (60, 60, 90, 90, 0.2501, 1))
+    theirs = detections((0, 0, 10, 10.1, 0.9002, 0), (20, 20, 40, 40, 0.8, 2))
+    result = agreement([ours], [theirs], confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    assert (result.expected, result.found, result.matched, result.on_the_edge) == (3, 2, 1, 1)
+    assert result.unmatched_share == pytest.approx(2 / 5)  # the box whose class is another, on both sides
+    assert result.max_score_difference == pytest.approx(0.0002, abs=1e-6)
+    assert result.max_box_difference == pytest.approx(0.1, abs=1e-5)
+    assert result.min_iou == pytest.approx(10 / 10.1, abs=1e-5)
+
+
+def test_a_near_tie_in_the_suppression_is_no_disagreement():
+    # Either of two overlapping boxes of equal score may survive; which one is a matter of the last bit.
+    ours = detections((0, 0, 10, 10, 0.7000001, 0))
+    theirs = detections((0, 2, 10, 12, 0.7000002, 0))
+    assert agreement([ours], [theirs], confidence=0.25, iou=0.45, score_tolerance=1e-3).unmatched_share == 0
+    sure = detections((0, 2, 10, 12, 0.8, 0))
+    assert agreement([ours], [sure], confidence=0.25, iou=0.45, score_tolerance=1e-3).unmatched_share == 1
+
+
+def test_nothing_on_either_side_agrees():
+    result = agreement([detections()], [detections()], confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    assert result.unmatched_share == 0 and result.min_iou == 1
