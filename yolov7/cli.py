@@ -145,6 +145,8 @@ def _predict(args: argparse.Namespace) -> None:
     )
     with _progress(len(source)) as advance:
         job = predict_source(predictor, source, args.output, advance=advance)
+    if job.errors and not job.images:
+        raise job.errors[0]
     if args.json:
         print(json.dumps(document(predictor, job), indent=2, ensure_ascii=False))
     else:

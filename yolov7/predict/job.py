@@ -49,7 +49,8 @@ def predict_source(
                 _record(job, frame, detections, predictor.metadata.category_ids)
                 advance()
     finally:
-        write_json(out / RESULTS, document(predictor, job))
+        if job.images:  # nothing found out is no reason to overwrite an earlier result
+            write_json(out / RESULTS, document(predictor, job))
     return job
 
 

@@ -1,0 +1,187 @@
+"""The `yolov7` command as a user runs it: outputs, one-line errors, exit codes, finished results kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import cv2
+import pytest
+from small_detector import pictures
+
+from yolov7 import cli
+from yolov7.predict import load_detector
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(pictures(3)):
+        cv2.imwrite(str(folder / f"{number}.png"), image[:, :, ::-1])
+    return folder
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def one_line(err):
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err
+
+
+def test_info_as_table_and_json(capsys):
+    code, out, _ = run(capsys, "info", "--variant", "yolov7-tiny")
+    assert code == 0 and "6,228,762" in out and "yolov7-x" not in out
+    code, out, _ = run(capsys, "info", "--variant", "yolov7-tiny", "--json")
+    (row,) = json.loads(out)
+    assert code == 0 and row["parameters_training"] == 6_228_762 and row["strides"] == [8, 16, 32]
+
+
+def test_predict_writes_pictures_and_a_coco_json(capsys, exported, images, tmp_path):
+    out = tmp_path / "out"
+    code, printed, err = run(capsys, "predict", images, "--model", exported, "-o", out, "--confidence", "0.3")
+    assert code == 0 and err == ""
+    document = json.loads((out / "detections.json").read_text())
+    assert printed == f"3 images, {len(document['annotations'])} detections: {out / 'detections.json'}\n"
+    assert [image["file_name"] for image in document["images"]] == ["0.png", "1.png", "2.png"]
+    assert document["categories"] == [{"id": 10 + i, "name": f"kind {i}"} for i in range(3)]
+    found = load_detector(exported, confidence=0.3).predict(pictures(3))
+    assert len(document["annotations"]) == sum(map(len, found)) > 10
+    first = document["annotations"][0]
+    left, top, right, bottom = found[0].boxes[0].tolist()
+    assert first["bbox"] == pytest.approx([left, top, right - left, bottom - top], abs=1e-3)
+    assert first["category_id"] == 10 + int(found[0].labels[0])
+    assert first["score"] == pytest.approx(float(found[0].scores[0]), abs=1e-5)
+    for number in range(3):
+        drawn = cv2.imread(str(out / f"{number}.png"))
+        assert max(drawn.shape[:2]) >= 640
+
+
+def test_predict_prints_json_and_leaves_its_own_output_out(capsys, exported, images):
+    arguments = ("predict", images, "--model", exported / "model.safetensors", "-o", images / "drawn", "--json")
+    for _ in range(2):  # the second round must not see the drawn images of the first
+        code, printed, _ = run(capsys, *arguments)
+        assert code == 0 and len(json.loads(printed)["images"]) == 3
+
+
+def test_a_bad_image_costs_only_itself(capsys, exported, images, tmp_path):
+    content = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(content[:-200])
+    code, _, err = run(capsys, "predict", images, "--model", exported, "-o", tmp_path / "out")
+    assert code == 2
+    assert "1.png" in one_line(err) and "the others are done" in err
+    document = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["0.png", "2.png"]
+    assert (tmp_path / "out" / "2.png").is_file() and not (tmp_path / "out" / "1.png").exists()
+
+
+def test_predict_on_a_video(capsys, exported, tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 96))
+    for _ in range(3):
+        writer.write(pictures(1)[0][:, :, ::-1].copy())
+    writer.release()
+    arguments = ("predict", tmp_path / "clip.avi", "--model", exported, "-o", tmp_path / "out", "--batch-size", "2")
+    code, printed, _ = run(capsys, *arguments)
+    assert code == 0 and printed.startswith("3 images, ")
+    assert sorted(p.name for p in (tmp_path / "out" / "clip.avi").iterdir()) == [f"{i:06d}.jpg" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "nowhere", "--model", "{export}"], "nowhere: no such image, folder or video"),
+        (["predict", "{images}", "--model", "missing.onnx"], "missing.onnx: no such model"),
+        (["predict", "{images}", "--model", "models:/a@b"], "models:/a@b"),
+        (["predict", "{images}", "--model", "{export}", "--confidence", "7"], "must lie between"),
+        (["predict", "{images}", "--model", "{export}", "--confidence", "much"], "invalid float value"),
+        (["predict", "{images}", "--model", "{export}", "--device", "warp"], "device 'warp'"),
+        (["predict", "{images}"], "the following arguments are required: --model"),
+        (["info", "--variant", "yolov8"], "yolov8"),
+        (["benchmark", "--model", "{export}", "--rounds", "0"], "--rounds"),
+        (["import-weights", "nothing.pt", "--variant", "yolov7", "-o", "x.safetensors"], "nothing.pt"),
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(capsys, exported, images, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("yolov7.predict.load.entry_points", lambda **_: [])
+    filled = [argument.format(export=exported, images=images) for argument in arguments]
+    try:
+        code = cli.main(filled)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert message in one_line(captured.err)
+    assert not (tmp_path / "detections").exists() and not (tmp_path / "x.safetensors").exists()
+
+
+def test_an_interrupt_keeps_what_is_done(capsys, exported, images, tmp_path, monkeypatch):
+    from yolov7.predict.predictor import Predictor
+
+    predict, calls = Predictor.predict, []
+
+    def interrupted(self, batch):
+        calls.append(len(batch))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict(self, batch)
+
+    monkeypatch.setattr(Predictor, "predict", interrupted)
+    code, _, err = run(capsys, "predict", images, "--model", exported, "-o", tmp_path / "out", "--batch-size", "1")
+    assert (code, err) == (130, "stopped\n")
+    document = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["0.png"]
+    assert (tmp_path / "out" / "0.png").is_file()
+
+
+def test_benchmark_as_table_and_json(capsys, exported, images):
+    common = ("benchmark", "--model", exported, "--rounds", "4", "--warmup", "1")
+    code, out, _ = run(capsys, *common, "--batch-size", "2", "--json", "--source", images)
+    result = json.loads(out)
+    assert code == 0
+    assert (result["variant"], result["runtime"]) == ("small", "OnnxRuntime")
+    assert (result["batch_size"], result["image_size"]) == (2, [96, 96])
+    parts = {timing["part"]: timing for timing in result["timings"]}
+    assert list(parts) == ["preprocessing", "network", "suppression", "total"]
+    assert all(0 < timing["low"] <= timing["median"] <= timing["high"] for timing in parts.values())
+    assert result["images_per_second"] == pytest.approx(2000 / parts["total"]["median"])
+    assert result["detections"] > 0
+    code, out, _ = run(capsys, "benchmark", "--model", exported / "model-nms.onnx", "--rounds", "2", "--warmup", "0")
+    assert code == 0 and "mapping back" in out and "images/s" in out
+
+
+def test_a_file_that_is_no_checkpoint_is_not_imported(capsys, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("readme", "hello")
+    code, _, err = run(
+        capsys, "import-weights", tmp_path / "x.pt", "--variant", "yolov7-tiny", "-o", tmp_path / "x.safetensors"
+    )
+    assert code == 2 and "x.pt" in one_line(err)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_the_command_in_a_process_of_its_own(exported, images, tmp_path):
+    """What pytest cannot see: noise of native libraries on stderr, a reader that goes away."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    command = [sys.executable, "-m", "yolov7.cli"]
+    done = subprocess.run(
+        [*command, "predict", str(broken), "--model", str(exported), "-o", str(tmp_path / "out")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f"error: {broken}: not readable as a video\n"
+    assert not (tmp_path / "out").exists()
+    piped = subprocess.run(
+        f"{sys.executable} -m yolov7.cli info --variant yolov7-tiny --json | head -c 1; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (piped.returncode, piped.stdout, piped.stderr) == (0, "[", "")

@@ -1,0 +1,102 @@
+"""Sources: what is there is read in order, what is not is told in one line, a bad image does not stop the others."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from yolov7.errors import DataError
+from yolov7.predict.sources import open_source
+
+
+def write(path, value=100, size=(20, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((*size, 3), value, np.uint8))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, name in enumerate(["b.png", "a.jpg", "deep/er/c.bmp", "deep/d.JPG"]):
+        write(tmp_path / name.lower(), 10 * number)
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def names(source):
+    return [frame.name for frame in source.frames()]
+
+
+def test_a_folder_is_searched_to_the_bottom_in_order(folder):
+    source = open_source(folder)
+    assert len(source) == 4
+    assert names(source) == ["a.jpg", "b.png", "deep/d.jpg", "deep/er/c.bmp"]
+    assert names(open_source(folder, exclude=[folder / "deep" / "er"])) == ["a.jpg", "b.png", "deep/d.jpg"]
+
+
+def test_an_image_and_a_pattern(folder):
+    (frame,) = open_source(folder / "b.png").frames()
+    assert frame.name == "b.png" and frame.image.shape == (20, 30, 3) and frame.image.dtype == np.uint8
+    assert names(open_source(str(folder / "*.*g"))) == ["a.jpg", "b.png"]
+    assert names(open_source(str(folder / "**" / "*.*"))) == ["a.jpg", "b.png", "deep/d.jpg", "deep/er/c.bmp"]
+
+
+def test_colours_are_rgb(tmp_path):
+    cv2.imwrite(str(tmp_path / "red.png"), np.full((4, 4, 3), (0, 0, 255), np.uint8))  # OpenCV writes BGR
+    (frame,) = open_source(tmp_path / "red.png").frames()
+    assert frame.image[0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_bad_image_is_reported_and_the_others_are_read(folder):
+    content = (folder / "a.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(content[: len(content) // 2])
+    errors = []
+    assert [frame.name for frame in open_source(folder).frames(errors.append)] == names_without_a(folder)
+    assert len(errors) == 1 and str(errors[0]).startswith(str(folder / "a.jpg"))
+    with pytest.raises(DataError, match="truncated"):
+        list(open_source(folder).frames())
+
+
+def names_without_a(folder):
+    return ["b.png", "deep/d.jpg", "deep/er/c.bmp"]
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "my clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(5):
+        writer.write(np.full((48, 64, 3), (0, 0, 50 * number), np.uint8))
+    writer.release()
+    return path
+
+
+def test_frames_of_a_video(video):
+    frames = list(open_source(video).frames())
+    assert [frame.name for frame in frames] == [f"my_clip.avi/{number:06d}.jpg" for number in range(5)]
+    reds = [int(frame.image[20, 20, 0]) for frame in frames]
+    assert all(abs(red - 50 * number) < 12 for number, red in enumerate(reds))
+    assert all(int(frame.image[20, 20, 2]) < 12 for frame in frames)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.jpg", "no such image, folder or video"),
+        ("missing/*.jpg", "no images there"),
+        ("empty", "no images there"),
+        ("broken.mp4", "not readable as a video"),
+        ("rtsp://127.0.0.1:9/stream", "the stream does not answer"),
+        ("http://127.0.0.1:9/a.mp4", "the stream does not answer"),
+        ("99", "no such camera"),
+    ],
+)
+def test_what_is_not_there_is_told_in_one_line(tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    with pytest.raises(DataError, match=message) as caught:
+        list(open_source(source).frames())
+    assert "\n" not in str(caught.value)
+    assert source in str(caught.value)
