@@ -94,7 +94,7 @@ def straightforward(dataset, samples):
     return number + 16
 
 
-def rates(runs, dataset, samples, rounds=3):
+def rates(runs, dataset, samples, rounds=5):
     """Images per second of processor time for every run, the best of some rounds taken in turn.
 
     What disturbs a measurement only ever slows it, and processor time does not count waiting for others' work.
