@@ -126,11 +126,18 @@ def visible_extents(polygons: Polygons, clips: Floats, matrix: Floats, size: int
     object count as well. (The published code samples 1000 points of the outline, and loses an object that surrounds
     the whole output.) Objects without outline get zeros.
     """
+    if not len(polygons.counts):
+        return np.zeros((len(clips), 4))
     lines = _window_lines(matrix, size)
     if is_upright(matrix):  # the output is a rectangle of the canvas: one intersection replaces four cuts an edge
-        first, last = (-matrix[:2, 2] / np.diag(matrix)[:2], (size - matrix[:2, 2]) / np.diag(matrix)[:2])
-        clips = np.hstack([np.maximum(clips[:, :2], first), np.minimum(clips[:, 2:], last)])
+        scales, shifts = np.diag(matrix)[:2], matrix[:2, 2]
+        low, high = -shifts / scales, (size - shifts) / scales
+        clips = np.hstack([np.maximum(clips[:, :2], low), np.minimum(clips[:, 2:], high)])
         lines = lines[:0]
+        corners = clips[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+        corners[(clips[:, 2:] <= clips[:, :2]).any(1)] = np.nan
+    else:
+        corners = _region_corners(clips, matrix, size)
     starts = np.asarray(polygons.points, np.float64)
     ends = starts[_next_points(polygons.counts)]
     edge_owners = np.repeat(polygons.owners, polygons.counts)
@@ -141,7 +148,7 @@ def visible_extents(polygons: Polygons, clips: Floats, matrix: Floats, size: int
     for share in (first, last):
         points = transform_points(starts[seen] + share[seen, None] * steps[seen], matrix)
         _widen(extents, points, edge_owners[seen])
-    _add_region_corners(extents, polygons, starts, ends, clips, matrix, size)
+    _add_region_corners(extents, polygons, starts, ends, corners, matrix)
     extents[~np.isfinite(extents).all(1)] = 0
     extents[:, 2:] *= -1
     return np.clip(extents, 0, size)
@@ -184,25 +191,32 @@ def _widen(extents: Floats, points: Floats, owners: NDArray[np.int64]) -> None:
 
 
 def _add_region_corners(
-    extents: Floats, polygons: Polygons, starts: Floats, ends: Floats, clips: Floats, matrix: Floats, size: int
+    extents: Floats, polygons: Polygons, starts: Floats, ends: Floats, corners: Floats, matrix: Floats
 ) -> None:
-    """Widen extents by the corners of the visible region that lie inside an object (even-odd rule per polygon)."""
+    """Widen extents by those of each object's region corners (n, K, 2) that lie inside it.
+
+    Inside by the even-odd rule, polygon by polygon; a corner that is not a number is nowhere inside.
+    """
+    near = corners[np.repeat(polygons.owners, polygons.counts)]  # (P, K, 2)
+    x1, y1, x2, y2 = starts[:, 0, None], starts[:, 1, None], ends[:, 0, None], ends[:, 1, None]
+    spans = (y1 > near[..., 1]) != (y2 > near[..., 1])
+    rise = np.where(y1 == y2, 1.0, y2 - y1)
+    crossings = spans & (near[..., 0] < x1 + (near[..., 1] - y1) * (x2 - x1) / rise)
+    firsts = np.cumsum(polygons.counts) - polygons.counts
+    inside = np.add.reduceat(crossings, firsts, axis=0, dtype=np.int64) % 2 == 1  # (Q, K)
+    polygon, corner = np.nonzero(inside)
+    owners = polygons.owners[polygon]
+    _widen(extents, transform_points(corners[owners, corner], matrix), owners)
+
+
+def _region_corners(clips: Floats, matrix: Floats, size: int) -> Floats:
+    """Corners (n, K, 2) of the visible part of each rectangle (n, 4), filled up with NaN."""
     regions, which = np.unique(clips, axis=0, return_inverse=True)
     shapes = [visible_region(region, matrix, size) for region in regions]
-    for number, corners in enumerate(shapes):
-        chosen = (which.reshape(-1) == number)[polygons.owners]
-        if not len(corners) or not chosen.any():
-            continue
-        edges = np.repeat(chosen, polygons.counts)
-        x1, y1 = starts[edges, 0, None], starts[edges, 1, None]
-        x2, y2 = ends[edges, 0, None], ends[edges, 1, None]
-        spans = (y1 > corners[:, 1]) != (y2 > corners[:, 1])
-        rise = np.where(y1 == y2, 1.0, y2 - y1)
-        crossings = spans & (corners[:, 0] < x1 + (corners[:, 1] - y1) * (x2 - x1) / rise)
-        firsts = np.concatenate([[0], np.cumsum(polygons.counts[chosen])[:-1]])
-        inside = np.add.reduceat(crossings, firsts, axis=0, dtype=np.int64) % 2 == 1  # (Q, K)
-        polygon, corner = np.nonzero(inside)
-        _widen(extents, transform_points(corners[corner], matrix), polygons.owners[chosen][polygon])
+    corners = np.full((len(shapes), max(map(len, shapes), default=0), 2), np.nan)
+    for row, shape in zip(corners, shapes, strict=True):
+        row[: len(shape)] = shape
+    return corners[which.reshape(-1)]
 
 
 def is_kept(before: Floats, after: Floats, scale: float, area_share: Floats | float) -> NDArray[np.bool_]:
