@@ -94,6 +94,8 @@ class VerifyReport:
     def to_dict(self) -> dict[str, Any]:
         """For verify.json."""
         forms = {form.name: {"passed": form.passed, **asdict(form)} for form in self.forms}
+        for form in self.forms:
+            forms[form.name]["detections"]["unmatched_share"] = form.detections.unmatched_share
         return {"passed": self.passed, "limits": asdict(self.limits), "images": self.images, "forms": forms}
 
 
