@@ -4,7 +4,8 @@
 
 Without FOLDER the pictures are 640 x 480 crops of the photographs that scikit-learn ships; with it, random crops of the
 JPEGs found there, so that all sources have the same size. Boxes are random, seven per image as in COCO; with
---outlines each has a polygon, and pasting has something to paste.
+--outlines each has a polygon, and pasting has something to paste (the canvas pipeline leaves outlines unused, so that
+the ratio then understates the library). Rates count processor time: other work on the machine does not enter as waiting.
 """
 
 from __future__ import annotations
