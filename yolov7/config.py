@@ -150,6 +150,9 @@ class Train(Group):
     anchors: Literal["keep", "auto", "fit"] = "auto"
     """`keep` the network's own; `auto`: fitted to the training boxes if they reach less than 98 % of them, as
     published; `fit`: always fitted, for data whose boxes are much smaller, larger or more alike than COCO's."""
+    anchor_scale: float = Field(default=1.0, gt=0.0)
+    """The network's own anchors are multiplied by this first. They were made for images of 640 (P6: 1280) pixels:
+    below 1 suits small training images, so that objects fall to the level whose cells suit them."""
     multi_scale: bool = False
     """Resize every batch to a random size between half and one and a half times image_size."""
     weights: str = ""

@@ -27,6 +27,9 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     classes = len(index.class_names)
     network = find_variant(variant, source=params.network)
     model = create_model(network, classes, seed=params.seed)
+    if params.anchor_scale != 1.0:
+        scaled = _nested(model.anchors.numpy() * params.anchor_scale)
+        model = create_model(network, classes, anchors=scaled, seed=params.seed)
     if params.anchors != "keep":
         fitted = _fitted_anchors(model, params, index)
         if fitted is not None:
@@ -54,7 +57,11 @@ def _fitted_anchors(model: Detector, params: Train, index: Index) -> Anchors | N
     if np.array_equal(fitted, present):
         return None
     log.info("anchors fitted to the training boxes: %s", np.round(fitted, 1).tolist())
-    return [[(float(w), float(h)) for w, h in level] for level in fitted]
+    return _nested(fitted)
+
+
+def _nested(anchors: np.ndarray) -> Anchors:
+    return [[(float(w), float(h)) for w, h in level] for level in anchors]
 
 
 def load_weights(model: Detector, path: Path) -> None:

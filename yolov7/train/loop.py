@@ -21,7 +21,7 @@ from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
 from yolov7.device import autocast, autocast_dtype, gradient_scaler, peak_memory_gib
-from yolov7.errors import TrainingError
+from yolov7.errors import ConfigError, TrainingError
 from yolov7.evaluate import evaluate
 from yolov7.loss import LossResult, create_criterion
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
@@ -127,7 +127,7 @@ class Trainer:
     ):
         if params.image_size % model.stride:
             below = params.image_size // model.stride * model.stride
-            raise TrainingError(
+            raise ConfigError(
                 f"train.image_size: {params.image_size} is not a multiple of the network's largest stride "
                 f"{model.stride}; {max(below, model.stride)} or {below + model.stride} would do"
             )
