@@ -1,11 +1,11 @@
 """Training images per second on one core, beside the straightforward 2S-canvas pipeline in the same run.
 
-    python benchmarks/loader.py [--images FOLDER] [--count 256] [--samples 200] [--size 640] [--quality 90]
+    python benchmarks/loader.py [--images FOLDER] [--count 256] [--samples 192] [--size 640] [--quality 90]
 
 Without FOLDER the pictures are 640 x 480 crops of the photographs that scikit-learn ships; with it, random crops of the
 JPEGs found there, so that all sources have the same size. Boxes are random, seven per image as in COCO; with
 --outlines each has a polygon, and pasting has something to paste (the canvas pipeline leaves outlines unused, so that
-the ratio then understates the library). Rates count processor time: other work on the machine does not enter as waiting.
+the ratio then understates the library). Rates count processor time: waiting for other work on the machine is left out.
 """
 
 from __future__ import annotations
