@@ -65,17 +65,18 @@ def ciou(predicted: Tensor, target: Tensor) -> Tensor:
     The epsilons stand where the published formula has them (reference sheet: training, section 8): each height carries
     one, each width none. The trade-off weight of the shape term is held constant: no gradient passes through it.
     """
-    width_p, height_p = (predicted[:, 2:] - predicted[:, :2]).unbind(1)
-    width_t, height_t = (target[:, 2:] - target[:, :2]).unbind(1)
-    height_p, height_t = height_p + EPS, height_t + EPS
-    overlap = (torch.minimum(predicted[:, 2:], target[:, 2:]) - torch.maximum(predicted[:, :2], target[:, :2])).clamp(0)
-    intersection = overlap[:, 0] * overlap[:, 1]
-    iou = intersection / (width_p * height_p + width_t * height_t - intersection + EPS)
-    enclosing = torch.maximum(predicted[:, 2:], target[:, 2:]) - torch.minimum(predicted[:, :2], target[:, :2])
-    diagonal = enclosing.square().sum(1) + EPS
-    distance = (target[:, :2] + target[:, 2:] - predicted[:, :2] - predicted[:, 2:]).square().sum(1) / 4
-    angle = torch.atan(width_t / (height_t + EPS)) - torch.atan(width_p / (height_p + EPS))
-    shape = (4 / math.pi**2) * angle.square()
+    low, high = torch.stack((predicted, target)).split(2, dim=2)  # (2, N, 2) each: predicted, target
+    width, height = (high - low).unbind(2)  # (2, N) each
+    height = height + EPS
+    (low_p, low_t), (high_p, high_t) = low.unbind(), high.unbind()
+    overlap_x, overlap_y = (torch.minimum(high_p, high_t) - torch.maximum(low_p, low_t)).clamp(0).unbind(1)
+    intersection = overlap_x * overlap_y
+    iou = intersection / ((width * height).sum(0) - intersection + EPS)
+    diagonal = (torch.maximum(high_p, high_t) - torch.minimum(low_p, low_t)).square().sum(1) + EPS
+    centre_p, centre_t = (low + high).unbind()  # twice the centres
+    distance = (centre_t - centre_p).square().sum(1) / 4
+    angle_p, angle_t = torch.atan(width / (height + EPS)).unbind()
+    shape = (4 / math.pi**2) * (angle_t - angle_p).square()
     with torch.no_grad():
         weight = shape / (shape - iou + (1 + EPS))
     return iou - distance / diagonal - weight * shape

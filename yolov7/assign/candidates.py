@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolov7.assign.geometry import Geometry, Grid
+from yolov7.assign.geometry import Geometry, Grid, constant
 from yolov7.assign.matches import Matches, Targets
 from yolov7.errors import DataError
 
@@ -33,10 +34,12 @@ class Candidates(Matches):
     order is by anchor, then by target.
     """
 
-    per_image: Tensor
-    """(S, B) int64 number of candidates."""
+    group: Tensor
+    """(S * T,) int64: number of the region times (B + 1) plus image of the target; image B if it takes no part."""
+    per_group: Tensor
+    """(S * (B + 1),) int64 number of candidates; none in the last group of each region."""
     most: int
-    """Largest entry of `per_image`."""
+    """Largest entry of `per_group`."""
 
 
 @torch.no_grad()
@@ -49,61 +52,69 @@ def find_candidates(
     of each region asked for. Raises :class:`DataError` for a target whose image or class does not exist.
     """
     grid = geometry.grid(raw)
-    biases, shifts = _biases(grid.last.device, regions, len(raw))
-    centres = targets.centre / grid.strides  # (L, T, 2) in cells
-    fits = _fitting(targets, geometry.anchors.to(centres.device))  # (L, 1, A, T)
-    open_places = _open_places(centres, grid.sizes, biases)  # (S, L, O, 1, T)
-    taken = ((fits < threshold) & open_places).flatten(0, 1)  # (K, O, A, T)
+    shifts = _shifts(grid.last.device, regions, len(raw))
+    centres = targets.twice_centre / grid.twice_strides  # (L, 2, T) in cells
+    fits = _misfit(targets, geometry.anchors.to(centres.device)) < threshold  # (L, 1, A, T)
+    if len(regions) == 1:
+        taken = _open_places(centres, grid.sizes, regions[0]) & fits  # (K, O, A, T)
+    else:
+        taken = torch.cat([_open_places(centres, grid.sizes, bias) & fits for bias in regions])
 
-    known = (targets.index >= 0) & (targets.index < grid.limits)  # (T, 2)
-    home = targets.index.clamp(min=0).minimum(grid.limits - 1).select(1, 0)  # (T,)
+    inside = targets.index.clamp(grid.zero, grid.limits)  # (T, 2)
+    known = inside == targets.index
+    home = inside[:, 0].masked_fill(targets.unusable, grid.images)  # (T,)
+    group = home
     found = taken.sum((1, 2))  # (K, T)
-    per_image = found.new_zeros(len(regions), grid.images)  # (S, B)
-    per_image.index_add_(1, home, found.view(len(regions), -1, len(targets)).sum(1))
-    facts = torch.cat((found.sum(1), per_image.max().view(1), known.all().view(1)))
-    *counts, most, all_known = facts.tolist()
-    if not all_known:
+    if len(regions) == 1:
+        per_target = found.sum(0)
+    else:
+        group = torch.cat([home + region * (grid.images + 1) for region in range(len(regions))])
+        per_target = found.view(len(regions), len(raw), len(targets)).sum(1).view(-1)  # (S * T,)
+    per_group = torch.zeros(len(regions) * (grid.images + 1), dtype=torch.int64, device=home.device)
+    per_group.index_add_(0, group, per_target)
+    *counts, most, images_known, labels_known = torch.cat(
+        (found.sum(1), per_group.amax(0, keepdim=True), known.all(0))
+    ).tolist()
+    if not (images_known and labels_known):
         raise DataError(_complaint(targets, known, grid))
 
     maps, place, anchor, target = taken.nonzero().unbind(1)
     level = maps % len(raw) if len(regions) > 1 else maps
-    corner = centres[level, target] - shifts[maps, place]  # (N, 2) x, y
-    corner = corner.long().clamp_(min=0).minimum(grid.last[level])
+    corner = centres[level, :, target] - shifts[maps, place]  # (N, 2) x, y
+    corner = corner.long().clamp_(grid.zero, grid.last[level])
     column, row = corner.unbind(1)
     cells = torch.stack((maps, home[target], anchor, row, column, target))
-    return Candidates(cells, tuple(counts), per_image, most)
+    return Candidates(cells, tuple(counts), group, per_group, most)
 
 
-def _fitting(targets: Targets, anchors: Tensor) -> Tensor:
+def _misfit(targets: Targets, anchors: Tensor) -> Tensor:
     """(L, 1, A, T): by which factor the worse side of a target differs from the anchor (L, A, 2).
 
-    NaN, which is below no threshold, for targets that take no part.
+    NaN or infinite, which is below no threshold, for targets that take no part.
     """
-    size = targets.size.where(targets.usable[:, None], torch.nan)
-    ratio = size / anchors[:, None, :, None]  # (L, 1, A, T, 2)
-    return torch.maximum(ratio, 1 / ratio).amax(-1)
+    ratio = targets.size / anchors.reshape(*anchors.shape[:1], 1, -1, 2, 1)
+    return torch.maximum(ratio, ratio.reciprocal()).amax(3)
 
 
-def _open_places(centres: Tensor, sizes: Tensor, biases: Tensor) -> Tensor:
-    """(S, L, O, 1, T) bool: places that take part for centres (L, T, 2) in grids of sizes (L, 1, 2)."""
-    ends = torch.cat((centres, sizes - centres), -1)  # (L, T, 4): distance from the low ends and from the high ends
-    beside = (ends % 1 < biases) & (ends > 1)  # (S, L, T, 4): left, up, right, down
-    return F.pad(beside, (1, 0), value=True)[..., None].permute(0, 1, 3, 4, 2)
+def _open_places(centres: Tensor, sizes: Tensor, bias: float) -> Tensor:
+    """(L, O, 1, T) bool: places that take part for centres (L, 2, T) in grids of sizes (L, 2, 1)."""
+    ends = torch.cat((centres, sizes - centres), 1)  # (L, 4, T): distance from the low ends and from the high ends
+    beside = (ends % 1 < bias) & (ends > 1)  # left, up, right, down
+    return F.pad(beside, (0, 0, 1, 0), value=True)[:, :, None]
 
 
 # Built once: a new tensor in every step would cost a copy to the device.
 @lru_cache(maxsize=64)
-def _biases(device: torch.device, regions: tuple[float, ...], levels: int) -> tuple[Tensor, Tensor]:
-    """The bias g of each region (S, 1, 1, 1), and what each place subtracts from the centre in each map (K, O, 2)."""
+def _shifts(device: torch.device, regions: tuple[float, ...], levels: int) -> Tensor:
+    """What each place subtracts from a centre, (K, O, 2)."""
     with torch.inference_mode(False):  # so that training may use what validation built
-        biases = torch.tensor(regions, device=device)[:, None, None, None]
-        shifts = torch.tensor(PLACES, device=device) * biases[:, 0]  # (S, O, 2)
-        return biases, shifts.repeat_interleave(levels, 0)
+        shifts = [[(bias * x, bias * y) for x, y in PLACES] for bias in regions for _ in range(levels)]
+        return constant(shifts, np.float32, device)
 
 
 def _complaint(targets: Targets, known: Tensor, grid: Grid) -> str:
-    row = int((~known.all(1)).nonzero()[0, 0])
-    (image, label), (images, classes) = targets.index[row].tolist(), grid.limits.tolist()
-    if not 0 <= image < images:
-        return f"target {row} names image {image} of a batch of {images}"
-    return f"target {row} has class {label}, the network knows 0 to {classes - 1}"
+    row = int((~known).nonzero()[0, 0])
+    image, label = targets.index[row].tolist()
+    if not 0 <= image < grid.images:
+        return f"target {row} names image {image} of a batch of {grid.images}"
+    return f"target {row} has class {label}, the network knows 0 to {grid.classes - 1}"

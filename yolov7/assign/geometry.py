@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 
@@ -35,27 +38,43 @@ class Grid:
 
     images: int
     """B."""
+    classes: int
+    """C."""
     limits: Tensor
-    """(2,) int64: B, C."""
+    """(2,) int64 last image, last class."""
     strides: Tensor
+    """(L, 1) float32."""
+    twice_strides: Tensor
     """(L, 1, 1) float32."""
     sizes: Tensor
-    """(L, 1, 2) float32 columns, rows."""
+    """(L, 2, 1) float32 columns, rows."""
+    zero: Tensor
+    """int64 0."""
+    one: Tensor
+    """float32 1."""
     last: Tensor
     """(L, 2) int64 last column, last row."""
 
 
-# The same few sizes come in every step: building these anew would cost a copy to the device for each.
+# The same few sizes come in every step: building these anew would cost copies to the device.
 @lru_cache(maxsize=64)
 def _grid(
     device: torch.device, images: int, classes: int, sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...]
 ) -> Grid:
     with torch.inference_mode(False):  # so that training may use what validation built
-        table = torch.tensor(sizes, device=device)
         return Grid(
             images=images,
-            limits=torch.tensor((images, classes), device=device),
-            strides=torch.tensor(strides, dtype=torch.float32, device=device)[:, None, None],
-            sizes=table[:, None].float(),
-            last=table - 1,
+            classes=classes,
+            limits=constant((images - 1, classes - 1), np.int64, device),
+            strides=constant([[stride] for stride in strides], np.float32, device),
+            twice_strides=constant([[[2 * stride]] for stride in strides], np.float32, device),
+            sizes=constant([[[width], [height]] for width, height in sizes], np.float32, device),
+            zero=constant(0, np.int64, device),
+            one=constant(1, np.float32, device),
+            last=constant([(width - 1, height - 1) for width, height in sizes], np.int64, device),
         )
+
+
+def constant(values: Any, dtype: DTypeLike, device: torch.device) -> Tensor:
+    """Numbers as a tensor on the device."""
+    return torch.from_numpy(np.asarray(values, dtype=dtype)).to(device)

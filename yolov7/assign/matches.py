@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+SMALL, LARGE = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -23,23 +26,31 @@ class Targets:
 
     index: Tensor
     """(T, 2) int64: image in the batch, class number."""
+    label: Tensor
+    """(T, 1) int64: the class number alone."""
     boxes: Tensor
     """(T, 4) float32 xyxy."""
-    centre: Tensor
-    """(T, 2) float32 x, y."""
+    twice_centre: Tensor
+    """(2, T) float32 twice x, y."""
     size: Tensor
-    """(T, 2) float32 width, height."""
-    usable: Tensor
-    """(T,) bool: the sides are finite and positive; any other target teaches nothing and takes no part."""
+    """(2, T) float32 width, height; 0 where the box is turned inside out."""
+    area: Tensor
+    """(T,) float32."""
+    unusable: Tensor
+    """(T,) bool: the area is not positive and finite; such a target teaches nothing and takes no part."""
 
     @classmethod
+    @torch.no_grad()
     def of(cls, rows: Tensor, device: torch.device) -> Targets:
         """From rows (T, 6): image index, class, x1, y1, x2, y2 in pixels."""
-        rows = rows.detach().to(device, torch.float32)
-        index, low, high = rows.split(2, dim=1)
-        size = high - low
-        usable = ((size > 0) & (size < torch.inf)).all(1)
-        return cls(index.long(), rows[:, 2:], (low + high) / 2, size, usable)
+        rows = rows.to(device, torch.float32)
+        index, boxes = rows.split((2, 4), dim=1)
+        index = index.long()
+        low, high = boxes.T.split(2)  # (2, T) each
+        size = (high - low).clamp(min=0)
+        area = size.prod(0)
+        unusable = area.clamp(SMALL, LARGE) != area  # true for NaN too
+        return cls(index, index[:, 1:], boxes, low + high, size, area, unusable)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -60,6 +71,15 @@ class Matches:
 
     def __len__(self) -> int:
         return self.cells.shape[1]
+
+    @cached_property
+    def lines(self) -> tuple[Tensor, ...]:
+        """The rows of `cells`, (P,) each."""
+        return self.cells.unbind()
+
+    def places(self) -> list[tuple[Tensor, ...]]:
+        """For each map image, anchor, row and column of its matches, (n,) each: the index of their predictions."""
+        return list(zip(*(line.split(self.counts) for line in self.lines[1:5]), strict=True))
 
     def first(self, maps: int) -> Matches:
         """The part that lies in the first `maps` maps."""

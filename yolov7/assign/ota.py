@@ -37,7 +37,8 @@ TABLE = 1 << 22  # entries of a table that are worked at once: 16 MiB in float32
 NOBODY = torch.iinfo(torch.int64).max
 LOW_HALF = (1 << 32) - 1
 HIGH_HALF = ~LOW_HALF
-COLUMN = (1 << 31) - 1
+OTHERS = 1 << 31
+COLUMN = OTHERS - 1
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class _Offers:
     values: Tensor  # (6, N) x1, y1, x2, y2 in pixels, area, and -sum over classes of ln(1 - p)
     gain: Tensor  # (N, C) ln(p / (1 - p))
     maker: Tensor  # (N,) target that made the candidate
+    one: Tensor  # float32 1
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class _Rows:
 
     number: Tensor  # (R, 1) region * T + target
     target: Tensor  # (R, 1)
+    label: Tensor  # (R, 1)
+    boxes: Tensor  # (R, 4)
+    area: Tensor  # (R, 1)
     first: Tensor  # (R, 1)
     count: Tensor  # (R, 1)
     most: int  # M, the largest count
@@ -73,7 +78,7 @@ class _Auction:
         return cls(torch.zeros_like(like), torch.full_like(like, NOBODY), torch.full_like(like, NOBODY))
 
     def owners(self) -> Tensor:
-        """(N,) the bid that gets the candidate, NOBODY where no row wants it."""
+        """(N,) the bid that gets the candidate, if anybody wants it."""
         return torch.where(self.wanted > 1, self.lowest, self.wanting)
 
 
@@ -93,43 +98,40 @@ class OtaAssigner:
         found = find_candidates(raw, targets, self.geometry, threshold=self.threshold, regions=self.regions)
         if not found.most:
             return found
-        order = _by_region_and_image(found, len(raw))  # (N,)
+        order = _by_region_and_image(found, len(targets), len(raw))  # (N,)
         offers = self._offers(raw, found, order)
         auction = _Auction.of(order)
         for rows in _chunks(_rows(found, targets)):
-            _bid(auction, rows, targets, offers, self.top)
-        # Back from the order of the offers to that of the candidates.
-        owner = torch.empty_like(order).scatter_(0, order, auction.owners())
-        return _winners(found, owner, len(targets))
+            _bid(auction, rows, offers, self.top)
+        return _winners(found, order, auction, len(targets))
 
     def _offers(self, raw: Sequence[Tensor], found: Candidates, order: Tensor) -> _Offers:
         """Predictions of the candidates, decoded."""
-        image, anchor, row, column = (line.split(found.counts) for line in found.cells[1:5])
-        rows = [
-            raw[i % len(raw)][image[i], anchor[i], row[i], column[i]].float()
-            for i, count in enumerate(found.counts)
-            if count
-        ]
-        boxes, scores = torch.cat(rows)[order].split((4, raw[0].shape[4] - 4), dim=1)
-        maps, _, anchor_of, y, x, maker = found.cells[:, order].unbind()
-        level = maps % len(raw)
-        centre, size = decode_boxes(boxes, self.geometry.anchors.to(boxes)[level, anchor_of], self.spread)
-        centre = (centre + torch.stack((x, y), 1)) * self.geometry.grid(raw).strides[level, 0]
-        half = size / 2
+        places = [(i % len(raw), at) for i, at in enumerate(found.places()) if found.counts[i]]
+        rows = torch.cat([raw[level][at].float() for level, at in places])  # (N, 5 + C)
+        boxes, scores = rows[order].split((4, rows.shape[1] - 4), dim=1)
+        maps, _, anchor, row, column, maker = found.cells[:, order].unbind()
+        level = maps % len(raw) if len(self.regions) > 1 else maps
+        centre, size = decode_boxes(boxes, self.geometry.anchors.to(boxes)[level, anchor], self.spread)
+        grid = self.geometry.grid(raw)
+        centre = (centre + torch.stack((column, row), 1)) * grid.strides[level]
         # The table of classes in pieces: its intermediate results are the largest of the whole assignment.
-        pieces = [_class_cost(piece) for piece in scores.split(max(TABLE // scores.shape[1], 1))]
-        gain, total = pieces[0] if len(pieces) == 1 else map(torch.cat, zip(*pieces, strict=True))
-        values = torch.cat((centre - half, centre + half, size.prod(1, keepdim=True), total), 1)
-        return _Offers(values.T.contiguous(), gain, maker)
+        if scores.numel() <= TABLE:
+            gain, total = _class_cost(scores)
+        else:
+            pieces = [_class_cost(piece) for piece in scores.split(TABLE // scores.shape[1] + 1)]
+            gain, total = map(torch.cat, zip(*pieces, strict=True))
+        low, high = centre.sub(size, alpha=0.5), centre.add(size, alpha=0.5)
+        values = torch.cat((low, high, size.prod(1, keepdim=True), total), 1)
+        return _Offers(values.T, gain, maker, grid.one)
 
 
-def _by_region_and_image(found: Candidates, levels: int) -> Tensor:
-    """The order of the offers. Candidates are ordered by region already: one region needs only the image."""
-    regions, images = found.per_image.shape
-    key = found.cells[1]
-    if regions > 1:
-        key = key + (found.cells[0] // levels) * images
-    return torch.sort(key, stable=True).indices
+def _by_region_and_image(found: Candidates, targets: int, levels: int) -> Tensor:
+    """The order of the offers."""
+    maps, image, *_, target = found.lines
+    if len(found.group) == targets:  # one region
+        return torch.sort(image, stable=True).indices
+    return torch.sort(found.group[maps // levels * targets + target], stable=True).indices
 
 
 def _class_cost(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,24 +141,22 @@ def _class_cost(values: Tensor) -> tuple[Tensor, Tensor]:
     loses its digits where p is near 1; the bound keeps 1 - p above zero for predictions beyond any rounding.
     """
     objectness, classes = F.logsigmoid(values).split((1, values.shape[1] - 1), dim=1)
-    log_p = (classes + objectness).mul_(0.5).clamp_(max=-1e-30)
+    log_p = classes.lerp(objectness, 0.5).clamp_(max=-1e-30)
     log_rest = log_p.expm1().neg_().log_()  # ln(1 - p)
     total = log_rest.sum(1, keepdim=True).neg_()
     return log_p.sub_(log_rest), total
 
 
 def _rows(found: Candidates, targets: Targets) -> _Rows:
-    regions, images = found.per_image.shape
-    count = found.per_image.view(-1, 1)  # (S * B, 1)
-    first = count.cumsum(0) - count
-    number = torch.arange(regions * len(targets), device=count.device)[:, None]
-    image, usable, target = targets.index[:, 0], targets.usable[:, None], number
+    first = found.per_group.cumsum(0) - found.per_group
+    number = torch.arange(len(found.group), device=first.device)[:, None]
+    group = found.group[:, None]
+    target, label, boxes, area = number, targets.label, targets.boxes, targets.area[:, None]
+    regions = len(number) // len(targets)
     if regions > 1:
-        image = torch.cat([image + region * images for region in range(regions)])
-        usable = usable.repeat(regions, 1)
-        target = number % len(targets)
-    # A target that takes no part finds no candidates.
-    return _Rows(number, target, first[image], count[image] * usable, found.most)
+        target, area = number % len(targets), area.repeat(regions, 1)
+        label, boxes = label.repeat(regions, 1), boxes.repeat(regions, 1)
+    return _Rows(number, target, label, boxes, area, first[group], found.per_group[group], found.most)
 
 
 def _chunks(rows: _Rows) -> Iterator[_Rows]:
@@ -169,54 +169,59 @@ def _chunks(rows: _Rows) -> Iterator[_Rows]:
     start = 0
     while start < len(counts) and counts[start]:
         piece = order[start : start + max(TABLE // counts[start], 1)]
-        yield _Rows(rows.number[piece], rows.target[piece], rows.first[piece], rows.count[piece], counts[start])
+        columns = (rows.number, rows.target, rows.label, rows.boxes, rows.area, rows.first, rows.count)
+        number, target, label, boxes, area, first, count = (column[piece] for column in columns)
+        yield _Rows(number, target, label, boxes, area, first, count, counts[start])
         start += len(piece)
 
 
-def _bid(auction: _Auction, rows: _Rows, targets: Targets, offers: _Offers, top: int) -> None:
+def _bid(auction: _Auction, rows: _Rows, offers: _Offers, top: int) -> None:
     """Enter the bids of some rows: for every candidate of their image, and for those that they want."""
     column = torch.arange(rows.most, device=rows.count.device)
     place = (rows.first + column).clamp_(max=len(offers.maker) - 1)  # (R, M)
     outside = column >= rows.count
-    boxes, label = targets.boxes[rows.target[:, 0]], targets.index[rows.target, 1]  # (R, 4), (R, 1)
-    iou, total = _iou(boxes, offers.values[:, place])
+    iou, total = _iou(rows, offers.values[:, place])
     iou.masked_fill_(outside, 0)
     kept = min(top, rows.most)
-    k = iou.topk(kept, dim=1).values.sum(1, keepdim=True).int().clamp_(min=1)  # (R, 1)
-    cost = total.sub_(offers.gain[place, label]).sub_(iou.add_(IOU_EPS).log_(), alpha=IOU_WEIGHT)
+    k = iou.topk(kept, dim=1).values.sum(1, keepdim=True).clamp_(offers.one, rows.count)  # (R, 1), to be truncated
+    cost = total.sub_(offers.gain[place, rows.label]).sub_(iou.add_(IOU_EPS).log_(), alpha=IOU_WEIGHT)
     # A cost below zero is rounding. The bits of a positive float sort as it does: they go above those of an index.
     price = cost.clamp_(min=0).masked_fill_(outside, torch.inf).view(torch.int32).long() << 32
     del iou, total, cost
-    bids = (price | rows.number).masked_fill_(outside, NOBODY)
-    auction.lowest.scatter_reduce_(0, place.view(-1), bids.view(-1), "amin")
+    # What lies outside bids on candidates of other images, but no finite bid is that high.
+    auction.lowest.scatter_reduce_(0, place.view(-1), (price | rows.number).view(-1), "amin")
 
-    others = (offers.maker[place] != rows.target).long() << 31  # own candidates before others of the same cost
-    cheapest = price.bitwise_or_(others.add_(column)).topk(kept, dim=1, largest=False).values  # (R, Q)
-    wants = column[:kept] < k.minimum(rows.count)
-    bids = torch.where(wants, cheapest & HIGH_HALF | rows.number, NOBODY)
+    # Own candidates come before others of the same cost.
+    price.bitwise_or_(column).add_(offers.maker[place] != rows.target, alpha=OTHERS)
+    cheapest = price.topk(kept, dim=1, largest=False).values  # (R, Q)
+    wants = torch.arange(1, kept + 1, device=k.device) <= k  # as many as the whole part of k
+    bids = torch.where(wants, cheapest & HIGH_HALF | rows.number, NOBODY).view(-1)
     place = place.gather(1, cheapest & COLUMN).view(-1)
-    auction.wanting.scatter_reduce_(0, place, bids.view(-1), "amin")
-    auction.wanted.scatter_add_(0, place, wants.long().view(-1))
+    auction.wanting.scatter_reduce_(0, place, bids, "amin")
+    auction.wanted.put_(place, wants.long(), accumulate=True)
 
 
-def _iou(boxes: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU (R, M) of row boxes (R, 4) with offers (6, R, M), and the last value of the offers."""
-    left, top, right, bottom = boxes[:, None].unbind(2)  # (R, 1) each
+def _iou(rows: _Rows, values: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU (R, M) of the rows' boxes with offers (6, R, M), and the last value of the offers."""
+    left, top, right, bottom = rows.boxes[:, None].unbind(2)  # (R, 1) each
     x1, y1, x2, y2, area, total = values.unbind()
     shared = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
     shared.mul_(torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0))
-    own = (right - left) * (bottom - top)
-    return shared / area.add_(own).sub_(shared), total
+    return shared / area.add_(rows.area).sub_(shared), total
 
 
-def _winners(found: Candidates, owner: Tensor, targets: int) -> Matches:
-    """The candidates that somebody owns (N,), by map and target."""
-    kept = (owner != NOBODY).nonzero().view(-1)
-    target = (owner[kept] & LOW_HALF) % targets
-    key, order = torch.sort(found.cells[0, kept] * targets + target, stable=True)
-    cells = found.cells[:, kept[order]]
+def _winners(found: Candidates, order: Tensor, auction: _Auction, targets: int) -> Matches:
+    """The candidates that somebody wants, by map and target."""
+    taken = auction.wanted.nonzero().view(-1)
+    target = auction.owners()[taken] & LOW_HALF
+    if len(found.group) > targets:
+        target = target % targets
+    taken = order[taken]
+    key, order = torch.sort(found.lines[0][taken] * targets + target, stable=True)
+    cells = found.cells[:, taken[order]]
     cells[5] = target[order]
-    bounds = torch.arange(1, len(found.counts) + 1, device=key.device) * targets
+    # Where each map ends among the sorted keys.
+    bounds = torch.arange(targets, len(found.counts) * targets + 1, targets, device=key.device)
     ends = torch.searchsorted(key, bounds).tolist()
     counts = tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
     return Matches(cells, counts)

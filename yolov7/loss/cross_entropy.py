@@ -16,15 +16,15 @@ FOCAL_ALPHA = 0.25  # share of the positives; the negatives get the rest
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Element-wise: logits and targets in [0, 1] of one shape -> losses of that shape."""
+    """Element-wise: logits and targets in [0, 1] of one shape -> losses of that shape, times `weight` if given."""
 
     positive_weight: float = 1.0
     focal_gamma: float = 0.0
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """See the class."""
-        weight = None if self.positive_weight == 1 else logits.new_tensor(self.positive_weight)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+        positive = None if self.positive_weight == 1 else logits.new_tensor(self.positive_weight)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, weight, pos_weight=positive, reduction="none")
         if not self.focal_gamma:
             return loss
         # 1 - p_t, computed as such: no digits are lost where p_t is near 1. The floor keeps the gradient of a

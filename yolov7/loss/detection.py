@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from yolov7.assign import Assigner, Geometry, Matches, Targets
+from yolov7.assign.geometry import constant
 from yolov7.errors import ModelError
 from yolov7.loss.box import matched_ciou
 from yolov7.loss.cross_entropy import CrossEntropy
@@ -107,16 +110,14 @@ class Criterion:
         rows, objectness = read_predictions(raw, matches)
         spread = tuple(item.spread for item in self.maps[: len(raw)])
         boxes, _, classes = rows.split((4, 1, rows.shape[1] - 5), dim=1)
-        agreement = matched_ciou(boxes, matches, known.boxes, self.geometry, spread)  # (P,)
-        share = self._share(matches, agreement)
-        parts = torch.stack(
-            (
-                ((1 - agreement) * share).sum() * self.gains.box,
-                self._objectness(objectness, raw, matches, agreement) * self.gains.objectness,
-                self._classification(classes, known, matches, share) * self.gains.classification,
-            )
-        )
-        return LossResult(parts.sum() * raw[0].shape[0], *parts.detach().unbind())
+        strides = self.geometry.grid(raw[: len(self.geometry.strides)]).strides
+        agreement = matched_ciou(boxes, matches, known.boxes, self.geometry, strides, spread)  # (P,)
+        by_match = torch.stack((1 - agreement, self._classification(classes, known, matches)))  # (2, P)
+        parts = (by_match * self._share(matches, agreement)).sum(1)
+        objectness = self._objectness(objectness, raw, matches, agreement)
+        total = (parts.sum() + objectness) * raw[0].shape[0]
+        box, classification = parts.detach()
+        return LossResult(total, box, objectness.detach(), classification)
 
     def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
         """The positives of the lead head, for looking at them.
@@ -146,46 +147,59 @@ class Criterion:
         return matches.then(matches) if len(raw) > len(matches.counts) else matches.first(len(raw))
 
     def _share(self, matches: Matches, like: Tensor) -> Tensor:
-        """(P,) weights that turn one sum over the matches into the weighted sum of the maps' means."""
+        """(2, P) weights that turn sums over the matches into gain times the weighted sum of the maps' means."""
         shares = [item.weight / max(n, 1) for item, n in zip(self.maps, matches.counts, strict=False)]
-        return like.new_tensor(shares)[matches.cells[0]]
+        gains = (self.gains.box, self.gains.classification)
+        table = constant([[gain * share for share in shares] for gain in gains], np.float32, like.device)
+        return table.to(like.dtype)[:, matches.lines[0]]
 
     def _objectness(self, logits: Tensor, raw: Sequence[Tensor], matches: Matches, agreement: Tensor) -> Tensor:
-        """Means over all predictions of each map, weighted by the balance; the soft target is the CIoU."""
-        wanted = _objectness_targets(raw, matches, agreement.detach().clamp(min=0), logits)
-        sizes = [_predictions(maps) for maps in raw]
-        weights = [item.weight * item.balance / size for item, size in zip(self.maps, sizes, strict=False)]
-        means = torch.stack([part.sum() for part in self.objectness(logits, wanted).split(sizes)])
-        return (means * means.new_tensor(weights)).sum()
+        """Gain times the weighted sum of the means over each map's predictions; the soft target is the CIoU."""
+        sizes = tuple((maps.shape[2], maps.shape[3]) for maps in raw)
+        weights = tuple(self.gains.objectness * item.weight * item.balance for item in self.maps[: len(raw)])
+        steps, weight = _layout(logits.device, logits.shape[0], logits.shape[1], sizes, weights)
+        wanted = _objectness_targets(matches, steps, agreement, logits)
+        return self.objectness(logits, wanted, weight.to(logits.dtype)).sum()
 
-    def _classification(self, logits: Tensor, targets: Targets, matches: Matches, share: Tensor) -> Tensor:
-        """Mean over matches and classes of each map; with one class there is nothing to tell apart."""
+    def _classification(self, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
+        """(P,) mean over the classes; with one class there is nothing to tell apart."""
         if logits.shape[1] == 1:
-            return share.new_zeros(())
+            return torch.zeros_like(logits[:, 0])
         wanted = torch.full_like(logits, self.label_smoothing / 2)
-        labels = targets.index[matches.cells[5], 1:]  # (P, 1)
-        wanted.scatter_(1, labels, 1 - self.label_smoothing / 2)
-        return (self.classification(logits, wanted).mean(1) * share).sum()
+        wanted.scatter_(1, targets.label[matches.lines[5]], 1 - self.label_smoothing / 2)
+        return self.classification(logits, wanted).mean(1)
 
 
-def _predictions(maps: Tensor) -> int:
-    return maps.numel() // maps.shape[4]
+# The same few sizes come in every step: building these anew would cost a copy to the device for each.
+@lru_cache(maxsize=64)
+def _layout(
+    device: torch.device, images: int, anchors: int, sizes: tuple[tuple[int, int], ...], weights: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """How objectness (B, A, sum of h*w) is laid out.
+
+    Steps (5, K) int64: place of a map's first cell, and what one image, anchor, row and column further adds to it.
+    Weights (sum of h*w,) that turn one sum into the weighted sum of the maps' means.
+    """
+    lengths = [height * width for height, width in sizes]
+    total = sum(lengths)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    steps = [(start, anchors * total, total, width, 1) for start, (_, width) in zip(starts, sizes, strict=True)]
+    shares = [weight / (images * anchors * length) for weight, length in zip(weights, lengths, strict=True)]
+    with torch.inference_mode(False):  # so that training may use what validation built
+        lines = list(zip(*steps, strict=True))
+        weight = [share for n, share in zip(lengths, shares, strict=True) for _ in range(n)]
+        return constant(lines, np.int64, device), constant(weight, np.float32, device)
 
 
 @torch.no_grad()
-def _objectness_targets(raw: Sequence[Tensor], matches: Matches, soft: Tensor, like: Tensor) -> Tensor:
-    """Objectness to learn, in the order of `like`: `soft` (P,) at the matches, 0 elsewhere.
+def _objectness_targets(matches: Matches, steps: Tensor, agreement: Tensor, like: Tensor) -> Tensor:
+    """Objectness to learn, in the shape of `like`: the CIoU `agreement` (P,) at the matches, 0 elsewhere.
 
     Where several targets share a prediction the last match wins, as in the published losses. All of them write the
     winner's value, so the outcome does not depend on the order in which a device writes.
     """
-    start, steps = 0, []
-    for maps in raw:
-        _, anchors, height, width = maps.shape[:4]
-        steps.append((start, anchors * height * width, height * width, width, 1))
-        start += _predictions(maps)
-    base, step = torch.tensor(steps, device=like.device)[matches.cells[0]].T.split((1, 4))
-    place = (matches.cells[1:5] * step).sum(0) + base.view(-1)  # (P,)
+    step = steps[:, matches.lines[0]]  # (5, P)
+    place = step[0] + (step[1:] * matches.cells[1:5]).sum(0)  # (P,)
     ranked, order = torch.sort(place, stable=True)
     last = torch.searchsorted(ranked, ranked, right=True) - 1
-    return torch.zeros_like(like).scatter_(0, ranked, soft[order[last]])
+    return torch.zeros_like(like).put_(ranked, agreement.clamp(min=0)[order[last]])

@@ -21,7 +21,7 @@ from yolov7.assign import Matches
 def read_predictions(raw: Sequence[Tensor], matches: Matches) -> tuple[Tensor, Tensor]:
     """From K maps (B, A, h, w, 5 + C) the raw rows (P, 5 + C) of the matches and every raw objectness, differentiable.
 
-    The objectness is (sum of B*A*h*w,), map after map. Both are float32, float64 where the maps are.
+    The objectness is (B, A, sum of h*w), map after map. Both are float32, float64 where the maps are.
     """
     rows, objectness = _Read.apply(matches, *raw)
     return rows, objectness
@@ -30,24 +30,22 @@ def read_predictions(raw: Sequence[Tensor], matches: Matches) -> tuple[Tensor, T
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matches: Matches, *raw: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.counts = matches.counts
-        ctx.save_for_backward(matches.cells, *raw)
-        cells = zip(*(line.split(matches.counts) for line in matches.cells[1:5]), strict=True)
-        rows = torch.cat([maps[at] for maps, at in zip(raw, cells, strict=True)])
-        objectness = torch.cat([maps[..., 4].reshape(-1) for maps in raw])
-        dtype = torch.promote_types(rows.dtype, torch.float32)
+        ctx.matches = matches
+        ctx.save_for_backward(*raw)
+        rows = torch.cat([maps[at] for maps, at in zip(raw, matches.places(), strict=True)])
+        objectness = torch.cat([maps[..., 4].flatten(2) for maps in raw], 2)
+        dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
         return rows.to(dtype), objectness.to(dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, rows: Tensor, objectness: Tensor) -> tuple[Tensor | None, ...]:
-        cells, *raw = ctx.saved_tensors
+        raw, matches = ctx.saved_tensors, ctx.matches
+        parts = objectness.split([maps.shape[2] * maps.shape[3] for maps in raw], dim=2)
         gradients = []
-        parts = objectness.split([maps[..., 4].numel() for maps in raw])
-        at = zip(*(line.split(ctx.counts) for line in cells[1:5]), strict=True)
-        for maps, part, row, where in zip(raw, parts, rows.split(ctx.counts), at, strict=True):
+        for maps, part, row, at in zip(raw, parts, rows.split(matches.counts), matches.places(), strict=True):
             gradient = torch.zeros_like(maps)  # keeps the strides of the map, so nothing is copied upstream
-            gradient[..., 4] = part.view(maps.shape[:4])
-            gradient.index_put_(where, row.to(maps.dtype), accumulate=True)
+            gradient[..., 4] = part.unflatten(2, maps.shape[2:4])
+            gradient.index_put_(at, row.to(maps.dtype), accumulate=True)
             gradients.append(gradient)
         return None, *gradients
