@@ -13,7 +13,6 @@ import re
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -181,8 +180,7 @@ class ModelRegistry:
     ) -> Version:
         import mlflow
 
-        with _reported(), self._run_as_it_was(run_id), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with _reported(), self._run_as_it_was(run_id):
             with mlflow.start_run(run_id=run_id):
                 logged = _log_model(export, example)
             # Tags go in with the version: a kill between the two would leave a version nobody can recognise.

@@ -4,8 +4,9 @@ MLflow stores this file with the model and runs it wherever the model is loaded 
 be pickled. It needs the library, which travels in the model's `code` folder, and the export folder, its one artifact.
 
 Input: a table with the column `image`; a cell holds the bytes of an image file (base64 text in JSON), or, from Python,
-a uint8 RGB array (height, width, 3). Output: one row a detection, in :data:`COLUMNS`, best first within an image;
-boxes are corners in pixels of the image as it was sent, `image` is the row of the input it belongs to.
+a uint8 RGB array (height, width, 3): `model.predict({"image": [array, ...]})`.
+Output: one row a detection, in :data:`COLUMNS`, best first within an image; boxes are corners in pixels of the image
+as it was sent, `image` is the row of the input it belongs to.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mlflow
@@ -55,7 +56,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         """Open the export folder that MLflow has laid beside this file."""
         self._detector = load_detector(context.artifacts["export"])
 
-    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Detect. `params` may hold `confidence` and `iou`, between 0 and 1; without them those of the export hold.
 
         Raises MlflowException (HTTP 400) that names the row for anything that is not an image.
@@ -82,20 +83,10 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
             raise _refused(f"params: {error}") from None
 
 
-def _cells(model_input: Any) -> list[Any]:
-    if isinstance(model_input, pd.DataFrame):
-        if "image" not in model_input.columns:
-            raise _refused(f"no column 'image' in the input (columns: {', '.join(map(str, model_input.columns))})")
-        return list(model_input["image"])
-    if isinstance(model_input, Mapping):
-        return _cells(pd.DataFrame({"image": list(model_input.get("image", []))}, dtype=object))
-    if isinstance(model_input, bytes | bytearray | str) or (
-        isinstance(model_input, np.ndarray) and model_input.ndim == 3
-    ):
-        return [model_input]
-    if isinstance(model_input, Iterable):
-        return list(model_input)
-    raise _refused(f"images are expected as bytes or arrays, got {type(model_input).__name__}")
+def _cells(model_input: pd.DataFrame) -> list[Any]:
+    if "image" not in model_input.columns:
+        raise _refused(f"no column 'image' in the input (columns: {', '.join(map(str, model_input.columns))})")
+    return list(model_input["image"])
 
 
 def _image(cell: Any, row: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stages import tracking
 from tests.pipeline.project import make_project
 from tests.pipeline.servers import PrefectServer, answers, free_port, loopback_environment, running, wait_for
 
@@ -45,21 +45,44 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     )
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PREFECT_PORT)]
     url, log = os.environ["PREFECT_API_URL"], home / "server.log"
-    with running(command, log, env=server, cwd=home):
-        wait_for("Prefect server", answers(f"{url}/health"), 120, log)
+    with running(command, log, env=server, cwd=home) as process:
+        wait_for("Prefect server", answers(f"{url}/health"), 120, log, process)
         yield PrefectServer(url, home)
+
+
+@pytest.fixture(scope="session")
+def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Address of a fresh MLflow database in a SQLite file."""
+    address = f"sqlite:///{tmp_path_factory.mktemp('mlflow-file')}/mlflow.db"
+    tracking.ensure_database(address)
+    return address
 
 
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an MLflow server with a SQLite file behind it, which also passes the artifacts on."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    database, env = f"sqlite:///{folder}/mlflow.db", loopback_environment()
-    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", database]
-    subprocess.run(upgrade, check=True, capture_output=True, env=env, cwd=folder, timeout=120)
+    database = f"sqlite:///{folder}/mlflow.db"
+    tracking.ensure_database(database)
+    # Its job runner is eight more processes, which nothing here uses.
+    env = loopback_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
     command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
     url, log = f"http://127.0.0.1:{port}", folder / "server.log"
-    with running(command, log, env=env, cwd=folder):
-        wait_for("MLflow server", answers(f"{url}/health"), 120, log)
+    with running(command, log, env=env, cwd=folder) as process:
+        wait_for("MLflow server", answers(f"{url}/health"), 120, log, process)
         yield url
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export folder of a small, untrained network, made once for all test processes: tracing it takes a while."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with tracking.file_lock(shared / "export.lock"):
+        folder = shared / "model/export"
+        if not (folder / "model.json").is_file():
+            from tests.pipeline.export_folder import make_export
+
+            make_export(folder)
+    return folder

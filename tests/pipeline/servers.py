@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,12 +24,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float, log: Path | None = None) -> None:
+def wait_for(
+    what: str,
+    condition: Callable[[], object],
+    seconds: float,
+    log: Path | None = None,
+    process: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Wait until `condition` holds; fails at once where `process` has ended meanwhile."""
     deadline = time.monotonic() + seconds
     while not condition():
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline or (process is not None and process.poll() is not None):
             tail = log.read_text(errors="replace")[-4000:] if log else ""
-            raise AssertionError(f"{what}: not within {seconds} s\n{tail}")
+            raise AssertionError(f"{what}: not within {seconds} s, or it has ended\n{tail}")
         time.sleep(0.25)
 
 
@@ -66,6 +74,7 @@ def running(command: list[str], log: Path, *, env: dict[str, str], cwd: Path) ->
 
 def loopback_environment(**values: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
     return environment({**kept, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", **values})
 
 

@@ -1,0 +1,252 @@
+"""Registration, fetching and promotion on real MLflow: a SQLite file, and a server over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flows.promote import judge, main, roll_back
+from stages.registry import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    ModelRegistry,
+    RegistryUnavailableError,
+    Version,
+    download_model,
+)
+from stages.serving import COLUMNS
+from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, another, image_bytes, sample_image
+from tests.pipeline.servers import free_port
+from yolov7.errors import ModelError
+from yolov7.files import sha256_file
+from yolov7.predict import load_detector
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def tracking(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A SQLite file shared by the tests, or with the parameter `http` the server."""
+    monkeypatch.chdir(tmp_path)
+    uri = request.getfixturevalue("mlflow_server" if getattr(request, "param", "") == "http" else "mlflow_file")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    yield
+    import mlflow
+
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def registry(tracking: None) -> ModelRegistry:
+    return ModelRegistry()
+
+
+either = pytest.mark.parametrize("tracking", ["sqlite", "http"], indirect=True)
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    """A model of the test's own: the server is shared."""
+    return "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+
+
+def tags(ap: float, data: str = "d1") -> dict[str, str]:
+    return {"AP": f"{ap:.6f}", "AP50": "0.9", "test_data_sha256": data, "evaluation": "confidence=0.001"}
+
+
+def register(
+    registry: ModelRegistry, name: str, export: Path, ap: float, data: str = "d1", example: bytes | None = None
+) -> tuple[Version, bool]:
+    run_id = registry.run_for({"run_id": None, "fingerprint": name}, experiment="tests", name=name)
+    origin = {"git_revision": "abc", "variant": "yolov7-tiny"}
+    return registry.register(export, name=name, run_id=run_id, origin=origin, measured=tags(ap, data), example=example)
+
+
+def never(version: Version) -> Mapping[str, str]:
+    raise AssertionError(f"{version} was measured again")
+
+
+@either
+def test_versions_aliases_and_fetching(registry: ModelRegistry, name: str, export: Path, tmp_path: Path) -> None:
+    first, new = register(registry, name, export, 0.5)
+    assert new and first.number == 1 and first.run_id
+    assert first.tags["artefact_sha256"] == sha256_file(export / "model.onnx")
+    assert registry.aliases(name) == {CHALLENGER: 1}
+    run = registry.client.get_run(first.run_id)
+    assert run.info.status == "FINISHED"
+
+    same, new = register(registry, name, export, 0.6)
+    assert not new and same.number == 1, "the same artefact makes no second version"
+    assert same.tags["AP"] == "0.600000", "what was measured since is brought up to date"
+    assert registry.client.get_run(first.run_id).info.end_time == run.info.end_time
+
+    second, new = register(registry, name, another(tmp_path / "other", export, "second"), 0.7)
+    assert new and second.number == 2 and registry.aliases(name) == {CHALLENGER: 2}
+    back, new = register(registry, name, export, 0.6)
+    assert not new and back.number == 1 and registry.aliases(name) == {CHALLENGER: 1}
+
+    fetched = download_model(f"models:/{name}@{CHALLENGER}")
+    assert sha256_file(fetched / "model.onnx") == first.tags["artefact_sha256"]
+    assert load_detector(f"models:/{name}/2").metadata.class_names == CLASSES, "the library finds the resolver itself"
+
+    damaged = fetched / "model.onnx"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    assert sha256_file(download_model(f"models:/{name}/1") / "model.onnx") == first.tags["artefact_sha256"]
+
+
+def test_a_model_says_what_it_takes_and_works_without_this_checkout(
+    registry: ModelRegistry, name: str, export: Path
+) -> None:
+    import mlflow
+    import pandas as pd
+
+    version, _ = register(registry, name, export, 0.5, example=image_bytes())
+    model = mlflow.pyfunc.load_model(version.uri)
+    signature = model.metadata.signature
+    assert [column.name for column in signature.inputs] == ["image"]
+    assert [column.name for column in signature.outputs] == list(COLUMNS)
+    defaults = {param.name: param.default for param in signature.params}
+    assert defaults == {"confidence": 0.3, "iou": 0.5}, "those of the export"
+    assert model.input_example["image"][0] == image_bytes()
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri))
+    assert (folder / "code/yolov7/predict/predictor.py").is_file() and not list(folder.rglob("*.pkl"))
+    needs = (folder / "requirements.txt").read_text().split()
+    assert any(line.startswith("onnxruntime==") for line in needs) and len(needs) < 20
+
+    pixels = sample_image()
+    by_bytes = model.predict(pd.DataFrame({"image": [image_bytes()]}), params={"confidence": 0.1})
+    by_array = model.predict({"image": [pixels]}, params={"confidence": 0.1})
+    assert len(by_array) > 0 and set(by_array["image"]) == {0}
+    pd.testing.assert_frame_equal(by_bytes, by_array)
+    (truth,) = load_detector(export, confidence=0.1, iou=0.5).predict(pixels)
+    np.testing.assert_allclose(by_array[["x1", "y1", "x2", "y2"]], truth.boxes.numpy(), atol=1e-4)
+    assert list(by_array["name"]) == [CLASSES[label] for label in truth.labels]
+    assert list(by_array["category_id"]) == [CATEGORY_IDS[label] for label in truth.labels]
+    none = model.predict({"image": [pixels]}, params={"confidence": 1.0})
+    assert len(none) == 0 and list(none.columns) == list(COLUMNS)
+
+
+@either
+def test_what_does_not_exist_is_named(registry: ModelRegistry, name: str, export: Path) -> None:
+    with pytest.raises(ModelError, match=f"no model '{name}' with the alias 'champion'"):
+        download_model(f"models:/{name}@champion")
+    register(registry, name, export, 0.5)
+    with pytest.raises(ModelError, match=r"no alias 'champion'; it has challenger \(version 1\)"):
+        download_model(f"models:/{name}@champion")
+    with pytest.raises(ModelError, match="no version 9"):
+        download_model(f"models:/{name}/9")
+    with pytest.raises(ModelError, match="write models:/NAME@ALIAS"):
+        download_model(f"models:/{name}")
+
+
+def test_a_changed_byte_in_the_registry_is_refused(registry: ModelRegistry, name: str, export: Path) -> None:
+    import mlflow
+
+    version, _ = register(registry, name, export, 0.5)
+    stored = Path(mlflow.artifacts.download_artifacts(version.uri)) / "artifacts/export"
+    with (stored / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ModelError, match=r"model\.onnx: its bytes are not those"):
+        download_model(version.uri)
+    manifest = json.loads((stored / "model.json").read_text())
+    manifest["files"]["model.onnx"]["sha256"] = sha256_file(stored / "model.onnx")
+    (stored / "model.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="not the manifest that was registered"):
+        download_model(version.uri)
+
+
+def test_promotion_and_rollback(registry: ModelRegistry, name: str, export: Path, tmp_path: Path) -> None:
+    def challenge(note: str, ap: float, **options: Any) -> Any:
+        register(registry, name, another(tmp_path / note, export, note), ap)
+        return judge(registry, name, **{"margin": 0.01, "evaluate": never, **options})
+
+    trial = challenge("one", 0.5, dry_run=True)
+    assert (trial.outcome, trial.champion_now) == ("promoted", None)
+    assert registry.aliases(name) == {CHALLENGER: 1}, "a dry run changes nothing"
+    assert "promotion" not in registry.resolve(f"models:/{name}/1").tags
+
+    assert challenge("one-again", 0.5).outcome == "promoted"  # version 2
+    assert registry.aliases(name) == {CHALLENGER: 2, CHAMPION: 2}
+    assert judge(registry, name, margin=0.01, evaluate=never).outcome == "unchanged"
+
+    kept = challenge("within-margin", 0.51)  # version 3
+    assert (kept.outcome, kept.champion_now) == ("kept", 2)
+    assert kept.reason == "test AP 0.5100 does not exceed the champion's 0.5000 (version 2) by more than 0.01"
+    loser = registry.resolve(f"models:/{name}/3")
+    assert (loser.tags["promotion"], loser.tags["promotion_reason"]) == ("kept", kept.reason)
+    evidence = registry.client.list_artifacts(loser.run_id, "promotion")
+    assert "promotion/v3-against-v2.json" in [one.path for one in evidence]
+
+    won = challenge("better", 0.52)  # version 4
+    assert (won.outcome, won.champion_now) == ("promoted", 4)
+    assert registry.aliases(name) == {CHALLENGER: 4, CHAMPION: 4, PREVIOUS: 2}
+
+    now, before = roll_back(registry, name)
+    assert (now.number, before.number) == (2, 4)
+    assert registry.aliases(name) == {CHALLENGER: 4, CHAMPION: 2, PREVIOUS: 4}
+    again = judge(registry, name, margin=0.01, evaluate=never)
+    assert again.outcome == "kept" and "was rolled back on" in again.reason
+    roll_back(registry, name)
+    assert registry.aliases(name) == {CHALLENGER: 4, CHAMPION: 4, PREVIOUS: 2}
+    assert "rolled_back" not in registry.resolve(f"models:/{name}/4").tags
+
+
+def test_other_test_data_is_measured_anew(registry: ModelRegistry, name: str, export: Path, tmp_path: Path) -> None:
+    register(registry, name, export, 0.8, "old data")
+    assert judge(registry, name, margin=0.0, evaluate=never).outcome == "promoted"
+    register(registry, name, another(tmp_path / "two", export, "two"), 0.6, "new data")
+    measured: list[int] = []
+
+    def measure(ap: float) -> Callable[[Version], Mapping[str, str]]:
+        def on_new_data(version: Version) -> Mapping[str, str]:
+            measured.append(version.number)
+            return tags(ap, "new data")
+
+        return on_new_data
+
+    decision = judge(registry, name, margin=0.0, evaluate=measure(0.55))
+    assert (decision.outcome, decision.champion_ap, measured) == ("promoted", 0.55, [1])
+    assert registry.resolve(f"models:/{name}/1").tags["AP"] == "0.550000", "what was measured is remembered"
+
+
+def test_no_previous_champion(registry: ModelRegistry, name: str, export: Path, capsys: Any) -> None:
+    register(registry, name, export, 0.5)
+    assert main(["--rollback", name]) == 2
+    assert "has no alias 'champion'" in capsys.readouterr().err
+    judge(registry, name, margin=0.0, evaluate=never)
+    assert main(["--rollback", name]) == 2
+    assert "there is no previous champion" in capsys.readouterr().err
+
+
+def test_a_server_that_is_away_is_told_from_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryUnavailableError, match=r"127\.0\.0\.1"):
+        download_model("models:/any@champion")
+
+
+def test_two_registrations_at_once_make_one_version(export: Path, tmp_path: Path, mlflow_server: str) -> None:
+    code = (
+        "import sys; from pathlib import Path; from stages.registry import ModelRegistry; r = ModelRegistry();"
+        "run = r.run_for({'fingerprint': sys.argv[2]}, experiment='tests', name='twice');"
+        "print(r.register(Path(sys.argv[1]), name='twice', run_id=run, origin={}, measured={'AP': 1})[0].number)"
+    )
+    env = {**os.environ, "MLFLOW_TRACKING_URI": mlflow_server}
+    commands = [[sys.executable, "-c", code, str(export), mark] for mark in ("one", "two")]
+    both = [
+        subprocess.Popen(c, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for c in commands
+    ]
+    answers = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    assert [out.split()[-1] for out, _ in answers] == ["1", "1"]
