@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from yolov7.augment.multi_scale import multi_scale_size, resize_batch
 from yolov7.config import Train
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
@@ -259,6 +260,10 @@ class Trainer:
         images = batch.images.to(self.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         targets = batch.targets.to(self.device, non_blocking=True)
+        if self.params.multi_scale:
+            place = {"seed": self.params.seed, "epoch": position.epoch, "batch": position.batch}
+            size = multi_scale_size(self.params.image_size, self.model.stride, **place)
+            images, targets = resize_batch(images, targets, size)
         try:
             with autocast(self.device, self.dtype):
                 raw = self.model.raw(images)
@@ -270,8 +275,8 @@ class Trainer:
             if not _out_of_memory(error):
                 raise
             hint = f"train.batch_size: {len(images) // 2}" if len(images) > 1 else "a smaller train.image_size"
-            size = f"{len(images)} images of {self.params.image_size} px"
-            raise TrainingError(f"out of memory with a batch of {size}; try {hint}") from error
+            given = f"{len(images)} images of {images.shape[2]} px"
+            raise TrainingError(f"out of memory with a batch of {given}; try {hint}") from error
         if not finite:
             self._skip(batch, "the loss is not finite")
             return
