@@ -76,7 +76,7 @@ def test_detections_are_those_of_the_artefact(served: tuple[httpx.Client, Path])
 def test_inputs_form_several_images_and_nothing_found(served: tuple[httpx.Client, Path]) -> None:
     client, _ = served
     answer = client.post("/invocations", json={"inputs": {"image": [encoded(), encoded()]}})
-    assert answer.status_code == 200, answer.text
+    assert answer.status_code == 200, answer.text[-3000:]
     rows = answer.json()["predictions"]
     assert [row["image"] for row in rows] == sorted(row["image"] for row in rows)
     first, second = ([row for row in rows if row["image"] == image] for image in (0, 1))
