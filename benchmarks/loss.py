@@ -1,0 +1,149 @@
+"""Time, operations and memory of assignment plus loss: `python benchmarks/loss.py`.
+
+One line for each case: milliseconds of forward (assignment and loss) and of backward down to the raw maps, dispatched
+operations (views included), and, with `--share`, the share in a training step of yolov7-tiny on the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from yolov7.loss import create_criterion
+
+P5 = [[(12, 16), (19, 36), (40, 28)], [(36, 75), (76, 55), (72, 146)], [(142, 110), (192, 243), (459, 401)]]
+P6 = [
+    [(19, 27), (44, 40), (38, 94)],
+    [(96, 68), (86, 152), (180, 137)],
+    [(140, 301), (303, 264), (238, 542)],
+    [(436, 615), (739, 380), (925, 792)],
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    images: int
+    objects: int
+    side: int
+    auxiliary: bool = False
+    assigner: str = "ota"
+
+    def model(self) -> SimpleNamespace:
+        anchors, strides = (P6, (8, 16, 32, 64)) if self.auxiliary else (P5, (8, 16, 32))
+        return SimpleNamespace(
+            anchors=torch.tensor(anchors, dtype=torch.float32) * (self.side / 640),
+            strides=strides,
+            num_classes=80,
+            has_auxiliary=self.auxiliary,
+        )
+
+    def maps(self) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        strides = self.model().strides * (2 if self.auxiliary else 1)
+        # As a convolution gives them: channels before rows and columns in memory.
+        shapes = [(self.images, 3, 85, self.side // s, self.side // s) for s in strides]
+        return [torch.randn(shape, generator=generator).permute(0, 1, 3, 4, 2).requires_grad_() for shape in shapes]
+
+    def targets(self) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        count = self.images * self.objects
+        image = torch.arange(self.images).repeat_interleave(self.objects)[:, None].float()
+        label = torch.randint(0, 80, (count, 1), generator=generator).float()
+        size = (torch.rand(count, 2, generator=generator) * 0.3 + 0.05) * self.side
+        low = torch.rand(count, 2, generator=generator) * (self.side - size)
+        return torch.cat((image, label, low, low + size), 1)
+
+
+CASES = [
+    Case(16, 8, 160),
+    Case(16, 8, 320),
+    Case(16, 8, 640),
+    Case(16, 40, 640),
+    Case(4, 8, 160),
+    Case(64, 8, 160),
+    Case(16, 8, 640, assigner="plain"),
+    Case(16, 8, 640, auxiliary=True),
+    Case(32, 300, 320),
+]
+
+
+class Count(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.operations += 1
+        return function(*args, **(kwargs or {}))
+
+
+def median(call: Callable[[], float], repeats: int) -> float:
+    call()
+    return statistics.median(call() for _ in range(repeats))
+
+
+def measure(case: Case, repeats: int) -> tuple[float, float, int]:
+    criterion = create_criterion(case.model(), image_size=case.side, assigner=case.assigner)  # type: ignore[arg-type]
+    maps, targets = case.maps(), case.targets()
+
+    def forward() -> float:
+        start = time.perf_counter()
+        criterion(maps, targets)
+        return time.perf_counter() - start
+
+    def backward() -> float:
+        total = criterion(maps, targets).total
+        start = time.perf_counter()
+        torch.autograd.grad(total, maps)
+        return time.perf_counter() - start
+
+    with Count() as count:
+        criterion(maps, targets)
+    return median(forward, repeats), median(backward, repeats), count.operations
+
+
+def training_step(case: Case, repeats: int) -> float:
+    """Seconds of forward and backward of yolov7-tiny on the same images, without any loss."""
+    from yolov7.model import create_model
+
+    model = create_model("yolov7-tiny").train()
+    images = torch.rand(case.images, 3, case.side, case.side)
+
+    def step() -> float:
+        start = time.perf_counter()
+        raw = model.raw(images)
+        torch.autograd.backward(raw, [torch.ones_like(maps) for maps in raw])
+        return time.perf_counter() - start
+
+    return median(step, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--share", action="store_true", help="compare with training steps of yolov7-tiny (slow at 640)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print("images objects  side      head assigner forward ms backward ms  ops")
+    for case in CASES:
+        repeats = arguments.repeats if case.objects < 100 else 1
+        forward, backward, operations = measure(case, repeats)
+        line = f"{case.images:6d} {case.objects:7d} {case.side:5d} {'auxiliary' if case.auxiliary else 'lead':>9}"
+        line += f" {case.assigner:>8} {1e3 * forward:10.1f} {1e3 * backward:11.1f} {operations:4d}"
+        if arguments.share and not case.auxiliary and case.objects == 8:
+            step = training_step(case, 1 if case.side > 320 else 3)
+            line += f"  {100 * (forward + backward) / (step + forward + backward):.1f} % of {1e3 * step:.0f} ms"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
