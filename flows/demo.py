@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,8 @@ def main() -> int:
     except YoloError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return 2
+    # A plain SIGTERM would leave Prefect's in-process server behind; an exit takes it along.
+    signal.signal(signal.SIGTERM, _exit)
     # Prefect reads its settings from the environment when it is imported.
     from flows.train_family import FamilyError, train_family
 
@@ -52,6 +55,10 @@ def main() -> int:
         return 130
     _print_report(console, report, time.monotonic() - started)
     return code
+
+
+def _exit(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)
 
 
 def prepare_environment(root: Path) -> None:

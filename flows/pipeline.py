@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import re
@@ -122,6 +123,20 @@ class Pipeline:
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
         lines = self.run(stage, command + ["--force"] * force, log)
         return StageResult(stage, _outcome(lines), time.monotonic() - started)
+
+    def up_to_date(self, stages: Sequence[str]) -> set[str]:
+        """Those of `stages` that DVC finds unchanged as things are now; one question instead of one per stage.
+
+        A stage counts only while nothing upstream of it runs. If DVC cannot say, none counts: reproducing them does.
+        """
+        quiet = logging.getLogger(f"{__name__}.status")
+        quiet.propagate = False
+        try:
+            lines = self.run("status", [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json"], quiet)
+            changed = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+        except (StageError, StopIteration, ValueError):
+            return set()
+        return set(stages) - set(changed)
 
     def push(self, log: Log) -> None:
         """Push results and run cache to the project's default DVC remote. Raises :class:`StageError`."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
-from flows.pipeline import Pipeline, StageError, StageResult, only_run
+from flows.pipeline import Log, Outcome, Pipeline, StageError, StageResult, only_run
 from flows.promote import Decision, describe, judge, measured_now
 from flows.report import FamilyReport, VariantReport, markdown
 from stages import params as params_module
@@ -33,6 +34,7 @@ from stages.registry import CHALLENGER, ModelRegistry, RegistryUnavailableError
 from yolov7.config import nearest
 from yolov7.errors import ConfigError, YoloError
 
+DATA_STAGES = ("ingest", "validate")
 VARIANT_STAGES = ("train", "export", "evaluate", "register")
 GPU_LIMIT = "gpu"
 """Prefect's global concurrency limit that holds for all flow runs of a server: `prefect gcl create gpu --limit N`."""
@@ -76,10 +78,12 @@ def worth_retrying(task: Any, run: Any, state: State[Any]) -> bool:
 
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
-def run_stage(pipeline: Pipeline, stage: str, slots: Slots | None = None) -> StageResult:
-    """One DVC stage."""
+def run_stage(pipeline: Pipeline, stage: str, slots: Slots | None = None, fresh: bool = False) -> StageResult:
+    """One DVC stage; `fresh`: DVC has just found it and everything it depends on unchanged."""
     log = get_run_logger()
-    if slots is None:
+    if fresh:
+        result = StageResult(stage, Outcome.UNCHANGED, 0.0)
+    elif slots is None:
         result = pipeline.reproduce(stage, log)
     else:
         with slots.one():
@@ -92,7 +96,7 @@ def run_stage(pipeline: Pipeline, stage: str, slots: Slots | None = None) -> Sta
 def promote(pipeline: Pipeline, params: Params, variant: str) -> Decision:
     """The promotion gate for one variant's registered model."""
     log = get_run_logger()
-    ensure_registered(pipeline, params, variant)
+    ensure_registered(pipeline, variant, log)
     name = f"{params.registry.model_prefix}{variant}"
     evaluate = measured_now(pipeline, params)
     decision = judge(ModelRegistry(), name, margin=params.promotion.margin, evaluate=evaluate)
@@ -100,7 +104,7 @@ def promote(pipeline: Pipeline, params: Params, variant: str) -> Decision:
     return decision
 
 
-def ensure_registered(pipeline: Pipeline, params: Params, variant: str) -> None:
+def ensure_registered(pipeline: Pipeline, variant: str, log: Log) -> None:
     """Make the challenger what `registered.json` says it is.
 
     DVC restores that file from its cache without asking MLflow, whose database may be another one, or whose alias may
@@ -110,8 +114,8 @@ def ensure_registered(pipeline: Pipeline, params: Params, variant: str) -> None:
     registry = ModelRegistry()
     present = registry.by_alias(record["name"], CHALLENGER)
     if present is None or present.tags.get("manifest_sha256") != record["manifest_sha256"]:
-        get_run_logger().info("%s is not the challenger in this MLflow; registering it", record["name"])
-        pipeline.reproduce(f"register@{variant}", get_run_logger(), force=True)
+        log.info("the present artefact of %s is not the challenger in this MLflow; registering it", record["name"])
+        pipeline.reproduce(f"register@{variant}", log, force=True)
 
 
 @task(name="push", task_run_name="push", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
@@ -138,8 +142,9 @@ def train_family(variants: list[str] | None = None, promote_challengers: bool = 
     report = FamilyReport(variants=[VariantReport(variant) for variant in chosen])
     root = Path.cwd()
     with only_run(root, get_run_logger()), Pipeline(root, timeout_seconds=_timeout(params)) as pipeline:
-        if _prepare_data(pipeline, params, report):
-            _train_variants(pipeline, params, report)
+        fresh = _fresh(pipeline, chosen)
+        if _prepare_data(pipeline, params, fresh, report):
+            _train_variants(pipeline, params, fresh, report)
             if params.flow.push:
                 _push(pipeline, params, report)
             if promote_challengers:
@@ -176,9 +181,19 @@ def _retried(one: Any, params: Params) -> Any:
     )
 
 
-def _prepare_data(pipeline: Pipeline, params: Params, report: FamilyReport) -> bool:
-    for stage in ("ingest", "validate"):
-        state = _retried(run_stage, params)(pipeline, stage, return_state=True)
+def _fresh(pipeline: Pipeline, variants: list[str]) -> set[str]:
+    """Stages that need not be asked about one by one: unchanged, with everything upstream of them unchanged too."""
+    chains = [[f"{stage}@{variant}" for stage in VARIANT_STAGES] for variant in variants]
+    unchanged = pipeline.up_to_date([*DATA_STAGES, *(stage for stages in chains for stage in stages)])
+    data = list(takewhile(unchanged.__contains__, DATA_STAGES))
+    if len(data) < len(DATA_STAGES):
+        return set(data)
+    return set(data).union(*(takewhile(unchanged.__contains__, stages) for stages in chains))
+
+
+def _prepare_data(pipeline: Pipeline, params: Params, fresh: set[str], report: FamilyReport) -> bool:
+    for stage in DATA_STAGES:
+        state = _retried(run_stage, params)(pipeline, stage, fresh=stage in fresh, return_state=True)
         result = _result(state)
         if not isinstance(result, StageResult):
             report.errors.append(_words(result, stage))
@@ -187,7 +202,7 @@ def _prepare_data(pipeline: Pipeline, params: Params, report: FamilyReport) -> b
     return True
 
 
-def _train_variants(pipeline: Pipeline, params: Params, report: FamilyReport) -> None:
+def _train_variants(pipeline: Pipeline, params: Params, fresh: set[str], report: FamilyReport) -> None:
     """Every variant's chain at once; each stage waits for the one before it, and training also for a slot."""
     slots = Slots(params.flow.accelerator_slots)
     stage_task = _retried(run_stage, params)
@@ -195,14 +210,8 @@ def _train_variants(pipeline: Pipeline, params: Params, report: FamilyReport) ->
     for variant in report.variants:
         chain: list[PrefectFuture[StageResult]] = []
         for stage in VARIANT_STAGES:
-            chain.append(
-                stage_task.submit(
-                    pipeline,
-                    f"{stage}@{variant.variant}",
-                    slots if stage == "train" else None,
-                    wait_for=chain[-1:],
-                )
-            )
+            name, slot = f"{stage}@{variant.variant}", slots if stage == "train" else None
+            chain.append(stage_task.submit(pipeline, name, slot, fresh=name in fresh, wait_for=chain[-1:]))
         chains.append(chain)
     for variant, chain in zip(report.variants, chains, strict=True):
         for stage, future in zip(VARIANT_STAGES, chain, strict=True):

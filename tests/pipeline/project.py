@@ -75,3 +75,23 @@ def _stages() -> dict[str, object]:
         "evaluate": stage("evaluate", "reports/${item.variant}/metrics.json", f"{at}/export/model.onnx"),
         "register": stage("register", f"{at}/registered.json", "reports/${item.variant}/metrics.json"),
     }
+
+
+def with_real_registration(folder: Path, export: Path, image: bytes, *, ap: float) -> None:
+    """Let the project hand on a real export folder, and register it by the real stage."""
+    document = yaml.safe_load((folder / "dvc.yaml").read_text())
+    stages, at = document["stages"], "models/${item.variant}"
+    stages["export"] |= {"cmd": f"mkdir -p {at}/export && cp {export}/* {at}/export", "outs": [f"{at}/export"]}
+    stages["evaluate"] |= {"cmd": "python measure.py ${item.variant}", "deps": [f"{at}/export", "measure.py"]}
+    stages["register"] |= {"cmd": "python -m stages.register --variant ${item.variant}"}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    figures = {"AP": ap, "AP50": 0.9, "test_data_sha256": "0" * 64}
+    (folder / "measure.py").write_text(
+        "import json, pathlib, sys\n"
+        "out = pathlib.Path('reports', sys.argv[1], 'metrics.json'); out.parent.mkdir(parents=True, exist_ok=True)\n"
+        f"out.write_text(json.dumps({figures!r}))\n"
+    )
+    images = folder / "data/ingested/test/images"
+    images.mkdir(parents=True)
+    (images / "first.png").write_bytes(image)
+    (folder / "data/ingested/dataset.json").write_text('{"sha256": "1"}')

@@ -47,7 +47,9 @@ def test_says_what_dvc_did(project: Path, caplog: pytest.LogCaptureFixture) -> N
         assert "working on ingest" in written
         assert pipeline.reproduce("ingest", LOG).outcome is Outcome.UNCHANGED
         assert (project / LOGS / "ingest.log").read_text() == written, "a run that did nothing left the log alone"
+        assert pipeline.up_to_date(["ingest", "validate"]) == {"ingest"}
         (project / "source.txt").write_text("2")
+        assert pipeline.up_to_date(["ingest", "validate"]) == set()
         assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RAN
         (project / "source.txt").write_text("1")
         assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RESTORED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,11 +12,14 @@ import pytest
 
 from flows.pipeline import LOGS, Outcome
 from flows.train_family import FamilyError, Slots, train_family
-from tests.pipeline.project import configure, make_trouble
-from tests.pipeline.servers import PrefectServer
+from stages.registry import ModelRegistry
+from tests.pipeline.export_folder import another, image_bytes
+from tests.pipeline.project import configure, make_trouble, with_real_registration
+from tests.pipeline.servers import PrefectServer, loopback_environment
 from yolov7.errors import ConfigError
 
 pytestmark = pytest.mark.slow
+VARIANT = "yolov7-tiny"
 
 
 @pytest.fixture
@@ -97,3 +102,33 @@ def test_slots_bound_what_runs_at_the_same_time() -> None:
     for thread in threads:
         thread.join()
     assert most == 2
+
+
+def test_demo_without_a_server(project: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(project, (VARIANT,))
+    with_real_registration(project, export, image_bytes(), ap=0.61)
+    env = {name: value for name, value in loopback_environment().items() if not name.startswith("MLFLOW_TRACKING")}
+    command = [sys.executable, "-m", "flows.demo"]
+
+    def demo() -> str:
+        done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return " ".join(done.stdout.split())
+
+    first = demo()
+    assert "6 of 6 stages ran" in first and "0.610" in first
+    assert f"{VARIANT}: version 1 promoted: there was no champion" in first
+    assert (project / ".local/prefect").is_dir(), "the user's own Prefect settings are left alone"
+
+    # Another artefact is registered meanwhile; DVC has the first one, and so has the champion.
+    monkeypatch.chdir(project)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registry = ModelRegistry()
+    other = another(project / "other/export", export, "newer")
+    run_id = registry.run_for({}, experiment="tests", name="newer")
+    newer, _ = registry.register(other, name=VARIANT, run_id=run_id, origin={}, measured={"AP": "0.9"})
+    assert registry.aliases(VARIANT) == {"champion": 1, "challenger": newer.number}
+    second = demo()
+    assert "Nothing was recomputed: all 6 stages are up to date." in second
+    assert f"{VARIANT}: version 1 unchanged: the challenger is the champion already" in second
+    assert registry.aliases(VARIANT) == {"champion": 1, "challenger": 1}, "the challenger is what the stages made"
