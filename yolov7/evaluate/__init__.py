@@ -2,7 +2,7 @@
 
 from yolov7.evaluate.coco import METRICS, evaluate_detections, ground_truth, write_results
 from yolov7.evaluate.curves import PrecisionRecall, write_curves
-from yolov7.evaluate.run import Evaluation, coco_results, evaluate
+from yolov7.evaluate.run import Evaluation, coco_results, evaluate, find_results
 
 __all__ = [
     "METRICS",
@@ -11,6 +11,7 @@ __all__ = [
     "coco_results",
     "evaluate",
     "evaluate_detections",
+    "find_results",
     "ground_truth",
     "write_curves",
     "write_results",

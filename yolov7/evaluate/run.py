@@ -76,6 +76,41 @@ def evaluate(
     Raises :class:`ModelError` if the model's classes are not the data set's,
     :class:`DataError` for an image that is unreadable or not of the annotated size.
     """
+    results = find_results(
+        predictor,
+        index,
+        image_size=image_size,
+        batch_size=batch_size,
+        confidence=confidence,
+        iou=iou,
+        max_detections=max_detections,
+        rectangular=rectangular,
+        workers=workers,
+        progress=progress,
+    )
+    scores: Scores = evaluate_detections(ground_truth(index) if truth is None else truth, results)
+    return Evaluation(scores.metrics, scores.per_class, results, scores.curves)
+
+
+def find_results(
+    predictor: Decoder,
+    index: Index,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 16,
+    confidence: float = 0.001,
+    iou: float = 0.65,
+    max_detections: int = 300,
+    rectangular: bool = False,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """COCO result records of every image of `index`, or of the share of process `rank` of `world_size`.
+
+    The shares cover every image exactly once; scored together they give what one process finds. See :func:`evaluate`.
+    """
     check_classes(predictor.metadata, index)
     results: list[Result] = []
     done = 0
@@ -86,6 +121,8 @@ def evaluate(
         stride=predictor.stride,
         rectangular=rectangular,
         workers=workers,
+        rank=rank,
+        world_size=world_size,
     )
     for batch in batches:
         found = select(
@@ -99,8 +136,7 @@ def evaluate(
         done += len(batch)
         if progress is not None:
             progress(done, len(index))
-    scores: Scores = evaluate_detections(ground_truth(index) if truth is None else truth, results)
-    return Evaluation(scores.metrics, scores.per_class, results, scores.curves)
+    return results
 
 
 def check_classes(metadata: ModelMetadata, index: Index) -> None:
