@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolov7.data.decode import decode_image, load_size, read_image, resize_to_long_side
+from yolov7.data.decode import decode_image, load_size, read_image, reduction_for, resize_to_long_side
 from yolov7.errors import DataError
 
 
@@ -107,3 +107,30 @@ def test_resize_keeps_colours_and_returns_a_fitting_image_itself(area):
     assert resize_to_long_side(picture(), 90, area=area).shape == (60, 90, 3)
     image = picture()
     assert resize_to_long_side(image, 60, area=area) is image
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from([32, 320, 640, 1280]))
+def test_a_reduction_leaves_no_rest_and_enough_pixels(height, width, side):
+    by = reduction_for(height, width, side)
+    assert height % by == 0 and width % by == 0
+    assert by == 1 or max(height, width) // by >= side
+    assert load_size(height // by, width // by, side) == load_size(height, width, side)
+    larger = 2 * by
+    assert by == 8 or max(height, width) < larger * side or height % larger or width % larger
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_reduced_decoding_averages_the_pixels_it_leaves_out(by, orientation):
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 255, (12, 16, 3), np.uint8), (256, 192), interpolation=cv2.INTER_CUBIC)
+    data = encoded(image, parameters=[cv2.IMWRITE_JPEG_QUALITY, 95])
+    data = data[:2] + exif_segment(orientation) + data[2:]
+    small, whole = decode_image(data, reduction=by), decode_image(data)
+    height, width = whole.shape[0] // by, whole.shape[1] // by
+    assert small.shape == (height, width, 3)
+    averaged = whole.reshape(height, by, width, by, 3).mean((1, 3))
+    assert np.abs(small - averaged).mean() < 2  # another filter and the rounding of the colour planes
+    # A shift by a quarter of a small pixel would show: the picture is smooth, but far from flat.
+    shifted = np.roll(whole, max(by // 4, 1), axis=1).reshape(height, by, width, by, 3).mean((1, 3))
+    assert np.abs(small - averaged).mean() < np.abs(small - shifted).mean()

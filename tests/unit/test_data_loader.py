@@ -18,6 +18,7 @@ from yolov7.config import Augment
 from yolov7.data.cache import ImageCache
 from yolov7.data.coco import CocoAnnotations
 from yolov7.data.dataset import TrainDataset
+from yolov7.data.decode import decode_image
 from yolov7.data.index import build_index
 from yolov7.data.loader import TrainLoader, epoch_keys, epoch_order, make_loader
 from yolov7.errors import DataError
@@ -263,6 +264,33 @@ def test_workers_end_on_sigterm_whatever_handler_the_parent_has(index):
         assert worker.exitcode == 0  # quietly, because its own parent asked for it
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_large_photographs_are_reduced_while_decoded_and_boxes_stay_where_they_are(tmp_path, monkeypatch):
+    image = np.zeros((600, 800, 3), np.uint8)
+    image[160:400, 240:560] = 255
+    for name in ("0.jpg", "1.png"):
+        cv2.imwrite(str(tmp_path / name), image)
+    images = [{"id": i, "file_name": name, "width": 800, "height": 600} for i, name in enumerate(("0.jpg", "1.png"))]
+    records = [{"id": i, "image_id": i, "category_id": 1, "bbox": [240, 160, 320, 240]} for i in range(2)]
+    coco = CocoAnnotations(Path("x"), images, records, [{"id": 1, "name": "thing"}])
+    dataset = dataset_of(build_index(coco, tmp_path, tmp_path / "index"), augment=Augment(mosaic=0))
+    asked = []
+    monkeypatch.setattr(
+        "yolov7.data.evaluation.decode_image",
+        lambda data, *, path, reduction: asked.append(reduction) or decode_image(data, path=path, reduction=reduction),
+    )
+    for i in range(2):
+        pixels = dataset.image(i)
+        assert pixels.shape == (72, SIDE, 3)
+        ys, xs = np.nonzero(pixels[..., 0] > 127)
+        seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert np.abs(dataset.objects(i).boxes[0] - seen).max() < 1
+    assert asked == [8, 1]  # only a JPEG can be
+    cv2.imwrite(str(tmp_path / "0.jpg"), image[:320, :400])
+    with pytest.raises(DataError, match="the image is 400 x 320 but annotated as 800 x 600"):
+        monkeypatch.undo()
+        dataset.image(0)
 
 
 def test_an_empty_training_set_is_refused(index):

@@ -10,7 +10,7 @@ from yolov7.augment.pipeline import augment_sample
 from yolov7.augment.sample import Image, Objects, Sample
 from yolov7.config import Augment
 from yolov7.data.cache import ImageCache
-from yolov7.data.decode import load_size, resize_to_long_side
+from yolov7.data.decode import load_size, reduction_for, resize_to_long_side
 from yolov7.data.evaluation import read_annotated
 from yolov7.data.index import Index
 from yolov7.errors import DataError
@@ -133,7 +133,8 @@ class TrainDataset:
         return self._read(i) if cached is None else cached
 
     def _read(self, i: int) -> Image:
-        return resize_to_long_side(read_annotated(self.index, i), self.image_size)
+        reduction = reduction_for(*self.index.size(i), self.image_size)
+        return resize_to_long_side(read_annotated(self.index, i, reduction=reduction), self.image_size)
 
 
 class _UnreadableError(Exception):

@@ -20,24 +20,43 @@ from yolov7.errors import DataError
 Image = NDArray[np.uint8]
 
 
+# Decoders of JPEG can leave out the finer half, three quarters or seven eighths of the frequencies on the way.
+_REDUCED = {
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
 def read_image(path: str | os.PathLike[str]) -> Image:
     """Read an image file as uint8 (height, width, 3) RGB, turned upright as its EXIF orientation says.
 
     Grey images get three equal channels, an alpha channel is dropped, 16-bit values are reduced to 8.
     Raises :class:`DataError` for a file that is missing, unreadable, truncated or no image.
     """
+    return decode_image(read_file(path), path=path)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file; :class:`DataError` where there are none to be had."""
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise DataError("no such image file", path=path) from None
     except OSError as error:
         raise DataError(f"the image cannot be read: {error.strerror}", path=path) from None
-    return decode_image(data, path=path)
 
 
-def decode_image(data: bytes, *, path: str | os.PathLike[str] | None = None) -> Image:
+def is_jpeg(data: bytes) -> bool:
+    """Whether these are the bytes of a JPEG file, the format that can be reduced while it is decoded."""
+    return data.startswith(b"\xff\xd8")
+
+
+def decode_image(data: bytes, *, path: str | os.PathLike[str] | None = None, reduction: int = 1) -> Image:
     """The bytes of an image file as uint8 (height, width, 3) RGB; `path` is only named in errors.
 
+    `reduction` (1, or for a JPEG 2, 4 or 8, see :func:`reduction_for`) divides the sides, rests rounded up.
     Raises :class:`DataError` as :func:`read_image` does.
     """
     if not data:
@@ -45,7 +64,7 @@ def decode_image(data: bytes, *, path: str | os.PathLike[str] | None = None) -> 
     if _is_truncated(data):
         raise DataError("the image is truncated (its end is missing); fetch or export it again", path=path)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
     except cv2.error as error:
         raise DataError(f"the image cannot be decoded: {error.err}", path=path) from None
     if image is None:
@@ -63,6 +82,19 @@ def load_size(height: int, width: int, long_side: int) -> tuple[int, int]:
     return max(height * long_side // longest, 1), max(width * long_side // longest, 1)
 
 
+def reduction_for(height: int, width: int, long_side: int) -> int:
+    """By how much the sides of an image may be divided while it is decoded, if `long_side` is wanted: 1, 2, 4 or 8.
+
+    The rest is left to :func:`resize_to_long_side`. Decoding with the finer frequencies left out is quicker, and the
+    result has been averaged where bilinear shrinking by more than 2 would pick single pixels. Only divisors that leave
+    no rest are taken, so that every pixel of the smaller image covers exactly as many of the larger one and boxes stay
+    where they are.
+    """
+    longest = max(height, width)
+    fitting = (by for by in (8, 4, 2) if longest >= by * long_side and not (height % by or width % by))
+    return next(fitting, 1)
+
+
 def resize_to_long_side(image: Image, long_side: int, *, area: bool = False) -> Image:
     """Resize (height, width, C) to :func:`load_size`; bilinear, or with `area` by area averages where it shrinks.
 
@@ -77,7 +109,7 @@ def resize_to_long_side(image: Image, long_side: int, *, area: bool = False) -> 
 
 def _is_truncated(data: bytes) -> bool:
     """Whether a JPEG, PNG, WebP or BMP lacks its end. Other formats: False, their decoders refuse half a file."""
-    if data.startswith(b"\xff\xd8"):
+    if is_jpeg(data):
         return _jpeg_is_truncated(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return data.rfind(b"IEND", 8) < 0
