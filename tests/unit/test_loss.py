@@ -127,6 +127,41 @@ def test_auxiliary_modes_equal_plain_version(mode, constraint):
     assert tried >= 4
 
 
+@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("cut", [2, 1])
+def test_shares_of_a_batch_add_up_to_its_loss_and_gradient(cut, auxiliary):
+    # As on two processes. With the cut at 1 the first share is one image, and that has no targets.
+    model = head(shrink=0.5, auxiliary=auxiliary)
+    maps = doubled(raw_maps(model, 4, 64, 96, seed=3))
+    targets = random_targets(4, 6, 64, 96, 5, seed=3)
+    if cut == 1:
+        targets = targets[targets[:, 0] > 0]
+    whole = create_criterion(model, image_size=96)(maps, targets)
+    pieces = []
+    for start, stop in ((0, cut), (cut, 4)):
+        own = targets[(targets[:, 0] >= start) & (targets[:, 0] < stop)]
+        own = own - torch.tensor([start, 0, 0, 0, 0, 0])
+        pieces.append(([m[start:stop] for m in maps], own))
+    counts: list[tuple[int, ...]] = []
+
+    def told(own):
+        counts.append(own)
+        return own
+
+    for piece in pieces:
+        create_criterion(model, image_size=96, totals=told)(*piece)
+    sums = tuple(map(sum, zip(*counts, strict=True)))
+    assert sums[0] == 4 and counts[0][1:] != counts[1][1:]
+    criterion = create_criterion(model, image_size=96, totals=lambda own: sums)
+    losses = [criterion(*piece) for piece in pieces]
+    for name in ("total", "box", "objectness", "classification"):
+        found = sum(getattr(loss, name).item() for loss in losses)
+        assert found == pytest.approx(getattr(whole, name).item(), rel=1e-9)
+    ours = torch.autograd.grad(sum(loss.total for loss in losses), maps)
+    for a, b in zip(ours, torch.autograd.grad(whole.total, maps), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_published_gain_scaling():
     criterion = create_criterion(head(20), image_size=1280, box=0.05, objectness=0.7, classification=0.3)
     assert criterion.gains.box == pytest.approx(0.05)

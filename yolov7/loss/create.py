@@ -18,7 +18,7 @@ from yolov7.assign import (
 )
 from yolov7.errors import ConfigError, ModelError
 from yolov7.loss.cross_entropy import CrossEntropy
-from yolov7.loss.detection import Criterion, Gains, MapLoss
+from yolov7.loss.detection import Criterion, Gains, MapLoss, Totals
 
 # Weight of each level's objectness, small stride first (reference sheet: training, section 8).
 BALANCE_OF_3 = (4.0, 1.0, 0.4)
@@ -64,8 +64,10 @@ def create_criterion(
     auxiliary: Literal["coarse-to-fine", "lead-guided", "independent"] = "coarse-to-fine",
     auxiliary_weight: float = 0.25,
     auxiliary_constraint: bool = True,
+    totals: Totals | None = None,
 ) -> Criterion:
-    """The criterion for a model's head; keywords are the fields of `config.Loss`, `image_size` is in pixels.
+    """The criterion for a model's head; keywords are the fields of `config.Loss`, `image_size` is in pixels, and
+    `totals` adds up counts over the processes of a training (see :class:`Criterion`).
 
     With an auxiliary head: `coarse-to-fine` assigns both heads by the lead predictions, the auxiliary one in wider
     regions; `lead-guided` gives both the same matches; `independent` assigns each by its own predictions. Without
@@ -111,4 +113,5 @@ def create_criterion(
         classification=CrossEntropy(classification_positive_weight, focal_gamma),
         label_smoothing=label_smoothing,
         auxiliary_assigner=auxiliary_assigner,
+        totals=totals,
     )

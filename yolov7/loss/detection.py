@@ -8,7 +8,7 @@ level, h w cells, C classes, T targets, P matches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,10 +23,13 @@ from yolov7.loss.box import matched_ciou
 from yolov7.loss.cross_entropy import CrossEntropy
 from yolov7.loss.predictions import read_predictions
 
+Totals = Callable[[tuple[int, ...]], tuple[int, ...]]
+"""Counts of this process -> their sums over all processes of a training."""
+
 
 @dataclass(frozen=True)
 class LossResult:
-    """Loss of a batch."""
+    """Loss of a batch; of a process among several its share, and the shares add up to the loss of the whole batch."""
 
     total: Tensor
     """Scalar to back-propagate: batch size times the sum of the three parts."""
@@ -72,6 +75,11 @@ class Criterion:
 
     `maps` describes the K maps of training, lead levels first. The assigner answers for all of them, or for the lead
     head alone; the auxiliary head then gets the same matches, or its own if there is an `auxiliary_assigner`.
+
+    The loss is made of means, and a mean over a batch that lies on several processes is not the mean of their means:
+    one may have 3 matches on a level and another 300. So the numbers that the sums are divided by, the matches of each
+    map and the images, are first added up by `totals`. What remains is a sum over matches, cells and images, and the
+    sum of the processes' losses and gradients is that of one process with the whole batch. None: there is one process.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class Criterion:
         classification: CrossEntropy,
         label_smoothing: float = 0.0,
         auxiliary_assigner: Assigner | None = None,
+        totals: Totals | None = None,
     ):
         self.geometry = geometry
         self.maps = tuple(maps)
@@ -94,6 +103,7 @@ class Criterion:
         self.objectness = objectness
         self.classification = classification
         self.label_smoothing = label_smoothing
+        self.totals = totals
 
     def __call__(self, raw: Sequence[Tensor], targets: Tensor) -> LossResult:
         """Loss of a batch.
@@ -107,15 +117,18 @@ class Criterion:
         self._check(raw)
         known = Targets.of(targets, raw[0].device)
         matches = self._matches(raw, known)
+        images, counts = raw[0].shape[0], matches.counts
+        if self.totals is not None:
+            images, *counts = self.totals((images, *counts))
         rows, objectness = read_predictions(raw, matches)
         spread = tuple(item.spread for item in self.maps[: len(raw)])
         boxes, _, classes = rows.split((4, 1, rows.shape[1] - 5), dim=1)
         strides = self.geometry.grid(raw[: len(self.geometry.strides)]).strides
         agreement = matched_ciou(boxes, matches, known.boxes, self.geometry, strides, spread)  # (P,)
         by_match = torch.stack((1 - agreement, self._classification(classes, known, matches)))  # (2, P)
-        parts = (by_match * self._share(matches, agreement)).sum(1)
-        objectness = self._objectness(objectness, raw, matches, agreement)
-        total = (parts.sum() + objectness) * raw[0].shape[0]
+        parts = (by_match * self._share(matches, counts, agreement)).sum(1)
+        objectness = self._objectness(objectness, raw, images, matches, agreement)
+        total = (parts.sum() + objectness) * images
         box, classification = parts.detach()
         return LossResult(total, box, objectness.detach(), classification)
 
@@ -146,18 +159,26 @@ class Criterion:
             return matches.then(self.auxiliary_assigner(raw[levels:], targets))
         return matches.then(matches) if len(raw) > len(matches.counts) else matches.first(len(raw))
 
-    def _share(self, matches: Matches, like: Tensor) -> Tensor:
-        """(2, P) weights that turn sums over the matches into gain times the weighted sum of the maps' means."""
-        shares = [item.weight / max(n, 1) for item, n in zip(self.maps, matches.counts, strict=False)]
+    def _share(self, matches: Matches, counts: Sequence[int], like: Tensor) -> Tensor:
+        """(2, P) weights that turn sums over the matches into gain times the weighted sum of the maps' means.
+
+        `counts` (K,) is what the means are over.
+        """
+        shares = [item.weight / max(n, 1) for item, n in zip(self.maps, counts, strict=False)]
         gains = (self.gains.box, self.gains.classification)
         table = constant([[gain * share for share in shares] for gain in gains], np.float32, like.device)
         return table.to(like.dtype)[:, matches.lines[0]]
 
-    def _objectness(self, logits: Tensor, raw: Sequence[Tensor], matches: Matches, agreement: Tensor) -> Tensor:
-        """Gain times the weighted sum of the means over each map's predictions; the soft target is the CIoU."""
+    def _objectness(
+        self, logits: Tensor, raw: Sequence[Tensor], images: int, matches: Matches, agreement: Tensor
+    ) -> Tensor:
+        """Gain times the weighted sum of the means over each map's predictions; the soft target is the CIoU.
+
+        The means are over `images` images, of which `raw` may hold but a part.
+        """
         sizes = tuple((maps.shape[2], maps.shape[3]) for maps in raw)
         weights = tuple(self.gains.objectness * item.weight * item.balance for item in self.maps[: len(raw)])
-        steps, weight = _layout(logits.device, logits.shape[0], logits.shape[1], sizes, weights)
+        steps, weight = _layout(logits.device, images, logits.shape[1], sizes, weights)
         wanted = _objectness_targets(matches, steps, agreement, logits)
         return self.objectness(logits, wanted, weight.to(logits.dtype)).sum()
 
