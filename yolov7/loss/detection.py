@@ -119,7 +119,8 @@ class Criterion:
         matches = self._matches(raw, known)
         images, counts = raw[0].shape[0], matches.counts
         if self.totals is not None:
-            images, *counts = self.totals((images, *counts))
+            everywhere = self.totals((images, *counts))
+            images, counts = everywhere[0], everywhere[1:]
         rows, objectness = read_predictions(raw, matches)
         spread = tuple(item.spread for item in self.maps[: len(raw)])
         boxes, _, classes = rows.split((4, 1, rows.shape[1] - 5), dim=1)
