@@ -167,8 +167,10 @@ class Train(Group):
     """Stop after this many epochs without a better validation AP (0: never)."""
     checkpoint_minutes: float = Field(default=10.0, ge=0.0)
     """Save the resumable state at least this often inside an epoch (it is always saved after one)."""
-    cache: Literal["none", "ram"] = "none"
-    """Keep decoded, resized images in memory."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep decoded, resized images: `ram` in memory, `disk` in a file that later runs use again."""
+    cache_folder: str = ".state/cache"
+    """Where `cache: disk` keeps its file; a fast disk of this machine is best."""
     max_bad_batches: int = Field(default=20, ge=0)
     """Stop after this many steps in a row that were skipped because loss or gradients were not finite."""
     max_bad_images: int = Field(default=100, ge=0)

@@ -1,13 +1,16 @@
-"""Decoded, resized images in memory that all worker processes share."""
+"""Decoded, resized images that all worker processes share, in memory or in a file."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import mmap
 import os
+import shutil
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,21 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov7.errors import DataError
+from yolov7.files import atomic_path
 
 log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
 MEMORY_SHARE = 0.8
-"""The cache takes at most this share of the memory that is free when it is made."""
+"""A cache takes at most this share of the memory, or of the disk, that is free when it is made."""
 
 
 class ImageCache:
     """The first images of a data set, as many as fit, each stored once for all processes.
 
-    The memory is an unnamed file that lives in memory only (where the system has that; else a temporary file, already
-    unlinked when the program ends). Forked workers inherit the mapping; others, to which the cache is pickled, map the
-    same file. It is filled before any worker starts and never written again, so no locks are needed.
+    Without `file` the memory is an unnamed file that lives in memory only (where the system has that; else a temporary
+    file, already unlinked when the program ends). Forked workers inherit the mapping; others, to which the cache is
+    pickled, map the same file. It is filled before any worker starts and never written again, so no locks are needed.
+
+    With `file` the pixels lie on disk and outlive the program: a file that is there is mapped, not filled again, and
+    whoever fills it locks the others out until it appears whole. Its name must change with whatever it was made from.
     """
 
     def __init__(
@@ -39,31 +46,79 @@ class ImageCache:
         *,
         limit: int | None = None,
         threads: int | None = None,
+        file: Path | None = None,
     ) -> None:
         """`shapes` (I, 2) height, width of every image; `read` gives its pixels and is called from threads.
 
-        `limit` in bytes (default: 80 % of the free memory). Images that `read` refuses with a :class:`DataError` stay
-        out, and so do those beyond the limit.
+        `limit` in bytes (default: 80 % of what is free). Images that `read` refuses with a :class:`DataError` stay
+        out, and so do those beyond the limit. Raises :class:`DataError` where `file` cannot be written.
         """
-        limit = int(available_memory() * MEMORY_SHARE) if limit is None else limit
         self._shapes = np.asarray(shapes, np.int64)
-        ends = np.cumsum(3 * self._shapes.prod(1))
-        self._starts = ends - 3 * self._shapes.prod(1)
-        fitting = int(np.searchsorted(ends, limit, side="right"))
-        self._present = np.zeros(fitting, np.bool_)
-        total = int(ends[fitting - 1]) if fitting else 0
-        if fitting < len(ends):
-            log.warning(
-                "image cache: %d of %d images fit into %.1f GB of free memory; the others are decoded every time",
-                fitting, len(ends), limit / 2**30,
-            )  # fmt: skip
-        self._path = _shared_file(self, max(total, 1))
-        self._pixels = _map(self._path)
-        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            self._present[:] = list(pool.map(lambda i: self._fill(i, read), range(fitting)))
-        log.info("image cache: %d images, %.2f GB", int(self._present.sum()), total / 2**30)
+        self._starts = np.concatenate([[0], np.cumsum(3 * self._shapes.prod(1))])
+        if file is None:
+            self._fill_memory(read, limit, threads)
+        else:
+            self._map_or_fill_file(file, read, limit, threads)
 
-    def _fill(self, i: int, read: Callable[[int], Image]) -> bool:
+    def _fill_memory(self, read: Callable[[int], Image], limit: int | None, threads: int | None) -> None:
+        free = available_memory()
+        fitting = self._fitting(int(free * MEMORY_SHARE) if limit is None else limit, "memory")
+        self._path = _shared_file(self, max(int(self._starts[fitting]), 1))
+        self._pixels = _map(self._path)
+        self._present = np.zeros(fitting, np.bool_)
+        self._fill(read, threads)
+        log.info("image cache: %d images, %.2f GB", int(self._present.sum()), self._starts[fitting] / 2**30)
+
+    def _map_or_fill_file(
+        self, file: Path, read: Callable[[int], Image], limit: int | None, threads: int | None
+    ) -> None:
+        """The file holds the pixels of the first images and, behind them, a byte for each: whether it was readable."""
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(file.with_suffix(".lock")):
+                if not file.is_file():
+                    self._fill_file(file, read, limit, threads)
+        except OSError as error:
+            raise DataError(f"the image cache cannot be written: {error.strerror}", path=file) from None
+        self._path, self._pixels = str(file), _map(str(file), writable=False)
+        ends = self._starts + np.arange(len(self._starts))  # file sizes by number of images
+        fitting = int(np.searchsorted(ends, len(self._pixels)))
+        if fitting == len(ends) or ends[fitting] != len(self._pixels):
+            raise DataError("the image cache is damaged; remove it, it is made anew", path=file)
+        self._present = self._pixels[self._starts[fitting] :].view(np.bool_)
+        log.info("image cache: %d images, %.2f GB in %s", int(self._present.sum()), len(self._pixels) / 2**30, file)
+
+    def _fill_file(self, file: Path, read: Callable[[int], Image], limit: int | None, threads: int | None) -> None:
+        for leftover in file.parent.glob(f".{file.stem}-*.tmp{file.suffix}"):  # of a program that was killed
+            leftover.unlink(missing_ok=True)
+        free = shutil.disk_usage(file.parent).free
+        fitting = self._fitting(int(free * MEMORY_SHARE) if limit is None else limit, "disk space")
+        total = int(self._starts[fitting])
+        with atomic_path(file) as temporary:
+            with temporary.open("r+b") as handle:
+                # Claimed, not only promised: writing to a mapped file when the disk is full would end the program.
+                claim = os.posix_fallocate if hasattr(os, "posix_fallocate") else _promise
+                claim(handle.fileno(), 0, max(total + fitting, 1))
+            self._pixels = _map(str(temporary))
+            self._present = self._pixels[total : total + fitting].view(np.bool_)
+            self._fill(read, threads)
+
+    def _fitting(self, limit: int, what: str) -> int:
+        """How many images, from the first on, take at most `limit` bytes."""
+        count = len(self._shapes)
+        fitting = int(np.searchsorted(self._starts[1:] + np.arange(1, count + 1), limit, side="right"))
+        if fitting < count:
+            log.warning(
+                "image cache: %d of %d images fit into %.1f GB of free %s; the others are decoded every time",
+                fitting, count, limit / 2**30, what,
+            )  # fmt: skip
+        return fitting
+
+    def _fill(self, read: Callable[[int], Image], threads: int | None) -> None:
+        with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            self._present[:] = list(pool.map(lambda i: self._store(i, read), range(len(self._present))))
+
+    def _store(self, i: int, read: Callable[[int], Image]) -> bool:
         try:
             self._view(i)[:] = read(i)
         except DataError as error:
@@ -81,11 +136,12 @@ class ImageCache:
         return self._view(i) if i < len(self._present) and self._present[i] else None
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}
+        state = {name: value for name, value in self.__dict__.items() if name != "_pixels"}
+        return state | {"_present": np.array(self._present)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._pixels = _map(self._path)
+        self._pixels = _map(self._path, writable=False)
 
 
 def available_memory() -> int:
@@ -129,6 +185,19 @@ def _shared_file(owner: object, size: int) -> str:
     return path
 
 
-def _map(path: str) -> Image:
-    with Path(path).open("r+b") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)
+def _promise(handle: int, _start: int, size: int) -> None:
+    os.truncate(handle, size)
+
+
+def _map(path: str, *, writable: bool = True) -> Image:
+    with Path(path).open("r+b" if writable else "rb") as file:
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), np.uint8)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock among the processes of this machine; the system frees it when one is killed."""
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

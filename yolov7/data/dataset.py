@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -36,12 +39,14 @@ class TrainDataset:
         augment: Augment,
         seed: int,
         epochs: int | None = None,
-        cache: Literal["none", "ram"] = "none",
+        cache: Literal["none", "ram", "disk"] = "none",
+        cache_folder: str | os.PathLike[str] = ".state/cache",
     ) -> None:
         """`epochs` is the length of the run; the last `augment.close_mosaic_epochs` of them are without mosaic.
 
-        `cache="ram"` decodes all images now and keeps them, at training size, in memory that the workers share.
-        Raises :class:`DataError` for an index without images.
+        `cache="ram"` decodes all images now and keeps them, at training size, in memory that the workers share;
+        `"disk"` keeps them in a file in `cache_folder`, which serves later runs on the same images too.
+        Raises :class:`DataError` for an index without images, or a cache folder that cannot be written.
         """
         if not len(index):
             raise DataError("there are no images to train on", path=index.folder)
@@ -52,9 +57,10 @@ class TrainDataset:
         self.epochs = epochs
         self.has_polygons = index.has_polygons
         self._cache = None
-        if cache == "ram":
+        if cache != "none":
             shapes = np.array([self.size(i) for i in range(len(index))])
-            self._cache = ImageCache(shapes, self._read)
+            file = Path(cache_folder) / f"{self._cache_key()}.pixels" if cache == "disk" else None
+            self._cache = ImageCache(shapes, self._read, file=file)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -131,6 +137,19 @@ class TrainDataset:
         """Pixels (h, w, 3) RGB of image `i` at :meth:`size`; :class:`DataError` if it cannot be read."""
         cached = None if self._cache is None else self._cache.get(i)
         return self._read(i) if cached is None else cached
+
+    def _cache_key(self) -> str:
+        """Changes when an image file does, or the size it is wanted at."""
+        root = self.index.image_root.resolve()
+        digest = hashlib.sha256(f"1 {self.image_size} {root}".encode())  # 1: version of what _read makes of a file
+        for i in range(len(self)):
+            try:
+                status = self.index.image_path(i).stat()
+                found = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:
+                found = "missing"
+            digest.update(f"\n{self.index.file_name(i)} {self.index.size(i)} {found}".encode())
+        return digest.hexdigest()[:16]
 
     def _read(self, i: int) -> Image:
         reduction = reduction_for(*self.index.size(i), self.image_size)
