@@ -12,8 +12,17 @@ from yolov7.errors import ConfigError
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """`auto` takes CUDA, then MPS, then the CPU; a name that this machine does not have is a :class:`ConfigError`."""
+def choose_device(name: str = "auto", *, local_rank: int | None = None) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU; a name that this machine does not have is a :class:`ConfigError`.
+
+    Of several processes on a machine each gives its `local_rank` and gets the accelerator of that number.
+    """
+    if local_rank is not None and name in ("auto", "cuda") and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if local_rank >= count:
+            raise ConfigError(f"process {local_rank + 1} of this machine has no GPU of its own: there are {count}")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -24,6 +33,34 @@ def choose_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def distributed_backend(device: torch.device) -> str:
+    """What carries messages between processes: for tensors on the CPU, and for those on `device`."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def has_native_sync_batchnorm(device: torch.device) -> bool:
+    """Whether `torch.nn.SyncBatchNorm` works there."""
+    return device.type == "cuda"
+
+
+def has_fused_sgd(device: torch.device) -> bool:
+    """Whether SGD in one kernel is worth it there; on a CPU nothing is gained."""
+    return device.type == "cuda"
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Let what is left in float32 be multiplied in TF32 (10 bits of mantissa) where the device has it, or not."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Accelerators have a class of their own for it, the CPU and MPS allocators only a text."""
+    texts = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:

@@ -47,3 +47,17 @@ class AveragedModel(Generic[M]):
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
         for ours, theirs in zip(*self._counters, strict=True):
             ours.copy_(theirs)
+
+    @torch.no_grad()
+    def heal(self) -> bool:
+        """Give the model the average's values wherever its own are not finite; whether there were any.
+
+        A forward pass that overflows leaves NaN in the running statistics of a batch norm, from where they never go
+        away: training does not notice, because it reads the statistics of the batch, but every evaluation after it
+        would find nothing.
+        """
+        averaged, current = self._floating
+        broken = [pair for pair in zip(averaged, current, strict=True) if not bool(torch.isfinite(pair[1]).all())]
+        for ours, theirs in broken:
+            theirs.copy_(torch.where(torch.isfinite(theirs), theirs, ours))
+        return bool(broken)

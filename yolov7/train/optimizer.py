@@ -43,7 +43,9 @@ def parameter_groups(model: nn.Module) -> ParameterGroups:
     return ParameterGroups(tuple(no_decay), tuple(decay), tuple(bias))
 
 
-def create_optimizer(model: nn.Module, options: Optimizer, *, weight_decay: float) -> torch.optim.Optimizer:
+def create_optimizer(
+    model: nn.Module, options: Optimizer, *, weight_decay: float, fused_sgd: bool = False
+) -> torch.optim.Optimizer:
     """Optimiser with the groups no_decay, decay, bias, in this order. `weight_decay` is that of a step."""
     groups = parameter_groups(model)
     named = dict(model.named_parameters())
@@ -56,7 +58,8 @@ def create_optimizer(model: nn.Module, options: Optimizer, *, weight_decay: floa
         raise ConfigError("train.freeze: every parameter of the network is frozen, nothing is left to train")
     rate = options.learning_rate
     if options.name == "sgd":
-        return torch.optim.SGD(sets, lr=rate, momentum=options.momentum, nesterov=options.momentum > 0, foreach=True)
+        how = {"fused": True} if fused_sgd else {"foreach": True}
+        return torch.optim.SGD(sets, lr=rate, momentum=options.momentum, nesterov=options.momentum > 0, **how)
     kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
     # `fused` does the same arithmetic in one pass over memory; on CPU it halves the time of a step.
     return kind(sets, lr=rate, betas=(options.momentum, 0.999), fused=True)
