@@ -12,37 +12,44 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stages.command import Interrupted, run_stage
+from stages.folders import replace_folder
 from stages.params import Params
 from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision
 from stages.tracking import JOURNALS, RunJournal, file_lock
 from yolov7.config import Train
 from yolov7.data.index import Index
-from yolov7.data.loader import Batch
-from yolov7.device import choose_device
+from yolov7.device import choose_device, peak_memory_gib
 from yolov7.files import atomic_path, sha256_file, write_json, write_text
 from yolov7.model import ModelMetadata
 from yolov7.model.spec_json import network_to_json
 from yolov7.model.variants import find_variant
 from yolov7.train.initial import initial_model
-from yolov7.train.loop import Outcome, StepReport, Trainer
-from yolov7.train.pictures import draw_batch
+from yolov7.train.loop import LOSS_PARTS, Outcome, StepReport, Trainer
+from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.state import StateFolder, prune
+from yolov7.train.summary import as_markdown, as_text, facts
+
+log = logging.getLogger(__name__)
 
 STATES = Path(".state/train")
+PICTURES = "epoch-*-batch-*.jpg"
 INDEX = Path("data/index")
 _KEPT_RUNS = 3
 # What a run may change without becoming another run.
-_NOT_IDENTITY = ("checkpoint_minutes", "cache", "max_bad_batches", "max_bad_images", "preset")
+_NOT_IDENTITY = ("checkpoint_minutes", "cache", "cache_folder", "max_bad_batches", "max_bad_images", "preset")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -60,11 +67,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
             states.clear()
         path = JOURNALS / f"{variant}-{key}.jsonl"
         journal = RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=args.fresh)
-        outcome = _train(variant, train, states, journal, document)
+        device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"))
+        outcome = _train(variant, train, states, journal, document, device)
         if not outcome.finished:
             journal.deliver(force=True)
             raise Interrupted(f"the state is saved in {folder}; the same command goes on from it")
-        _write_outputs(Path("models") / variant / "train", variant, key, outcome, journal, train)
+        _write_outputs(Path("models") / variant / "train", variant, key, outcome, journal, train, device)
 
 
 def run_identity(variant: str, train: Train, document: dict[str, Any]) -> dict[str, Any]:
@@ -81,10 +89,16 @@ def fingerprint(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _train(variant: str, train: Train, states: StateFolder, journal: RunJournal, document: dict[str, Any]) -> Outcome:
+def _train(
+    variant: str,
+    train: Train,
+    states: StateFolder,
+    journal: RunJournal,
+    document: dict[str, Any],
+    device: torch.device,
+) -> Outcome:
     train_index = Index.open(INDEX / "train", image_root=INGESTED / "train/images")
     val_index = Index.open(INDEX / "val", image_root=INGESTED / "val/images")
-    device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"))
     model = initial_model(variant, train, train_index)
     metadata = ModelMetadata.of(
         model,
@@ -126,7 +140,7 @@ def _train(variant: str, train: Train, states: StateFolder, journal: RunJournal,
 
 
 class _Recorder:
-    """Sends what happens to MLflow, and draws the first batch with its labels."""
+    """Sends what happens to MLflow, and draws batches with their labels and with what learned them."""
 
     def __init__(self, journal: RunJournal, folder: Path, class_names: tuple[str, ...]):
         self.journal, self.folder, self.class_names = journal, folder, class_names
@@ -136,10 +150,10 @@ class _Recorder:
         if not trainer.position.finished:
             self.journal.reopen()
 
-    def batch_loaded(self, batch: Batch) -> None:
-        if batch.epoch == 0 and batch.batch_index == 0:
-            path = self.folder / "first_batch.jpg"
-            draw_batch(batch, self.class_names, path)
+    def assigned(self, batch: AssignedBatch) -> None:
+        for what, draw in (("labels", draw_labels), ("assignment", draw_assignment)):
+            path = self.folder / f"{batch.name}-{what}.jpg"
+            draw(batch, self.class_names, path)
             self.journal.artifact(path, "pictures")
 
     def stepped(self, report: StepReport) -> None:
@@ -170,17 +184,25 @@ def _stop_requests() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _write_outputs(out: Path, variant: str, key: str, outcome: Outcome, journal: RunJournal, train: Train) -> None:
+def _write_outputs(
+    out: Path, variant: str, key: str, outcome: Outcome, journal: RunJournal, train: Train, device: torch.device
+) -> None:
+    peak = peak_memory_gib(device)
     out.mkdir(parents=True, exist_ok=True)
     for source in (outcome.best, outcome.last):
         with atomic_path(out / source.name) as temporary:
             shutil.copyfile(source, temporary)
-    picture = outcome.best.parent / "first_batch.jpg"
-    if picture.is_file():
-        with atomic_path(out / picture.name) as temporary:
-            shutil.copyfile(picture, temporary)
+    with replace_folder(out / "pictures") as folder:
+        for picture in outcome.best.parent.glob(PICTURES):
+            shutil.copyfile(picture, folder / picture.name)
     columns = list(dict.fromkeys(name for row in outcome.history for name in row))
     write_text(out / "history.csv", _csv(columns, outcome.history))
+    write_text(out / "curves.csv", _csv(["epoch", "curve", "value"], _curves(outcome.history)))
+    title = f"{variant}: AP {outcome.best_ap:.3f} on the validation images"
+    lines = facts(outcome, epochs=train.epochs, device=device.type, peak_memory_gib=peak, folder=out)
+    lines.append(("state", str(outcome.best.parent)))
+    write_text(out / "summary.md", as_markdown(title, lines))
+    log.info("%s", as_text(title, lines))
     best = outcome.history[outcome.best_epoch]
     figures = {
         "val_AP": outcome.best_ap,
@@ -193,6 +215,7 @@ def _write_outputs(out: Path, variant: str, key: str, outcome: Outcome, journal:
     if not journal.ended:
         journal.artifact(out / outcome.best.name, "checkpoint")
         journal.artifact(out / "history.csv")
+        journal.artifact(out / "summary.md")
         journal.finish()
     run = {
         "run_id": journal.run_id,
@@ -205,7 +228,15 @@ def _write_outputs(out: Path, variant: str, key: str, outcome: Outcome, journal:
     write_json(out / "run.json", run)
 
 
-def _csv(columns: list[str], rows: list[dict[str, float]]) -> str:
+def _curves(history: list[dict[str, float]]) -> list[dict[str, float | str]]:
+    """A row for every epoch of every curve, as `dvc plots` wants them for panels of one figure."""
+    names = {**{f"train/{part}": f"{part} loss" for part in LOSS_PARTS}, "learning_rate": "learning rate"}
+    return [
+        {"epoch": row["epoch"], "curve": shown, "value": row[name]} for name, shown in names.items() for row in history
+    ]
+
+
+def _csv(columns: list[str], rows: Sequence[Mapping[str, float | str]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

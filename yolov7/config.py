@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from yolov7.errors import ConfigError
 
@@ -161,8 +161,13 @@ class Train(Group):
     """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast type; `auto` is float16 on CUDA and float32 elsewhere."""
+    class_weights: Literal["equal", "inverse"] | dict[str, NonNegativeFloat] = "equal"
+    """How much objects count in the class loss: all alike; `inverse` to how often their class occurs; or weights by
+    class name, where those left out count 1."""
     evaluate_every: int = Field(default=1, ge=1)
     """Validate after every this many epochs, and after the last."""
+    evaluate_rectangular: bool = False
+    """Validate on batches of similar shape with little border instead of squares (training sheet, section 9)."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many epochs without a better validation AP (0: never)."""
     checkpoint_minutes: float = Field(default=10.0, ge=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -65,9 +66,11 @@ def create_criterion(
     auxiliary_weight: float = 0.25,
     auxiliary_constraint: bool = True,
     totals: Totals | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> Criterion:
     """The criterion for a model's head; keywords are the fields of `config.Loss`, `image_size` is in pixels, and
-    `totals` adds up counts over the processes of a training (see :class:`Criterion`).
+    `totals` adds up counts over the processes of a training (see :class:`Criterion`). `class_weights` (C,) multiply the
+    class loss of the objects of each class.
 
     With an auxiliary head: `coarse-to-fine` assigns both heads by the lead predictions, the auxiliary one in wider
     regions; `lead-guided` gives both the same matches; `independent` assigns each by its own predictions. Without
@@ -93,6 +96,9 @@ def create_criterion(
     if auxiliary not in ("coarse-to-fine", "lead-guided", "independent"):
         known = "coarse-to-fine, lead-guided, independent"
         raise ConfigError(f"loss.auxiliary: {auxiliary!r} is not known (known: {known})")
+    if class_weights is not None and len(class_weights) != model.num_classes:
+        raise ModelError(f"{len(class_weights)} class weights given for {model.num_classes} classes")
+    weights = None if class_weights is None else geometry.anchors.new_tensor(list(class_weights))
     balance = BALANCE_OF_3 if levels == 3 else BALANCE[:levels]
     maps = [MapLoss(weight=1.0, balance=value, spread=CONSTRAINED) for value in balance]
     regions: tuple[float, ...] = (FINE,)
@@ -114,4 +120,5 @@ def create_criterion(
         label_smoothing=label_smoothing,
         auxiliary_assigner=auxiliary_assigner,
         totals=totals,
+        class_weights=weights,
     )

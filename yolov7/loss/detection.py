@@ -94,6 +94,7 @@ class Criterion:
         label_smoothing: float = 0.0,
         auxiliary_assigner: Assigner | None = None,
         totals: Totals | None = None,
+        class_weights: Tensor | None = None,
     ):
         self.geometry = geometry
         self.maps = tuple(maps)
@@ -104,6 +105,7 @@ class Criterion:
         self.classification = classification
         self.label_smoothing = label_smoothing
         self.totals = totals
+        self.class_weights = class_weights
 
     def __call__(self, raw: Sequence[Tensor], targets: Tensor) -> LossResult:
         """Loss of a batch.
@@ -189,7 +191,10 @@ class Criterion:
             return torch.zeros_like(logits[:, 0])
         wanted = torch.full_like(logits, self.label_smoothing / 2)
         wanted.scatter_(1, targets.label[matches.lines[5]], 1 - self.label_smoothing / 2)
-        return self.classification(logits, wanted).mean(1)
+        loss = self.classification(logits, wanted).mean(1)
+        if self.class_weights is None:
+            return loss
+        return loss * self.class_weights.to(loss)[targets.label[matches.lines[5], 0]]
 
 
 # The same few sizes come in every step: building these anew would cost a copy to the device for each.

@@ -27,8 +27,10 @@ from yolov7.evaluate import evaluate
 from yolov7.loss import LossResult, create_criterion
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
+from yolov7.train.class_weights import class_weights
 from yolov7.train.ema import AveragedModel
 from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
+from yolov7.train.pictures import AssignedBatch
 from yolov7.train.schedule import Schedule
 from yolov7.train.state import StateFolder, TrainingState
 
@@ -37,6 +39,8 @@ log = logging.getLogger(__name__)
 LOSS_PARTS = ("box", "objectness", "classification")
 BEST = "best.safetensors"
 LAST = "last.safetensors"
+PICTURED = 3
+"""So many of the first batches are shown with their assignment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +65,8 @@ class Listener(Protocol):
     def started(self, trainer: Trainer) -> None:
         """Training begins or goes on."""
 
-    def batch_loaded(self, batch: Batch) -> None:
-        """A batch has come from the loader."""
+    def assigned(self, batch: AssignedBatch) -> None:
+        """One of the few batches worth a picture is known to the last cell."""
 
     def stepped(self, report: StepReport) -> None:
         """A batch has been trained on."""
@@ -146,6 +150,7 @@ class Trainer:
             seed=params.seed,
             epochs=params.epochs,
             cache=params.cache,
+            cache_folder=params.cache_folder,
         )
         self.loader = TrainLoader(
             self.dataset, batch_size=params.batch_size, workers=workers, pin_memory=self.device.type == "cuda"
@@ -158,7 +163,12 @@ class Trainer:
         )
         self.frozen = freeze(self.model, params.freeze)
         self.optimizer = create_optimizer(self.model, params.optimizer, weight_decay=self.schedule.weight_decay)
-        self.criterion = create_criterion(self.model, image_size=params.image_size, **params.loss.model_dump())
+        self.criterion = create_criterion(
+            self.model,
+            image_size=params.image_size,
+            class_weights=class_weights(params.class_weights, train_index),
+            **params.loss.model_dump(),
+        )
         self.dtype = autocast_dtype(self.device, params.precision)
         self.scaler = gradient_scaler(self.device, self.dtype)
         self.average = AveragedModel(self.model, params.ema)
@@ -211,8 +221,6 @@ class Trainer:
         done_before = position.batch
         for batch in self.loader.epoch(position.epoch, position.batch):
             self._count_bad_images(batch)
-            for listener in self.listeners:
-                listener.batch_loaded(batch)
             self._step(batch)
             position.batch += 1
             position.iteration += 1
@@ -233,7 +241,8 @@ class Trainer:
         best = False
         if last or (position.epoch + 1) % params.evaluate_every == 0:
             row |= {f"val/{name}": value for name, value in self._evaluate().items()}
-            best = row["val/AP"] > position.best_ap
+            # Without a single object to find, AP is -1 for ever: the first weights are then as good as any.
+            best = position.best_epoch < 0 or row["val/AP"] > position.best_ap
         if best:
             position.best_ap, position.best_epoch = row["val/AP"], position.epoch
             self._save_weights(BEST, row)
@@ -277,6 +286,7 @@ class Trainer:
             hint = f"train.batch_size: {len(images) // 2}" if len(images) > 1 else "a smaller train.image_size"
             given = f"{len(images)} images of {images.shape[2]} px"
             raise TrainingError(f"out of memory with a batch of {given}; try {hint}") from error
+        self._show_assignment(batch, images, targets, raw)
         if not finite:
             self._skip(batch, "the loss is not finite")
             return
@@ -295,6 +305,26 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update()
         position.bad_batches = 0
+
+    @torch.no_grad()
+    def _show_assignment(self, batch: Batch, images: Tensor, targets: Tensor, raw: list[Tensor]) -> None:
+        """Show the listeners what the first batches, and one of the last epoch, are made of; changes nothing."""
+        first = batch.epoch == 0 and batch.batch_index < PICTURED
+        last = batch.epoch == self.params.epochs - 1 and batch.batch_index == 0
+        if not self.listeners or not (first or last):
+            return
+        seen = AssignedBatch(
+            epoch=batch.epoch,
+            batch_index=batch.batch_index,
+            image_ids=batch.image_ids,
+            images=images[:16].mul(255).round().byte().cpu(),
+            targets=targets.cpu(),
+            positives=[cells.cpu() for cells in self.criterion.assign(raw, targets)],
+            anchors=self.model.anchors.cpu(),
+            strides=tuple(self.model.strides),
+        )
+        for listener in self.listeners:
+            listener.assigned(seen)
 
     def _gradient_norm(self) -> Tensor:
         """Norm of all gradients, which are clipped to `gradient_clip` on the way if that is set."""
@@ -373,7 +403,11 @@ class Trainer:
         """COCO figures of the averaged weights on the validation split, in the form that will be deployed."""
         runtime = TorchRuntime(self.average.model.reparameterize(), self.metadata)
         result = evaluate(
-            Predictor(runtime), self.val_index, image_size=self.params.image_size, batch_size=self.params.batch_size
+            Predictor(runtime),
+            self.val_index,
+            image_size=self.params.image_size,
+            batch_size=self.params.batch_size,
+            rectangular=self.params.evaluate_rectangular,
         )
         return result.metrics
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from yolov7.data.loader import Batch
-
 if TYPE_CHECKING:
     from yolov7.train.loop import StepReport, Trainer
+    from yolov7.train.pictures import AssignedBatch
 
 _PLAIN_SECONDS = 60.0
 
@@ -45,8 +44,8 @@ class ProgressDisplay:
             self._bar.add_task("epoch", text="")
             self._bar.start()
 
-    def batch_loaded(self, batch: Batch) -> None:
-        """Nothing to show."""
+    def assigned(self, batch: AssignedBatch) -> None:
+        """Nothing to show on a terminal."""
 
     def stepped(self, report: StepReport) -> None:
         """Move the bar; without a terminal, a line a minute so that a log shows a long epoch is alive."""

@@ -1,0 +1,47 @@
+"""What came of a training, on one screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolov7.train.loop import LOSS_PARTS, Outcome
+from yolov7.train.progress import duration
+
+Facts = list[tuple[str, str]]
+
+
+def facts(outcome: Outcome, *, epochs: int, device: str, peak_memory_gib: float, folder: Path) -> Facts:
+    """Names and values worth knowing. `epochs` is what was asked for, `folder` where the outputs lie.
+
+    Time and images per second count training alone, over all the pieces of a run that was resumed; the peak of memory
+    is that of the last piece.
+    """
+    history = outcome.history
+    best, last = history[outcome.best_epoch], history[-1]
+    seconds = sum(row["seconds"] for row in history)
+    images = sum(row["images_per_second"] * row["seconds"] for row in history)
+    validation = ", ".join(f"{name} {best[f'val/{name}']:.3f}" for name in ("AP", "AP50", "AP75"))
+    ended = "" if len(history) == epochs else f", stopped early of {epochs}"
+    return [
+        ("best epoch", f"{outcome.best_epoch + 1} of {len(history)}{ended}"),
+        ("validation", validation),
+        ("last losses", ", ".join(f"{name} {last[f'train/{name}']:.4f}" for name in LOSS_PARTS)),
+        ("training time", f"{duration(seconds)} on {device}"),
+        ("speed", f"{images / max(seconds, 1e-9):.1f} images/s"),
+        ("peak memory", f"{peak_memory_gib:.1f} GiB"),
+        ("skipped steps", str(outcome.skipped_steps)),
+        ("unreadable images", str(round(sum(row["bad_images"] for row in history)))),
+        ("outputs", str(folder)),
+    ]
+
+
+def as_text(title: str, lines: Facts) -> str:
+    """A block for a terminal or a log."""
+    width = max(len(name) for name, _ in lines)
+    return "\n".join([title, *(f"  {name:{width}}  {value}" for name, value in lines)])
+
+
+def as_markdown(title: str, lines: Facts) -> str:
+    """The same as a Markdown table."""
+    rows = [f"| {name} | {value} |" for name, value in lines]
+    return "\n".join([f"# {title}", "", "| | |", "| --- | --- |", *rows, ""])
