@@ -16,9 +16,6 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
-# Threads that spin while they wait make a shared machine several times slower (see stages/command.py).
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .PHONY: help setup demo test lint format lock clean
 
 help:

@@ -38,12 +38,8 @@ class Interrupted(Exception):  # noqa: N818 - a request, not an error
 
 
 def environment(base: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment for a child process: `base` (default: ours) without telemetry, with patient threads.
-
-    OpenMP's threads spin while they wait for each other; on a machine that is shared with anything else, the waiting
-    ones then take the cores from those they wait for, and training becomes several times slower.
-    """
-    return {"OMP_WAIT_POLICY": "PASSIVE", **(os.environ if base is None else base), **NO_TELEMETRY}
+    """The environment for a child process: `base` (default: ours) without telemetry."""
+    return {**(os.environ if base is None else base), **NO_TELEMETRY}
 
 
 def run_stage(

@@ -63,6 +63,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         limits=limits(settings),
     )
     write_json(out / "verify.json", report.to_dict())
+    write_json(out / "metrics.json", headline(report))
     for line in summary(report):
         log.info("%s", line)
     if not report.passed:
@@ -82,6 +83,15 @@ def limits(settings: Export) -> VerifyLimits:
 def spread(length: int, count: int) -> list[int]:
     """`count` positions at even distances through `length` images, each once."""
     return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))
+
+
+def headline(report: VerifyReport) -> dict[str, float]:
+    """What `dvc metrics show` tells of it, over all forms; verify.json has the rest."""
+    boxes = [form.max_box_difference for form in report.forms if form.max_box_difference is not None]
+    return {
+        "verify_AP_difference": max(abs(form.ap - form.trained_ap) for form in report.forms),
+        "verify_box_difference_px": max(boxes, default=0.0),
+    }
 
 
 def summary(report: VerifyReport) -> list[str]:

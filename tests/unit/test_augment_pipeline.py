@@ -96,10 +96,8 @@ def test_labels_point_at_what_is_painted(seed, mapping):
     for x1, y1, x2, y2 in sample.boxes:
         inner = white[int(np.ceil(y1 + 1)) : int(y2 - 1), int(np.ceil(x1 + 1)) : int(x2 - 1)]
         assert inner.all()
-        for strip in (
-            white[int(y1) : int(y2), int(x1) - 3 : int(x1) - 2],
-            white[int(y1) - 3 : int(y1) - 2, int(x1) : int(x2)],
-        ):
+        left, above = (slice(max(int(edge) - 3, 0), max(int(edge) - 2, 0)) for edge in (x1, y1))
+        for strip in (white[int(y1) : int(y2), left], white[above, int(x1) : int(x2)]):
             assert not strip.any() or len(sample.boxes) > 1
     if mapping == "single" and len(sample.boxes) == 1:
         ys, xs = np.nonzero(white)

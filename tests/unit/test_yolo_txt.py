@@ -183,8 +183,9 @@ def test_a_round_trip_keeps_every_box_within_half_a_pixel(tmp_path_factory, coco
     rows = write_yolo(coco, out, polygons=polygons)
     again = read_back(out, coco)
     assert rows == len(coco.annotations)
-    unique = {(a["category_id"], *a["bbox"], str(a.get("segmentation"))): a for a in coco.annotations}
-    assert len(again.annotations) <= rows and len(again.annotations) >= len(unique) - (rows - len(unique))
+    # Rows that became equal are read as one object; no two boxes of different numbers become equal.
+    unique = {(a["category_id"], *(round(side, 3) for side in a["bbox"])) for a in coco.annotations}
+    assert len(unique) <= len(again.annotations) <= rows
     for found in again.annotations:
         original = coco.annotations[found["line"] - 1]
         assert found["category_id"] == {3: 1, 9: 2}[original["category_id"]]
