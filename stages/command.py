@@ -6,11 +6,13 @@ A stage module ends with ``if __name__ == "__main__": run_stage(main)`` where ``
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from stages import params as params_module
 from stages.params import Params
@@ -85,6 +87,12 @@ def _run(
         main(params, args)
     except YoloError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        return EXIT_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or Path.cwd()
+        print(f"error: {place}: the disk is full; free some space and start again", file=sys.stderr)  # noqa: T201
         return EXIT_ERROR
     except Interrupted as stop:
         print(f"stopped: {stop}", file=sys.stderr)  # noqa: T201

@@ -62,6 +62,7 @@ def _evaluate(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluat
         confidence=settings.confidence,
         iou=settings.iou,
         max_detections=settings.max_detections,
+        rectangular=settings.rectangular,
     )
 
 

@@ -206,6 +206,9 @@ class Evaluate(Group):
     """Detections kept per image before COCO's own limit of 100."""
     batch_size: int = Field(default=16, ge=1)
     """Images per forward pass."""
+    rectangular: bool = False
+    """Batches of similar shape with little border instead of squares, as the published figures were measured; needs
+    export.dynamic."""
     pictures: int = Field(default=12, ge=0)
     """Test images drawn with their detections."""
 

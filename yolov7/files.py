@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -47,6 +48,17 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def why_not_written(error: Exception, size: int) -> str:
+    """What kept a file of `size` bytes from being written, and what to do about it."""
+    text, number = str(error), getattr(error, "errno", None)
+    # Writers that are no Python pass the system's words on instead of its number.
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "quota exceeded" in text:
+        return f"the disk is full; free at least {max(size / 2**20, 1):.0f} MiB"
+    if number == errno.EFBIG or "File too large" in text:
+        return f"the system refuses files of {max(size / 2**20, 1):.0f} MiB; raise the limit (ulimit -f)"
+    return text
 
 
 def write_atomic(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from yolov7.errors import ModelError
-from yolov7.files import atomic_path
+from yolov7.files import atomic_path, why_not_written
 from yolov7.model.detector import Detector, create_model
 from yolov7.model.spec import Network
 from yolov7.model.spec_json import network_from_json, network_to_json
@@ -89,7 +89,11 @@ class ModelMetadata:
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: Detector, metadata: ModelMetadata) -> None:
-    """Write `model` in float32, in one step. Raises :class:`ModelError` if `metadata` speaks of another model."""
+    """Write `model` in float32, in one step.
+
+    Raises :class:`ModelError` if `metadata` speaks of another model, or the file cannot be written; what stood at
+    `path` is then still there.
+    """
     found = (model.variant, model.form, model.num_classes)
     said = (metadata.variant, metadata.form, metadata.num_classes)
     if found != said:
@@ -100,8 +104,14 @@ def save_checkpoint(path: str | os.PathLike[str], model: Detector, metadata: Mod
         raise ModelError(f"{os.fspath(path)}: the metadata's anchors are not the model's")
     header = {"format": FORMAT, **asdict(metadata), "network": network_to_json(model.spec)}
     tensors = {name: _stored(tensor) for name, tensor in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER_KEY: json.dumps(header, ensure_ascii=False, sort_keys=True)})
+    metadata_text = json.dumps(header, ensure_ascii=False, sort_keys=True)
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={HEADER_KEY: metadata_text})
+    except (OSError, SafetensorError) as error:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        message = f"{os.fspath(path)}: the weights could not be written: {why_not_written(error, size)}"
+        raise ModelError(message) from error
 
 
 def load_checkpoint(

@@ -8,7 +8,6 @@ the work since the save before.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import re
@@ -22,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from yolov7.errors import TrainingError
-from yolov7.files import atomic_path
+from yolov7.files import atomic_path, why_not_written
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +118,8 @@ def _differences(old: Any, new: Any, at: str = "") -> list[str]:
 
 
 def _save_error(error: Exception, path: Path, tensors: Mapping[str, torch.Tensor]) -> TrainingError:
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 2**20
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    why = f"the disk is full; free at least {size:.0f} MiB" if full else str(error)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    why = why_not_written(error, size)
     return TrainingError(f"{path}: the training state could not be saved: {why}. The state before it is intact")
 
 
