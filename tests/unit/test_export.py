@@ -18,6 +18,9 @@ from yolov7.errors import ConfigError, ModelError
 from yolov7.export import export_onnx, export_onnx_nms
 from yolov7.export.suppression import append_suppression
 from yolov7.files import sha256_file
+from yolov7.model import create_model
+from yolov7.model.scaling import scale
+from yolov7.model.variants import find_variant
 from yolov7.nms import select
 from yolov7.predict import OnnxNmsRuntime, OnnxRuntime, open_onnx
 
@@ -56,6 +59,22 @@ def test_the_graph_is_lean_and_says_nothing_of_the_machine(exported, trained):
     assert not any(node.metadata_props or node.doc_string for node in graph.graph.node)
     for trace in (b"site-packages", b".py", b"/home", b"/root"):
         assert trace not in graph.SerializeToString()
+
+
+@pytest.mark.slow
+def test_a_network_with_an_auxiliary_head_is_exported_without_it(tmp_path):
+    """A P6 network: a space-to-depth stem, RepConv, and auxiliary maps that the exported graph must not hold."""
+    side = 128
+    model = create_model(scale(find_variant("yolov7-w6"), depth=1.0, width=0.125), 3, seed=1).eval()
+    graph = export_onnx(model, tmp_path / "model.onnx", metadata=metadata_of(model), image_size=side)
+    convolutions = [m for m in model.reparameterize().modules() if isinstance(m, torch.nn.Conv2d)]
+    assert sum(node.op_type == "Conv" for node in graph.graph.node) == len(convolutions)
+    images = random_images(2, 3, side, 2 * side)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(images)).numpy()
+    found = run(tmp_path / "model.onnx", images)
+    np.testing.assert_allclose(found[..., :4], expected[..., :4], atol=5e-3)
+    np.testing.assert_allclose(found[..., 4:], expected[..., 4:], atol=1e-5)
 
 
 def test_a_lone_file_describes_itself(exported, trained):
