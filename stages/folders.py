@@ -1,4 +1,4 @@
-"""Folders that are either old or new, never half: built beside their place, then swapped in."""
+"""Folders that are either old or new, never half: built beside their place, then swapped in. And room for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from yolov7.errors import DataError
 
 
 @contextlib.contextmanager
@@ -19,8 +21,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     old = target.with_name(f".{target.name}.old")
     if old.exists() and not target.exists():
         old.rename(target)
-    _remove(fresh)
-    _remove(old)
+    remove(fresh)
+    remove(old)
     fresh.mkdir(parents=True)
     try:
         yield fresh
@@ -28,13 +30,27 @@ def replace_folder(target: Path) -> Iterator[Path]:
             target.rename(old)
         fresh.rename(target)
     finally:
-        _remove(fresh)
-    _remove(old)
+        remove(fresh)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all it holds, if it is there."""
     # DVC may make an output a link into its cache: the link goes, never what it points to.
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Raise :class:`DataError` where the file system of `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        message = f"{purpose} needs {gigabytes(needed)} of disk space; {gigabytes(free)} are free: make room, or link"
+        raise DataError(f"{message} this folder to a larger disk", path=folder)
+
+
+def gigabytes(count: int) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -13,7 +13,7 @@ from stages.image_header import read_header
 from yolov7.data.label_files import read_text, text_lines
 from yolov7.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _LISTED = 5
 """Files a message names; it always tells how many there are."""
 _NAME_COLUMNS = ("filename", "file_name", "image", "file", "path")
@@ -66,7 +66,8 @@ def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:
 def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Height and width of every image, upright, from its header.
 
-    Raises :class:`DataError` naming the files whose header cannot be read: damaged, or no JPEG, PNG, WebP or BMP.
+    Raises :class:`DataError` naming the files whose header cannot be read: damaged, or of a format that
+    `stages.image_header` does not know.
     """
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         headers = list(pool.map(lambda name: read_header(root / name), names))
@@ -81,7 +82,7 @@ def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
             sizes[name] = (header.height, header.width)
     if bad:
         message = f"the size of {len(bad)} images cannot be read: {shown(bad)}"
-        raise DataError(f"{message}; they are damaged, or no JPEG, PNG, WebP or BMP", path=root)
+        raise DataError(f"{message}; they are damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF", path=root)
     return sizes
 
 

@@ -1,11 +1,13 @@
-"""Size and orientation from the first bytes of a JPEG, PNG, WebP or BMP file, without decoding it.
+"""Size, orientation and kind of pixels from the headers of an image file, without decoding it.
 
-Enough to know, for every image of a large set and at the price of one small read, whether it must be turned and
-whether decoding it would take more memory than anyone meant to spend.
+Enough to know, for every image of a large set and at the price of a few small reads, whether it must be turned or
+converted and whether decoding it would take more memory than anyone meant to spend. Read are JPEG, PNG, WebP, BMP,
+GIF and TIFF.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,10 @@ _ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _MAX_PARTS = 4096
 """Segments or chunks looked at; a file with more before its pixels is no ordinary image."""
+_MAX_BLOCKS = 1 << 18
+"""Blocks of one picture of a GIF, of up to 255 bytes each."""
+_MAX_STRAY = 1 << 16
+"""Bytes between two segments of a JPEG that are passed over, as decoders do."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +35,32 @@ class ImageHeader:
     """What the header says; the pixels may still be missing."""
 
     format: str
-    """`jpeg`, `png`, `webp` or `bmp`."""
+    """`jpeg`, `png`, `webp`, `bmp`, `gif` or `tiff`."""
     width: int
     """Of the pixels as stored, before any orientation is applied."""
     height: int
     orientation: int
     """EXIF orientation, 1 to 8 (EXIF 2.32, section 4.6.5): 1 upright, 5 to 8 lie on their side."""
+    bits: int = 8
+    """The most a channel has."""
+    cmyk: bool = False
+    """The channels are cyan, magenta, yellow and black, for printing."""
+    animated: bool = False
+    """There are several pictures in the file: frames, or pages."""
 
     @property
     def lies_on_its_side(self) -> bool:
         """Whether width and height swap when the image is turned upright."""
         return self.orientation >= 5
+
+    @property
+    def peculiarity(self) -> str | None:
+        """What programs disagree about, or ignore, when they decode it; None where there is nothing of the kind."""
+        if self.cmyk:
+            return "CMYK"
+        if self.bits > 8:
+            return f"{self.bits} bits a channel"
+        return "several pictures in one file" if self.animated else None
 
 
 def read_header(path: Path) -> ImageHeader | None:
@@ -56,6 +77,10 @@ def read_header(path: Path) -> ImageHeader | None:
                 return _webp(file)
             if start[:2] == b"BM":
                 return _bmp(file)
+            if start[:6] in (b"GIF87a", b"GIF89a"):
+                return _gif(file)
+            if start[:4] in (b"II*\0", b"MM\0*"):
+                return _tiff(file, "<" if start[:2] == b"II" else ">")
     except (OSError, struct.error):  # struct.error: fewer bytes than the format promises
         return None
     return None
@@ -65,14 +90,15 @@ def _jpeg(file: IO[bytes]) -> ImageHeader | None:
     """JPEG (ITU T.81, annex B): segments up to the scan; the frame header holds the size, APP1 the EXIF data."""
     orientation = UPRIGHT
     size: tuple[int, int] | None = None
+    bits = channels = stray = 0
     file.seek(2)
     for _ in range(_MAX_PARTS):
         byte = file.read(1)
-        while byte and byte != b"\xff":
-            byte = file.read(1)
-        while byte == b"\xff":
-            byte = file.read(1)
-        if not byte or byte == b"\xda" or byte == b"\xd9":
+        while byte and byte != b"\xff" and stray < _MAX_STRAY:
+            byte, stray = file.read(1), stray + 1
+        while byte == b"\xff" and stray < _MAX_STRAY:
+            byte, stray = file.read(1), stray + 1
+        if stray >= _MAX_STRAY or not byte or byte == b"\xda" or byte == b"\xd9":
             break
         marker = byte[0]
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
@@ -84,36 +110,41 @@ def _jpeg(file: IO[bytes]) -> ImageHeader | None:
             if body.startswith(b"Exif\0\0"):
                 orientation = _exif_orientation(body[6:])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">xHH", file.read(5))
+            bits, height, width, channels = struct.unpack(">BHHB", file.read(6))
             size = (width, height)
         file.seek(body_at + max(length, 2) - 2)
-    return ImageHeader("jpeg", *size, orientation) if size else None
+    return ImageHeader("jpeg", *size, orientation, bits=bits, cmyk=channels == 4) if size else None
 
 
 def _png(file: IO[bytes]) -> ImageHeader | None:
-    """PNG (third edition, section 5): chunks; IHDR comes first, eXIf anywhere."""
+    """PNG (third edition, section 5): chunks; IHDR comes first, eXIf anywhere, acTL before the pixels."""
     orientation = UPRIGHT
     size: tuple[int, int] | None = None
+    bits, animated = 8, False
     file.seek(8)
     for kind, length in _chunks(file, ">I", kind_first=False):
         if kind == b"IHDR":
-            width, height = struct.unpack(">II", file.read(8))
+            width, height, bits = struct.unpack(">IIB", file.read(9))
             size = (width, height)
+        elif kind == b"acTL":
+            animated = struct.unpack(">I", file.read(4))[0] > 1
         elif kind == b"eXIf":
             orientation = _exif_orientation(file.read(min(length, 1 << 20)))
         elif kind == b"IEND":
             break
-    return ImageHeader("png", *size, orientation) if size else None
+    return ImageHeader("png", *size, orientation, bits=bits, animated=animated) if size else None
 
 
 def _webp(file: IO[bytes]) -> ImageHeader | None:
     """WebP (RFC 9649, section 2): RIFF chunks; each of the three kinds of picture keeps its size elsewhere."""
     orientation = UPRIGHT
     size: tuple[int, int] | None = None
+    animated = False
     file.seek(12)
     for kind, length in _chunks(file, "<I", kind_first=True):
         if kind == b"VP8X":
             body = file.read(10)
+            animated = bool(body[0] & 0x02) if body else False
             size = (1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little"))
         elif kind == b"VP8 " and size is None:
             width, height = struct.unpack("<6xHH", file.read(10))
@@ -124,7 +155,7 @@ def _webp(file: IO[bytes]) -> ImageHeader | None:
         elif kind == b"EXIF":
             body = file.read(min(length, 1 << 20))
             orientation = _exif_orientation(body.removeprefix(b"Exif\0\0"))
-    return ImageHeader("webp", *size, orientation) if size else None
+    return ImageHeader("webp", *size, orientation, animated=animated) if size else None
 
 
 def _bmp(file: IO[bytes]) -> ImageHeader | None:
@@ -137,6 +168,66 @@ def _bmp(file: IO[bytes]) -> ImageHeader | None:
     if length < 40 or width <= 0 or height == 0:
         return None
     return ImageHeader("bmp", width, abs(height), UPRIGHT)
+
+
+def _gif(file: IO[bytes]) -> ImageHeader | None:
+    """GIF (version 89a, sections 18 to 26): the screen, then blocks; a second picture makes it an animation."""
+    file.seek(6)
+    width, height, packed = struct.unpack("<HHB2x", file.read(7))
+    file.seek(_colour_table(packed), os.SEEK_CUR)
+    pictures = 0
+    for _ in range(_MAX_PARTS):
+        kind = file.read(1)
+        if kind == b"\x21":  # extension: a label, then blocks
+            file.seek(1, os.SEEK_CUR)
+        elif kind == b"\x2c":
+            pictures += 1
+            file.seek(_colour_table(struct.unpack("<8xB", file.read(9))[0]) + 1, os.SEEK_CUR)
+        else:
+            break
+        if pictures > 1:
+            break
+        for _ in range(_MAX_BLOCKS):
+            length = file.read(1)
+            if length in (b"", b"\0"):
+                break
+            file.seek(length[0], os.SEEK_CUR)
+    return ImageHeader("gif", width, height, UPRIGHT, animated=pictures > 1)
+
+
+def _colour_table(packed: int) -> int:
+    """Bytes of the colour table that a packed field announces."""
+    return 3 << (1 + (packed & 7)) if packed & 0x80 else 0
+
+
+def _tiff(file: IO[bytes], order: str) -> ImageHeader | None:
+    """TIFF (revision 6.0, sections 2 and 8): the first directory describes the first page."""
+    file.seek(4)
+    (directory,) = struct.unpack(order + "I", file.read(4))
+    file.seek(directory)
+    (count,) = struct.unpack(order + "H", file.read(2))
+    entries = file.read(12 * count)
+    (following,) = struct.unpack(order + "I", file.read(4))
+    values: dict[int, int] = {}
+    for tag, kind, number, raw in struct.iter_unpack(order + "HHI4s", entries):
+        inline = {_SHORT: 2, 4: 4}.get(kind, 0) * number <= 4
+        if kind in (_SHORT, 4) and not inline:  # several values, elsewhere: the first one speaks for all
+            file.seek(struct.unpack(order + "I", raw)[0])
+            raw = file.read(4)
+        if kind in (_SHORT, 4):
+            values[tag] = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), raw)[0]
+    if 256 not in values or 257 not in values:
+        return None
+    orientation = values.get(_ORIENTATION_TAG, UPRIGHT)
+    return ImageHeader(
+        "tiff",
+        values[256],
+        values[257],
+        orientation if 1 <= orientation <= 8 else UPRIGHT,
+        bits=values.get(258, 1),
+        cmyk=values.get(262) == 5,
+        animated=following != 0,
+    )
 
 
 def _chunks(file: IO[bytes], length_format: str, *, kind_first: bool) -> Iterator[tuple[bytes, int]]:

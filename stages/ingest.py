@@ -17,6 +17,7 @@ from stages.folders import replace_folder
 from stages.ingested import SPLITS, SourceReport, describe
 from stages.params import Data, Params, check_data
 from stages.provenance import INGESTED
+from stages.remote import DOWNLOADS, fetched
 from yolov7.errors import ConfigError
 from yolov7.files import write_json
 
@@ -31,13 +32,22 @@ def main(params: Params, args: argparse.Namespace) -> None:
     ingest(params.data, INGESTED)
 
 
-def ingest(data: Data, target: Path) -> None:
-    """Write the data set that `data` names into `target`; on any failure `target` stays as it was."""
-    with replace_folder(target) as folder:
-        report = _read_source(data, folder)
+def ingest(data: Data, target: Path, downloads: Path = DOWNLOADS) -> None:
+    """Write the data set that `data` names into `target`; on any failure `target` stays as it was.
+
+    What has to be fetched first goes to `downloads` and stays there after a failure, so that the next call goes on.
+    """
+    check_data(data, where="data")
+    with replace_folder(target) as folder, fetched(data, downloads) as remote:
+        if remote is None:
+            report = _read_source(data, folder)
+        else:
+            report = _read_source(remote.data, folder, disposable=remote.disposable)
         for note in report.notes:
             logger.warning("%s", note)
         document = describe(folder, data.source, report)
+        if remote is not None:
+            document["origin"] = remote.origin
         write_json(folder / "dataset.json", document)
     counts = ", ".join(
         f"{split} {document['splits'][split]['images']} images with {document['splits'][split]['annotations']} boxes"
@@ -46,9 +56,8 @@ def ingest(data: Data, target: Path) -> None:
     logger.info("%s: %s; %d classes", data.source, counts, len(document["classes"]))
 
 
-def _read_source(data: Data, folder: Path) -> SourceReport:
-    """Each source writes the three splits into `folder`."""
-    check_data(data, where="data")
+def _read_source(data: Data, folder: Path, *, disposable: bool = False) -> SourceReport:
+    """Each source writes the three splits into `folder`; `disposable`: as :class:`stages.image_set.ImageSet` has it."""
     if data.source == "digits":
         from stages.digits import make_digits
 
@@ -57,7 +66,7 @@ def _read_source(data: Data, folder: Path) -> SourceReport:
     from stages.image_set import copy_sets
     from stages.splits import make_splits
 
-    sets = _read_sets(data)
+    sets = {name: replace(one, disposable=disposable) for name, one in _read_sets(data).items()}
     if "all" not in sets:
         return copy_sets(sets, folder)
     whole = sets["all"]

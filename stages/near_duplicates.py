@@ -7,9 +7,7 @@ nearly all bits as they are; cropping, turning and mirroring do not.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.image_header import MAX_PIXELS, read_header
+from stages.image_pool import run_jobs
 
 BITS = 128
 _CELLS = 8
@@ -28,13 +27,17 @@ Hash = NDArray[np.uint64]
 
 
 def difference_hashes(paths: Sequence[Path]) -> list[Hash | None]:
-    """The hash of every image, upright; None where it cannot be read, is huge, or has no contrast to compare."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(difference_hash, paths))
+    """The hash of every image, upright; None where it cannot be read, is huge, or has no contrast to compare.
+
+    They are decoded in processes with limits. Raises :class:`DataError` naming an image that breaks out of them.
+    """
+    answers = run_jobs([{"task": "hash", "source": str(path)} for path in paths])
+    found = (answer.get("hash") for answer in answers)
+    return [None if value is None else np.frombuffer(bytes.fromhex(value), np.uint64) for value in found]
 
 
 def difference_hash(path: Path) -> Hash | None:
-    """The hash of one image file, as :func:`difference_hashes`."""
+    """The hash of one image file, as :func:`difference_hashes`, decoded in this process."""
     header = read_header(path)
     if header is None or header.width * header.height > MAX_PIXELS:
         return None

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
 from yolov7.errors import ConfigError
@@ -142,13 +143,55 @@ class Split(Group):
     """Field of the image records (COCO); images with the same value stay together."""
 
 
+class Remote(Group):
+    """A data set that is brought here first. `coco`, `voc` or `yolo` then says where its parts are inside."""
+
+    url: str
+    """Its address, without credentials: those come from the environment (docs/data.md)."""
+    format: Literal["coco", "voc", "yolo"] = "coco"
+    """Format of what is brought; data.folder plays no part in where its files are looked for."""
+
+
+class Http(Remote):
+    """An archive (zip, tar, tar.gz) on a web server."""
+
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """What the archive's bytes must hash to; without it, the server is asked each time whether the archive changed."""
+    size: int | None = Field(default=None, ge=1)
+    """What the archive's size must be, in bytes."""
+
+
+class S3(Remote):
+    """All objects below a prefix of a bucket: `s3://bucket/prefix`."""
+
+    endpoint: str | None = None
+    """Address of a server other than Amazon's; AWS_ENDPOINT_URL does the same."""
+    anonymous: bool = False
+    """Ask without credentials, as public buckets allow."""
+    parallel: int = Field(default=8, ge=1, le=64)
+    """Objects fetched at a time."""
+
+
+class Coco2017(Group):
+    """COCO 2017, train and val, from its official archives: 20 GB to fetch, twice that while they are unpacked."""
+
+    url: str = "http://images.cocodataset.org"
+    """A mirror with the same archives under the same paths; their checksums are known."""
+
+
 class Data(Group):
     """Where the data comes from."""
 
-    source: Literal["digits", "coco", "voc", "yolo"] = "digits"
-    """`digits`: the embedded set; the others: formats of the folders named below."""
+    source: Literal["digits", "coco", "voc", "yolo", "http", "s3", "coco2017"] = "digits"
+    """`digits`: the embedded set; `coco`, `voc`, `yolo`: formats of the folders named below; the others are fetched."""
     folder: str = "datasets"
     """Folder of your data. The ingest stage depends on all of it, so that a changed file is seen."""
+    http: Http | None = None
+    """Needed with `source: http`."""
+    s3: S3 | None = None
+    """Needed with `source: s3`."""
+    coco2017: Coco2017 = Coco2017()
+    """Used with `source: coco2017`."""
     digits: Digits = Digits()
     """The embedded set."""
     coco: Coco | None = None
@@ -161,15 +204,36 @@ class Data(Group):
     """Used where a source gives `all`."""
 
 
+def _off(value: Any) -> Any:
+    """YAML reads the bare word `off` as false."""
+    return "off" if value is False else value
+
+
+RuleSeverity = Annotated[Literal["blocking", "warning", "off"], BeforeValidator(_off)]
+"""What a broken rule does: stop the pipeline, be reported, or nothing, because it is not judged."""
+
+
 class Validation(Group):
     """What the data must satisfy before anything is trained on it."""
 
+    suite: str = "validation"
+    """Folder of the rules (YAML), and of the statistics of the champion's data they compare with (reference.json)."""
+    severity: dict[str, RuleSeverity] = Field(default_factory=dict)
+    """Severity of single rules where it is to differ from the one in their file: `rule-name: warning`."""
+    on_bad_record: Literal["stop", "drop"] = "stop"
+    """What a blocking finding about one image or annotation does: `stop` the pipeline, or leave the record out (`drop`)
+    and list it in the report; findings about splits and categories stop it in any case."""
     check_images: bool = True
     """Decode every image and compare its size with the annotation."""
+    near_duplicate_bits: int | None = Field(default=10, ge=0, le=32)
+    """Images of two splits whose difference hashes (128 bits) differ in at most this many bits are reported as nearly
+    the same; null: do not look."""
     max_findings: int = Field(default=1000, ge=1)
     """At most this many findings of one rule are listed one by one; the count is always exact."""
     sample_pictures: int = Field(default=12, ge=0)
     """Labelled samples drawn into the report."""
+    worst_pictures: int = Field(default=24, ge=0)
+    """Images with findings drawn into the report, the gravest first."""
 
 
 class Export(Group):
@@ -320,11 +384,20 @@ def _check(params: Params, file: Path) -> None:
 
 def check_data(data: Data, *, where: str) -> None:
     """What the fields of `data` cannot tell one by one. Raises :class:`ConfigError`."""
-    if data.source != "digits":
-        sets: Coco | Voc | Yolo | None = getattr(data, data.source)
+    kind: str = data.source
+    if kind in ("http", "s3"):
+        remote: Remote | None = getattr(data, kind)
+        if remote is None:
+            raise ConfigError(f"{where}.{kind}: needed with `source: {kind}`; see docs/data.md")
+        _check_address(remote.url, where=f"{where}.{kind}.url", schemes=("s3",) if kind == "s3" else ("http", "https"))
+        kind = remote.format
+    elif kind == "coco2017":
+        _check_address(data.coco2017.url, where=f"{where}.coco2017.url", schemes=("http", "https"))
+    if kind in ("coco", "voc", "yolo"):
+        sets: Coco | Voc | Yolo | None = getattr(data, kind)
         if sets is None:
-            raise ConfigError(f"{where}.{data.source}: needed with `source: {data.source}`; see datasets/README.md")
-        sets.given(f"{where}.{data.source}")
+            raise ConfigError(f"{where}.{kind}: needed with `source: {data.source}`; see datasets/README.md")
+        sets.given(f"{where}.{kind}")
     split = data.split
     if abs(split.train + split.val + split.test - 1.0) > 1e-6:
         raise ConfigError(f"{where}.split: train, val and test must add up to 1")
@@ -332,3 +405,16 @@ def check_data(data: Data, *, where: str) -> None:
         re.compile(split.group_pattern or "")
     except re.error as error:
         raise ConfigError(f"{where}.split.group_pattern: no regular expression: {error}") from None
+
+
+def _check_address(url: str, *, where: str, schemes: tuple[str, ...]) -> None:
+    """An address has one of the schemes and a host or bucket, and holds no password: params.yaml goes into git."""
+    try:
+        parts = urlsplit(url)
+        host, secret = parts.hostname, parts.username or parts.password
+    except ValueError as error:
+        raise ConfigError(f"{where}: no address: {error}") from None
+    if parts.scheme not in schemes or not host:
+        raise ConfigError(f"{where}: {url!r} is no address of the form {schemes[0]}://...")
+    if secret:
+        raise ConfigError(f"{where}: take user name and password out of the address; see docs/data.md for the places")

@@ -1,0 +1,79 @@
+"""Write the ingested data back as COCO, YOLO or Pascal VOC, for other programs.
+
+No stage of the pipeline: `python -m stages.write_dataset --format yolo --out FOLDER`, whenever it is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+import yaml
+
+from stages.command import run_stage
+from stages.ingested import SPLITS, annotations_file, images_folder
+from stages.params import Params
+from stages.provenance import INGESTED, read_json
+from yolov7.data.coco import CocoAnnotations, read_coco, write_coco
+from yolov7.data.index_arrays import classes_of
+from yolov7.data.label_files import fresh_folder
+from yolov7.data.voc import write_voc
+from yolov7.data.yolo_txt import write_yolo
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("coco", "yolo", "voc")
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """`data/ingested` in, a folder of another format out."""
+    write_dataset(INGESTED, args.format, args.out)
+
+
+def write_dataset(ingested: Path, kind: str, out: Path) -> None:
+    """Write every split of `ingested` below `out`, in a folder of its own, with its images.
+
+    `coco`: `SPLIT/annotations.json` and `SPLIT/images`, all fields of all records kept. `yolo`: `SPLIT/labels`,
+    `SPLIT/images`, and a `data.yaml` that names classes and folders. `voc`: `SPLIT/Annotations`, `SPLIT/JPEGImages`
+    and `SPLIT/ImageSets/Main/SPLIT.txt`. A test split that is the val split a second time is left out.
+
+    Raises :class:`yolov7.errors.DataError` where nothing was ingested, where `out` is not empty, and for what the
+    format cannot hold (see the writers); `out` is then not made.
+    """
+    document = read_json(ingested / "dataset.json", "dvc repro ingest")
+    splits = [split for split in SPLITS if split != "test" or not document.get("test_is_val")]
+    with fresh_folder(out) as folder:
+        for split in splits:
+            coco = read_coco(annotations_file(ingested, split))
+            count = _write(coco, images_folder(ingested, split), folder / split, kind, split)
+            logger.info("%s: %d images, %d objects", split, len(coco.images), count)
+        if kind == "yolo":
+            names = classes_of(read_coco(annotations_file(ingested, "train")))[0]
+            listed = {split: f"{split}/images" for split in splits}
+            content = {**listed, "nc": len(names), "names": dict(enumerate(names))}
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            (folder / "data.yaml").write_text(text, encoding="utf-8")
+    logger.info("written as %s: %s", kind, out)
+
+
+def _write(coco: CocoAnnotations, images: Path, folder: Path, kind: str, split: str) -> int:
+    """One split; returns the number of objects written."""
+    if kind == "yolo":
+        return write_yolo(coco, folder, images_folder=images)
+    if kind == "voc":
+        return write_voc(coco, images, folder, image_set=split)
+    write_coco(folder / "annotations.json", coco)
+    shutil.copytree(images, folder / "images")
+    return len(coco.annotations)
+
+
+if __name__ == "__main__":
+    run_stage(
+        main,
+        options=[
+            ("--format", {"choices": FORMATS, "required": True, "help": "what to write"}),
+            ("--out", {"type": Path, "required": True, "help": "a folder that is empty or not there yet"}),
+        ],
+    )

