@@ -31,6 +31,7 @@ from stages.tracking import JOURNALS, RunJournal, file_lock
 from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.device import choose_device, peak_memory_gib
+from yolov7.errors import TrainingError
 from yolov7.files import atomic_path, sha256_file, write_json, write_text
 from yolov7.model import ModelMetadata
 from yolov7.model.spec_json import network_to_json
@@ -39,7 +40,7 @@ from yolov7.train.initial import initial_model
 from yolov7.train.loop import LOSS_PARTS, Outcome, StepReport, Trainer
 from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
 from yolov7.train.progress import ProgressDisplay
-from yolov7.train.state import StateFolder, prune
+from yolov7.train.state import StateFolder, differences, prune
 from yolov7.train.summary import as_markdown, as_text, facts
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         states = StateFolder(folder, identity)
         if args.fresh:
             states.clear()
+        else:
+            refuse_changed(variant, states)
         path = JOURNALS / f"{variant}-{key}.jsonl"
         journal = RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=args.fresh)
         device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"))
@@ -87,6 +90,24 @@ def run_identity(variant: str, train: Train, document: dict[str, Any]) -> dict[s
 def fingerprint(identity: dict[str, Any]) -> str:
     """Twelve hex digits of the identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def refuse_changed(variant: str, states: StateFolder) -> None:
+    """Raise :class:`TrainingError` with the differences if a stopped training would be left behind unnoticed.
+
+    That is one of this variant on the same data whose parameters are no longer those of params.yaml, while there is no
+    state with the present ones. New data make a new run without a question.
+    """
+    if any(states.folder.glob("state-*.safetensors")):
+        return
+    for folder in sorted(states.folder.parent.glob("*")):
+        old = None if folder == states.folder else StateFolder(folder, {}).stopped()
+        if old is not None and old.get("data") == states.identity["data"]:
+            raise TrainingError(
+                f"{folder}: a training of {variant} with other parameters was stopped before its end "
+                f"({'; '.join(differences(old, states.identity))}); give the old parameters back to go on with it, "
+                f"or start afresh: remove that folder, or run `python -m stages.train --variant {variant} --fresh`"
+            )
 
 
 def _train(

@@ -85,6 +85,16 @@ class StateFolder:
             return TrainingState(tensors, document["values"])
         return None
 
+    def stopped(self) -> dict[str, Any] | None:
+        """The identity of the run whose newest complete state lies here, if that run has not come to its end."""
+        for path in sorted(self._files(), reverse=True):
+            try:
+                document = _header(path)
+                return None if document["values"]["position"]["finished"] else document["identity"]
+            except (OSError, SafetensorError, ValueError, KeyError):
+                continue
+        return None
+
     def clear(self) -> None:
         """Remove the states, for a start afresh."""
         for path in self._files():
@@ -96,12 +106,17 @@ class StateFolder:
     def _check(self, document: Mapping[str, Any], path: Path) -> None:
         if document["format"] != FORMAT:
             raise TrainingError(f"{path}: written in format {document['format']}, this version reads {FORMAT}")
-        differences = _differences(document["identity"], self.identity)
-        if differences:
+        changes = differences(document["identity"], self.identity)
+        if changes:
             raise TrainingError(
-                f"{path}: this state belongs to another run ({'; '.join(differences)}); "
+                f"{path}: this state belongs to another run ({'; '.join(changes)}); "
                 "give the old parameters back, or remove the folder to start afresh"
             )
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads((file.metadata() or {})["state"])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -110,10 +125,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return document, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 
-def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """What differs between two nested mappings, a line a value: `train.epochs: was 300, is now 100`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{at}.{key}".strip("."))]
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{at}.{key}".strip("."))]
     return [] if old == new else [f"{at}: was {old!r}, is now {new!r}"]
 
 
