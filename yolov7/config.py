@@ -164,6 +164,12 @@ class Train(Group):
     class_weights: Literal["equal", "inverse"] | dict[str, NonNegativeFloat] = "equal"
     """How much objects count in the class loss: all alike; `inverse` to how often their class occurs; or weights by
     class name, where those left out count 1."""
+    tf32: bool = True
+    """Convolutions that are left in float32 may be multiplied in TF32 on devices that have it, as PyTorch does."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, and again for every new image size."""
+    sync_batchnorm: bool = False
+    """Batch statistics over the images of all processes, for when the share of each is small."""
     evaluate_every: int = Field(default=1, ge=1)
     """Validate after every this many epochs, and after the last."""
     evaluate_rectangular: bool = False

@@ -150,7 +150,11 @@ class TorchProcesses(Processes):
         Gradients are averaged over the processes while the backward pass goes on, after every batch, so that those of
         an unfinished accumulation window are the same everywhere and can be saved.
         """
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        for parameter in model.parameters():
+            if parameter.shape[0] == 1:
+                # A gradient of one row has plain strides; where those of its parameter differ DDP would warn.
+                parameter.data = parameter.data.flatten().view(parameter.shape)
+        return DistributedDataParallel(model, forward_sync_buffers=False)
 
     def wait(self) -> None:
         """See :class:`Processes`."""

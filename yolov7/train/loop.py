@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,29 @@ from yolov7.config import Train
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
-from yolov7.device import autocast, autocast_dtype, gradient_scaler, peak_memory_gib
+from yolov7.device import (
+    allow_tf32,
+    autocast,
+    autocast_dtype,
+    gradient_scaler,
+    has_fused_sgd,
+    is_out_of_memory,
+    peak_memory_gib,
+)
 from yolov7.errors import ConfigError, TrainingError
-from yolov7.evaluate import evaluate
-from yolov7.loss import LossResult, create_criterion
+from yolov7.evaluate import evaluate_detections, find_results, ground_truth
+from yolov7.loss import create_criterion
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.class_weights import class_weights
+from yolov7.train.distributed import Processes, share_of_batch
 from yolov7.train.ema import AveragedModel
 from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
 from yolov7.train.pictures import AssignedBatch
+from yolov7.train.records import Listener, Outcome, Position, StepReport
 from yolov7.train.schedule import Schedule
 from yolov7.train.state import StateFolder, TrainingState
+from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
 
 log = logging.getLogger(__name__)
 
@@ -43,78 +54,12 @@ PICTURED = 3
 """So many of the first batches are shown with their assignment."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """What a listener is told after a batch."""
-
-    epoch: int
-    epochs: int
-    batch: int
-    batches: int
-    losses: dict[str, float]
-    """Means over the epoch so far."""
-    learning_rate: float
-    images_per_second: float
-    seconds_left: float
-    memory_gib: float
-
-
-class Listener(Protocol):
-    """Told what happens; shows it or records it. Every method may be called again for an epoch that is resumed."""
-
-    def started(self, trainer: Trainer) -> None:
-        """Training begins or goes on."""
-
-    def assigned(self, batch: AssignedBatch) -> None:
-        """One of the few batches worth a picture is known to the last cell."""
-
-    def stepped(self, report: StepReport) -> None:
-        """A batch has been trained on."""
-
-    def epoch_ended(self, row: dict[str, float], *, best: bool) -> None:
-        """An epoch is over; `row` is its line of the history."""
-
-    def note(self, message: str) -> None:
-        """Something worth a line."""
-
-
-@dataclass
-class Position:
-    """Where a run is. With the seed and the parameters it determines every batch to come."""
-
-    epoch: int = 0
-    batch: int = 0
-    """Batches of this epoch that are done."""
-    iteration: int = 0
-    """Batches since the start of the run."""
-    best_ap: float = -1.0
-    best_epoch: int = -1
-    bad_batches: int = 0
-    """Skipped steps in a row."""
-    skipped_steps: int = 0
-    """Skipped steps of the whole run."""
-    epoch_bad_images: int = 0
-    epoch_seconds: float = 0.0
-    finished: bool = False
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a training leaves."""
-
-    finished: bool
-    """False: stopped on request; the state is saved and the same call goes on."""
-    best: Path
-    last: Path
-    best_ap: float
-    best_epoch: int
-    history: list[dict[str, float]]
-    skipped_steps: int
-
-
 class Trainer:
-    """Trains `model` on `train_index` and selects by COCO AP on `val_index`."""
+    """Trains `model` on `train_index` and selects by COCO AP on `val_index`.
+
+    One of several `processes` takes its share of every batch and of the evaluation. The first of them alone reads and
+    writes states, writes weights and has listeners.
+    """
 
     def __init__(
         self,
@@ -129,6 +74,7 @@ class Trainer:
         device: torch.device | None = None,
         workers: int = 0,
         stop: Callable[[], bool] = lambda: False,
+        processes: Processes | None = None,
     ):
         if params.image_size % model.stride:
             below = params.image_size // model.stride * model.stride
@@ -138,10 +84,13 @@ class Trainer:
             )
         self.params = params
         self.device = device or torch.device("cpu")
+        self.processes = processes or Processes()
+        self.share = share_of_batch(params.batch_size, self.processes)
+        allow_tf32(self.device, params.tf32)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train_index, self.val_index = train_index, val_index
         self.states, self.metadata = states, metadata
-        self.listeners = tuple(listeners)
+        self.listeners = tuple(listeners) if self.processes.main else ()
         self.stop = stop
         self.dataset = TrainDataset(
             train_index,
@@ -153,7 +102,12 @@ class Trainer:
             cache_folder=params.cache_folder,
         )
         self.loader = TrainLoader(
-            self.dataset, batch_size=params.batch_size, workers=workers, pin_memory=self.device.type == "cuda"
+            self.dataset,
+            batch_size=self.share,
+            workers=workers,
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            pin_memory=self.device.type == "cuda",
         )
         self.schedule = Schedule(
             optimizer=params.optimizer,
@@ -161,19 +115,31 @@ class Trainer:
             batches_per_epoch=self.loader.batches_per_epoch,
             batch_size=params.batch_size,
         )
+        self.synchronized = params.sync_batchnorm and self.processes.world_size > 1
+        if self.synchronized:
+            synchronize_batchnorm(self.model, self.device)
         self.frozen = freeze(self.model, params.freeze)
-        self.optimizer = create_optimizer(self.model, params.optimizer, weight_decay=self.schedule.weight_decay)
+        self.network = self.processes.wrap(self.model)
+        if params.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        self.optimizer = create_optimizer(
+            self.model,
+            params.optimizer,
+            weight_decay=self.schedule.weight_decay,
+            fused_sgd=has_fused_sgd(self.device),
+        )
         self.criterion = create_criterion(
             self.model,
             image_size=params.image_size,
             class_weights=class_weights(params.class_weights, train_index),
+            totals=self.processes.totals,
             **params.loss.model_dump(),
         )
         self.dtype = autocast_dtype(self.device, params.precision)
         self.scaler = gradient_scaler(self.device, self.dtype)
         self.average = AveragedModel(self.model, params.ema)
         self.position = Position()
-        self.epoch_losses = torch.zeros(len(LOSS_PARTS), dtype=torch.float64, device=self.device)
+        self.epoch_losses = torch.zeros(len(LOSS_PARTS), dtype=torch.float64)
 
     # The run ---------------------------------------------------------------------------------------------------------
 
@@ -183,7 +149,7 @@ class Trainer:
         Raises :class:`TrainingError` for anything the user must decide: a state of another run, no memory, no disk,
         too many bad batches or images.
         """
-        state = self.states.newest()
+        state = self.processes.share(self.processes.on_main(self.states.newest))
         if state is not None:
             self._restore(state)
         for listener in self.listeners:
@@ -226,10 +192,13 @@ class Trainer:
             position.iteration += 1
             now = time.monotonic()
             position.epoch_seconds = spent + now - started
-            self._report(now - started, position.batch - done_before, len(batch.images))
-            if position.batch < self.schedule.batches_per_epoch and self.stop():
+            self._report(now - started, position.batch - done_before)
+            asked = position.batch < self.schedule.batches_per_epoch and self.stop()
+            due = self.processes.main and now - saved > self.params.checkpoint_minutes * 60
+            asked, due = self.processes.any(asked, due)
+            if asked:
                 return False
-            if now - saved > self.params.checkpoint_minutes * 60:
+            if due:
                 self._save()
                 saved = time.monotonic()
         return True
@@ -264,47 +233,63 @@ class Trainer:
     # One batch -------------------------------------------------------------------------------------------------------
 
     def _step(self, batch: Batch) -> None:
+        """Add the gradients of a batch, and let the optimiser use them at the end of an accumulation window."""
         position = self.position
         settings = self.schedule.at(position.iteration)
+        with self._memory_advice(f"a batch of {len(batch)} images"):
+            finite = self._add_gradients(batch)
+            if not self.synchronized:
+                average_statistics(self.model, self.processes)
+            if not finite:
+                # What the window has summed up so far is sound; only this batch is left out of it.
+                self.average.heal()
+                self._skip(batch, "the loss is not finite")
+            if position.iteration % settings.accumulate:
+                return
+            if not any(p.grad is not None for p in self.model.parameters()):
+                return
+            apply_settings(self.optimizer, settings)
+            self.scaler.unscale_(self.optimizer)
+            if not bool(torch.isfinite(self._gradient_norm())):
+                # Loss scaling overshoots now and then by design: the scale shrinks and the step is left out.
+                self.scaler.update()
+                self.optimizer.zero_grad(set_to_none=True)
+                self._skip(batch, "a gradient is not finite")
+                return
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.average.update()
+        if finite:
+            position.bad_batches = 0
+
+    def _add_gradients(self, batch: Batch) -> bool:
+        """Forward and backward pass; False if the loss was not finite, and then no gradient was touched."""
+        images, targets = self._on_device(batch)
+        with autocast(self.device, self.dtype):
+            raw = self.network(images)
+        self._show_assignment(batch, images, targets, raw)
+        loss = self.criterion(raw, targets)
+        figures = torch.stack([loss.total, *(getattr(loss, name) for name in LOSS_PARTS)])
+        # One message: the losses of the whole batch, and whether one of the shares is not finite.
+        figures = self.processes.sum(figures.detach().cpu().double())
+        if not bool(torch.isfinite(figures[0])):
+            return False
+        self.epoch_losses += figures[1:]
+        # Processes average their gradients, but those of a batch are the sum of those of its shares.
+        self.scaler.scale(loss.total * self.processes.world_size).backward()
+        return True
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) float32 in [0, 1], and targets, resized if the training is at several scales."""
         images = batch.images.to(self.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         targets = batch.targets.to(self.device, non_blocking=True)
-        if self.params.multi_scale:
-            place = {"seed": self.params.seed, "epoch": position.epoch, "batch": position.batch}
-            size = multi_scale_size(self.params.image_size, self.model.stride, **place)
-            images, targets = resize_batch(images, targets, size)
-        try:
-            with autocast(self.device, self.dtype):
-                raw = self.model.raw(images)
-            loss = self.criterion(raw, targets)
-            finite = bool(torch.isfinite(loss.total))
-            if finite:
-                self.scaler.scale(loss.total).backward()
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-            hint = f"train.batch_size: {len(images) // 2}" if len(images) > 1 else "a smaller train.image_size"
-            given = f"{len(images)} images of {images.shape[2]} px"
-            raise TrainingError(f"out of memory with a batch of {given}; try {hint}") from error
-        self._show_assignment(batch, images, targets, raw)
-        if not finite:
-            self._skip(batch, "the loss is not finite")
-            return
-        self._add_losses(loss)
-        if position.iteration % settings.accumulate:
-            return
-        apply_settings(self.optimizer, settings)
-        self.scaler.unscale_(self.optimizer)
-        if not bool(torch.isfinite(self._gradient_norm())):
-            # Loss scaling overshoots now and then by design: the scale shrinks and the step is left out.
-            self.scaler.update(self.scaler.get_scale() / 2 if self.scaler.is_enabled() else None)
-            self._skip(batch, "a gradient is not finite")
-            return
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.average.update()
-        position.bad_batches = 0
+        if not self.params.multi_scale:
+            return images, targets
+        place = {"seed": self.params.seed, "epoch": self.position.epoch, "batch": self.position.batch}
+        size = multi_scale_size(self.params.image_size, self.model.stride, **place)
+        return resize_batch(images, targets, size)
 
     @torch.no_grad()
     def _show_assignment(self, batch: Batch, images: Tensor, targets: Tensor, raw: list[Tensor]) -> None:
@@ -326,6 +311,18 @@ class Trainer:
         for listener in self.listeners:
             listener.assigned(seen)
 
+    @contextmanager
+    def _memory_advice(self, load: str) -> Iterator[None]:
+        """Turn running out of memory into an error that says under what load, and what to try."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size, half = self.params.image_size, self.share // 2 * self.processes.world_size
+            hint = f"train.batch_size: {half}" if half else "a smaller train.image_size"
+            raise TrainingError(f"out of memory with {load} of {size} px; try {hint}") from error
+
     def _gradient_norm(self) -> Tensor:
         """Norm of all gradients, which are clipped to `gradient_clip` on the way if that is set."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -335,7 +332,6 @@ class Trainer:
 
     def _skip(self, batch: Batch, why: str) -> None:
         position = self.position
-        self.optimizer.zero_grad(set_to_none=True)
         position.bad_batches += 1
         position.skipped_steps += 1
         ids = ", ".join(str(image) for image in batch.image_ids[:16])
@@ -348,20 +344,18 @@ class Trainer:
             )
 
     def _count_bad_images(self, batch: Batch) -> None:
-        if not batch.skipped:
-            return
-        self.position.epoch_bad_images += len(batch.skipped)
         for line in batch.skipped:
             log.warning("image left out: %s", line)
+        unreadable = self.processes.sum(torch.tensor(len(batch.skipped)))
+        if not unreadable:
+            return
+        self.position.epoch_bad_images += int(unreadable)
         if self.position.epoch_bad_images > self.params.max_bad_images:
+            last = batch.skipped[-1] if batch.skipped else "named by another process"
             raise TrainingError(
                 f"{self.position.epoch_bad_images} training images could not be read in epoch {self.position.epoch} "
-                f"(train.max_bad_images: {self.params.max_bad_images}); the last: {batch.skipped[-1]}"
+                f"(train.max_bad_images: {self.params.max_bad_images}); the last: {last}"
             )
-
-    def _add_losses(self, loss: LossResult) -> None:
-        parts = torch.stack([getattr(loss, name).detach().double().reshape(()) for name in LOSS_PARTS])
-        self.epoch_losses += parts
 
     # Figures ---------------------------------------------------------------------------------------------------------
 
@@ -379,7 +373,7 @@ class Trainer:
             "seconds": position.epoch_seconds,
         }
 
-    def _report(self, seconds: float, batches: int, images: int) -> None:
+    def _report(self, seconds: float, batches: int) -> None:
         if not self.listeners:
             return
         position = self.position
@@ -402,21 +396,26 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         """COCO figures of the averaged weights on the validation split, in the form that will be deployed."""
         runtime = TorchRuntime(self.average.model.reparameterize(), self.metadata)
-        result = evaluate(
-            Predictor(runtime),
-            self.val_index,
-            image_size=self.params.image_size,
-            batch_size=self.params.batch_size,
-            rectangular=self.params.evaluate_rectangular,
-        )
-        return result.metrics
+        processes = self.processes
+        with self._memory_advice(f"an evaluation of {self.share} images at a time"):
+            results = find_results(
+                Predictor(runtime),
+                self.val_index,
+                image_size=self.params.image_size,
+                batch_size=self.share,
+                rectangular=self.params.evaluate_rectangular,
+                rank=processes.rank,
+                world_size=processes.world_size,
+            )
+        everything = processes.gather(results)
+        return processes.on_main(lambda: evaluate_detections(ground_truth(self.val_index), everything).metrics)
 
     # State -----------------------------------------------------------------------------------------------------------
 
     def _save_weights(self, name: str, row: dict[str, Any]) -> None:
         extra = {"epoch": row["epoch"], "val": {k: v for k, v in row.items() if k.startswith("val/")}}
         metadata = replace(self.metadata, extra={**self.metadata.extra, **extra})
-        save_checkpoint(self.states.folder / name, self.average.model, metadata)
+        self.processes.on_main(lambda: save_checkpoint(self.states.folder / name, self.average.model, metadata))
 
     def _save(self) -> None:
         tensors: dict[str, Tensor] = {"epoch_losses": self.epoch_losses}
@@ -437,7 +436,7 @@ class Trainer:
             "optimizer": plain,
             "scaler": self.scaler.state_dict(),
         }
-        self.states.save(TrainingState(tensors, values), self.position.iteration)
+        self.processes.on_main(lambda: self.states.save(TrainingState(tensors, values), self.position.iteration))
 
     def _restore(self, state: TrainingState) -> None:
         self.model.load_state_dict(state.part("model"))
@@ -446,11 +445,13 @@ class Trainer:
         gradients = state.part("grad")
         for name, parameter in self.model.named_parameters():
             if name in gradients:
-                parameter.grad = gradients[name].to(self.device)
+                parameter.grad = _laid_out_like(parameter, gradients[name])
         slots: dict[int, dict[str, Any]] = {int(n): dict(s) for n, s in state.values["optimizer"].items()}
+        # The optimiser numbers its parameters in the order of its groups.
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for name, tensor in state.part("optimizer").items():
             number, slot = name.split(".", 1)
-            slots.setdefault(int(number), {})[slot] = tensor
+            slots.setdefault(int(number), {})[slot] = _laid_out_like(parameters[int(number)], tensor)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         if state.values["scaler"]:
@@ -461,6 +462,12 @@ class Trainer:
             listener.note(f"going on from epoch {self.position.epoch}, batch {self.position.batch}")
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class of its own for it, the CPU allocator only a text."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _laid_out_like(parameter: Tensor, saved: Tensor) -> Tensor:
+    """`saved` on the parameter's device and in its memory order, where it has one value for each of the parameter's.
+
+    Kernels take another path, which rounds differently, where the orders of their arguments differ; a resumed run
+    would then no longer end with the bits of an undisturbed one.
+    """
+    if saved.shape != parameter.shape:
+        return saved
+    return torch.empty_like(parameter).copy_(saved)

@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from yolov7.device import has_native_sync_batchnorm
+from yolov7.train.distributed import Processes
 
 
 def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -29,6 +31,18 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
             if type(child) is nn.BatchNorm2d:
                 setattr(module, name, SynchronizedBatchNorm(child))
     return model
+
+
+def average_statistics(model: nn.Module, processes: Processes) -> None:
+    """Make the running statistics of norms that are not synchronised those of all images: every process has followed
+    its own ones only. Norms that are frozen stay as they are.
+    """
+    if processes.world_size == 1:
+        return
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    if buffers:
+        processes.average_(buffers)
 
 
 class SynchronizedBatchNorm(nn.BatchNorm2d):

@@ -1,0 +1,82 @@
+"""What a training says of itself: to listeners on the way, and at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from yolov7.train.pictures import AssignedBatch
+
+if TYPE_CHECKING:
+    from yolov7.train.loop import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What a listener is told after a batch."""
+
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
+    losses: dict[str, float]
+    """Means over the epoch so far."""
+    learning_rate: float
+    images_per_second: float
+    seconds_left: float
+    memory_gib: float
+
+
+class Listener(Protocol):
+    """Told what happens; shows it or records it. Every method may be called again for an epoch that is resumed."""
+
+    def started(self, trainer: Trainer) -> None:
+        """Training begins or goes on."""
+
+    def assigned(self, batch: AssignedBatch) -> None:
+        """One of the few batches worth a picture is known to the last cell."""
+
+    def stepped(self, report: StepReport) -> None:
+        """A batch has been trained on."""
+
+    def epoch_ended(self, row: dict[str, float], *, best: bool) -> None:
+        """An epoch is over; `row` is its line of the history."""
+
+    def note(self, message: str) -> None:
+        """Something worth a line."""
+
+
+@dataclass
+class Position:
+    """Where a run is. With the seed and the parameters it determines every batch to come."""
+
+    epoch: int = 0
+    batch: int = 0
+    """Batches of this epoch that are done."""
+    iteration: int = 0
+    """Batches since the start of the run."""
+    best_ap: float = -1.0
+    best_epoch: int = -1
+    bad_batches: int = 0
+    """Skipped steps in a row."""
+    skipped_steps: int = 0
+    """Skipped steps of the whole run."""
+    epoch_bad_images: int = 0
+    epoch_seconds: float = 0.0
+    finished: bool = False
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a training leaves."""
+
+    finished: bool
+    """False: stopped on request; the state is saved and the same call goes on."""
+    best: Path
+    last: Path
+    best_ap: float
+    best_epoch: int
+    history: list[dict[str, float]]
+    skipped_steps: int
