@@ -8,12 +8,14 @@ import torch
 from small_detector import SIDE, metadata_of, small_detector
 from small_training import Watcher, parameters, same_outcome, same_weights, trainer, training_data
 
+from stages.evaluate import _evaluate as evaluate_artefact
+from stages.params import Evaluate
 from yolov7.augment import pipeline
 from yolov7.data.dataset import TrainDataset
 from yolov7.errors import ConfigError, ModelError
 from yolov7.loss import create_criterion
 from yolov7.model import load_checkpoint
-from yolov7.predict import TorchRuntime
+from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.class_weights import class_weights
 from yolov7.train.loop import Trainer
 
@@ -63,6 +65,22 @@ def test_rectangular_validation_is_an_option(index, tmp_path, monkeypatch, recta
     trainer(index, tmp_path, parameters(epochs=1, evaluate_rectangular=rectangular)).fit()
     assert (set(shapes) == {(SIDE, SIDE)}) != rectangular
     assert any(height != width for height, width in shapes) == rectangular
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_rectangular_evaluation_of_the_artefact_is_an_option(index, rectangular):
+    shapes = []
+
+    class Watched(TorchRuntime):
+        def decoded(self, images):
+            shapes.append(tuple(images.shape[2:]))
+            return super().decoded(images)
+
+    model = small_detector().reparameterize()
+    evaluate_artefact(
+        Predictor(Watched(model, metadata_of(model))), index, Evaluate(rectangular=rectangular, batch_size=2)
+    )
+    assert (set(shapes) == {(SIDE, SIDE)}) != rectangular
 
 
 # Class weights --------------------------------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from yolov7.predict.draw import class_color
-from yolov7.train.loop import Outcome
+from yolov7.train.loop import Outcome, StepReport
 from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
+from yolov7.train.progress import ProgressDisplay, duration
 from yolov7.train.summary import as_markdown, as_text, facts
 
 SIDE, SCALE = 64, 8  # of the image, and of its panels
@@ -70,6 +74,28 @@ def test_an_object_that_no_cell_took_is_crossed_out(tmp_path):
         (labels, *_), _ = panels(tmp_path / "a.png", 3)
         patch = labels[middle - 3 : middle + 3, middle - 3 : middle + 3]
         assert (np.abs(patch - 128).max() > 60) == crossed
+
+
+def test_a_log_has_a_line_for_every_epoch_and_a_long_one_a_line_a_minute(monkeypatch):
+    text = io.StringIO()
+    display = ProgressDisplay(Console(file=text, width=200))
+    report = StepReport(
+        epoch=1, epochs=3, batch=4, batches=9, losses={"box": 0.5, "objectness": 0.25, "classification": 0.125},
+        learning_rate=0.01, images_per_second=37.6, seconds_left=7500, memory_gib=1.23,
+    )  # fmt: skip
+    display.stepped(report)
+    assert text.getvalue() == ""
+    monkeypatch.setattr("yolov7.train.progress._PLAIN_SECONDS", -1.0)
+    display.stepped(report)
+    line = text.getvalue()
+    for part in ("epoch 2/3 batch 4/9", "box 0.5000", "lr 1.00e-02", "38 img/s", "1.2 GiB", "2h05m left"):
+        assert part in line
+    row = {"epoch": 1, "train/box": 0.5, "train/objectness": 0.25, "train/classification": 0.125}
+    display.epoch_ended({**row, "images_per_second": 37.6, "val/AP": 0.41, "val/AP50": 0.7}, best=True)
+    last = text.getvalue().splitlines()[-1]
+    for part in ("epoch 2:", "objectness 0.2500", "38 img/s", "AP 0.410 AP50 0.700", "best so far"):
+        assert part in last
+    assert [duration(s) for s in (0.4, 61, 7500)] == ["0s", "1m01s", "2h05m"]
 
 
 def test_pictures_of_wide_large_and_empty_batches(tmp_path):

@@ -67,7 +67,7 @@ def _nested(anchors: np.ndarray) -> Anchors:
 def load_weights(model: Detector, path: Path) -> None:
     """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log.
 
-    Raises :class:`ModelError` if nothing fits or the file is not a checkpoint.
+    Raises :class:`ModelError` if no kernel fits or the file is not a checkpoint.
     """
     if path.suffix != ".safetensors":
         report = model.load_official(path)
@@ -76,8 +76,9 @@ def load_weights(model: Detector, path: Path) -> None:
     source, metadata = load_checkpoint(path)
     ours, theirs = model.state_dict(), source.state_dict()
     fitting = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and "anchor" not in n}
-    if not fitting:
-        raise ModelError(f"{path}: holds a {metadata.variant} in {metadata.form} form; none of its tensors fits here")
+    # Counters of batch norms and vectors of the head fit many networks; only kernels make a start.
+    if not any(name.endswith("conv.weight") for name in fitting):
+        raise ModelError(f"{path}: holds a {metadata.variant} in {metadata.form} form; none of its kernels fits here")
     model.load_state_dict(fitting, strict=False)
     left = sorted(name for name in ours if name not in fitting and "anchor" not in name)
     log.info(
