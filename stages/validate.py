@@ -1,7 +1,8 @@
 """Check the data, report, and index it if it passes.
 
-Reads `data/ingested`; writes `reports/validation/` (results.json, findings.json, index.html) in any case, and
-`data/index/{train,val,test}/` only when every blocking rule holds. Otherwise the stage fails and says why.
+Reads `data/ingested` and the rules; writes `reports/validation/` (results.json, findings.json, dropped.json,
+statistics.json, index.html) in any case, and `data/index/{train,val,test}/` only when every blocking rule holds.
+Otherwise the stage fails and says why.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from stages.folders import replace_folder
 from stages.ingested import SPLITS, annotations_file, images_folder
 from stages.params import Params, Validation
 from stages.provenance import INGESTED
-from stages.validation.check import Finding, Outcome, blocking, findings_document, results_document, run_rules
+from stages.validation.check import Finding, Outcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
-from stages.validation.page import render_page
-from stages.validation.pictures import sample_pictures
-from stages.validation.rules import RULES
-from stages.validation.tables import make_tables
+from stages.validation.judge import Verdict, dropped_document, judge
+from stages.validation.page import Report, render_page
+from stages.validation.pictures import sample_pictures, worst_pictures
+from stages.validation.statistics import Statistics, read_statistics
+from stages.validation.suite import REFERENCE, Skipped, choose, read_suite
+from stages.validation.tables import Context
 from yolov7.data.coco import CocoAnnotations, read_coco
 from yolov7.data.index import build_index
 from yolov7.errors import DataError
@@ -33,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 INDEX = Path("data/index")
 REPORT = Path("reports/validation")
+CACHE = Path(".state/image-checks.sqlite")
+"""What decoding showed, by content: no output, because it changes no result."""
 
 _RULES_NAMED = 3
 _FINDINGS_NAMED = 3
@@ -40,45 +45,53 @@ _FINDINGS_NAMED = 3
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """The stage: `validation` of params.yaml and the ingested data in, report and index out."""
-    validate(params.validation, INGESTED, REPORT, INDEX)
+    """The stage: `validation` of params.yaml, the rules and the ingested data in, report and index out."""
+    validate(params.validation, INGESTED, REPORT, INDEX, cache=CACHE)
 
 
-def validate(parameters: Validation, ingested: Path, report: Path, index: Path) -> None:
+def validate(
+    parameters: Validation, ingested: Path, report: Path, index: Path, *, cache: Path | None = None
+) -> Verdict:
     """Check the data in `ingested`, write `report`, and write `index` if every blocking rule holds.
 
-    Raises :class:`DataError` where one does not, naming rules, counts and the first records; what stood at `index`
-    stays then as it was.
+    `cache` is the file that keeps what decoding the images showed. Raises :class:`DataError` where a blocking rule does
+    not hold, naming rules, counts and the first records; what stood at `index` stays then as it was. Raises
+    :class:`ConfigError` for a suite that is not written as it should be.
     """
+    suite = Path(parameters.suite)
+    reference, no_reference = _reference(suite)
+    rules = read_suite(suite, parameters.severity, where="params.yaml: validation.severity")
+    rules, skipped = choose(rules, pixels=parameters.check_images, no_reference=no_reference)
     splits = {split: read_coco(annotations_file(ingested, split)) for split in SPLITS}
     dataset = _dataset_document(ingested)
-    checks = _check_files(splits, ingested, decode=parameters.check_images)
-    tables = make_tables(splits, checks)
-    rules = [rule for rule in RULES if parameters.check_images or not rule.needs_pixels]
-    outcomes, findings = run_rules(tables, rules, max_findings=parameters.max_findings)
-    pictures = sample_pictures(tables, ingested, parameters.sample_pictures)
-    with replace_folder(report) as folder:
-        write_json(folder / "results.json", results_document(outcomes))
-        write_json(folder / "findings.json", findings_document(findings))
-        page = render_page(tables, outcomes, len(RULES) - len(rules), findings, pictures, dataset)
-        write_text(folder / "index.html", page)
-    for outcome in outcomes:
-        if not outcome.passed and outcome.rule.severity == "warning":
-            logger.warning("warning: %s", _summary(outcome, findings))
-    failed = blocking(outcomes)
-    if failed:
-        raise DataError(_message(failed, findings, report), path=ingested)
-    with replace_folder(index) as folder:
-        for split, coco in splits.items():
-            build_index(coco, images_folder(ingested, split), folder / split)
-    images = sum(len(coco.images) for coco in splits.values())
-    logger.info(
-        "%d rules hold for %d images; report: %s", len(outcomes) - _failures(outcomes), images, report / "index.html"
+    checks = _check_files(splits, ingested, parameters.check_images, cache)
+    context = Context(
+        sha256=str(dataset.get("sha256")),
+        test_is_val=bool(dataset.get("test_is_val")),
+        near_duplicate_bits=parameters.near_duplicate_bits,
+        reference=reference,
     )
+    drop = parameters.on_bad_record == "drop"
+    verdict = judge(splits, checks, context, rules, drop=drop, max_findings=parameters.max_findings)
+    _write_report(verdict, skipped, dataset, reference, parameters, ingested, report)
+    _warn(verdict)
+    if verdict.failed:
+        raise DataError(_message(verdict.failed, verdict.findings, report), path=ingested)
+    with replace_folder(index) as folder:
+        for split, coco in verdict.kept.items():
+            build_index(coco, images_folder(ingested, split), folder / split)
+    images = sum(len(coco.images) for coco in verdict.kept.values())
+    held = sum(outcome.passed for outcome in verdict.outcomes)
+    logger.info("%d rules hold for %d images; report: %s", held, images, report / "index.html")
+    return verdict
 
 
-def _failures(outcomes: Sequence[Outcome]) -> int:
-    return sum(not outcome.passed for outcome in outcomes)
+def _reference(suite: Path) -> tuple[Statistics | None, str | None]:
+    """The champion's data, or why there is none to compare with."""
+    path = suite / REFERENCE
+    if path.is_file():
+        return read_statistics(path), None
+    return None, f"there is no {path.as_posix()} to compare with (`python -m stages.data_reference` fetches it)"
 
 
 def _dataset_document(ingested: Path) -> dict[str, Any]:
@@ -91,13 +104,54 @@ def _dataset_document(ingested: Path) -> dict[str, Any]:
         raise DataError(f"not readable ({error}); run the ingest stage again", path=path) from None
 
 
-def _check_files(splits: Mapping[str, CocoAnnotations], ingested: Path, *, decode: bool) -> dict[str, list[ImageCheck]]:
+def _check_files(
+    splits: Mapping[str, CocoAnnotations], ingested: Path, decode: bool, cache: Path | None
+) -> dict[str, list[ImageCheck]]:
     """Look at every image file of every split, all in one go, so that the workers start once."""
     paths = [
         images_folder(ingested, split) / image["file_name"] for split, coco in splits.items() for image in coco.images
     ]
-    remaining = iter(check_images(paths, decode=decode))
+    found = check_images(paths, decode=decode, cache=cache)
+    if decode:
+        logger.info("%d images: %d decoded, the rest is known by content", len(paths), found.decoded)
+    remaining = iter(found.checks)
     return {split: [next(remaining) for _ in coco.images] for split, coco in splits.items()}
+
+
+def _write_report(
+    verdict: Verdict,
+    skipped: Sequence[Skipped],
+    dataset: dict[str, Any],
+    reference: Statistics | None,
+    parameters: Validation,
+    ingested: Path,
+    report: Path,
+) -> None:
+    with replace_folder(report) as folder:
+        stopped = bool(verdict.failed)
+        write_json(folder / "results.json", results_document(verdict.outcomes, skipped, stopped))
+        write_json(folder / "findings.json", findings_document(verdict.findings))
+        write_json(folder / "dropped.json", dropped_document(verdict.dropped))
+        write_json(folder / "statistics.json", verdict.kept_tables.statistics.model_dump(exclude_none=True))
+        page = Report(
+            verdict=verdict,
+            skipped=skipped,
+            dataset=dataset,
+            reference=reference,
+            worst=worst_pictures(verdict.tables, verdict.findings, ingested, parameters.worst_pictures),
+            samples=sample_pictures(verdict.tables, ingested, parameters.sample_pictures),
+        )
+        write_text(folder / "index.html", render_page(page))
+
+
+def _warn(verdict: Verdict) -> None:
+    for outcome in verdict.outcomes:
+        if not outcome.passed and outcome.rule.severity == "warning":
+            logger.warning("warning: %s", _summary(outcome, verdict.findings))
+    if verdict.dropped:
+        kinds = [record.kind for record in verdict.dropped]
+        counts = f"{kinds.count('image')} images and {kinds.count('annotation')} annotations"
+        logger.warning("left out (validation.on_bad_record): %s; see dropped.json in the report", counts)
 
 
 def _message(failed: Sequence[Outcome], findings: Sequence[Finding], report: Path) -> str:

@@ -1,10 +1,14 @@
-"""Labelled samples for the report: the picture embedded, its boxes drawn over it as vector graphics."""
+"""Pictures for the report: labelled samples, and the images with the gravest findings.
+
+The picture is embedded as a JPEG, its boxes are drawn over it as vector graphics.
+"""
 
 from __future__ import annotations
 
 import base64
 import colorsys
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 
 from stages.ingested import images_folder
+from stages.validation.check import Finding
 from stages.validation.tables import Tables
 from yolov7.data.decode import read_image
 from yolov7.errors import DataError
@@ -22,6 +27,9 @@ if TYPE_CHECKING:
 
 _LONG_SIDE = 480
 """Larger pictures are shrunk to this many pixels; boxes keep their coordinates."""
+_WORDS = 3
+"""Findings told below a picture."""
+_BAD = "#ff2d55"
 
 
 @dataclass(frozen=True)
@@ -34,63 +42,121 @@ class _Label:
     height: float
     name: str
     colour: str
+    accused: bool = False
+    """A finding is about it."""
 
 
 def sample_pictures(tables: Tables, ingested: Path, count: int) -> list[str]:
     """Up to `count` SVG elements, evenly spread over the images of all splits that are sound and have boxes."""
-    images = tables.images
-    mismatched = images["size_matches"].eq(False)
-    sound = images["file_exists"] & images["defect"].isna() & images["size_is_valid"] & ~mismatched
-    usable = images[sound & (images["boxes"] > 0)]
+    usable = _drawable(tables)
+    usable = usable[usable["boxes"] > 0]
     count = min(count, len(usable))
     chosen = usable.iloc[[round(i * (len(usable) - 1) / max(1, count - 1)) for i in range(count)]]
     pictures = []
     for row in chosen.to_dict("records"):
         # Without the image checks nobody has decoded this file yet, and a picture less is no reason to fail.
         with contextlib.suppress(DataError):
-            pictures.append(_picture(row, tables, ingested))
+            pictures.append(_figure(row, tables, ingested, []))
     return pictures
 
 
-def _picture(image: dict[str, Any], tables: Tables, ingested: Path) -> str:
+def worst_pictures(tables: Tables, findings: Sequence[Finding], ingested: Path, count: int) -> list[str]:
+    """Up to `count` SVG elements of images that findings are about: a few of every rule, blocking ones first.
+
+    Boxes that a finding is about stand out, and a box of no size or outside its image is marked where it would lie.
+    """
+    usable = {(row["split"], row["file_name"]): row for row in _drawable(tables).to_dict("records")}
+    by_image: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        if (finding.split, finding.file) in usable:
+            by_image.setdefault((finding.split, finding.file), []).append(finding)
+    pictures: list[str] = []
+    for place in _in_turns(findings):
+        if len(pictures) == count:
+            break
+        if place in by_image:
+            with contextlib.suppress(DataError):
+                pictures.append(_figure(usable[place], tables, ingested, by_image.pop(place)))
+    return pictures
+
+
+def _in_turns(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
+    """Places of the findings: the first of every rule, then the second of every rule; blocking ones before warnings."""
+    for severity in ("blocking", "warning"):
+        rules: dict[str, list[Finding]] = {}
+        for finding in findings:
+            if finding.severity == severity:
+                rules.setdefault(finding.rule, []).append(finding)
+        for turn in range(max(map(len, rules.values()), default=0)):
+            yield from ((own[turn].split, own[turn].file) for own in rules.values() if turn < len(own))
+
+
+def _drawable(tables: Tables) -> pd.DataFrame:
+    """Images that can be shown, with boxes where they were drawn."""
+    images = tables.images
+    mismatched = images["size_matches"].eq(False)
+    return images[images["file_exists"] & images["defect"].isna() & images["size_is_valid"] & ~mismatched]
+
+
+def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Sequence[Finding]) -> str:
     path = images_folder(ingested, image["split"]) / image["file_name"]
     title = f"{image['split']}/{image['file_name']}"
     width, height = int(image["width"]), int(image["height"])
-    labels = "".join(_label_svg(label, max(width, height)) for label in _labels(image, tables))
+    accused = {finding.annotation_id for finding in findings}
+    labels = _labels(image, tables, accused)
+    drawn = "".join(_label_svg(label, max(width, height)) for label in labels)
+    told = "".join(
+        f'<br><b class="{"bad" if finding.severity == "blocking" else "odd"}">{escape(finding.rule)}</b> '
+        f"{escape(finding.value)}"
+        for finding in findings[:_WORDS]
+    )
+    more = f"<br>and {len(findings) - _WORDS} more" if len(findings) > _WORDS else ""
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f'<image href="{_data_uri(path)}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
-        f"{labels}</svg><figcaption>{escape(title)}</figcaption></figure>"
+        f"{drawn}</svg><figcaption>{escape(title)}{told}{more}</figcaption></figure>"
     )
 
 
-def _labels(image: dict[str, Any], tables: Tables) -> list[_Label]:
-    """The image's boxes that can be drawn, each with the name and the colour of its class."""
+def _labels(image: dict[str, Any], tables: Tables, accused: set[int | None]) -> list[_Label]:
+    """The image's boxes that can be drawn, each with the name and the colour of its class; those accused come last."""
     boxes: pd.DataFrame = tables.annotations
     boxes = boxes[(boxes["split"] == image["split"]) & (boxes["image_id"] == image["image_id"])]
-    boxes = boxes[boxes["category_is_known"] & boxes["box_is_finite"]]
+    boxes = boxes[boxes["box_is_finite"]]
     names = dict(zip(tables.classes["category_id"], tables.classes["name"], strict=True))
     numbers = {identity: number for number, identity in enumerate(sorted(names))}
-    return [
+    labels = [
         _Label(
             box["left"],
             box["top"],
             max(box["box_width"], 0.0),
             max(box["box_height"], 0.0),
-            names[box["category_id"]],
-            _colour(numbers[box["category_id"]]),
+            names.get(box["category_id"], f"category {box['category_id']}"),
+            _BAD if box["annotation_id"] in accused else _colour(numbers.get(box["category_id"], 0)),
+            box["annotation_id"] in accused,
         )
         for box in boxes.to_dict("records")
     ]
+    return sorted(labels, key=lambda label: label.accused)
 
 
 def _label_svg(label: _Label, side: int) -> str:
     """A box with its class written above it, or inside where the image ends; sizes follow the image's."""
     size = max(side / 24, 7.0)
     baseline = label.top - 0.25 * size if label.top > size else label.top + size
+    stroke = side / (100 if label.accused else 200)
+    dashes = f' stroke-dasharray="{side / 40:g} {side / 80:g}"' if label.accused else ""
+    # A ring shows where a box is that is too small to be seen.
+    ring = ""
+    if label.accused and min(label.width, label.height) < side / 40:
+        centre = (label.left + label.width / 2, label.top + label.height / 2)
+        ring = (
+            f'<circle cx="{centre[0]:g}" cy="{centre[1]:g}" r="{side / 20:g}" fill="none" stroke="{label.colour}" '
+            f'stroke-width="{stroke:g}"/>'
+        )
     return (
         f'<rect x="{label.left:g}" y="{label.top:g}" width="{label.width:g}" height="{label.height:g}" fill="none" '
-        f'stroke="{label.colour}" stroke-width="{side / 200:g}"/>'
+        f'stroke="{label.colour}" stroke-width="{stroke:g}"{dashes}/>{ring}'
         f'<text x="{label.left:g}" y="{baseline:g}" font-size="{size:g}" fill="{label.colour}" stroke="#000" '
         f'stroke-width="{size / 6:g}" paint-order="stroke">{escape(label.name)}</text>'
     )

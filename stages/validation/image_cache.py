@@ -1,0 +1,119 @@
+"""What decoding an image file has shown, kept by the sha256 of its bytes, so that no content is decoded twice.
+
+A small database outside of what DVC tracks: it changes how fast the stage is, never what it finds. An entry is valid
+for the code that made it; other code, or another version of the decoders, starts anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.validation.images import ImageCheck
+
+log = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).parents[2]
+_CODE = (
+    "stages/image_header.py",
+    "stages/near_duplicates.py",
+    "stages/validation/images.py",
+    "yolov7/data/decode.py",
+)
+"""What an entry depends on besides the bytes."""
+_BATCH = 500
+"""Entries written at a time: what an interrupted run has decoded is not lost."""
+
+
+class ImageCache:
+    """A context manager; with `path` None nothing is kept. A file that is damaged or cannot be used is done without."""
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+        self._pending: list[tuple[str, str]] = []
+
+    def __enter__(self) -> ImageCache:
+        if self._path is not None:
+            self._database = _open(self._path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._flush()
+        if self._database is not None:
+            self._database.close()
+
+    def read(self, digests: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The entries there are, by digest."""
+        if self._database is None:
+            return {}
+        wanted = set(digests)
+        rows = self._database.execute("SELECT sha256, found FROM checks")
+        return {digest: json.loads(found) for digest, found in rows if digest in wanted}
+
+    def add(self, digest: str, check: ImageCheck) -> None:
+        """Keep what was found of a content."""
+        self._pending.append((digest, json.dumps(asdict(check))))
+        if len(self._pending) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._database is not None and self._pending:
+            try:
+                with self._database:
+                    self._database.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?)", self._pending)
+            except sqlite3.Error as error:
+                log.warning("%s: the image checks are not kept: %s", self._path, error)
+        self._pending.clear()
+
+
+def _open(path: Path) -> sqlite3.Connection | None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _prepare(path)
+    except sqlite3.OperationalError as error:  # no space, no right to write
+        log.warning("%s: cannot be used, every image is decoded: %s", path, error)
+    except sqlite3.DatabaseError:
+        log.warning("%s: damaged; it is made anew", path)
+        path.unlink(missing_ok=True)
+        return _prepare(path)
+    except OSError as error:
+        log.warning("%s: cannot be used, every image is decoded: %s", path, error.strerror)
+    return None
+
+
+def _prepare(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=60)
+    try:
+        with database:
+            database.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
+            database.execute("CREATE TABLE IF NOT EXISTS checks (sha256 TEXT PRIMARY KEY, found TEXT)")
+            version = _version()
+            if database.execute("SELECT version FROM code").fetchone() != (version,):
+                database.execute("DELETE FROM checks")
+                database.execute("DELETE FROM code")
+                database.execute("INSERT INTO code VALUES (?)", (version,))
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
+
+
+def _version() -> str:
+    import cv2
+    import PIL
+
+    total = hashlib.sha256(f"{cv2.__version__} {PIL.__version__}".encode())
+    for name in _CODE:
+        total.update((_ROOT / name).read_bytes())
+    return total.hexdigest()

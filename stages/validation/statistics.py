@@ -1,0 +1,189 @@
+"""What a version of the data looks like in a few kilobytes, and how far two of them are from each other.
+
+The statistics of every validated version are an output of the stage and go to the registry with the model trained on
+it; a later version is compared with those of the champion (`validation/reference.json`).
+
+Distances lie between 0 and 1. Shares of classes: Jensen-Shannon divergence to base 2 (Lin, IEEE Transactions on
+Information Theory 37, 1991). Sizes and brightness: the two-sample Kolmogorov-Smirnov statistic, the largest gap
+between the two cumulated distributions, taken at the edges of fixed bins. Two samples of the same source are apart as
+well; what chance explains is the distance they would stay below in 999 of 1000 cases.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from yolov7.config import Group
+from yolov7.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+CLASS_SHARES = "class_shares"
+_NORMAL_999 = 3.0902
+"""Of the standard normal distribution, at 0.999."""
+_KOLMOGOROV_999 = 1.9495
+"""Of the Kolmogorov distribution, at 0.999: sqrt(-ln(0.001 / 2) / 2)."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number that every box or image has, and the bins it is counted in."""
+
+    name: str
+    title: str
+    low: float
+    high: float
+    bins: int
+    octaves: bool = False
+    """Bins are even in the logarithm to base 2, and `low` and `high` are exponents."""
+
+    def count(self, values: NDArray[np.float64]) -> list[int]:
+        """How many values fall into each bin; those beyond the ends into the last ones, those not finite nowhere."""
+        values = values[np.isfinite(values)]
+        if self.octaves:
+            values = np.log2(values[values > 0])
+        places = np.floor((values - self.low) / (self.high - self.low) * self.bins).clip(0, self.bins - 1)
+        return np.bincount(places.astype(np.int64), minlength=self.bins).tolist()
+
+    def edge(self, number: int) -> float:
+        """Where bin `number` begins."""
+        place = self.low + (self.high - self.low) * number / self.bins
+        return 2.0**place if self.octaves else place
+
+
+BOX_SIZES = Quantity("box_sizes", "Side of a box, as a share of the image's longer side", -10, 0, 40, octaves=True)
+BOX_SHAPES = Quantity("box_shapes", "Width of a box to its height", -4, 4, 32, octaves=True)
+BOXES_PER_IMAGE = Quantity("boxes_per_image", "Boxes on an image", 0, 40, 40)
+IMAGE_SIZES = Quantity("image_sizes", "Side of an image in pixels", 4, 14, 40, octaves=True)
+BRIGHTNESS = Quantity("brightness", "Mean brightness of an image (0 to 255)", 0, 256, 32)
+QUANTITIES = (BOX_SIZES, BOX_SHAPES, BOXES_PER_IMAGE, IMAGE_SIZES, BRIGHTNESS)
+
+
+class SplitStatistics(Group):
+    """Counts of one split. Crowds do not count."""
+
+    images: int = Field(ge=0)
+    boxes: int = Field(ge=0)
+    classes: dict[str, int]
+    """Boxes by class name."""
+    histograms: dict[str, list[int]]
+    """Counts by the name of the quantity, in its bins; brightness is missing where images were not decoded."""
+
+
+class Statistics(Group):
+    """Counts of a version of the data."""
+
+    format: int = Field(default=FORMAT, ge=FORMAT, le=FORMAT)
+    data_sha256: str
+    """Of the ingested data, as in its `dataset.json`."""
+    champion: str | None = None
+    """The model version that was trained on it, where this is a reference."""
+    splits: dict[str, SplitStatistics]
+
+
+def describe_data(
+    splits: Sequence[str], classes: pd.DataFrame, images: pd.DataFrame, annotations: pd.DataFrame, sha256: str
+) -> Statistics:
+    """The statistics of the tables of the same names."""
+    real = annotations[~annotations["iscrowd"].to_numpy(bool)]
+    return Statistics(
+        data_sha256=sha256, splits={split: _describe_split(split, classes, images, real) for split in splits}
+    )
+
+
+def _describe_split(
+    split: str, classes: pd.DataFrame, images: pd.DataFrame, annotations: pd.DataFrame
+) -> SplitStatistics:
+    images, boxes = images[images["split"] == split], annotations[annotations["split"] == split]
+    counted = {
+        BOX_SIZES: boxes["relative_size"],
+        BOX_SHAPES: boxes["box_width"] / boxes["box_height"].where(boxes["box_height"] > 0),
+        BOXES_PER_IMAGE: images["real_boxes"],
+        IMAGE_SIZES: images["mean_side"],
+        BRIGHTNESS: images["brightness"],
+    }
+    histograms = {quantity.name: quantity.count(values.to_numpy(np.float64)) for quantity, values in counted.items()}
+    if not any(histograms[BRIGHTNESS.name]):
+        del histograms[BRIGHTNESS.name]
+    names = classes.groupby("name", sort=True)[split].sum()
+    return SplitStatistics(
+        images=len(images),
+        boxes=len(boxes),
+        classes={str(name): int(count) for name, count in names.items()},
+        histograms=histograms,
+    )
+
+
+def read_statistics(path: Path) -> Statistics:
+    """A statistics document. Raises :class:`DataError` for one that is damaged or of another format."""
+    try:
+        found = Statistics.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        advice = "fetch it again with `python -m stages.data_reference`, or remove it"
+        raise DataError(f"no statistics of data ({' '.join(str(reason).split())}); {advice}", path=path) from None
+    if "train" not in found.splits:
+        raise DataError("statistics of no training data", path=path)
+    for split in found.splits.values():
+        for quantity in QUANTITIES:
+            if len(split.histograms.get(quantity.name, [0] * quantity.bins)) != quantity.bins:
+                raise DataError(f"{quantity.name} has other bins than are counted here", path=path)
+    return found
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far apart two samples are, and how far chance would take them (NaN where one of them is empty)."""
+
+    value: float
+    chance: float
+
+    @property
+    def beyond(self) -> float:
+        """What chance does not explain."""
+        return max(0.0, self.value - self.chance) if math.isfinite(self.value) else math.nan
+
+
+def distances(one: SplitStatistics, other: SplitStatistics) -> dict[str, Distance]:
+    """Distances of two splits: class shares, and every quantity."""
+    found = {CLASS_SHARES: _jensen_shannon(one.classes, other.classes)}
+    for quantity in QUANTITIES:
+        ours, theirs = one.histograms.get(quantity.name, []), other.histograms.get(quantity.name, [])
+        found[quantity.name] = _kolmogorov_smirnov(np.array(ours, np.float64), np.array(theirs, np.float64))
+    return found
+
+
+def _jensen_shannon(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Distance:
+    names = sorted(ours.keys() | theirs.keys())
+    counts = np.array([[part.get(name, 0) for name in names] for part in (ours, theirs)], np.float64)
+    counts = counts[:, counts.sum(0) > 0]
+    totals = counts.sum(1, keepdims=True)
+    if counts.shape[1] == 0 or not totals.all():
+        return Distance(math.nan, math.nan)
+    shares = counts / totals
+    middle = shares.mean(0)
+    parts = np.where(shares > 0, shares * np.log2(np.where(shares > 0, shares, 1.0) / middle), 0.0)
+    # For samples of one source 8 ln 2 JS / (1/n + 1/m) is about chi-squared; Wilson and Hilferty approximate that.
+    freedom = counts.shape[1] - 1
+    variance = 2 / (9 * max(freedom, 1))
+    chi_squared = freedom * (1 - variance + _NORMAL_999 * math.sqrt(variance)) ** 3
+    chance = chi_squared * float((1 / totals).sum()) / (8 * math.log(2))
+    return Distance(float(parts.sum() / 2), min(1.0, chance))
+
+
+def _kolmogorov_smirnov(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Distance:
+    if not ours.sum() or not theirs.sum():
+        return Distance(math.nan, math.nan)
+    gap = np.abs(np.cumsum(ours) / ours.sum() - np.cumsum(theirs) / theirs.sum()).max()
+    return Distance(float(gap), min(1.0, _KOLMOGOROV_999 * math.sqrt(1 / ours.sum() + 1 / theirs.sum())))

@@ -1,0 +1,138 @@
+"""The suite of rules: YAML files a user can edit, read and checked.
+
+Each rule is one Great Expectations expectation on one column of one table (the columns: see `tables`). A missing value
+passes every expectation but those about missing values, so a rule speaks up about one thing only: a box that is not
+finite breaks `box-is-finite` and no rule about where it lies.
+
+References between tables are columns too: an expectation with 118,000 permitted values takes seconds, a column of
+booleans none.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import Field
+
+from stages.params import RuleSeverity
+from yolov7.config import Group, nearest, parse
+from yolov7.errors import ConfigError
+
+Table = Literal["splits", "categories", "classes", "images", "annotations", "balance", "drift"]
+TABLES: tuple[Table, ...] = get_args(Table)
+"""In the order in which rules are judged and reported: what is wrong with the whole comes before single records."""
+
+REFERENCE = "reference.json"
+"""Beside the rules: statistics of the data the champion was trained on (see `statistics`)."""
+
+
+class Rule(Group):
+    """One expectation, and the words it is reported in."""
+
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    """By which params.yaml and the reports speak of it."""
+    severity: RuleSeverity
+    """`blocking` stops the pipeline; `warning` is reported; `off` is not judged."""
+    table: Table
+    """What it is about."""
+    column: str
+    """The column that is judged."""
+    expectation: str
+    """Type of the expectation in Great Expectations' own words; of one column."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """The expectation's other arguments."""
+    says: str
+    """What holds when the rule passes."""
+    found: str
+    """What to show of a record that breaks it: a format text over the columns of its row."""
+    advice: str
+    """What the owner of the data should do."""
+    needs: Literal["pixels", "reference"] | None = None
+    """Only judged when the images were decoded, or when there is a champion to compare with."""
+
+    @property
+    def concerns_a_record(self) -> bool:
+        """Whether a finding is about one image or one annotation, which the rest could do without."""
+        return self.table in ("images", "annotations")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A rule that was not judged, and why."""
+
+    rule: Rule
+    reason: str
+
+
+def read_suite(folder: Path, severity: Mapping[str, RuleSeverity], *, where: str) -> list[Rule]:
+    """The rules of every YAML file in `folder`, with the severities of params.yaml laid over theirs.
+
+    `where` is how the user knows those severities. Raises :class:`ConfigError` naming file, rule and field, for a rule
+    that is not written as it should be, one that comes twice, and a severity for a rule there is not.
+    """
+    files = sorted(folder.glob("*.yaml")) if folder.is_dir() else []
+    if not files:
+        raise ConfigError(f"{folder}: no folder with rules (*.yaml); see validation.suite in params.yaml")
+    rules: dict[str, Rule] = {}
+    for file in files:
+        for rule in _read_file(file):
+            if rule.name in rules:
+                raise ConfigError(f"{file}: {rule.name}: a rule of this name is there already; give it another one")
+            rules[rule.name] = rule
+    for name in severity:
+        if name not in rules:
+            raise ConfigError(f"{where}: unknown rule {name!r}{nearest(name, list(rules))}")
+    final = (rule.model_copy(update={"severity": severity.get(rule.name, rule.severity)}) for rule in rules.values())
+    return sorted(final, key=lambda rule: TABLES.index(rule.table))
+
+
+def _read_file(file: Path) -> list[Rule]:
+    try:
+        documents = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if documents is None:
+        return []
+    if not isinstance(documents, list) or not all(isinstance(document, dict) for document in documents):
+        raise ConfigError(f"{file}: a list of rules is expected, each beginning `- name: ...`")
+    return [
+        parse(Rule, document, where=f"{file}: {document.get('name', f'rule {number}')}")
+        for number, document in enumerate(documents, 1)
+    ]
+
+
+def choose(rules: Iterable[Rule], *, pixels: bool, no_reference: str | None) -> tuple[list[Rule], list[Skipped]]:
+    """The rules that can be judged, and the others with the reason; `no_reference` says why there is no reference."""
+    chosen: list[Rule] = []
+    skipped: list[Skipped] = []
+    for rule in rules:
+        if rule.severity == "off":
+            skipped.append(Skipped(rule, "switched off"))
+        elif rule.needs == "pixels" and not pixels:
+            skipped.append(Skipped(rule, "needs decoded images, and validation.check_images is off"))
+        elif rule.needs == "reference" and no_reference is not None:
+            skipped.append(Skipped(rule, no_reference))
+        else:
+            chosen.append(rule)
+    return chosen, skipped
+
+
+def check_columns(rule: Rule, columns: Iterable[str]) -> None:
+    """That the rule speaks of columns its table has. Raises :class:`ConfigError` naming the nearest one."""
+    known = list(columns)
+    where = f"rule {rule.name}"
+    if rule.column not in known:
+        raise ConfigError(f"{where}: table {rule.table} has no column {rule.column!r}{nearest(rule.column, known)}")
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(rule.found) if field is not None]
+    except ValueError as error:
+        raise ConfigError(f"{where}: `found` is no format text: {error}") from None
+    for field in fields:
+        # Only columns, never their attributes or items: the text is data.
+        if field not in known:
+            raise ConfigError(f"{where}: `found` names {field!r}, no column of {rule.table}{nearest(field, known)}")
