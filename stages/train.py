@@ -15,27 +15,29 @@ import json
 import logging
 import os
 import shutil
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from stages.command import Interrupted, run_stage
+from stages.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
 from stages.folders import replace_folder
 from stages.params import Params
+from stages.processes import loader_workers, restarted, start_processes, stop_requests
 from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision
 from stages.tracking import JOURNALS, RunJournal, file_lock
 from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.device import choose_device, peak_memory_gib
-from yolov7.errors import TrainingError
+from yolov7.errors import TrainingError, YoloError
 from yolov7.files import atomic_path, sha256_file, write_json, write_text
 from yolov7.model import ModelMetadata
 from yolov7.model.spec_json import network_to_json
 from yolov7.model.variants import find_variant
+from yolov7.train.distributed import Processes, is_echo, join_processes, local_rank
 from yolov7.train.initial import initial_model
 from yolov7.train.loop import LOSS_PARTS, Outcome, StepReport, Trainer
 from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
@@ -57,25 +59,46 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Train, and write `models/V/train`."""
     variant = args.variant
     train = params.train_for(variant)
+    command = ["-m", "stages.train", "--variant", variant, *(["--fresh"] if args.fresh else [])]
+    status = start_processes(command)
+    if status is not None:
+        sys.exit(status)
     document = dataset_document()
     identity = run_identity(variant, train, document)
     key = fingerprint(identity)
     folder = STATES / variant / key
-    with file_lock(folder / "lock"):
-        prune(STATES / variant, _KEPT_RUNS, folder)
-        states = StateFolder(folder, identity)
-        if args.fresh:
-            states.clear()
-        else:
-            refuse_changed(variant, states)
-        path = JOURNALS / f"{variant}-{key}.jsonl"
-        journal = RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=args.fresh)
-        device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"))
-        outcome = _train(variant, train, states, journal, document, device)
-        if not outcome.finished:
-            journal.deliver(force=True)
-            raise Interrupted(f"the state is saved in {folder}; the same command goes on from it")
-        _write_outputs(Path("models") / variant / "train", variant, key, outcome, journal, train, device)
+    states = StateFolder(folder, identity)
+    fresh = args.fresh and not restarted()
+    device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"), local_rank=local_rank())
+    with join_processes(device) as processes, file_lock(folder / "lock") if processes.main else nullcontext():
+        try:
+            processes.on_main(lambda: _prepare(variant, states, fresh=fresh))
+            journal = None
+            if processes.main:
+                path = JOURNALS / f"{variant}-{key}.jsonl"
+                journal = RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=fresh)
+            outcome = _train(variant, train, states, journal, document, device, processes)
+            if journal is not None and outcome.finished:
+                _write_outputs(Path("models") / variant / "train", variant, key, outcome, journal, train, device)
+            elif journal is not None:
+                journal.deliver(force=True)
+            processes.wait()
+        except YoloError as error:
+            if processes.main or not is_echo(error):
+                raise
+            sys.exit(EXIT_ERROR)  # the first process prints it
+    if not outcome.finished:
+        if not processes.main:
+            sys.exit(EXIT_RESUMABLE)
+        raise Interrupted(f"the state is saved in {folder}; the same command goes on from it")
+
+
+def _prepare(variant: str, states: StateFolder, *, fresh: bool) -> None:
+    prune(states.folder.parent, _KEPT_RUNS, states.folder)
+    if fresh:
+        states.clear()
+    else:
+        refuse_changed(variant, states)
 
 
 def run_identity(variant: str, train: Train, document: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +137,13 @@ def _train(
     variant: str,
     train: Train,
     states: StateFolder,
-    journal: RunJournal,
+    journal: RunJournal | None,
     document: dict[str, Any],
     device: torch.device,
+    processes: Processes,
 ) -> Outcome:
+    if not processes.main:
+        logging.getLogger().setLevel(logging.WARNING)  # the rest is told once
     train_index = Index.open(INDEX / "train", image_root=INGESTED / "train/images")
     val_index = Index.open(INDEX / "val", image_root=INGESTED / "val/images")
     model = initial_model(variant, train, train_index)
@@ -128,7 +154,7 @@ def _train(
         image_size=train.image_size,
         extra={"data_sha256": document["sha256"]},
     )
-    if journal.empty:
+    if journal is not None and journal.empty:
         journal.parameters({"variant": variant, **train.model_dump(mode="json")})
         journal.tags(
             {
@@ -138,10 +164,12 @@ def _train(
                 "data_dvc": dvc_hash("data/ingested") or "not tracked by DVC",
                 "data_source": document.get("source", ""),
                 "device": device.type,
+                "processes": processes.world_size,
             }
         )
     display = ProgressDisplay()
-    with _stop_requests() as stop:
+    recorders = () if journal is None else (display, _Recorder(journal, states.folder, metadata.class_names))
+    with stop_requests() as stop:
         trainer = Trainer(
             model,
             train_index=train_index,
@@ -149,10 +177,11 @@ def _train(
             params=train,
             states=states,
             metadata=metadata,
-            listeners=(display, _Recorder(journal, states.folder, metadata.class_names)),
+            listeners=recorders,
             device=device,
-            workers=int(os.environ.get("YOLOV7_WORKERS", "0" if device.type == "cpu" else min(8, os.cpu_count() or 1))),
+            workers=loader_workers(device),
             stop=stop,
+            processes=processes,
         )
         try:
             return trainer.fit()
@@ -185,24 +214,6 @@ class _Recorder:
 
     def note(self, message: str) -> None:
         """Notes are for the person at the terminal."""
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Any]:
-    """SIGTERM and SIGINT ask the trainer to save and end; a second one is not waited for."""
-    asked: list[int] = []
-
-    def ask(signum: int, frame: object) -> None:
-        if asked:
-            raise SystemExit(128 + signum)
-        asked.append(signum)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _write_outputs(
