@@ -94,11 +94,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _prepare(variant: str, states: StateFolder, *, fresh: bool) -> None:
-    prune(states.folder.parent, _KEPT_RUNS, states.folder)
     if fresh:
         states.clear()
     else:
-        refuse_changed(variant, states)
+        refuse_changed(variant, states)  # before pruning: what is refused must not push older runs out
+    prune(states.folder.parent, _KEPT_RUNS, states.folder)
 
 
 def run_identity(variant: str, train: Train, document: dict[str, Any]) -> dict[str, Any]:

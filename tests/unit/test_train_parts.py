@@ -175,5 +175,6 @@ def test_old_runs_are_removed_but_never_the_current_one(tmp_path):
         (folder / "state-000000001.safetensors").touch()
         os.utime(folder, (1000 + age, 1000 + age))
         folders.append(folder)
+    (tmp_path / "refused").mkdir()  # newer than all, and without a state
     prune(tmp_path, 3, folders[0])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c", "d"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c", "d", "refused"]

@@ -141,7 +141,8 @@ def _save_error(error: Exception, path: Path, tensors: Mapping[str, torch.Tensor
 
 def prune(parent: Path, keep: int, current: Path) -> None:
     """Remove the state folders of the oldest runs under `parent`, leaving `keep` and never `current`."""
-    folders = [path for path in parent.glob("*") if path.is_dir() and path != current]
+    # A run that was refused or failed early has left a folder without a state: it takes nobody's place.
+    folders = [path for path in parent.glob("*") if path != current and any(path.glob("state-*.safetensors"))]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in folders[max(keep - 1, 0) :]:
         log.info("removing the state of an older run: %s", folder)
