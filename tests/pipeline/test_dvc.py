@@ -74,6 +74,10 @@ def stale(folder: Path) -> set[str]:
 def test_every_stage_leaves_what_it_declares(project):
     out = project / "models" / VARIANT
     assert json.loads((out / "train/metrics.json").read_text())["epochs"] == 2
+    # Three batches of the first epoch and one of the last, with labels and with what learns them.
+    assert len(list((out / "train/pictures").glob("epoch-*-batch-*-assignment.jpg"))) == 4
+    assert len(list((out / "train/pictures").glob("epoch-*-batch-*-labels.jpg"))) == 4
+    assert "| best epoch |" in (out / "train/summary.md").read_text()
     assert json.loads((out / "export/verify.json").read_text())["passed"] is True
     metrics = json.loads((project / "reports" / VARIANT / "metrics.json").read_text())
     assert {"AP", "AP50", "AR100"} <= set(metrics)
@@ -96,6 +100,7 @@ def test_metrics_plots_and_graph_are_worth_reading(project):
     run(project, "dvc", "plots", "show", "-o", "plots")
     page = (project / "plots/index.html").read_text()
     assert "Validation AP" in page
+    assert "Losses and learning rate" in page and "classification loss" in page
     assert "recall" in page
     shutil.rmtree(project / "plots")
     graph = run(project, "dvc", "dag", "--dot").stdout
