@@ -16,12 +16,14 @@ from typing import Any
 from stages.command import Interrupted, run_stage
 from stages.params import Evaluate, Params
 from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision
-from stages.registry import ModelRegistry, RegistryUnavailableError
+from stages.registry import DATA_STATISTICS, ModelRegistry, RegistryUnavailableError, Version
 from stages.tracking import JOURNALS, flush
 from yolov7.errors import DataError
-from yolov7.files import write_json
+from yolov7.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
+
+STATISTICS = Path("reports/validation/statistics.json")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -48,7 +50,9 @@ def register(params: Params, variant: str) -> dict[str, Any]:
         measured=evaluation_tags(metrics, params.evaluate),
         example=_example_image(),
     )
+    _keep_statistics(registry, version)
     registry.log_metrics(run_id, {f"test/{key}": v for key, v in metrics.items() if isinstance(v, float)})
+    registry.log_page(run_id, Path("reports") / variant / "report.html")
     log.info("%s %s, alias challenger", version, "is new" if new else "holds this artefact already")
     record = {
         "name": version.name,
@@ -83,6 +87,18 @@ def _origin(variant: str) -> dict[str, str]:
         "data_dvc": dvc_hash("data/ingested") or "not tracked by DVC",
         "git_revision": git_revision(),
     }
+
+
+def _keep_statistics(registry: ModelRegistry, version: Version) -> None:
+    """What the data looked like stays with the model: later data is compared with its champion's."""
+    if not STATISTICS.is_file():
+        log.warning("%s: not there; drift from the data of %s cannot be judged later", STATISTICS, version)
+        return
+    # Named by content: another version of the same run may come from other data.
+    path = f"data/statistics-{sha256_file(STATISTICS)[:12]}.json"
+    if version.tags.get(DATA_STATISTICS) != path:
+        registry.record(version, path, _read(STATISTICS, "dvc repro validate"))
+        registry.set_tags(version, {DATA_STATISTICS: path})
 
 
 def _delivered(run: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ a download with a changed byte is refused. Works on a SQLite file and over HTTP 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 MANIFEST = "model.json"
 ARTEFACT = "model.onnx"
+DATA_STATISTICS = "data_statistics"
+"""Tag of a version: the path under which its run keeps the statistics of the data it was trained on."""
 DOWNLOADS = Path(".local/models")
 _SERVING = Path(__file__).with_name("serving.py")
 _LOCKS = Path(".state")
@@ -143,6 +146,21 @@ class ModelRegistry:
         with _reported(absent=None):
             self.client.log_dict(version.run_id, dict(document), path)
 
+    def recorded(self, version: Version, path: str) -> dict[str, Any] | None:
+        """The document that :meth:`record` has kept under `path`; None where there is none."""
+        if version.run_id is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder, _reported(absent=None):
+            kept = self.client.list_artifacts(version.run_id, str(Path(path).parent))
+            if path not in [entry.path for entry in kept]:
+                return None
+            local = Path(self.client.download_artifacts(version.run_id, path, folder))
+            try:
+                return json.loads(local.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ModelError(f"{version}: {path} of its run is not readable as JSON ({error})") from None
+        return None
+
     def register(
         self,
         export: Path,
@@ -227,6 +245,11 @@ class ModelRegistry:
         with _reported():
             items = [Metric(tracking.metric_name(key), value, now, 0) for key, value in metrics.items()]
             self.client.log_batch(run_id, metrics=items)
+
+    def log_page(self, run_id: str, page: Path) -> None:
+        """A page of a run, under `reports`."""
+        with _reported():
+            self.client.log_artifact(run_id, str(page), "reports")
 
 
 # Export folders ------------------------------------------------------------------------------------------------------
