@@ -130,7 +130,7 @@ def _next_steps(report: FamilyReport) -> list[str]:
         folder = f"reports/{first.variant}"
         name = first.decision.name if first.decision else first.variant
         lines += [
-            f"  drawn test images      {folder}/detections/",
+            f"  the evaluation         {folder}/report.html",
             "  the checked data       reports/validation/index.html",
             "  figures and curves     .venv/bin/dvc metrics show; .venv/bin/dvc plots show",
             f"  detect in your images  .venv/bin/yolov7 predict IMAGE_OR_FOLDER --model models:/{name}@champion",

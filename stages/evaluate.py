@@ -25,6 +25,7 @@ from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate, write_results
+from yolov7.evaluate.report import Analysis, analyse, render_report
 from yolov7.files import atomic_path, write_json, write_text
 from yolov7.predict import Predictor, load_detector
 from yolov7.predict.draw import draw_boxes, draw_detections
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 INDEX = Path("data/index/test")
 IMAGES = INGESTED / "test/images"
-SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -45,11 +46,16 @@ def main(params: Params, args: argparse.Namespace) -> None:
     model = args.model or str(Path("models") / args.variant / "export/model.onnx")
     predictor = load_detector(model)
     result = _evaluate(predictor, index, params.evaluate)
-    figures = _figures(result, index, document)
+    analysis = analyse(result, index, resamples=params.evaluate.resamples)
+    figures = _figures(result, analysis, index, document)
     if args.output:
         write_json(args.output, figures)
     else:
-        write_report(Path("reports") / args.variant, predictor, index, result, figures, params.evaluate.pictures)
+        out = Path("reports") / args.variant
+        write_tables(out, predictor, index, result, figures, params.evaluate.pictures)
+        facts = _facts(model, predictor, index, params.evaluate, document)
+        page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures)
+        write_text(out / "report.html", page)
     shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("AP", "AP50", "AP75"))
     log.info("%s on %d test images: %s", model, len(index), shown)
 
@@ -66,10 +72,15 @@ def _evaluate(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluat
     )
 
 
-def _figures(result: Evaluation, index: Index, document: dict[str, Any]) -> dict[str, Any]:
-    """The COCO tool's twelve figures, AP by class, and what they were measured on."""
+def _figures(result: Evaluation, analysis: Analysis, index: Index, document: dict[str, Any]) -> dict[str, Any]:
+    """The COCO tool's twelve figures, AP's interval, AP by class, kinds of mistakes, and what they were measured on."""
     return {
         **result.metrics,
+        "AP_low": analysis.interval.low,
+        "AP_high": analysis.interval.high,
+        "best_confidence": analysis.errors.confidence,
+        "F1": analysis.f1,
+        "mistakes": analysis.errors.counts,
         "per_class": result.per_class,
         "images": len(index),
         "boxes": index.num_boxes,
@@ -78,7 +89,21 @@ def _figures(result: Evaluation, index: Index, document: dict[str, Any]) -> dict
     }
 
 
-def write_report(
+def _facts(
+    model: str, predictor: Predictor, index: Index, settings: Evaluate, document: dict[str, Any]
+) -> dict[str, str]:
+    """What was measured on what, for a person; nothing that differs from run to run."""
+    metadata = predictor.metadata
+    split = "val (the data has no test split)" if document["test_is_val"] else "test"
+    return {
+        "Model": f"{model}, {metadata.variant}, {metadata.num_classes} classes, {metadata.image_size} px",
+        "Images": f"{len(index):,} of the {split} split, {index.num_boxes:,} objects",
+        "Test data": document["splits"]["test"]["sha256"],
+        "Settings": f"confidence {settings.confidence:g}, IoU {settings.iou:g}, {settings.max_detections} detections",
+    }
+
+
+def write_tables(
     out: Path, predictor: Predictor, index: Index, result: Evaluation, figures: dict[str, Any], pictures: int
 ) -> None:
     """Write `metrics.json`, `summary.json`, the tables and curves for `dvc plots`, the results, and pictures."""

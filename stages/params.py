@@ -274,7 +274,9 @@ class Evaluate(Group):
     """Batches of similar shape with little border instead of squares, as the published figures were measured; needs
     export.dynamic."""
     pictures: int = Field(default=12, ge=0)
-    """Test images drawn with their detections."""
+    """Test images drawn with their detections, and as many in the report."""
+    resamples: int = Field(default=200, ge=20)
+    """Times the test images are drawn again for the interval of AP."""
 
 
 class Registry(Group):

@@ -90,6 +90,7 @@ def with_real_registration(folder: Path, export: Path, image: bytes, *, ap: floa
         "import json, pathlib, sys\n"
         "out = pathlib.Path('reports', sys.argv[1], 'metrics.json'); out.parent.mkdir(parents=True, exist_ok=True)\n"
         f"out.write_text(json.dumps({figures!r}))\n"
+        "out.with_name('report.html').write_text('<!doctype html><title>report</title>')\n"
     )
     images = folder / "data/ingested/test/images"
     images.mkdir(parents=True)

@@ -80,7 +80,8 @@ def test_every_stage_leaves_what_it_declares(project):
     assert "| best epoch |" in (out / "train/summary.md").read_text()
     assert json.loads((out / "export/verify.json").read_text())["passed"] is True
     metrics = json.loads((project / "reports" / VARIANT / "metrics.json").read_text())
-    assert {"AP", "AP50", "AR100"} <= set(metrics)
+    assert {"AP", "AP_low", "AP_high", "AP50", "AR100"} <= set(metrics)
+    assert (project / "reports" / VARIANT / "report.html").read_text().startswith("<!doctype html>")
     assert len(metrics["per_class"]) == 10
     assert len(list((project / "reports" / VARIANT / "detections").glob("*.jpg"))) == 2
     assert json.loads((out / "registered.json").read_text())["name"] == VARIANT

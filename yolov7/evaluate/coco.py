@@ -23,6 +23,7 @@ from yolov7.data.coco import CocoAnnotations
 from yolov7.data.index import Index
 from yolov7.errors import DataError
 from yolov7.evaluate.curves import PrecisionRecall, curves_from
+from yolov7.evaluate.matches import Matches, matches_of
 from yolov7.files import write_text
 
 Result = dict[str, Any]
@@ -45,6 +46,8 @@ class Scores:
     """AP by class name; -1 for a class without ground truth."""
     curves: PrecisionRecall
     """Precision at 101 recall points, by class and on average."""
+    matches: Matches
+    """What was matched with what."""
 
 
 def ground_truth(source: Index | CocoAnnotations | Mapping[str, Any], images: Sequence[int] | None = None) -> COCO:
@@ -81,7 +84,7 @@ def evaluate_detections(
     precision = tool.eval["precision"][:, :, :, 0, -1]  # (T IoU thresholds, R recalls, C): all areas, 100 detections
     per_class = {name: _mean(precision[:, :, column]) for column, (_, name) in enumerate(categories)}
     curves = curves_from(precision, tool.eval["scores"][:, :, :, 0, -1], [name for _, name in categories])
-    return Scores(metrics, per_class, curves)
+    return Scores(metrics, per_class, curves, matches_of(tool))
 
 
 def write_results(path: str | os.PathLike[str], results: Iterable[Mapping[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.evaluate.coco import Result, Scores, evaluate_detections, ground_truth
 from yolov7.evaluate.curves import PrecisionRecall
+from yolov7.evaluate.matches import Matches
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, select
 
@@ -52,6 +53,8 @@ class Evaluation:
     """All detections as COCO result records, with the data set's category ids, unrounded."""
     curves: PrecisionRecall
     """Precision over recall."""
+    matches: Matches
+    """What was matched with what: for intervals, calibration, operating points."""
 
 
 def evaluate(
@@ -89,7 +92,7 @@ def evaluate(
         progress=progress,
     )
     scores: Scores = evaluate_detections(ground_truth(index) if truth is None else truth, results)
-    return Evaluation(scores.metrics, scores.per_class, results, scores.curves)
+    return Evaluation(scores.metrics, scores.per_class, results, scores.curves, scores.matches)
 
 
 def find_results(

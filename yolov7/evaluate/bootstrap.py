@@ -1,0 +1,56 @@
+"""How sure a figure is: AP over images drawn again with replacement (the percentile bootstrap).
+
+A test split is a sample; another one of its size would have given another AP. Two models on the same images share that
+luck, so their difference is drawn in pairs: the same images for both, which is much surer than two intervals.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from yolov7.errors import DataError
+from yolov7.evaluate.matches import Matches
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and where it lies, between `low` and `high`, with the confidence that was asked for."""
+
+    value: float
+    low: float
+    high: float
+
+
+def ap_interval(matches: Matches, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """AP with its interval over images. The same seed gives the same interval."""
+    drawn = [matches.average_precision(weights) for weights in _draws(len(matches.image_ids), resamples, seed)]
+    return _interval(matches.average_precision(), drawn, confidence)
+
+
+def ap_difference_interval(
+    first: Matches, second: Matches, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """AP of `first` minus AP of `second`, drawn in pairs.
+
+    Raises :class:`DataError` if the two were not matched on the same images with the same objects.
+    """
+    if first.image_ids != second.image_ids or not np.array_equal(first.truths, second.truths):
+        raise DataError("the two evaluations are of different images or annotations and cannot be compared")
+    drawn = [
+        first.average_precision(weights) - second.average_precision(weights)
+        for weights in _draws(len(first.image_ids), resamples, seed)
+    ]
+    return _interval(first.average_precision() - second.average_precision(), drawn, confidence)
+
+
+def _draws(images: int, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, images): how often each image was drawn, `images` times in all."""
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+
+
+def _interval(value: float, drawn: list[float], confidence: float) -> Interval:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(float(value), float(low), float(high))
