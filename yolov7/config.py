@@ -170,6 +170,8 @@ class Train(Group):
     """Compile the network with torch.compile: minutes at the start, and again for every new image size."""
     sync_batchnorm: bool = False
     """Batch statistics over the images of all processes, for when the share of each is small."""
+    image_sampling: Literal["uniform", "class_balanced"] = "uniform"
+    """Every image once an epoch; or as many, drawn so that those with objects of rare classes come more often."""
     evaluate_every: int = Field(default=1, ge=1)
     """Validate after every this many epochs, and after the last."""
     evaluate_rectangular: bool = False

@@ -12,11 +12,12 @@ from stages.evaluate import _evaluate as evaluate_artefact
 from stages.params import Evaluate
 from yolov7.augment import pipeline
 from yolov7.data.dataset import TrainDataset
+from yolov7.data.loader import epoch_order
 from yolov7.errors import ConfigError, ModelError
 from yolov7.loss import create_criterion
 from yolov7.model import load_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
-from yolov7.train.class_weights import class_weights
+from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.loop import Trainer
 
 
@@ -121,6 +122,29 @@ def test_class_weights_of_the_parameters_reach_the_training(index, tmp_path):
     plain = trainer(index, tmp_path / "a", parameters(epochs=1)).fit()
     weighed = trainer(index, tmp_path / "b", parameters(epochs=1, class_weights={"kind 0": 9.0, "kind 1": 9.0})).fit()
     assert weighed.history[0]["train/classification"] > 1.5 * plain.history[0]["train/classification"]
+
+
+def test_images_with_rare_classes_are_drawn_more_often_and_empty_ones_keep_their_share(index, tmp_path):
+    class Counted:
+        labels_of = ([0, 0, 0], [0, 0, 0], [1], [])
+        labels = lambda self, i: np.array(self.labels_of[i], np.int64)  # noqa: E731
+        trainable = lambda self, i: np.ones(len(self.labels_of[i]), np.bool_)  # noqa: E731
+        class_counts = lambda self: np.array([6, 1, 0])  # noqa: E731
+        __len__ = lambda self: 4  # noqa: E731
+
+    assert image_weights("uniform", Counted()) is None
+    weights = image_weights("class_balanced", Counted())
+    # Seven objects, two classes: 7/12 for each of class 0, 7/2 for that of class 1, then divided by their mean.
+    np.testing.assert_allclose(weights[:3], np.array([1.75, 1.75, 3.5]) / (7 / 3))
+    assert weights[3] == 1
+    drawn = np.concatenate([epoch_order(4, seed=0, epoch=epoch, weights=weights) for epoch in range(2000)])
+    np.testing.assert_allclose(np.bincount(drawn) / len(drawn), weights / weights.sum(), atol=0.02)
+
+    run = trainer(index, tmp_path, parameters(epochs=1, image_sampling="class_balanced"))
+    seen = [i for batch in run.loader.epoch(7) for i in batch.image_ids]
+    order = epoch_order(len(index), seed=0, epoch=7, weights=image_weights("class_balanced", index))
+    assert seen == [index.image_id(int(i)) for i in order] and len(set(seen)) < len(seen)
+    assert seen[2:] == [i for batch in run.loader.epoch(7, 1) for i in batch.image_ids]
 
 
 # Ablations ------------------------------------------------------------------------------------------------------------

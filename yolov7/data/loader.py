@@ -4,9 +4,10 @@ The order of an epoch is a permutation drawn from (seed, epoch). It is cut into 
 `batch_size * world_size` images, and each rank takes every `world_size`-th image of each of them: two processes with
 batches of B see, step by step, the images that one process sees with batches of 2B.
 
-Every image is seen in every epoch: the last, shorter batch is kept, because data sets of a few hundred images cannot
-spare it. Where the images do not divide among the ranks, the epoch's first ones (at most `world_size - 1`) are seen
-twice, so that all ranks take equally many steps of equal size and none waits for another.
+Unless images are drawn by weights, every one is seen in every epoch: the last, shorter batch is kept, because data
+sets of a few hundred images cannot spare it. Where the images do not divide among the ranks, the epoch's first ones
+(at most `world_size - 1`) are seen twice, so that all ranks take equally many steps of equal size and none waits for
+another.
 """
 
 from __future__ import annotations
@@ -61,17 +62,30 @@ class BatchKey(NamedTuple):
     indices: tuple[int, ...]
 
 
-def epoch_order(length: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of `length` images in an epoch: a permutation (length,), a pure function of (seed, epoch)."""
-    stream = np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,))
-    return np.random.default_rng(stream).permutation(length)
+def epoch_order(length: int, *, seed: int, epoch: int, weights: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
+    """The order of `length` images in an epoch: a permutation (length,), a pure function of (seed, epoch).
+
+    With `weights` (length,) as many images are drawn by them, with replacement: some are seen again, some not at all.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence([seed, epoch], spawn_key=(_ORDER,)))
+    if weights is None:
+        return rng.permutation(length)
+    return rng.choice(length, size=length, p=weights / weights.sum())
 
 
 def epoch_keys(
-    length: int, *, seed: int, epoch: int, batch_size: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
+    length: int,
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    start_batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    weights: NDArray[np.float64] | None = None,
 ) -> list[BatchKey]:
     """The batches of one rank in an epoch, from number `start_batch` on. `batch_size` is this rank's."""
-    order = epoch_order(length, seed=seed, epoch=epoch)
+    order = epoch_order(length, seed=seed, epoch=epoch, weights=weights)
     missing = -length % world_size
     order = np.concatenate([order, np.resize(order, missing)])
     step = batch_size * world_size
@@ -111,6 +125,7 @@ class TrainLoader:
     """Batches of any epoch, from workers that live as long as the loader.
 
     `batch_size` is the number of images per batch of this rank. With 0, 1 or more workers the batches are the same.
+    `weights` (one for each image): how often it is drawn; None: every image once an epoch.
     """
 
     def __init__(
@@ -122,11 +137,13 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}")
         self.dataset, self.batch_size = dataset, batch_size
         self.rank, self.world_size = rank, world_size
+        self.weights = weights
         self._build = OrderedMap(_BatchBuilder(dataset), workers=workers, pin_memory=pin_memory)
 
     @property
@@ -144,6 +161,7 @@ class TrainLoader:
             start_batch=start_batch,
             rank=self.rank,
             world_size=self.world_size,
+            weights=self.weights,
         )
         return self._build(keys)
 

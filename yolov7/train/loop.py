@@ -35,7 +35,7 @@ from yolov7.evaluate import evaluate_detections, find_results, ground_truth
 from yolov7.loss import create_criterion
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
-from yolov7.train.class_weights import class_weights
+from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch
 from yolov7.train.ema import AveragedModel
 from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
@@ -108,6 +108,7 @@ class Trainer:
             rank=self.processes.rank,
             world_size=self.processes.world_size,
             pin_memory=self.device.type == "cuda",
+            weights=image_weights(params.image_sampling, train_index),
         )
         self.schedule = Schedule(
             optimizer=params.optimizer,
