@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from stages.image_header import MAX_PIXELS
 from yolov7.errors import DataError
 
 _JOBS_PER_WORKER = 16
@@ -86,7 +87,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "OPENCV_IO_MAX_IMAGE_PIXELS": str(MAX_PIXELS)},
         )
         return self._process
 

@@ -205,7 +205,7 @@ def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
             refused.append((record, reason))
     if refused:
         listed = "; ".join(
-            f"image {record['id']}: {record['file_name']!r} {reason}" for record, reason in refused[:_LISTED]
+            f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
         )
         more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
         message = f"{len(refused)} of {len(coco.images)} images cannot be taken from {root}: {listed}{more}"
@@ -220,7 +220,8 @@ def _existing(inside: Path, name: str) -> tuple[Path | None, str | None]:
     except FileNotFoundError:
         return None, _missing(inside / name)
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        return None, f"cannot be reached ({' '.join(str(error).split())})"
+        reason = getattr(error, "strerror", None) or "links in a circle"
+        return None, f"cannot be reached ({reason})"
     if not path.is_relative_to(inside):
         return None, "is a link that leaves the image folder"
     if not path.is_file():
@@ -235,3 +236,7 @@ def _missing(path: Path) -> str:
             if other.name.casefold() == path.name.casefold():
                 return f"is missing; there is {other.name!r}, which differs in case"
     return "is missing"
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 120 else name[:117] + "...")

@@ -74,9 +74,18 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {"refused": _TOO_MUCH}
     except cv2.error as error:
-        if error.code == cv2.Error.StsNoMem:
-            return {"refused": _TOO_MUCH}
+        return _judge(error)
+
+
+def _judge(error: BaseException | None) -> dict[str, Any]:
+    """Whether a decoder gave up because of the image's size: other defects are for validation to report."""
+    if not isinstance(error, cv2.error):
         return {}
+    if error.code == cv2.Error.StsNoMem:
+        return {"refused": _TOO_MUCH}
+    if "MAX_IMAGE" in error.err:  # OpenCV's own limits, which the pool sets
+        return {"refused": "claims more pixels than are decoded"}
+    return {}
 
 
 def _plain(job: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +94,8 @@ def _plain(job: dict[str, Any]) -> dict[str, Any]:
     os.ftruncate(2, 0)
     try:
         pixels = decode_image(data)
-    except DataError:
-        return {}
+    except DataError as error:
+        return _judge(error.__context__)
     # Decoders fill holes with grey and only say so: written anew, the image would pass for a whole one.
     if b"premature" in os.pread(2, 65536, 0).lower():
         return {}
