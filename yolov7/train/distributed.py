@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 # Longer than the first process ever evaluates, saves or uploads while the others wait for it.
 _PATIENCE = timedelta(hours=2)
+_ECHO = "raised by the first process"
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -127,8 +128,11 @@ class TorchProcesses(Processes):
             except YoloError as error:
                 answer[1] = error
         dist.broadcast_object_list(answer, src=0, device=torch.device("cpu"))
-        if answer[1] is not None:
-            raise cast(YoloError, answer[1])
+        failure = cast(YoloError | None, answer[1])
+        if failure is not None:
+            if not self.main:
+                failure.add_note(_ECHO)
+            raise failure
         return cast(T, answer[0])
 
     def share(self, state: TrainingState | None) -> TrainingState | None:
@@ -159,6 +163,11 @@ class TorchProcesses(Processes):
     def wait(self) -> None:
         """See :class:`Processes`."""
         self.on_main(lambda: None)
+
+
+def is_echo(error: YoloError) -> bool:
+    """Whether the error is that of the first process, raised here as well: one of them is enough to print it."""
+    return _ECHO in getattr(error, "__notes__", ())
 
 
 def launched() -> bool:
