@@ -254,9 +254,10 @@ def write_yolo(coco: CocoAnnotations, out: Path, *, images_folder: Path | None =
         if images_folder is not None:
             copy_images(images, images_folder, folder / "images")
     if cut:
-        logger.warning("%s: %d boxes were cut to their images", out, cut)
+        logger.warning("%s: %d boxes were cut to their images", coco.path, cut)
     if left_out:
-        logger.warning("%s: %d crowd boxes, or boxes with nothing inside their image, were left out", out, left_out)
+        message = "%s: %d crowd boxes, or boxes with nothing inside their image, were left out"
+        logger.warning(message, coco.path, left_out)
     return rows
 
 
