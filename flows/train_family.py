@@ -7,6 +7,7 @@ by Prefect: a cached task would mean a nightly run that trains nothing.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.pipeline import Log, Outcome, Pipeline, StageError, StageResult, only_run
-from flows.promote import Decision, describe, judge, measured_now
+from flows.promote import Decision, compared_now, describe, judge
 from flows.report import FamilyReport, VariantReport, markdown
 from stages import params as params_module
 from stages.params import Params
@@ -98,8 +99,7 @@ def promote(pipeline: Pipeline, params: Params, variant: str) -> Decision:
     log = get_run_logger()
     ensure_registered(pipeline, variant, log)
     name = f"{params.registry.model_prefix}{variant}"
-    evaluate = measured_now(pipeline, params)
-    decision = judge(ModelRegistry(), name, margin=params.promotion.margin, evaluate=evaluate)
+    decision = judge(ModelRegistry(), name, rules=params.promotion, compare=compared_now(pipeline, params))
     log.info("%s", describe(decision))
     return decision
 
@@ -142,6 +142,8 @@ def train_family(variants: list[str] | None = None, promote_challengers: bool = 
     report = FamilyReport(variants=[VariantReport(variant) for variant in chosen])
     root = Path.cwd()
     with only_run(root, get_run_logger()), Pipeline(root, timeout_seconds=_timeout(params)) as pipeline:
+        if params.flow.fetch_reference:
+            fetch_reference(pipeline, get_run_logger())
         fresh = _fresh(pipeline, chosen)
         if _prepare_data(pipeline, params, fresh, report):
             _train_variants(pipeline, params, fresh, report)
@@ -189,6 +191,17 @@ def _fresh(pipeline: Pipeline, variants: list[str]) -> set[str]:
     if len(data) < len(DATA_STAGES):
         return set(data)
     return set(data).union(*(takewhile(unchanged.__contains__, stages) for stages in chains))
+
+
+def fetch_reference(pipeline: Pipeline, log: Log) -> None:
+    """Bring the statistics of the champion's data beside the rules of validation, before DVC says what is stale.
+
+    A registry that is away, or holds no statistics, is no reason to stop: the reference stays as it is.
+    """
+    try:
+        pipeline.run("data_reference", [sys.executable, "-m", "stages.data_reference"], log)
+    except StageError as error:
+        log.warning("%s; drift is judged by the reference there is", error)
 
 
 def _prepare_data(pipeline: Pipeline, params: Params, fresh: set[str], report: FamilyReport) -> bool:

@@ -289,10 +289,20 @@ class Registry(Group):
 
 
 class Promotion(Group):
-    """When a challenger becomes the champion."""
+    """When a challenger becomes the champion: measured side by side on the test split, it must pass every check."""
 
     margin: float = Field(default=0.0, ge=0.0, le=1.0)
     """The challenger's test AP must exceed the champion's by more than this."""
+    certain: bool = False
+    """The whole 95 % interval of the difference must lie above `margin`, not the measured difference alone."""
+    max_class_loss: float = Field(default=0.2, gt=0.0, le=1.0)
+    """No class's AP may fall by more than this."""
+    min_class_objects: int = Field(default=30, ge=1)
+    """Classes with fewer test objects are not held against the challenger: their AP is mostly luck."""
+    max_latency_ms: float = Field(default=0.0, ge=0.0)
+    """Median time of one test image, preparation and suppression included, on the machine of the gate (0: any)."""
+    max_size_mb: float = Field(default=0.0, ge=0.0)
+    """Size of the ONNX file (0: any)."""
 
 
 class Flow(Group):
@@ -306,6 +316,9 @@ class Flow(Group):
     """Pause before the first retry; it doubles each time."""
     stage_timeout_hours: float = Field(default=240.0, gt=0.0)
     """A stage that runs longer is stopped."""
+    fetch_reference: bool = False
+    """Fetch the statistics of the champion's data before validation (`python -m stages.data_reference`), so that a
+    scheduled run judges drift from the present champion; false: by the file that is there."""
     push: bool = True
     """Push the results to the DVC remote when all is done."""
 
