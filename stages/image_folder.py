@@ -29,7 +29,8 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
     """Names, relative to `root` and sorted, of the files below it that end in one of `suffixes` (in any case).
 
     Hidden files and folders are passed over, and so are links to folders. Raises :class:`DataError` naming `key` of
-    params.yaml where there is no such folder, and for a name that is not UTF-8, because no annotation can hold it.
+    params.yaml where there is no such folder, for a name that is not UTF-8, because no annotation can hold it, and for
+    links that leave the folder and what else is no file: a pipe would be waited for.
     """
     if not root.is_dir():
         raise DataError(f"no such folder; see {key} in params.yaml", path=root)
@@ -41,6 +42,11 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
     for name in found:
         if not _is_text(name):
             raise DataError(f"the file name {name!r} is not UTF-8; rename the file", path=root)
+        path = root / name
+        if not path.is_file():
+            raise DataError("is not a file; remove it", path=path)
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            raise DataError("is a link that leaves its folder; bring the file itself", path=path)
     return sorted(found)
 
 

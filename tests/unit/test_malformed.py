@@ -241,6 +241,23 @@ def test_a_folder_of_labels_that_does_not_fit_together_is_refused(yolo, tmp_path
         ingest(yolo_data(yolo, "names.txt"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("file", ["images/val/a.jpg", "labels/val/a.txt"])
+def test_links_out_of_a_folder_of_labels_circles_and_pipes_are_refused(yolo, tmp_path, file):
+    put(tmp_path / "secret", b"secret")
+    (yolo / file).unlink()
+    (yolo / file).symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match=rf"{file}: is a link that leaves its folder"):
+        ingest(yolo_data(yolo, "names.txt"), tmp_path / "out")
+    (yolo / file).unlink()
+    os.mkfifo(yolo / file)
+    with pytest.raises(DataError, match=rf"{file}: is not a file"):
+        ingest(yolo_data(yolo, "names.txt"), tmp_path / "out")
+    (yolo / file).unlink()
+    (yolo / file).symlink_to((yolo / file).name)
+    with pytest.raises(DataError, match=r"is not a file|is a link"):
+        ingest(yolo_data(yolo, "names.txt"), tmp_path / "out")
+
+
 def test_boxes_and_polygons_mixed_in_a_file_with_a_byte_order_mark_are_read(yolo, tmp_path):
     put(yolo / "labels/val/a.txt", b"\xef\xbb\xbf0 .5 .5 .5 .5\r\n79 .25 .2 .75 .2 .75 .6\r\n")
     ingest(yolo_data(yolo, "names.txt"), tmp_path / "out")
