@@ -3,9 +3,9 @@
     python -m flows.promote [NAME ...] [--dry-run]     judge the challengers (default: every variant in params.yaml)
     python -m flows.promote --rollback NAME            `previous` becomes champion again
 
-Test AP decides, measured on the same test images with the same settings; where the champion was measured otherwise,
-its artefact is evaluated on the present test data. MLflow has no compare-and-set for aliases, so a lock lets one
-promotion through at a time. A version that was rolled back is not promoted again by itself.
+Both are measured anew, side by side, on the present test images with the present settings (:mod:`stages.compare`), and
+the challenger must pass every check of `params.yaml: promotion` (:mod:`flows.gate`). MLflow has no compare-and-set for
+aliases, so a lock lets one promotion through at a time. A version that was rolled back is not promoted again by itself.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from flows.gate import Check, checks
 from flows.pipeline import Pipeline
 from stages import params as params_module
 from stages.command import NO_TELEMETRY
-from stages.params import Params
-from stages.register import evaluation_tags
+from stages.params import Params, Promotion
 from stages.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, Version
 from stages.tracking import file_lock
 from yolov7.errors import ModelError, YoloError
@@ -33,11 +34,9 @@ from yolov7.errors import ModelError, YoloError
 log = logging.getLogger(__name__)
 
 LOCK = Path(".state/promote.lock")
-_MEASURED = ("test_data_sha256", "evaluation")
-"""Tags that must agree before two APs may be compared."""
 
-Evaluate = Callable[[Version], Mapping[str, str]]
-"""Measures a version on the present test data: the tags of :func:`stages.register.evaluation_tags`."""
+Compare = Callable[[Version, Version], Mapping[str, Any]]
+"""Measures a challenger and a champion side by side: the document of :mod:`stages.compare`."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,11 @@ class Decision:
     champion: int | None
     """The champion before the decision."""
     champion_ap: float | None
-    margin: float
     test_data_sha256: str
+    checks: tuple[Check, ...] = ()
+    """The rules judged; none where there was nothing to compare."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """The comparison the checks are about."""
     dry_run: bool = False
 
     @property
@@ -63,84 +65,56 @@ class Decision:
         return self.challenger if self.outcome == "promoted" and not self.dry_run else self.champion
 
 
-def judge(registry: ModelRegistry, name: str, *, margin: float, evaluate: Evaluate, dry_run: bool = False) -> Decision:
+def judge(registry: ModelRegistry, name: str, *, rules: Promotion, compare: Compare, dry_run: bool = False) -> Decision:
     """Decide on the challenger of `name` and act on it. Raises :class:`ModelError` where there is no challenger."""
-
-    def remembering(version: Version) -> Mapping[str, str]:
-        measured = evaluate(version)
-        if not dry_run:
-            registry.set_tags(version, measured)
-        return measured
-
     with file_lock(LOCK):
         challenger = registry.resolve(f"models:/{name}@{CHALLENGER}")
         champion = registry.by_alias(name, CHAMPION)
-        decision = _decide(challenger, champion, margin, remembering, dry_run)
+        decision = _decide(challenger, champion, rules, compare, dry_run)
         if not dry_run and decision.outcome != "unchanged":
             _act(registry, challenger, champion, decision)
     return decision
 
 
 def _decide(
-    challenger: Version, champion: Version | None, margin: float, evaluate: Evaluate, dry_run: bool
+    challenger: Version, champion: Version | None, rules: Promotion, compare: Compare, dry_run: bool
 ) -> Decision:
-    def decision(outcome: str, reason: str, ours: Mapping[str, str], theirs: Mapping[str, str] | None) -> Decision:
-        return Decision(
-            name=challenger.name,
-            outcome=outcome,
-            reason=reason,
-            challenger=challenger.number,
-            challenger_ap=_ap(challenger, ours),
-            champion=champion.number if champion else None,
-            champion_ap=_ap(champion, theirs) if champion and theirs else None,
-            margin=margin,
-            test_data_sha256=ours.get("test_data_sha256", ""),
-            dry_run=dry_run,
-        )
-
+    plain = Decision(
+        name=challenger.name,
+        outcome="kept",
+        reason="",
+        challenger=challenger.number,
+        challenger_ap=_ap(challenger),
+        champion=champion.number if champion else None,
+        champion_ap=_ap(champion) if champion else None,
+        test_data_sha256=challenger.tags.get("test_data_sha256", ""),
+        dry_run=dry_run,
+    )
     if champion is not None and champion.number == challenger.number:
-        return decision("unchanged", "the challenger is the champion already", challenger.tags, challenger.tags)
+        return replace(plain, outcome="unchanged", reason="the challenger is the champion already")
     if "rolled_back" in challenger.tags:
         reason = f"version {challenger.number} was rolled back on {challenger.tags['rolled_back']}; train a new one"
-        return decision("kept", reason, challenger.tags, None)
+        return replace(plain, reason=reason)
     if champion is None:
-        return decision("promoted", "there was no champion", challenger.tags, None)
-    ours, theirs = _comparable(challenger, champion, evaluate)
-    ahead = _ap(challenger, ours) - _ap(champion, theirs)
-    # Tags hold six digits: a difference below that is rounding, not progress.
-    better = round(ahead, 6) > margin
-    relation = "exceeds" if better else "does not exceed"
-    reason = (
-        f"test AP {_ap(challenger, ours):.4f} {relation} the champion's {_ap(champion, theirs):.4f} "
-        f"(version {champion.number}) by more than {margin:g}"
+        return replace(plain, outcome="promoted", reason="there was no champion")
+    comparison = compare(challenger, champion)
+    judged = tuple(checks(comparison, rules))
+    failed = [check for check in judged if not check.passed]
+    return replace(
+        plain,
+        outcome="kept" if failed else "promoted",
+        reason="; ".join(check.finding for check in failed or judged),
+        challenger_ap=comparison["challenger"]["AP"],
+        champion_ap=comparison["champion"]["AP"],
+        test_data_sha256=comparison["test_data_sha256"],
+        checks=judged,
+        evidence=comparison,
     )
-    return decision("promoted" if better else "kept", reason, ours, theirs)
 
 
-def _comparable(challenger: Version, champion: Version, evaluate: Evaluate) -> tuple[Mapping[str, str], ...]:
-    """What was measured of both, on the same data with the same settings; measured now where it was not."""
-
-    def same(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-        return all(one.get(key) == other.get(key) is not None for key in _MEASURED)
-
-    ours, theirs = challenger.tags, champion.tags
-    if same(ours, theirs):
-        return ours, theirs
-    log.info("%s was measured on other test data or otherwise; measuring it on the present test data", champion)
-    theirs = evaluate(champion)
-    if not same(ours, theirs):
-        log.info("so was %s; measuring it too", challenger)
-        ours = evaluate(challenger)
-    if not same(ours, theirs):
-        raise ModelError(
-            f"{champion.name}: the test data changed while champion and challenger were measured; try again"
-        )
-    return ours, theirs
-
-
-def _ap(version: Version, measured: Mapping[str, str]) -> float:
+def _ap(version: Version) -> float:
     try:
-        return float(measured["AP"])
+        return float(version.tags["AP"])
     except (KeyError, ValueError):
         raise ModelError(f"{version} has no test AP among its tags; register it with `dvc repro`") from None
 
@@ -148,6 +122,9 @@ def _ap(version: Version, measured: Mapping[str, str]) -> float:
 def _act(registry: ModelRegistry, challenger: Version, champion: Version | None, decision: Decision) -> None:
     # The audit trail first: an alias that moved without a record would be a riddle, a record without a move is not.
     now = _now()
+    for version, role in ((challenger, "challenger"), (champion, "champion")):
+        if version is not None and role in decision.evidence:
+            registry.set_tags(version, decision.evidence[role]["tags"])
     registry.set_tags(
         challenger, {"promotion": decision.outcome, "promotion_reason": decision.reason, "promotion_time": now}
     )
@@ -176,19 +153,20 @@ def roll_back(registry: ModelRegistry, name: str) -> tuple[Version, Version]:
     return previous, champion
 
 
-def measured_now(pipeline: Pipeline, params: Params) -> Evaluate:
-    """A measuring of registered versions by the evaluation stage, in a process of its own."""
+def compared_now(pipeline: Pipeline, params: Params) -> Compare:
+    """A comparison of registered versions by :mod:`stages.compare`, in a process of its own."""
 
-    def evaluate(version: Version) -> Mapping[str, str]:
-        variant = version.tags.get("variant") or version.name.removeprefix(params.registry.model_prefix)
-        with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
-            output = Path(folder) / "metrics.json"
-            command = [sys.executable, "-m", "stages.evaluate", "--variant", variant]
-            command += ["--model", version.uri, "--output", str(output)]
-            pipeline.run(f"evaluate-{version.name}-{version.number}", command, log)
-            return evaluation_tags(json.loads(output.read_text(encoding="utf-8")), params.evaluate)
+    def compare(challenger: Version, champion: Version) -> Mapping[str, Any]:
+        variant = challenger.tags.get("variant") or challenger.name.removeprefix(params.registry.model_prefix)
+        with tempfile.TemporaryDirectory(prefix="compare-") as folder:
+            output = Path(folder) / "comparison.json"
+            command = [sys.executable, "-m", "stages.compare", "--variant", variant, "--output", str(output)]
+            command += ["--challenger", challenger.uri, "--champion", champion.uri]
+            pipeline.run(f"compare-{challenger.name}-{challenger.number}-{champion.number}", command, log)
+            found: Mapping[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+            return found
 
-    return evaluate
+    return compare
 
 
 def _now() -> str:
@@ -223,9 +201,10 @@ def _promote(names: list[str], dry_run: bool) -> None:
     params = params_module.load()
     registry = ModelRegistry()
     with Pipeline(timeout_seconds=params.flow.stage_timeout_hours * 3600) as pipeline:
-        evaluate = measured_now(pipeline, params)
+        compare = compared_now(pipeline, params)
         for name in names or [f"{params.registry.model_prefix}{variant}" for variant in params.variants]:
-            print(describe(judge(registry, name, margin=params.promotion.margin, evaluate=evaluate, dry_run=dry_run)))  # noqa: T201
+            decision = judge(registry, name, rules=params.promotion, compare=compare, dry_run=dry_run)
+            print(describe(decision))  # noqa: T201
 
 
 def describe(decision: Decision) -> str:

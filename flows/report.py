@@ -106,7 +106,12 @@ def markdown(report: FamilyReport) -> str:
     decisions = [variant.decision for variant in report.variants if variant.decision]
     if decisions:
         lines += ["", "## Promotion", ""]
-        lines += [f"- `{one.name}` version {one.challenger}: **{one.outcome}**, {one.reason}" for one in decisions]
+        for one in decisions:
+            lines.append(f"- `{one.name}` version {one.challenger}: **{one.outcome}**, {one.reason}")
+            lines += [
+                f"  - {check.rule}: {'passed' if check.passed else '**failed**'}, {check.finding}"
+                for check in one.checks
+            ]
     lines += ["", "## Stages", "", "| stage | what happened | time |", "| --- | --- | --- |"]
     lines += [f"| `{one.stage}` | {one.outcome} | {duration(one.seconds)} |" for one in report.stages]
     if report.failures:

@@ -45,7 +45,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError("--model and --output go together")
     model = args.model or str(Path("models") / args.variant / "export/model.onnx")
     predictor = load_detector(model)
-    result = _evaluate(predictor, index, params.evaluate)
+    result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
     figures = _figures(result, analysis, index, document)
     if args.output:
@@ -60,7 +60,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     log.info("%s on %d test images: %s", model, len(index), shown)
 
 
-def _evaluate(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
+def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
+    """The evaluation as `params.yaml` sets it."""
     return evaluate(
         predictor,
         index,

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from flows.promote import judge, main, roll_back
+from stages.params import Promotion
 from stages.registry import (
     CHALLENGER,
     CHAMPION,
@@ -31,6 +32,8 @@ from yolov7.files import sha256_file
 from yolov7.predict import load_detector
 
 pytestmark = pytest.mark.slow
+
+MARGIN = Promotion(margin=0.01)
 
 
 @pytest.fixture
@@ -71,8 +74,23 @@ def register(
     return registry.register(export, name=name, run_id=run_id, origin=origin, measured=tags(ap, data), example=example)
 
 
-def never(version: Version) -> Mapping[str, str]:
-    raise AssertionError(f"{version} was measured again")
+def never(challenger: Version, champion: Version) -> Mapping[str, Any]:
+    raise AssertionError(f"{challenger} was measured against {champion}")
+
+
+def measured(ours: float, theirs: float, data: str = "d1") -> Mapping[str, Any]:
+    """What a comparison of two versions finds."""
+    difference = {"value": ours - theirs, "low": ours - theirs - 0.01, "high": ours - theirs + 0.01}
+    sides = {
+        role: {"AP": ap, "per_class": {"cat": ap}, "latency_ms": 5.0, "size_mb": 1.0, "tags": tags(ap, data)}
+        for role, ap in (("challenger", ours), ("champion", theirs))
+    }
+    return {"AP_difference": difference, "objects": {"cat": 90}, "test_data_sha256": data, **sides}
+
+
+def by_tags(challenger: Version, champion: Version) -> Mapping[str, Any]:
+    """A comparison in which both are as good as they were when they were registered."""
+    return measured(float(challenger.tags["AP"]), float(champion.tags["AP"]))
 
 
 @either
@@ -167,7 +185,7 @@ def test_a_changed_byte_in_the_registry_is_refused(registry: ModelRegistry, name
 def test_promotion_and_rollback(registry: ModelRegistry, name: str, export: Path, tmp_path: Path) -> None:
     def challenge(note: str, ap: float, **options: Any) -> Any:
         register(registry, name, another(tmp_path / note, export, note), ap)
-        return judge(registry, name, **{"margin": 0.01, "evaluate": never, **options})
+        return judge(registry, name, **{"rules": MARGIN, "compare": by_tags, **options})
 
     trial = challenge("one", 0.5, dry_run=True)
     assert (trial.outcome, trial.champion_now) == ("promoted", None)
@@ -176,11 +194,11 @@ def test_promotion_and_rollback(registry: ModelRegistry, name: str, export: Path
 
     assert challenge("one-again", 0.5).outcome == "promoted"  # version 2
     assert registry.aliases(name) == {CHALLENGER: 2, CHAMPION: 2}
-    assert judge(registry, name, margin=0.01, evaluate=never).outcome == "unchanged"
+    assert judge(registry, name, rules=MARGIN, compare=never).outcome == "unchanged"
 
     kept = challenge("within-margin", 0.51)  # version 3
     assert (kept.outcome, kept.champion_now) == ("kept", 2)
-    assert kept.reason == "test AP 0.5100 does not exceed the champion's 0.5000 (version 2) by more than 0.01"
+    assert kept.reason.startswith("test AP 0.5100 does not exceed the champion's 0.5000 by more than 0.01")
     loser = registry.resolve(f"models:/{name}/3")
     assert (loser.tags["promotion"], loser.tags["promotion_reason"]) == ("kept", kept.reason)
     evidence = registry.client.list_artifacts(loser.run_id, "promotion")
@@ -193,36 +211,38 @@ def test_promotion_and_rollback(registry: ModelRegistry, name: str, export: Path
     now, before = roll_back(registry, name)
     assert (now.number, before.number) == (2, 4)
     assert registry.aliases(name) == {CHALLENGER: 4, CHAMPION: 2, PREVIOUS: 4}
-    again = judge(registry, name, margin=0.01, evaluate=never)
+    again = judge(registry, name, rules=MARGIN, compare=never)
     assert again.outcome == "kept" and "was rolled back on" in again.reason
     roll_back(registry, name)
     assert registry.aliases(name) == {CHALLENGER: 4, CHAMPION: 4, PREVIOUS: 2}
     assert "rolled_back" not in registry.resolve(f"models:/{name}/4").tags
 
 
-def test_other_test_data_is_measured_anew(registry: ModelRegistry, name: str, export: Path, tmp_path: Path) -> None:
+def test_what_was_measured_for_a_decision_is_remembered(
+    registry: ModelRegistry, name: str, export: Path, tmp_path: Path
+) -> None:
     register(registry, name, export, 0.8, "old data")
-    assert judge(registry, name, margin=0.0, evaluate=never).outcome == "promoted"
+    assert judge(registry, name, rules=Promotion(), compare=never).outcome == "promoted"
     register(registry, name, another(tmp_path / "two", export, "two"), 0.6, "new data")
-    measured: list[int] = []
 
-    def measure(ap: float) -> Callable[[Version], Mapping[str, str]]:
-        def on_new_data(version: Version) -> Mapping[str, str]:
-            measured.append(version.number)
-            return tags(ap, "new data")
+    def on_new_data(challenger: Version, champion: Version) -> Mapping[str, Any]:
+        assert (challenger.number, champion.number) == (2, 1)
+        return measured(0.6, 0.55, "new data")
 
-        return on_new_data
-
-    decision = judge(registry, name, margin=0.0, evaluate=measure(0.55))
-    assert (decision.outcome, decision.champion_ap, measured) == ("promoted", 0.55, [1])
-    assert registry.resolve(f"models:/{name}/1").tags["AP"] == "0.550000", "what was measured is remembered"
+    trial = judge(registry, name, rules=Promotion(), compare=on_new_data, dry_run=True)
+    assert trial.outcome == "promoted" and trial.champion_ap == 0.55
+    assert registry.resolve(f"models:/{name}/1").tags["AP"] == "0.800000", "a dry run changes nothing"
+    decision = judge(registry, name, rules=Promotion(), compare=on_new_data)
+    assert [check.rule for check in decision.checks] == ["AP", "classes"]
+    assert registry.resolve(f"models:/{name}/1").tags["AP"] == "0.550000"
+    assert registry.resolve(f"models:/{name}/1").tags["test_data_sha256"] == "new data"
 
 
 def test_no_previous_champion(registry: ModelRegistry, name: str, export: Path, capsys: Any) -> None:
     register(registry, name, export, 0.5)
     assert main(["--rollback", name]) == 2
     assert "has no alias 'champion'" in capsys.readouterr().err
-    judge(registry, name, margin=0.0, evaluate=never)
+    judge(registry, name, rules=Promotion(), compare=never)
     assert main(["--rollback", name]) == 2
     assert "there is no previous champion" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from flows.report import COLUMNS, FamilyReport, VariantReport, duration, markdow
 
 
 def decision(outcome: str = "promoted", *, dry_run: bool = False) -> Decision:
-    return Decision("tiny", outcome, "because", 3, 0.6, 2, 0.5, 0.01, "hash", dry_run)
+    return Decision("tiny", outcome, "because", 3, 0.6, 2, 0.5, "hash", dry_run=dry_run)
 
 
 def test_summary_never_claims_that_nothing_was_done_when_something_was() -> None:

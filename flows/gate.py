@@ -1,0 +1,69 @@
+"""The rules of promotion: what a comparison of challenger and champion must show, check by check.
+
+Pure decisions on what :mod:`stages.compare` has measured; :mod:`flows.promote` acts on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stages.params import Promotion
+
+_ROUNDING = 6
+"""Digits of AP that count: a difference below that is rounding, not progress."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule, and what was found."""
+
+    rule: str
+    passed: bool
+    finding: str
+
+
+def checks(comparison: Mapping[str, Any], rules: Promotion) -> list[Check]:
+    """Every rule of `params.yaml: promotion` that is switched on, judged."""
+    judged = [_better(comparison, rules), _classes(comparison, rules)]
+    ours = comparison["challenger"]
+    if rules.max_latency_ms:
+        found = f"{ours['latency_ms']:.1f} ms an image, {rules.max_latency_ms:g} ms allowed"
+        judged.append(Check("latency", ours["latency_ms"] <= rules.max_latency_ms, found))
+    if rules.max_size_mb:
+        size = ours["size_mb"]
+        found = "size unknown" if size is None else f"{size:.1f} MB, {rules.max_size_mb:g} MB allowed"
+        judged.append(Check("size", size is not None and size <= rules.max_size_mb, found))
+    return judged
+
+
+def _better(comparison: Mapping[str, Any], rules: Promotion) -> Check:
+    difference = comparison["AP_difference"]
+    decisive = difference["low"] if rules.certain else difference["value"]
+    passed = round(decisive, _ROUNDING) > rules.margin
+    interval = f"[{difference['low']:+.4f}, {difference['high']:+.4f}]"
+    what = "surely exceed" if rules.certain else "exceed"
+    what = what if not passed else what.replace("exceed", "exceeds")
+    finding = (
+        f"test AP {comparison['challenger']['AP']:.4f} {'' if passed else 'does not '}{what} the champion's "
+        f"{comparison['champion']['AP']:.4f} by more than {rules.margin:g} (95 % interval of the difference {interval})"
+    )
+    return Check("AP", passed, finding)
+
+
+def _classes(comparison: Mapping[str, Any], rules: Promotion) -> Check:
+    ours, theirs = comparison["challenger"]["per_class"], comparison["champion"]["per_class"]
+    counts = comparison["objects"]
+    losses = {
+        name: theirs[name] - ours[name]
+        for name in ours
+        if counts.get(name, 0) >= rules.min_class_objects and min(ours[name], theirs[name]) >= 0
+    }
+    if not losses:
+        return Check("classes", True, f"no class has the {rules.min_class_objects} test objects to be judged by")
+    worst = max(losses, key=lambda name: losses[name])
+    passed = round(losses[worst], _ROUNDING) <= rules.max_class_loss
+    moved = f"falls by {losses[worst]:.4f}" if losses[worst] > 0 else f"rises by {-losses[worst]:.4f}"
+    finding = f"at worst, class {worst!r} {moved}; {rules.max_class_loss:g} allowed"
+    return Check("classes", passed, finding)

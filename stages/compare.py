@@ -1,0 +1,90 @@
+"""Measure two models on the same test images, in pairs.
+
+    python -m stages.compare --variant V --challenger MODEL --champion MODEL --output FILE
+
+What the promotion gate decides by. Both are run now, on the same images, with the same settings and code, so that
+nothing but the models differs; the interval of the difference is drawn in pairs (yolov7/evaluate/bootstrap.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from stages.command import run_stage
+from stages.evaluate import IMAGES, INDEX, run_evaluation
+from stages.params import Params
+from stages.provenance import dataset_document
+from stages.register import evaluation_tags
+from yolov7.data.decode import read_image
+from yolov7.data.index import Index
+from yolov7.evaluate import Evaluation
+from yolov7.evaluate.bootstrap import ap_difference_interval
+from yolov7.files import write_json
+from yolov7.predict import OnnxNmsRuntime, OnnxRuntime, Predictor, load_detector
+from yolov7.predict.benchmark import benchmark
+
+log = logging.getLogger(__name__)
+
+_TIMED_IMAGES = 20
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Write the comparison to `--output`."""
+    index = Index.open(INDEX, image_root=IMAGES)
+    sha256 = dataset_document()["splits"]["test"]["sha256"]
+    predictors = {role: load_detector(getattr(args, role)) for role in ("challenger", "champion")}
+    results = {role: run_evaluation(predictor, index, params.evaluate) for role, predictor in predictors.items()}
+    difference = ap_difference_interval(
+        results["challenger"].matches, results["champion"].matches, resamples=params.evaluate.resamples
+    )
+    document: dict[str, Any] = {
+        "images": len(index),
+        "test_data_sha256": sha256,
+        "AP_difference": {**asdict(difference), "confidence": 0.95},
+        "objects": _objects(results["challenger"]),
+    }
+    for role, predictor in predictors.items():
+        document[role] = _figures(getattr(args, role), predictor, results[role], index, sha256, params)
+    write_json(args.output, document)
+    ours, theirs = (document[role]["AP"] for role in ("challenger", "champion"))
+    log.info("AP %.4f against %.4f, difference within %+.4f and %+.4f", ours, theirs, difference.low, difference.high)
+
+
+def _objects(result: Evaluation) -> dict[str, int]:
+    """Test objects by class name."""
+    counts = result.matches.truths.sum(axis=1).tolist()
+    return dict(zip(result.matches.class_names, map(int, counts), strict=True))
+
+
+def _figures(
+    model: str, predictor: Predictor, result: Evaluation, index: Index, sha256: str, params: Params
+) -> dict[str, Any]:
+    images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
+    timed = benchmark(predictor, images, rounds=_TIMED_IMAGES, warmup=2)
+    figures = {**result.metrics, "test_data_sha256": sha256}
+    runtime = predictor.runtime
+    size = runtime.file.path.stat().st_size / 1e6 if isinstance(runtime, OnnxRuntime | OnnxNmsRuntime) else None
+    return {
+        "model": model,
+        "AP": result.metrics["AP"],
+        "AP50": result.metrics["AP50"],
+        "per_class": result.per_class,
+        "latency_ms": timed.timings[-1].median,
+        "size_mb": size,
+        "tags": evaluation_tags(figures, params.evaluate),
+    }
+
+
+if __name__ == "__main__":
+    run_stage(
+        main,
+        variant=True,
+        options=[
+            ("--challenger", {"required": True, "help": "a file, a folder or models:/NAME/VERSION"}),
+            ("--champion", {"required": True, "help": "a file, a folder or models:/NAME/VERSION"}),
+            ("--output", {"required": True, "help": "where to write the comparison as json"}),
+        ],
+    )
