@@ -192,7 +192,11 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
     missing = [name for name in _VARIABLES if name not in os.environ]
     if missing:
         raise ConfigError(f"WORLD_SIZE is set but not {', '.join(missing)}; start the processes with torchrun")
-    dist.init_process_group(distributed_backend(device), timeout=_PATIENCE)
+    store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    # torchrun keeps its store when it starts the processes again, with the addresses of those that died.
+    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = distributed_backend(device)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield TorchProcesses()
     finally:

@@ -37,6 +37,8 @@ def launch(
     A process that ends with a status of its own (2, 75) is believed before those that only lost it.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    # Every start gets a store of its own, where no address of a process that died can be found.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=nodes,
         max_nodes=nodes,
