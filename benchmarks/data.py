@@ -1,0 +1,145 @@
+"""Validation and index of a synthetic annotation set of COCO train2017's size, and of a quarter of it.
+
+    python benchmarks/data.py            118,287 images with 860,001 boxes, image checks off; about two minutes
+    python benchmarks/data.py --scale 0.1
+
+Every step runs in a process of its own, whose seconds and peak memory are reported. The image files exist and are
+empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+IMAGES, BOXES, CLASSES = 118_287, 860_001, 80
+HELD_OUT = 0.01
+"""Share of the images in val, and in test."""
+ROOT = Path(__file__).resolve().parents[1]
+LIMITS = {"validate": (120.0, 4.0), "index": (30.0, 2.0), "open": (0.1, None)}
+"""Seconds and GB that the full set may take."""
+
+
+def write_dataset(folder: Path, scale: float) -> None:
+    from stages.ingested import SPLITS
+    from yolov7.files import write_json
+
+    generator = np.random.default_rng(0)
+    images = round(IMAGES * scale)
+    held_out = max(1, round(images * HELD_OUT))
+    counts = {"train": images - 2 * held_out, "val": held_out, "test": held_out}
+    boxes = round(BOXES * scale)
+    first = 1
+    for split in SPLITS:
+        share = round(boxes * counts[split] / images)
+        write_split(folder / "data/ingested" / split, counts[split], share, first, generator)
+        first += counts[split]
+    write_json(folder / "data/ingested/dataset.json", {"source": "benchmark", "test_is_val": False, "sha256": "0" * 64})
+    (folder / "params.yaml").write_text("validation: {check_images: false}\nper_variant: {yolov7-tiny: {}}\n")
+    (folder / "validation").symlink_to(ROOT / "validation")
+
+
+def write_split(folder: Path, images: int, boxes: int, first: int, generator: np.random.Generator) -> None:
+    (folder / "images").mkdir(parents=True)
+    ids = range(first, first + images)
+    sizes = np.where(generator.random(images)[:, None] < 0.7, [[640, 480]], [[480, 640]])
+    owners = np.sort(generator.integers(0, images, boxes))
+    popularity = 1 / np.arange(1, CLASSES + 1)
+    labels = generator.choice(CLASSES, boxes, p=popularity / popularity.sum()) + 1
+    sides = np.clip(generator.lognormal(-2, 0.8, (boxes, 2)), 0.01, 0.95) * sizes[owners]
+    corners = generator.random((boxes, 2)) * (sizes[owners] - sides)
+    rows = np.hstack([corners, sides]).round(2).tolist()
+    document = {
+        "images": [
+            {"id": i, "file_name": f"{i:012d}.jpg", "width": int(w), "height": int(h)}
+            for i, (w, h) in zip(ids, sizes, strict=True)
+        ],
+        "annotations": [
+            {
+                "id": first * 100 + number,
+                "image_id": first + owner,
+                "category_id": label,
+                "bbox": row,
+                "area": round(row[2] * row[3] * 0.6, 2),
+                "iscrowd": 0,
+            }
+            for number, (owner, label, row) in enumerate(zip(owners.tolist(), labels.tolist(), rows, strict=True))
+        ],
+        "categories": [{"id": i + 1, "name": f"class {i + 1}"} for i in range(CLASSES)],
+    }
+    (folder / "annotations.json").write_text(json.dumps(document))
+    for i in ids:
+        os.close(os.open(folder / "images" / f"{i:012d}.jpg", os.O_CREAT | os.O_WRONLY))
+
+
+def measure(step: str) -> None:
+    """One step in the working folder; prints seconds and peak GB as JSON."""
+    from yolov7.data.coco import read_coco
+    from yolov7.data.index import Index, build_index
+
+    ingested = Path("data/ingested/train")
+    started, worked = time.perf_counter(), time.process_time()
+    if step == "validate":
+        from stages import params, validate
+
+        validate.main(params.load(), argparse.Namespace())
+    elif step == "index":
+        build_index(read_coco(ingested / "annotations.json"), ingested / "images", Path("index"))
+    else:
+        started, worked = time.perf_counter(), time.process_time()
+        Index.open("index")
+    times = {"seconds": time.perf_counter() - started, "processor": time.process_time() - worked}
+    print(json.dumps({**times, "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+
+
+def run_step(step: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", step]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GX_ANALYTICS_ENABLED": "false"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of COCO train2017 that counts as the full set")
+    parser.add_argument("--measure", choices=sorted(LIMITS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure)
+        return
+    sys.path.insert(0, str(ROOT))
+    found: dict[float, dict[str, dict[str, float]]] = {}
+    for scale in (arguments.scale / 4, arguments.scale):
+        with tempfile.TemporaryDirectory() as folder:
+            write_dataset(Path(folder), scale)
+            found[scale] = {step: run_step(step, Path(folder)) for step in ("validate", "index", "open")}
+    print("| step | quarter: s (processor) | GB | full: s (processor) | GB | growth (processor) | limit |")
+    print("| --- " + "| ---: " * 6 + "|")
+    for step, (seconds, gigabytes) in LIMITS.items():
+        part, whole = (found[scale][step] for scale in sorted(found))
+        limit = f"{seconds:g} s" + (f", {gigabytes:g} GB" if gigabytes else "")
+        figures = " | ".join(
+            f"{one['seconds']:.3g} ({one['processor']:.3g}) | {one['gb']:.2f}" for one in (part, whole)
+        )
+        growth = f"{whole['seconds'] / part['seconds']:.1f} ({whole['processor'] / part['processor']:.1f})"
+        print(f"| {step} | {figures} | {growth} | {limit} |")
+    full = found[arguments.scale]
+    late = [step for step, (seconds, _) in LIMITS.items() if full[step]["seconds"] > seconds]
+    large = [step for step, (_, limit) in LIMITS.items() if limit and full[step]["gb"] > limit]
+    if late or large:
+        sys.exit(f"over the limit: time {late}, memory {large}")
+
+
+if __name__ == "__main__":
+    main()
