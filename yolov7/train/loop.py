@@ -42,6 +42,7 @@ from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
 from yolov7.train.pictures import AssignedBatch
 from yolov7.train.records import Listener, Outcome, Position, StepReport
 from yolov7.train.schedule import Schedule
+from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState
 from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
 
@@ -419,56 +420,14 @@ class Trainer:
         self.processes.on_main(lambda: save_checkpoint(self.states.folder / name, self.average.model, metadata))
 
     def _save(self) -> None:
-        tensors: dict[str, Tensor] = {"epoch_losses": self.epoch_losses}
-        tensors |= {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.average.model.state_dict().items()}
-        # In the middle of an accumulation window the summed gradients are part of the state.
-        tensors |= {f"grad.{name}": p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        plain: dict[str, dict[str, Any]] = {}
-        for number, slots in self.optimizer.state_dict()["state"].items():
-            for slot, value in slots.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{number}.{slot}"] = value
-                else:
-                    plain.setdefault(str(number), {})[slot] = value
-        values = {
-            "position": self.position.__dict__,
-            "ema_updates": self.average.updates,
-            "optimizer": plain,
-            "scaler": self.scaler.state_dict(),
-        }
+        tensors, values = snapshot(self.model, self.average, self.optimizer, self.scaler)
+        tensors["epoch_losses"] = self.epoch_losses
+        values["position"] = self.position.__dict__
         self.processes.on_main(lambda: self.states.save(TrainingState(tensors, values), self.position.iteration))
 
     def _restore(self, state: TrainingState) -> None:
-        self.model.load_state_dict(state.part("model"))
-        self.average.model.load_state_dict(state.part("ema"))
-        self.average.updates = state.values["ema_updates"]
-        gradients = state.part("grad")
-        for name, parameter in self.model.named_parameters():
-            if name in gradients:
-                parameter.grad = _laid_out_like(parameter, gradients[name])
-        slots: dict[int, dict[str, Any]] = {int(n): dict(s) for n, s in state.values["optimizer"].items()}
-        # The optimiser numbers its parameters in the order of its groups.
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for name, tensor in state.part("optimizer").items():
-            number, slot = name.split(".", 1)
-            slots.setdefault(int(number), {})[slot] = _laid_out_like(parameters[int(number)], tensor)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        if state.values["scaler"]:
-            self.scaler.load_state_dict(state.values["scaler"])
+        restore(state, self.model, self.average, self.optimizer, self.scaler)
         self.epoch_losses.copy_(state.tensors["epoch_losses"])
         self.position = Position(**state.values["position"])
         for listener in self.listeners:
             listener.note(f"going on from epoch {self.position.epoch}, batch {self.position.batch}")
-
-
-def _laid_out_like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """`saved` on the parameter's device and in its memory order, where it has one value for each of the parameter's.
-
-    Kernels take another path, which rounds differently, where the orders of their arguments differ; a resumed run
-    would then no longer end with the bits of an undisturbed one.
-    """
-    if saved.shape != parameter.shape:
-        return saved
-    return torch.empty_like(parameter).copy_(saved)
