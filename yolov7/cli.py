@@ -70,6 +70,15 @@ def _parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, default=Path("detections"), metavar="DIR", help="folder to write (detections)"
     )
     predict.add_argument("--json", action="store_true", help="print the COCO-style json as well")
+    predict.add_argument(
+        "--also", nargs="+", choices=("csv", "yolo"), default=[], help="write a table, or YOLO text files, besides"
+    )
+    predict.add_argument(
+        "--tiles",
+        type=float,
+        metavar="P",
+        help="see large images in tiles of the input's size that overlap by this share (0.2, say), and as a whole",
+    )
     predict.add_argument("--max-detections", type=int, metavar="N", help="most detections of an image")
     predict.add_argument("--rectangular", action="store_true", help="smallest rectangle in place of the square input")
     predict.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (8)")
@@ -138,13 +147,15 @@ def _import_weights(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from yolov7.predict.job import RESULTS, document, predict_source
     from yolov7.predict.sources import open_source
+    from yolov7.predict.tiles import TiledPredictor
 
     source = open_source(args.source, exclude=[args.output])  # a mistyped path is told before a model is loaded
     predictor = _load(
         args, max_detections=args.max_detections, rectangular=args.rectangular, batch_size=args.batch_size
     )
+    detector = predictor if args.tiles is None else TiledPredictor(predictor, args.tiles)
     with _progress(len(source)) as advance:
-        job = predict_source(predictor, source, args.output, advance=advance)
+        job = predict_source(detector, source, args.output, formats=args.also, advance=advance)
     if job.errors and not job.images:
         raise job.errors[0]
     if args.json:

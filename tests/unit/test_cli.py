@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import cv2
 import pytest
@@ -61,6 +63,34 @@ def test_predict_writes_pictures_and_a_coco_json(capsys, exported, images, tmp_p
     for number in range(3):
         drawn = cv2.imread(str(out / f"{number}.png"))
         assert max(drawn.shape[:2]) >= 640
+
+
+def test_predict_writes_a_table_and_yolo_files_of_what_the_json_says(capsys, exported, images, tmp_path):
+    out = tmp_path / "out"
+    more = ("--confidence", "0.3", "--also", "csv", "yolo", "--tiles", "0.2")
+    code, _, err = run(capsys, "predict", images, "--model", exported, "-o", out, *more)
+    assert code == 0 and err == ""
+    document = json.loads((out / "detections.json").read_text())
+    sizes = {image["id"]: (image["file_name"], image["width"], image["height"]) for image in document["images"]}
+    rows = list(csv.DictReader((out / "detections.csv").open()))
+    assert len(rows) == len(document["annotations"]) > 10
+    lines = {name: (out / f"labels/{Path(name).stem}.txt").read_text().split("\n") for name, _, _ in sizes.values()}
+    for row, record in zip(rows, document["annotations"], strict=True):
+        name, width, height = sizes[record["image_id"]]
+        left, top, wide, high = record["bbox"]
+        assert (row["file"], float(row["score"]), int(row["category_id"])) == (
+            name,
+            record["score"],
+            record["category_id"],
+        )
+        assert [float(row[key]) for key in ("x1", "y1", "x2", "y2")] == pytest.approx(
+            [left, top, left + wide, top + high], abs=2e-3
+        )
+        label, x, y, w, h, score = map(float, lines[name].pop(0).split())
+        assert label == record["category_id"] - 10 and score == pytest.approx(record["score"], abs=1e-5)
+        found = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+        assert found == pytest.approx(record["bbox"], abs=1e-2)
+    assert all(rest == [""] for rest in lines.values())
 
 
 def test_predict_prints_json_and_leaves_its_own_output_out(capsys, exported, images):

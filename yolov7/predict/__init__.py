@@ -3,5 +3,14 @@
 from yolov7.predict.load import load_detector
 from yolov7.predict.predictor import Predictor
 from yolov7.predict.runtimes import OnnxNmsRuntime, OnnxRuntime, TorchRuntime, open_onnx
+from yolov7.predict.tiles import TiledPredictor
 
-__all__ = ["OnnxNmsRuntime", "OnnxRuntime", "Predictor", "TorchRuntime", "load_detector", "open_onnx"]
+__all__ = [
+    "OnnxNmsRuntime",
+    "OnnxRuntime",
+    "Predictor",
+    "TiledPredictor",
+    "TorchRuntime",
+    "load_detector",
+    "open_onnx",
+]

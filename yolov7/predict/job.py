@@ -1,8 +1,13 @@
-"""Predict a whole source into a folder: drawn images as they come, and a COCO-style json of everything at the end."""
+"""Predict a whole source into a folder: drawn images as they come, and a COCO-style json of everything at the end.
+
+On request also a table of all detections, or a YOLO text file for each image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import csv
+import io
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +16,16 @@ import cv2
 import numpy as np
 
 from yolov7.errors import DataError
-from yolov7.files import atomic_path, write_json
+from yolov7.files import atomic_path, write_json, write_text
 from yolov7.nms import Detections
 from yolov7.predict.draw import draw_detections
 from yolov7.predict.predictor import Predictor
 from yolov7.predict.sources import Frame, OnError, Source
+from yolov7.predict.tiles import TiledPredictor
 
 RESULTS = "detections.json"
+TABLE = "detections.csv"
+FORMATS = ("csv", "yolo")
 _DRAWN_AS_THEY_ARE = frozenset({".jpg", ".jpeg", ".png"})
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 92]
 
@@ -33,9 +41,17 @@ class Job:
 
 
 def predict_source(
-    predictor: Predictor, source: Source, out: Path, *, advance: Callable[[], None] = lambda: None
+    predictor: Predictor | TiledPredictor,
+    source: Source,
+    out: Path,
+    *,
+    formats: Collection[str] = (),
+    advance: Callable[[], None] = lambda: None,
 ) -> Job:
     """Detect on every image of `source`; write each one drawn, and :data:`RESULTS`, into `out`.
+
+    `formats` of :data:`FORMATS` are written besides: `csv` is one table, `yolo` one file an image under `labels`, with
+    the score as sixth figure.
 
     An image that cannot be read is noted and left out. Whatever ends the work early (an interrupt, a stream that
     breaks), the json of what was done until then is written. `advance` is called after every image.
@@ -47,14 +63,19 @@ def predict_source(
             for frame, detections in zip(frames, found, strict=True):
                 _draw(out, frame, detections, predictor.metadata.class_names)
                 _record(job, frame, detections, predictor.metadata.category_ids)
+                if "yolo" in formats:
+                    _write_yolo(out / "labels", frame, detections)
                 advance()
     finally:
         if job.images:  # nothing found out is no reason to overwrite an earlier result
-            write_json(out / RESULTS, document(predictor, job))
+            said = document(predictor, job)
+            write_json(out / RESULTS, said)
+            if "csv" in formats:
+                write_text(out / TABLE, _table(said))
     return job
 
 
-def document(predictor: Predictor, job: Job) -> dict[str, Any]:
+def document(predictor: Predictor | TiledPredictor, job: Job) -> dict[str, Any]:
     """The COCO-style json: images, annotations (with a score), categories under their ids in the training data."""
     said = predictor.metadata
     return {
@@ -69,6 +90,32 @@ def document(predictor: Predictor, job: Job) -> dict[str, Any]:
             {"id": number, "name": name} for number, name in zip(said.category_ids, said.class_names, strict=True)
         ],
     }
+
+
+def _table(said: dict[str, Any]) -> str:
+    """A row for every detection: file, class, score, corners in pixels."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["file", "class", "category_id", "score", "x1", "y1", "x2", "y2"])
+    files = {image["id"]: image["file_name"] for image in said["images"]}
+    names = {category["id"]: category["name"] for category in said["categories"]}
+    for found in said["annotations"]:
+        left, top, width, height = found["bbox"]
+        corners = [left, top, round(left + width, 3), round(top + height, 3)]
+        category = found["category_id"]
+        rows.writerow([files[found["image_id"]], names[category], category, found["score"], *corners])
+    return text.getvalue()
+
+
+def _write_yolo(folder: Path, frame: Frame, detections: Detections) -> None:
+    """Class number, centre and sides as shares of the image, score: a line a detection; an empty file for none."""
+    height, width = frame.image.shape[:2]
+    lines = []
+    for box, score, label in zip(*(column.tolist() for column in detections.to_numpy()), strict=True):
+        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+        shares = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.5f}\n")
+    write_text(folder / f"{Path(frame.name).with_suffix('')}.txt", "".join(lines))
 
 
 def _batches(source: Source, size: int, on_error: OnError) -> Iterator[list[Frame]]:

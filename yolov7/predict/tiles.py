@@ -1,0 +1,122 @@
+"""Images far larger than the network's input, seen tile by tile at full size, and once as a whole.
+
+Fitted into the input, a photograph of 8000 pixels leaves nothing of an object of 30. Tiles overlap, so that what is
+smaller than the overlap lies whole in one of them; the view of the whole image finds what is larger than a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolov7.errors import ConfigError
+from yolov7.model.checkpoint import ModelMetadata
+from yolov7.nms import Detections, batched_nms
+from yolov7.predict.predictor import Predictor
+
+_CUT = 2.0
+"""A box that ends within this many pixels of a tile's inner edge was probably cut by it."""
+_COVERED = 0.6
+"""A cut box is a piece of another one of its class if this share of it lies inside."""
+
+
+class TiledPredictor:
+    """Detections of images by overlapping tiles of the size of the network's input.
+
+    `overlap`: share of a tile's side that it has in common with the next. Images that fit into one tile are predicted
+    as they always are.
+    """
+
+    def __init__(self, predictor: Predictor, overlap: float = 0.2):
+        if not 0.0 <= overlap < 0.9:
+            raise ConfigError(f"the overlap of tiles is a share of their side from 0 to 0.9, got {overlap}")
+        self.predictor, self.overlap = predictor, overlap
+
+    @property
+    def metadata(self) -> ModelMetadata:
+        """What the model is."""
+        return self.predictor.metadata
+
+    @property
+    def batch_size(self) -> int:
+        """Images, or tiles, per forward pass."""
+        return self.predictor.batch_size
+
+    @property
+    def confidence(self) -> float:
+        """Score threshold."""
+        return self.predictor.confidence
+
+    @property
+    def iou(self) -> float:
+        """IoU threshold of the suppression, inside a tile and between tiles."""
+        return self.predictor.iou
+
+    def predict(self, images: np.ndarray | Sequence[np.ndarray]) -> list[Detections]:
+        """As :meth:`Predictor.predict`: detections in pixels of each image, by falling score."""
+        several = [images] if isinstance(images, np.ndarray) and images.ndim == 3 else list(images)
+        return [self._predict(image) for image in several]
+
+    def _predict(self, image: np.ndarray) -> Detections:
+        (whole,) = self.predictor.predict(image)
+        height, width = image.shape[:2]
+        corners = tile_corners((height, width), self.predictor.canvas, self.overlap)
+        if len(corners) == 1:
+            return whole
+        tall, wide = self.predictor.canvas
+        views = [image[top : top + tall, left : left + wide] for top, left in corners]
+        found = [whole, *self.predictor.predict(views)]
+        offsets = [(0, 0), *corners]
+        boxes = torch.cat(
+            [one.boxes + torch.tensor([left, top, left, top]) for one, (top, left) in zip(found, offsets, strict=True)]
+        )
+        cut = torch.cat(
+            [torch.zeros(len(whole), dtype=torch.bool)]
+            + [
+                _cut(one.boxes, view.shape, corner, (height, width))
+                for one, view, corner in zip(found[1:], views, corners, strict=True)
+            ]
+        )
+        scores = torch.cat([one.scores for one in found])
+        labels = torch.cat([one.labels for one in found])
+        kept = batched_nms(boxes, scores, labels, self.iou)
+        boxes, scores, labels, cut = boxes[kept], scores[kept], labels[kept], cut[kept]
+        whole_ones = ~(cut & _pieces(boxes, labels))
+        kept = whole_ones.nonzero()[: self.predictor.max_detections, 0]
+        return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
+
+
+def tile_corners(size: tuple[int, int], tile: tuple[int, int], overlap: float) -> list[tuple[int, int]]:
+    """(top, left) of the tiles that cover an image of `size`, all (height, width): evenly spread, overlapping by at
+    least `overlap` of a tile's side."""
+    tops, lefts = (_starts(whole, part, overlap) for whole, part in zip(size, tile, strict=True))
+    return [(top, left) for top in tops for left in lefts]
+
+
+def _starts(whole: int, part: int, overlap: float) -> list[int]:
+    if whole <= part:
+        return [0]
+    count = 1 + int(np.ceil((whole - part) / max(part * (1 - overlap), 1)))
+    return [int(start) for start in np.linspace(0, whole - part, count).round()]
+
+
+def _cut(boxes: Tensor, shape: tuple[int, ...], corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(n,) whether a box of a tile ends at an edge of the tile that is not an edge of the image."""
+    (top, left), (tall, wide) = corner, shape[:2]
+    ends = torch.stack([boxes[:, 0], boxes[:, 1], wide - boxes[:, 2], tall - boxes[:, 3]], dim=1) < _CUT
+    inner = torch.tensor([left > 0, top > 0, left + wide < size[1], top + tall < size[0]])
+    return (ends & inner).any(dim=1)
+
+
+def _pieces(boxes: Tensor, labels: Tensor) -> Tensor:
+    """(n,) whether a box lies mostly inside a larger one of its class."""
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=2)  # (n, n)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    inside = shared >= _COVERED * areas[:, None]
+    larger = areas[None, :] > areas[:, None]
+    return (inside & larger & (labels[:, None] == labels[None, :])).any(dim=1)
