@@ -1,0 +1,142 @@
+"""Losses, gradients and statistics that are not finite: what is left out, what is kept, what the loss scale does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from distributed_worker import trainer
+from small_detector import metadata_of, pictures, small_detector, small_index
+
+from yolov7.errors import TrainingError
+from yolov7.predict import Predictor, TorchRuntime
+from yolov7.train.distributed import Processes
+
+ONE_EPOCH = {"epochs": 1, "evaluate_every": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four images, so that an epoch of batches of one has four."""
+    base = tmp_path_factory.mktemp("nonfinite")
+    model, images = small_detector(), pictures(4)
+    runtime = TorchRuntime(model.reparameterize(), metadata_of(model))
+    found = Predictor(runtime, confidence=0.3, iou=0.5, max_detections=12).predict(images)
+    small_index(base, found, images, runtime.metadata)
+    return base
+
+
+def run(folder, states, *, window=1, **params):
+    optimizer = {"nominal_batch": window, "learning_rate": 0.002, "warmup_iterations": 0, "warmup_epochs": 0}
+    values = {**ONE_EPOCH, "batch_size": 1, "optimizer": optimizer, **params}
+    return trainer(folder, states, Processes(), params=values)[0]
+
+
+def breaking(run, batches, factor=math.nan):
+    """The loss of these batches is multiplied."""
+    plain = run.criterion
+
+    def criterion(raw, targets):
+        result = plain(raw, targets)
+        worth = factor if run.position.iteration in batches else 1.0
+        return type(result)(result.total * worth, result.box, result.objectness, result.classification)
+
+    criterion.assign = plain.assign
+    run.criterion = criterion
+    return run
+
+
+def weights(run):
+    return torch.cat([parameter.detach().flatten() for parameter in run.model.parameters()])
+
+
+@pytest.mark.parametrize("bad", [1, 2], ids=["inside the window", "at its end"])
+def test_a_bad_loss_takes_nothing_from_the_other_batches_of_its_window(folder, tmp_path, bad):
+    # Windows of two batches end at iterations 0, 2 and 4.
+    whole = run(folder, tmp_path / "whole", window=2)
+    steps = []
+    step = whole.optimizer.step
+    whole.optimizer.step = lambda *a, **k: (steps.append(gradient(whole)), step(*a, **k))[1]
+    # The same gradients, but for those of the bad batch, which are set to nothing.
+    breaking(whole, {bad}, factor=0.0).fit()
+    found = []
+    broken = run(folder, tmp_path / "broken", window=2)
+    broken_step = broken.optimizer.step
+    broken.optimizer.step = lambda *a, **k: (found.append(gradient(broken)), broken_step(*a, **k))[1]
+    breaking(broken, {bad}).fit()
+    assert broken.position.skipped_steps == 1
+    assert broken.average.updates == whole.average.updates == 2
+    assert all(torch.equal(a, b) for a, b in zip(found, steps, strict=True))
+    assert torch.equal(weights(broken), weights(whole))
+
+
+def gradient(run):
+    return torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None])
+
+
+def test_statistics_that_overflowed_are_those_of_the_average_again(folder, tmp_path):
+    broken = breaking(run(folder, tmp_path), {2})
+    network, norm = broken.network.forward, broken.model.backbone.P2.down.bn
+
+    def overflowing(images):
+        raw = network(images)
+        if broken.position.iteration == 2:
+            norm.running_var.fill_(math.nan)
+            norm.running_mean[0] = math.inf
+        return raw
+
+    broken.network.forward = overflowing
+    outcome = broken.fit()
+    assert broken.position.skipped_steps == 1
+    for state in (broken.model.state_dict(), broken.average.model.state_dict()):
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert outcome.history[0]["val/AP"] > 0
+
+
+def test_an_overflowing_gradient_halves_the_loss_scale_and_starts_its_count_anew(folder, tmp_path):
+    scaled = run(folder, tmp_path)
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
+    seen = []
+    plain = scaled._step
+
+    def step(batch):
+        before = weights(scaled)
+        plain(batch)
+        scale = scaled.scaler.state_dict()
+        seen.append((scale["scale"], scale["_growth_tracker"], not torch.equal(before, weights(scaled))))
+        assert all(parameter.grad is None for parameter in scaled.model.parameters())
+
+    scaled._step = step
+    breaking(scaled, {1}, factor=1e38).fit()
+    # The loss itself is finite, its gradient times the scale is not.
+    assert seen == [(1024.0, 1, True), (512.0, 0, False), (512.0, 1, True), (512.0, 2, True)]
+    assert (scaled.position.skipped_steps, scaled.position.bad_batches) == (1, 0)
+
+
+def test_bad_batches_in_a_row_stop_the_run_and_a_good_one_between_them_does_not(folder, tmp_path):
+    every_other = breaking(run(folder, tmp_path / "a", max_bad_batches=1), {0, 2})
+    assert every_other.fit().skipped_steps == 2
+    with pytest.raises(TrainingError, match=r"2 batches in a row were skipped.*image ids"):
+        breaking(run(folder, tmp_path / "b", max_bad_batches=1), {1, 2}).fit()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory"),
+        MemoryError("Unable to allocate 3 GiB for an array"),
+    ],
+    ids=["cuda", "cpu", "mps", "numpy"],
+)
+def test_out_of_memory_in_evaluation_is_explained_too(folder, tmp_path, monkeypatch, error):
+    evaluating = run(folder, tmp_path, batch_size=4)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("yolov7.train.loop.find_results", fail)
+    with pytest.raises(TrainingError, match=r"an evaluation of 4 images at a time of 96 px; try train\.batch_size: 2"):
+        evaluating.fit()
