@@ -42,6 +42,7 @@ def project(folder: Path, **train) -> Path:
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     (folder / "datasets").mkdir()
+    shutil.copytree(ROOT / "validation", folder / "validation")
     return folder
 
 
