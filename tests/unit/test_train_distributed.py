@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -127,6 +128,15 @@ def test_evaluation_looks_at_every_image_once(folder, two):
     # Batches are the same ones, only dealt out: not a bit may differ.
     assert in_order(two[0]["results"]) == in_order(alone)
     assert two[1]["results"] == []
+
+
+def test_a_compiled_network_has_the_same_curve_and_weights_of_the_same_names(folder, one, monkeypatch):
+    # Traced but not made into machine code, which takes a minute: what could break is the tracing.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    compiled = train(folder, folder / "compiled", Processes(), params={"compile": True})
+    for ours, plain in zip(compiled["curve"], one["curve"], strict=True):
+        assert ours == pytest.approx(plain, rel=5e-5)
+    assert weights(folder / "compiled").keys() == weights(folder / "alone").keys()
 
 
 def test_norms_see_the_images_of_all_processes(two):
