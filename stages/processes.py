@@ -16,13 +16,13 @@ import torch
 
 from stages.command import EXIT_RESUMABLE
 from yolov7.errors import ConfigError
-from yolov7.train.distributed import launched
+from yolov7.train.distributed import launched, share_of_batch
 
 
-def start_processes(arguments: Sequence[str]) -> int | None:
+def start_processes(arguments: Sequence[str], *, batch_size: int) -> int | None:
     """Run `python ARGUMENTS` as the processes that the environment asks for; their exit status, None for one process.
 
-    Raises :class:`ConfigError` for a setting that cannot be.
+    Raises :class:`ConfigError` for a setting that cannot be, or a batch that cannot be divided among the processes.
     """
     processes, nodes = _number("YOLOV7_PROCESSES", 1), _number("YOLOV7_NODES", 1)
     if launched() or processes * nodes == 1:
@@ -30,6 +30,7 @@ def start_processes(arguments: Sequence[str]) -> int | None:
     rendezvous = os.environ.get("YOLOV7_RENDEZVOUS", "")
     if nodes > 1 and not rendezvous:
         raise ConfigError("YOLOV7_NODES is set: set YOLOV7_RENDEZVOUS to HOST:PORT of one of the machines too")
+    share_of_batch(batch_size, processes * nodes)
     from yolov7.train.launch import launch
 
     restarts = _number("YOLOV7_RESTARTS", 0)

@@ -60,7 +60,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     variant = args.variant
     train = params.train_for(variant)
     command = ["-m", "stages.train", "--variant", variant, *(["--fresh"] if args.fresh else [])]
-    status = start_processes(command)
+    status = start_processes(command, batch_size=train.batch_size)
     if status is not None:
         sys.exit(status)
     document = dataset_document()

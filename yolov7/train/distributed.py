@@ -203,12 +203,13 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def share_of_batch(batch_size: int, processes: Processes) -> int:
+def share_of_batch(batch_size: int, processes: int) -> int:
     """Images of a batch of `batch_size` that each process takes. :class:`ConfigError` if they do not divide."""
-    size = processes.world_size
-    if batch_size % size:
-        fitting = f"{batch_size // size * size or size} or {(batch_size // size + 1) * size}"
+    share = batch_size // processes
+    if batch_size % processes:
+        below, above = share * processes, (share + 1) * processes
+        fitting = f"{below} or {above}" if below else f"{above}"
         raise ConfigError(
-            f"train.batch_size: {batch_size} images cannot be divided among {size} processes; {fitting} would do"
+            f"train.batch_size: {batch_size} images cannot be divided among {processes} processes; {fitting} would do"
         )
-    return batch_size // size
+    return share

@@ -86,7 +86,7 @@ class Trainer:
         self.params = params
         self.device = device or torch.device("cpu")
         self.processes = processes or Processes()
-        self.share = share_of_batch(params.batch_size, self.processes)
+        self.share = share_of_batch(params.batch_size, self.processes.world_size)
         allow_tf32(self.device, params.tf32)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train_index, self.val_index = train_index, val_index
