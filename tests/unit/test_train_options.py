@@ -8,7 +8,7 @@ import torch
 from small_detector import SIDE, metadata_of, small_detector
 from small_training import Watcher, parameters, same_outcome, same_weights, trainer, training_data
 
-from stages.evaluate import _evaluate as evaluate_artefact
+from stages.evaluate import run_evaluation as evaluate_artefact
 from stages.params import Evaluate
 from yolov7.augment import pipeline
 from yolov7.data.dataset import TrainDataset
