@@ -84,9 +84,9 @@ def _decide(
         outcome="kept",
         reason="",
         challenger=challenger.number,
-        challenger_ap=_ap(challenger),
+        challenger_ap=recorded_ap(challenger),
         champion=champion.number if champion else None,
-        champion_ap=_ap(champion) if champion else None,
+        champion_ap=recorded_ap(champion) if champion else None,
         test_data_sha256=challenger.tags.get("test_data_sha256", ""),
         dry_run=dry_run,
     )
@@ -112,7 +112,8 @@ def _decide(
     )
 
 
-def _ap(version: Version) -> float:
+def recorded_ap(version: Version) -> float:
+    """The test AP a version carries as a tag. Raises :class:`ModelError` where it has none."""
     try:
         return float(version.tags["AP"])
     except (KeyError, ValueError):
@@ -153,11 +154,21 @@ def roll_back(registry: ModelRegistry, name: str) -> tuple[Version, Version]:
     return previous, champion
 
 
+def variant_of(version: Version, params: Params) -> str:
+    """The network a version holds, as params.yaml names it."""
+    return version.tags.get("variant") or version.name.removeprefix(params.registry.model_prefix)
+
+
+def registered_names(params: Params) -> list[str]:
+    """The registered models of params.yaml, one for each variant."""
+    return [f"{params.registry.model_prefix}{variant}" for variant in params.variants]
+
+
 def compared_now(pipeline: Pipeline, params: Params) -> Compare:
     """A comparison of registered versions by :mod:`stages.compare`, in a process of its own."""
 
     def compare(challenger: Version, champion: Version) -> Mapping[str, Any]:
-        variant = challenger.tags.get("variant") or challenger.name.removeprefix(params.registry.model_prefix)
+        variant = variant_of(challenger, params)
         with tempfile.TemporaryDirectory(prefix="compare-") as folder:
             output = Path(folder) / "comparison.json"
             command = [sys.executable, "-m", "stages.compare", "--variant", variant, "--output", str(output)]
@@ -202,15 +213,20 @@ def _promote(names: list[str], dry_run: bool) -> None:
     registry = ModelRegistry()
     with Pipeline(timeout_seconds=params.flow.stage_timeout_hours * 3600) as pipeline:
         compare = compared_now(pipeline, params)
-        for name in names or [f"{params.registry.model_prefix}{variant}" for variant in params.variants]:
+        for name in names or registered_names(params):
             decision = judge(registry, name, rules=params.promotion, compare=compare, dry_run=dry_run)
             print(describe(decision))  # noqa: T201
 
 
 def describe(decision: Decision) -> str:
     """One line for people."""
+    return f"{decision.name}: {verdict(decision)}: {decision.reason}"
+
+
+def verdict(decision: Decision) -> str:
+    """What happened to which version, without the reason."""
     would = "would be " if decision.dry_run and decision.outcome != "unchanged" else ""
-    return f"{decision.name}: version {decision.challenger} {would}{decision.outcome}: {decision.reason}"
+    return f"version {decision.challenger} {would}{decision.outcome}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.pipeline import Outcome, StageResult
-from flows.promote import Decision
+from flows.promote import Decision, verdict
 
 
 @dataclass
@@ -102,22 +102,27 @@ def rows(variants: Sequence[VariantReport]) -> list[tuple[str, ...]]:
 def markdown(report: FamilyReport) -> str:
     """The run's page: table, decisions, stages, failures."""
     lines = ["# train-family", "", report.summary, "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows(report.variants)]
+    lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in rows(report.variants)]
     decisions = [variant.decision for variant in report.variants if variant.decision]
     if decisions:
-        lines += ["", "## Promotion", ""]
-        for one in decisions:
-            lines.append(f"- `{one.name}` version {one.challenger}: **{one.outcome}**, {one.reason}")
-            lines += [
-                f"  - {check.rule}: {'passed' if check.passed else '**failed**'}, {check.finding}"
-                for check in one.checks
-            ]
+        lines += ["", "## Promotion", "", *decision_lines(decisions)]
     lines += ["", "## Stages", "", "| stage | what happened | time |", "| --- | --- | --- |"]
     lines += [f"| `{one.stage}` | {one.outcome} | {duration(one.seconds)} |" for one in report.stages]
     if report.failures:
         lines += ["", "## Failures", ""]
-        lines += [f"- {_escape(failure)}" for failure in report.failures]
+        lines += [f"- {escape(failure)}" for failure in report.failures]
     return "\n".join(lines) + "\n"
+
+
+def decision_lines(decisions: Sequence[Decision]) -> list[str]:
+    """Every decision of the gate with the rules it was judged by, as a Markdown list."""
+    lines = []
+    for one in decisions:
+        lines.append(f"- `{one.name}`: **{verdict(one)}**, {one.reason}")
+        lines += [
+            f"  - {check.rule}: {'passed' if check.passed else '**failed**'}, {check.finding}" for check in one.checks
+        ]
+    return lines
 
 
 def duration(seconds: float) -> str:
@@ -138,7 +143,8 @@ def _optional(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """Text that stays in its table cell or list item."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 

@@ -30,7 +30,7 @@ def test_page_holds_figures_decision_stages_and_failures() -> None:
     page = markdown(FamilyReport(variants=[done, failed], errors=["push: no remote"]))
     assert "| tiny | 0.612 | 0.900 | 24.6 MB | 3 | 3 | promoted | 1 min 1 s |" in page
     assert "| large | - | - | - | - | - | failed | 0 s |" in page
-    assert "version 3: **promoted**, because" in page
+    assert "- `tiny`: **version 3 promoted**, because" in page
     assert "- push: no remote" in page and "a \\| b" in page
     assert all(len(row) == len(COLUMNS) for row in rows([done, failed]))
 

@@ -1,0 +1,93 @@
+"""The Prefect flow `promote`: the gate of :mod:`flows.promote`, on demand or when a version has been registered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import PositiveFloat
+
+from flows.pipeline import Pipeline, only_run
+from flows.promote import Decision, compared_now, describe, judge, registered_names, verdict
+from flows.report import decision_lines, escape
+from flows.tasks import result_of, retried, words, worth_retrying
+from stages import params as params_module
+from stages.params import Params
+from stages.registry import ModelRegistry
+from yolov7.errors import YoloError
+
+
+@dataclass
+class PromotionReport:
+    """What the gate decided about each model, and where it could not decide."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        parts = [f"{one.name}: {verdict(one)}" for one in self.decisions]
+        parts += [f"{len(self.errors)} could not be judged"] if self.errors else []
+        return "; ".join(parts) + "."
+
+
+class PromotionError(YoloError):
+    """The flow has ended, and some model could not be judged; the message says why."""
+
+    def __init__(self, report: PromotionReport):
+        super().__init__(" / ".join(report.errors))
+        self.report = report
+
+
+@task(name="promote", task_run_name="promote@{name}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def promote_one(pipeline: Pipeline, params: Params, name: str, dry_run: bool) -> Decision:
+    """The gate for one registered model."""
+    compare = compared_now(pipeline, params)
+    decision = judge(ModelRegistry(), name, rules=params.promotion, compare=compare, dry_run=dry_run)
+    get_run_logger().info("%s", describe(decision))
+    return decision
+
+
+@flow(name="promote", persist_result=False)
+def promote(
+    models: list[str] | None = None, dry_run: bool = False, timeout_hours: PositiveFloat = 2.0
+) -> PromotionReport:
+    """Let the gate decide whether each model's challenger becomes its champion; the page holds the grounds.
+
+    Args:
+        models: names of registered models; those of `params.yaml: variants` where none are given.
+        dry_run: say what would be decided and change nothing.
+        timeout_hours: a measurement of challenger against champion is stopped after this time.
+    """
+    params = params_module.load()
+    log, root = get_run_logger(), Path.cwd()
+    report = PromotionReport()
+    # The test images must not be replaced while two models are measured on them.
+    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
+        for name in dict.fromkeys(models or registered_names(params)):
+            state = retried(promote_one, params)(pipeline, params, name, dry_run, return_state=True)
+            result = result_of(state)
+            if isinstance(result, Decision):
+                report.decisions.append(result)
+            else:
+                report.errors.append(words(result, f"promote@{name}"))
+    create_markdown_artifact(markdown(report), key="promote", description=report.summary)
+    log.info("%s", report.summary)
+    if report.errors:
+        raise PromotionError(report)
+    return report
+
+
+def markdown(report: PromotionReport) -> str:
+    """The run's page: every decision with the rules behind it, then what could not be decided."""
+    lines = ["# promote", "", report.summary, ""]
+    if any(decision.dry_run for decision in report.decisions):
+        lines += ["A dry run: nothing was changed.", ""]
+    lines += decision_lines(report.decisions)
+    if report.errors:
+        lines += ["", "## Not judged", "", *(f"- {escape(error)}" for error in report.errors)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,122 @@
+"""The Prefect flow `validate-data`: look at the data source, check what it holds, and put the findings on a page.
+
+Nothing is trained. The check is the pipeline's own `validate` stage: what passes here is what the next training sees.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from pydantic import PositiveFloat
+
+from flows.pipeline import Pipeline, StageResult, only_run
+from flows.report import duration, escape
+from flows.tasks import fetch_reference as fetch_champions_reference
+from flows.tasks import prepare_data
+from stages import params as params_module
+from yolov7.errors import DataError, YoloError
+
+REPORT = Path("reports/validation")
+_FINDINGS_SHOWN = 50
+
+
+@dataclass
+class DataReport:
+    """What a check of the data came to."""
+
+    stages: list[StageResult] = field(default_factory=list)
+    """`ingest` and `validate`, as far as they are up to date."""
+    rules: list[dict[str, Any]] = field(default_factory=list)
+    """The outcome of every rule, as the stage writes it to `results.json`."""
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    """The records that break a rule, as the stage writes them to `findings.json`."""
+    error: str | None = None
+
+    @property
+    def broken(self) -> list[dict[str, Any]]:
+        """The rules that do not hold, blocking or not."""
+        return [rule for rule in self.rules if not rule["success"]]
+
+    @property
+    def summary(self) -> str:
+        """One sentence."""
+        if self.error is not None:
+            return "The data does not pass." if self.rules else "The data could not be checked."
+        warnings = f"; {len(self.broken)} of them only with a warning" if self.broken else ""
+        return f"The data passes {len(self.rules)} rules{warnings}."
+
+
+class InvalidDataError(DataError):
+    """The flow has ended, and the data did not pass, or could not be checked; the message says why."""
+
+    def __init__(self, report: DataReport):
+        super().__init__(report.error or report.summary)
+        self.report = report
+
+
+@flow(name="validate-data", persist_result=False)
+def validate_data(
+    refresh: bool = False, fetch_reference: bool = False, timeout_hours: PositiveFloat = 12.0
+) -> DataReport:
+    """Bring the data in, check it by the rules, and leave a page of findings. A check that fails, fails the run.
+
+    Args:
+        refresh: look at the data's source again even if nothing here has changed, as an archive on a server may have.
+        fetch_reference: compare with the data of the present champion, fetched from MLflow first.
+        timeout_hours: each of the two stages is stopped after this time.
+    """
+    params = params_module.load()
+    log, root = get_run_logger(), Path.cwd()
+    report = DataReport()
+    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
+        if fetch_reference:
+            fetch_champions_reference(pipeline, log)
+        report.stages, report.error = prepare_data(pipeline, params, refresh=refresh)
+        # Where ingest has failed, the report in the folder is about other data.
+        if report.stages:
+            _read_report(root / REPORT, report)
+    create_markdown_artifact(markdown(report), key="validate-data", description=report.summary)
+    log.info("%s", report.summary)
+    if report.error is not None:
+        raise InvalidDataError(report)
+    return report
+
+
+def _read_report(folder: Path, report: DataReport) -> None:
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return  # the stage failed before it came to judge
+    except ValueError as error:
+        raise YoloError(f"{folder}: the report is not readable ({error}); run `dvc repro validate`") from None
+    report.rules, report.findings = results["results"], findings
+
+
+def markdown(report: DataReport) -> str:
+    """The run's page: summary, rules that do not hold, the first findings, stages."""
+    lines = ["# validate-data", "", report.summary]
+    if report.error is not None:
+        lines += ["", escape(report.error)]
+    if report.broken:
+        lines += ["", "## Rules that do not hold", "", "| rule | severity | records |", "| --- | --- | --- |"]
+        lines += [
+            f"| {escape(rule['rule'])} | {rule['severity']} | {rule['unexpected_count']} of {rule['element_count']} |"
+            for rule in report.broken
+        ]
+    if report.findings:
+        lines += ["", "## Findings", "", "| rule | where | found | what to do |", "| --- | --- | --- | --- |"]
+        for one in report.findings[:_FINDINGS_SHOWN]:
+            cells = (one["rule"], f"{one['split']}/{one['file']}", one["value"], one["action"])
+            lines.append("| " + " | ".join(escape(str(cell)) for cell in cells) + " |")
+        left = len(report.findings) - _FINDINGS_SHOWN
+        lines += ["", f"{left} more in `{REPORT}/findings.json`."] if left > 0 else []
+    if report.stages:
+        lines += ["", "## Stages", "", "| stage | what happened | time |", "| --- | --- | --- |"]
+        lines += [f"| `{one.stage}` | {one.outcome} | {duration(one.seconds)} |" for one in report.stages]
+    return "\n".join(lines) + "\n"

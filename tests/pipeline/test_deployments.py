@@ -1,0 +1,260 @@
+"""The flows behind the other deployments, and prefect.yaml against the flows it names; a real Prefect server."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.utilities.callables import parameter_schema
+
+from flows import train_family as family
+from flows.evaluate_champion import DriftError, evaluate_champion
+from flows.pipeline import Outcome, StageResult, only_run
+from flows.promote_models import PromotionError, promote
+from flows.report import FamilyReport, VariantReport
+from flows.validate_data import InvalidDataError, validate_data
+from stages import params as params_module
+from stages.registry import CHALLENGER, CHAMPION, ModelRegistry
+from tests.pipeline.project import configure, make_trouble
+from tests.pipeline.servers import PrefectServer, wait_for
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).resolve().parents[2]
+VARIANT = "yolov7-tiny"
+DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]}
+
+# Stands in for the package `stages` of the project, whose own commands need real models.
+EVALUATE = """
+import argparse, json, pathlib
+parser = argparse.ArgumentParser()
+for name in ("variant", "model", "output"):
+    parser.add_argument("--" + name, required=True)
+args = parser.parse_args()
+assert args.variant == "yolov7-tiny", args.variant
+figures = {"AP": 0.5, "AP_low": 0.45, "AP_high": 0.55, "images": 7, "test_data_sha256": "new"}
+pathlib.Path(args.output).write_text(json.dumps(figures))
+pathlib.Path("evaluated").write_text(args.model)
+"""
+
+
+@pytest.fixture
+def here(project: Path, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Path:
+    configure(project, (VARIANT,))
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.fixture
+def registry(here: Path, mlflow_file: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelRegistry]:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
+    yield ModelRegistry()
+    import mlflow
+
+    mlflow.set_tracking_uri(None)
+
+
+def version_of(registry: ModelRegistry, model: str, alias: str, ap: float) -> int:
+    """A version as far as flows look at one: tags and an alias."""
+    if not registry.aliases(model):
+        registry.client.create_registered_model(model)
+    tags = {"AP": str(ap), "variant": VARIANT, "test_data_sha256": "old"}
+    number = int(registry.client.create_model_version(model, "file:///nowhere", tags=tags).version)
+    registry.set_aliases(model, {alias: number})
+    return number
+
+
+def page(server: PrefectServer, key: str) -> str:
+    wanted = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+    return server.ask("/artifacts/filter", wanted)[0]["data"]
+
+
+def with_findings(project: Path) -> None:
+    """What the real stage leaves of a check with one warning."""
+    folder = project / "reports/validation"
+    folder.mkdir(parents=True)
+    rule = {"rule": "box-tiny", "severity": "warning", "success": False, "element_count": 9, "unexpected_count": 1}
+    passed = {**rule, "rule": "ids-unique", "success": True, "unexpected_count": 0}
+    finding = {"rule": "box-tiny", "split": "train", "file": "a|b.jpg", "value": "1 px", "action": "look at it"}
+    (folder / "results.json").write_text(json.dumps({"success": True, "results": [rule, passed], "skipped": []}))
+    (folder / "findings.json").write_text(json.dumps([finding]))
+
+
+def entry(deployment: dict[str, Any]) -> Flow[..., Any]:
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+# prefect.yaml --------------------------------------------------------------------------------------------------------
+
+
+def test_every_flow_has_its_deployment() -> None:
+    flows = {name: entry(one).name for name, one in DEPLOYMENTS.items()}
+    assert flows == {
+        "nightly": "train-family",
+        "weekly": "validate-data",
+        "gate": "promote",
+        "drift": "evaluate-champion",
+    }
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_deployment_fits_its_flow(name: str) -> None:
+    deployment = DEPLOYMENTS[name]
+    flow = entry(deployment)
+    documented = parameter_schema(flow).properties
+    given = deployment["parameters"]
+    assert set(given) == set(documented), "prefect.yaml shows every parameter there is"
+    assert flow.validate_parameters(given).keys() == given.keys()
+    for parameter, about in documented.items():
+        assert about.get("description"), f"{parameter} is not documented"
+        assert "type" in about or "anyOf" in about, f"{parameter} has no type"
+    assert deployment["tags"] and deployment["description"]
+    assert deployment["work_pool"]["job_variables"]["env"]["DO_NOT_TRACK"] == "1"
+    for schedule in deployment.get("schedules", []):
+        assert CronSchedule(cron=schedule["cron"], timezone=schedule["timezone"]).cron
+
+
+def test_wrong_parameters_are_refused_before_anything_runs() -> None:
+    from prefect.exceptions import ParameterTypeError
+
+    wrong: list[tuple[Flow[..., Any], dict[str, Any]]] = [
+        (evaluate_champion, {"on_drop": "ignore"}),
+        (evaluate_champion, {"max_ap_drop": -0.1}),
+        (promote, {"models": "yolov7-tiny"}),
+        (validate_data, {"timeout_hours": 0}),
+    ]
+    for flow, values in wrong:
+        with pytest.raises(ParameterTypeError):
+            flow.validate_parameters(values)
+
+
+def test_the_gate_waits_for_the_event_that_a_run_without_gate_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    (trigger,) = (DeploymentEventTrigger.model_validate(one) for one in DEPLOYMENTS["gate"]["triggers"])
+    sent: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+    monkeypatch.setattr(family, "emit_event", lambda event, resource, payload: sent.append((event, resource, payload)))
+    params = params_module.Params(variants=("yolov7-tiny", "yolov7", "yolov7-x"))
+    new, old, failed = (VariantReport(variant, version=3) for variant in params.variants)
+    new.stages = [StageResult("register@yolov7-tiny", Outcome.RAN, 1.0)]
+    old.stages = [StageResult("register@yolov7", Outcome.UNCHANGED, 1.0)]
+    failed.stages = [StageResult("train@yolov7-x", Outcome.RAN, 1.0)]
+    family.announce(params, FamilyReport(variants=[new, old, failed]))
+    ((event, resource, payload),) = sent
+    assert event in trigger.expect and trigger.match.includes([resource])
+    assert payload == {"model": "yolov7-tiny", "version": 3, "variant": "yolov7-tiny"}
+    assert trigger.parameters == {"models": ["{{ event.payload.model }}"]}
+
+
+# validate-data -------------------------------------------------------------------------------------------------------
+
+
+def test_findings_are_on_the_page(here: Path, prefect_server: PrefectServer) -> None:
+    with_findings(here)
+    report = validate_data()
+    assert [stage.stage for stage in report.stages] == ["ingest", "validate"]
+    assert "The data passes 2 rules; 1 of them only with a warning." in page(prefect_server, "validate-data")
+    assert "| box-tiny | train/a\\|b.jpg | 1 px | look at it |" in page(prefect_server, "validate-data")
+    assert not (here / "models").exists(), "nothing is trained"
+    again = validate_data(refresh=True)
+    assert [stage.outcome for stage in again.stages] == [Outcome.RAN, Outcome.UNCHANGED], "the source, and no more"
+
+
+def test_data_that_does_not_pass_fails_the_run(here: Path, prefect_server: PrefectServer) -> None:
+    with_findings(here)
+    make_trouble(here, "validate", "always 2")
+    with pytest.raises(InvalidDataError, match="stage validate failed with exit code 2: the disk of validate is on"):
+        validate_data()
+    text = page(prefect_server, "validate-data")
+    assert "The data does not pass." in text and "is on fire; log: .local/logs/validate.log" in text
+    make_trouble(here, "ingest", "always 2")
+    with pytest.raises(InvalidDataError, match="stage ingest failed") as caught:
+        validate_data(refresh=True)
+    assert caught.value.report.summary == "The data could not be checked.", "the old report is not about this data"
+
+
+def test_a_second_run_in_the_same_folder_waits(here: Path) -> None:
+    said: list[str] = []
+    waiting = threading.Event()
+
+    class Listen(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            if "this one waits for its end" in said[-1]:
+                waiting.set()
+
+    log, listen = logging.getLogger("prefect.flow_runs"), Listen()
+    outcome: list[Any] = []
+    second = threading.Thread(target=lambda: outcome.append(validate_data()))
+    log.addHandler(listen)
+    try:
+        with only_run(here, logging.getLogger(__name__)):
+            second.start()
+            wait_for("the second run says that it waits", waiting.is_set, 120)
+            assert not (here / "data").exists(), "it has not begun"
+        second.join(120)
+    finally:
+        log.removeHandler(listen)
+    assert any(f"another run works in {here}" in line for line in said)
+    assert [stage.outcome for stage in outcome[0].stages] == [Outcome.RAN, Outcome.RAN], "then it does its work"
+
+
+# promote -------------------------------------------------------------------------------------------------------------
+
+
+def test_gate_decides_and_records(registry: ModelRegistry, prefect_server: PrefectServer) -> None:
+    number = version_of(registry, VARIANT, CHALLENGER, 0.6)
+    trial = promote(dry_run=True)
+    assert trial.summary == f"{VARIANT}: version {number} would be promoted."
+    assert registry.by_alias(VARIANT, CHAMPION) is None
+    assert "A dry run: nothing was changed." in page(prefect_server, "promote")
+    with pytest.raises(PromotionError, match=r"promote@unknown: .*no model 'unknown' with the alias") as caught:
+        promote(models=["unknown", VARIANT, VARIANT])
+    assert registry.aliases(VARIANT)[CHAMPION] == number, "one that cannot be judged does not stop the others"
+    assert caught.value.report.summary == f"{VARIANT}: version {number} promoted; 1 could not be judged."
+    text = page(prefect_server, "promote")
+    assert f"- `{VARIANT}`: **version {number} promoted**, there was no champion" in text and "## Not judged" in text
+
+
+# evaluate-champion ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(here: Path, registry: ModelRegistry) -> Callable[[float], str]:
+    """Gives the champion of a model a recorded AP; the present one is 0.5."""
+    (here / "stages").mkdir()
+    (here / "stages/__init__.py").touch()
+    (here / "stages/evaluate.py").write_text(EVALUATE)
+
+    def champion(ap: float) -> str:
+        return f"models:/drifting/{version_of(registry, 'drifting', CHAMPION, ap)}"
+
+    return champion
+
+
+def test_a_champion_that_fell_too_far_fails_the_run(
+    here: Path, measured: Callable[[float], str], prefect_server: PrefectServer
+) -> None:
+    uri = measured(0.52)
+    report = evaluate_champion(models=["drifting", "absent"], max_ap_drop=0.03)
+    assert (here / "evaluated").read_text() == uri, "by number, not by alias"
+    assert report.absent == ["absent"] and report.fallen == []
+    assert "0.5200 | 0.5000 | 0.4500 to 0.5500 | -0.0200 | 7 | other than recorded |" in page(
+        prefect_server, "evaluate-champion"
+    )
+    uri = measured(0.6)
+    with pytest.raises(DriftError, match=r"AP 0\.5000 on the present test data, 0\.1000 below the recorded 0\.6000"):
+        evaluate_champion(models=["drifting"], max_ap_drop=0.03)
+    warned = evaluate_champion(models=["drifting"], max_ap_drop=0.03, on_drop="warn")
+    assert len(warned.fallen) == 1 and "**-0.1000**" in page(prefect_server, "evaluate-champion")
+    make_trouble(here, "ingest", "always 2")
+    with pytest.raises(DriftError, match="stage ingest failed"):
+        evaluate_champion(models=["drifting"], refresh=True, on_drop="warn")
