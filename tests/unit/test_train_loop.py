@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def trainer(index: Index, folder: Path, params: Train, model: Detector | None = 
         model, class_names=index.class_names, category_ids=index.category_ids, image_size=params.image_size
     )
     states = StateFolder(folder, {"epochs": params.epochs})
-    return Trainer(model, train_index=index, val_index=index, params=params, states=states, metadata=metadata, **more)
+    given = {"train_index": index, "val_index": index, **more}
+    return Trainer(model, params=params, states=states, metadata=metadata, **given)
 
 
 @pytest.mark.slow
@@ -68,17 +70,29 @@ def test_eight_images_are_learned_by_heart(tmp_path):
     make_digits(digits, tmp_path)
     coco = read_coco(tmp_path / "train/annotations.json")
     index = build_index(coco, tmp_path / "train/images", tmp_path / "index")
+    # Every image many times over, so that an epoch, after which the state is saved, is more than one step.
+    copies = 25
+    repeated = replace(
+        coco,
+        images=[{**image, "id": image["id"] + 10**8 * n} for n in range(copies) for image in coco.images],
+        annotations=[
+            {**box, "id": box["id"] + 10**8 * n, "image_id": box["image_id"] + 10**8 * n}
+            for n in range(copies)
+            for box in coco.annotations
+        ],
+    )
     params = plain(
         image_size=64,
-        epochs=320,
-        evaluate_every=320,
+        epochs=16,
+        evaluate_every=16,
         loss={"objectness": 2.0, "box": 0.2},
         optimizer={"warmup_iterations": 5, "warmup_epochs": 0, "learning_rate": 0.005},
     )
     # The network at half its width: a quarter of the work.
     model = create_model(scale(find_variant("yolov7-tiny"), depth=1.0, width=0.5), len(index.class_names), seed=0)
     model.anchors.mul_(0.5)
-    outcome = trainer(index, tmp_path / "states", params, model).fit()
+    train_index = build_index(repeated, tmp_path / "train/images", tmp_path / "repeated")
+    outcome = trainer(index, tmp_path / "states", params, model, train_index=train_index).fit()
     assert outcome.finished
     assert outcome.best_ap > 0.9
     best, metadata = load_checkpoint(outcome.best)
