@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field, PositiveFloat
 
 from flows.pipeline import Log, Pipeline, only_run
-from flows.promote import recorded_ap, registered_names, variant_of
+from flows.promote import chosen_models, recorded_ap, variant_of
 from flows.report import escape
 from flows.tasks import prepare_data, result_of, retried, words, worth_retrying
 from stages import params as params_module
@@ -136,6 +136,7 @@ def evaluate_champion(
         timeout_hours: a data stage or a measurement is stopped after this time.
     """
     params = params_module.load()
+    chosen = chosen_models(models, params)
     log, root = get_run_logger(), Path.cwd()
     report = DriftReport(max_ap_drop)
     with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
@@ -143,7 +144,7 @@ def evaluate_champion(
         if failure is not None:
             report.errors.append(failure)
         else:
-            _measure_all(pipeline, params, models or registered_names(params), report)
+            _measure_all(pipeline, params, chosen, report)
     create_markdown_artifact(markdown(report), key="evaluate-champion", description=report.summary)
     for line in report.fallen:
         log.warning("%s", line)
@@ -155,7 +156,7 @@ def evaluate_champion(
 
 
 def _measure_all(pipeline: Pipeline, params: Params, names: list[str], report: DriftReport) -> None:
-    for name in dict.fromkeys(names):
+    for name in names:
         state = retried(measure, params)(pipeline, params, name, return_state=True)
         result = result_of(state)
         if isinstance(result, Drift):

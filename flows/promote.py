@@ -29,7 +29,7 @@ from stages.command import NO_TELEMETRY
 from stages.params import Params, Promotion
 from stages.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, Version
 from stages.tracking import file_lock
-from yolov7.errors import ModelError, YoloError
+from yolov7.errors import ConfigError, ModelError, YoloError
 
 log = logging.getLogger(__name__)
 
@@ -162,6 +162,13 @@ def variant_of(version: Version, params: Params) -> str:
 def registered_names(params: Params) -> list[str]:
     """The registered models of params.yaml, one for each variant."""
     return [f"{params.registry.model_prefix}{variant}" for variant in params.variants]
+
+
+def chosen_models(models: list[str] | None, params: Params) -> list[str]:
+    """`models`, each once, or those of params.yaml. Raises :class:`ConfigError` for an empty list."""
+    if models is not None and not models:
+        raise ConfigError("models: name at least one registered model, or leave it out for those of params.yaml")
+    return list(dict.fromkeys(registered_names(params) if models is None else models))
 
 
 def compared_now(pipeline: Pipeline, params: Params) -> Compare:

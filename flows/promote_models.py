@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import PositiveFloat
 
 from flows.pipeline import Pipeline, only_run
-from flows.promote import Decision, compared_now, describe, judge, registered_names, verdict
+from flows.promote import Decision, chosen_models, compared_now, describe, judge, verdict
 from flows.report import decision_lines, escape
 from flows.tasks import result_of, retried, words, worth_retrying
 from stages import params as params_module
@@ -64,11 +64,12 @@ def promote(
         timeout_hours: a measurement of challenger against champion is stopped after this time.
     """
     params = params_module.load()
+    chosen = chosen_models(models, params)
     log, root = get_run_logger(), Path.cwd()
     report = PromotionReport()
     # The test images must not be replaced while two models are measured on them.
     with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
-        for name in dict.fromkeys(models or registered_names(params)):
+        for name in chosen:
             state = retried(promote_one, params)(pipeline, params, name, dry_run, return_state=True)
             result = result_of(state)
             if isinstance(result, Decision):

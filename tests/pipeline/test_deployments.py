@@ -5,28 +5,36 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import shutil
+import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from prefect import Flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
 from flows import train_family as family
-from flows.evaluate_champion import DriftError, evaluate_champion
+from flows.evaluate_champion import DriftError, DriftReport, evaluate_champion
 from flows.pipeline import Outcome, StageResult, only_run
+from flows.promote import chosen_models
 from flows.promote_models import PromotionError, promote
 from flows.report import FamilyReport, VariantReport
 from flows.validate_data import InvalidDataError, validate_data
 from stages import params as params_module
 from stages.registry import CHALLENGER, CHAMPION, ModelRegistry
 from tests.pipeline.project import configure, make_trouble
-from tests.pipeline.servers import PrefectServer, wait_for
+from tests.pipeline.servers import PrefectServer, running, wait_for
+from yolov7.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -136,6 +144,8 @@ def test_wrong_parameters_are_refused_before_anything_runs() -> None:
     for flow, values in wrong:
         with pytest.raises(ParameterTypeError):
             flow.validate_parameters(values)
+    with pytest.raises(ConfigError, match="models: name at least one"):
+        chosen_models([], params_module.Params())  # an empty list is not "all"
 
 
 def test_the_gate_waits_for_the_event_that_a_run_without_gate_sends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +161,59 @@ def test_the_gate_waits_for_the_event_that_a_run_without_gate_sends(monkeypatch:
     ((event, resource, payload),) = sent
     assert event in trigger.expect and trigger.match.includes([resource])
     assert payload == {"model": "yolov7-tiny", "version": 3, "variant": "yolov7-tiny"}
-    assert trigger.parameters == {"models": ["{{ event.payload.model }}"]}
+
+
+@pytest.fixture
+def deployed(here: Path, prefect_server: PrefectServer) -> Iterator[dict[str, Any]]:
+    """The deployments of prefect.yaml on the server, by name; no worker runs them."""
+    shutil.copy(REPOSITORY / "prefect.yaml", here)
+    # Another test may have made the pool.
+    prefect_server.client.post("/work_pools/", json={"name": "local", "type": "process"})
+    command, log = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"], here / "deploy.log"
+    with running(command, log, env=prefect_server.environment, cwd=here) as process:
+        assert process.wait(240) == 0, log.read_text()
+    found = {one["name"]: one for one in prefect_server.ask("/deployments/filter", {})}
+    try:
+        yield found
+    finally:
+        for one in found.values():
+            prefect_server.client.delete(f"/deployments/{one['id']}")
+
+
+def test_events_start_what_they_should(deployed: dict[str, Any], prefect_server: PrefectServer) -> None:
+    assert set(DEPLOYMENTS) <= set(deployed)
+    assert deployed["drift"]["parameters"] == DEPLOYMENTS["drift"]["parameters"]
+
+    def started(name: str) -> list[dict[str, Any]]:
+        runs = prefect_server.ask("/flow_runs/filter", {"deployments": {"name": {"any_": [name]}}})
+        return [run for run in runs if (run["created_by"] or {}).get("type") == "AUTOMATION"]
+
+    # A version is registered.
+    event = {"id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": family.REGISTERED}
+    event |= {"resource": {"prefect.resource.id": "yolov7.model.mine"}, "payload": {"model": "mine", "version": 1}}
+    prefect_server.client.post("/events", json=[event]).raise_for_status()
+    # A nightly run crashes.
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(uuid.UUID(deployed["nightly"]["id"]))
+        client.set_flow_run_state(run.id, Crashed(), force=True)
+
+    wait_for("the event starts the gate", lambda: started("gate"), 120)
+    (gate,) = started("gate")
+    assert gate["parameters"] == {"models": ["mine"], "dry_run": False, "timeout_hours": 2}
+    wait_for("the crash starts another run", lambda: started("nightly"), 120)
+    (again,) = started("nightly")
+    assert again["parameters"] == DEPLOYMENTS["nightly"]["parameters"]
+    assert not started("weekly") and not started("drift")
+
+
+def test_automations_are_accepted(prefect_server: PrefectServer) -> None:
+    (automation,) = yaml.safe_load((REPOSITORY / "flows/automations.yaml").read_text())["automations"]
+    answer = prefect_server.client.post("/automations/", json=automation)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["trigger"]["within"] == 90
+    prefect_server.client.delete(f"/automations/{answer.json()['id']}").raise_for_status()
+    every = int(DEPLOYMENTS["nightly"]["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert every * 2 < automation["trigger"]["within"], "one late heartbeat is no crash"
 
 
 # validate-data -------------------------------------------------------------------------------------------------------
@@ -243,18 +305,12 @@ def measured(here: Path, registry: ModelRegistry) -> Callable[[float], str]:
 def test_a_champion_that_fell_too_far_fails_the_run(
     here: Path, measured: Callable[[float], str], prefect_server: PrefectServer
 ) -> None:
-    uri = measured(0.52)
-    report = evaluate_champion(models=["drifting", "absent"], max_ap_drop=0.03)
-    assert (here / "evaluated").read_text() == uri, "by number, not by alias"
-    assert report.absent == ["absent"] and report.fallen == []
-    assert "0.5200 | 0.5000 | 0.4500 to 0.5500 | -0.0200 | 7 | other than recorded |" in page(
-        prefect_server, "evaluate-champion"
-    )
     uri = measured(0.6)
+    report = evaluate_champion(models=["drifting", "absent"], max_ap_drop=0.03, on_drop="warn")
+    assert (here / "evaluated").read_text() == uri, "by number, not by alias"
+    assert report.absent == ["absent"] and len(report.fallen) == 1
+    text = page(prefect_server, "evaluate-champion")
+    assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | **-0.1000** | 7 | other than recorded |" in text
+    assert DriftReport(0.2, report.measured).fallen == [], "a fall within the limit"
     with pytest.raises(DriftError, match=r"AP 0\.5000 on the present test data, 0\.1000 below the recorded 0\.6000"):
         evaluate_champion(models=["drifting"], max_ap_drop=0.03)
-    warned = evaluate_champion(models=["drifting"], max_ap_drop=0.03, on_drop="warn")
-    assert len(warned.fallen) == 1 and "**-0.1000**" in page(prefect_server, "evaluate-champion")
-    make_trouble(here, "ingest", "always 2")
-    with pytest.raises(DriftError, match="stage ingest failed"):
-        evaluate_champion(models=["drifting"], refresh=True, on_drop="warn")
