@@ -35,6 +35,10 @@ from yolov7.errors import YoloError
 LOGS = Path(".local/logs")
 LOCK = Path(".state/run.lock")
 _MARK = "YOLOV7_PIPELINE_CHILD"
+_OWNER = "YOLOV7_PIPELINE_OWNER"
+"""In a child's environment: the process that started it (number and time of its start) and the project folder."""
+_SAME_START_SECONDS = 2.0
+"""Two looks at the start of one process differ by less, two processes of one number by more."""
 _GRACE_SECONDS = 20.0
 """Between the request to stop, upon which a training saves its state, and the kill."""
 _LONGEST_LINE = 2000
@@ -52,7 +56,8 @@ Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 def only_run(root: Path, log: Log) -> Iterator[None]:
     """Let one run at a time work in a project folder; a second one waits, and says so.
 
-    The lock is the system's: it is free again the moment its holder dies, however that happens.
+    The lock is the system's: it is free again the moment its holder dies, however that happens. What a run that was
+    killed has left running here is told to stop first: DVC would find its outputs busy, and two would write them.
     """
     path = root / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +67,7 @@ def only_run(root: Path, log: Log) -> Iterator[None]:
         except BlockingIOError:
             log.info("another run works in %s; this one waits for its end", root)
             fcntl.flock(handle, fcntl.LOCK_EX)
+        _end_leftovers(root.resolve(), log)
         yield
 
 
@@ -186,7 +192,7 @@ class Pipeline:
             process = subprocess.Popen(
                 list(command),
                 cwd=self.root,
-                env=_child_environment(mark),
+                env=_child_environment(mark, self.root),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -223,11 +229,12 @@ class _Output:
         return list(self._lines)
 
 
-def _child_environment(mark: str) -> dict[str, str]:
+def _child_environment(mark: str, root: Path) -> dict[str, str]:
     variables = environment()
     # `python` in dvc.yaml is the interpreter that runs us, also where the virtual environment is not activated.
     variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables.get("PATH", os.defpath)])
-    return {**variables, "PYTHONUNBUFFERED": "1", _MARK: mark}
+    owner = f"{os.getpid()} {psutil.Process().create_time()} {root}"
+    return {**variables, "PYTHONUNBUFFERED": "1", _MARK: mark, _OWNER: owner}
 
 
 def _end_tree(process: subprocess.Popen[str], mark: str) -> None:
@@ -244,6 +251,34 @@ def _end_tree(process: subprocess.Popen[str], mark: str) -> None:
     for one in _marked(mark):
         _signal(one, kill=True)
     process.wait()
+
+
+def _end_leftovers(root: Path, log: Log) -> None:
+    """End what runs in `root` for a process that is no more: a training saves its state upon the request."""
+    left = [one for one in psutil.process_iter() if _is_leftover(one, root)]
+    if not left:
+        return
+    log.warning("a run that was killed has left %d processes in %s; they are told to stop", len(left), root)
+    for one in left:
+        _signal(one, kill=False)
+    _, alive = psutil.wait_procs(left, _GRACE_SECONDS)
+    for one in alive:
+        _signal(one, kill=True)
+    psutil.wait_procs(alive, _GRACE_SECONDS)
+
+
+def _is_leftover(process: psutil.Process, root: Path) -> bool:
+    try:
+        number, started, folder = process.environ().get(_OWNER, "").split(" ", 2)
+        if folder != str(root) or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+    except (psutil.Error, OSError, ValueError):
+        return False  # gone meanwhile, another user's, or not ours
+    try:
+        owner = psutil.Process(int(number))
+        return abs(owner.create_time() - float(started)) > _SAME_START_SECONDS
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _marked(mark: str) -> list[psutil.Process]:

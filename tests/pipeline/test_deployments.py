@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 import threading
 import uuid
@@ -14,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from prefect import Flow
@@ -25,7 +28,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import train_family as family
 from flows.evaluate_champion import DriftError, DriftReport, evaluate_champion
-from flows.pipeline import Outcome, StageResult, only_run
+from flows.pipeline import Outcome, Pipeline, StageResult, only_run
 from flows.promote import chosen_models
 from flows.promote_models import PromotionError, promote
 from flows.report import FamilyReport, VariantReport
@@ -267,6 +270,56 @@ def test_a_second_run_in_the_same_folder_waits(here: Path) -> None:
         log.removeHandler(listen)
     assert any(f"another run works in {here}" in line for line in said)
     assert [stage.outcome for stage in outcome[0].stages] == [Outcome.RAN, Outcome.RAN], "then it does its work"
+
+
+RUN = """
+import logging, pathlib
+from flows.pipeline import Pipeline, only_run
+root, log = pathlib.Path.cwd(), logging.getLogger()
+with only_run(root, log), Pipeline(root) as pipeline:
+    pipeline.reproduce("ingest", log)
+"""
+
+
+def test_what_a_killed_run_has_left_is_ended_before_the_next(project: Path) -> None:
+    make_trouble(project, "ingest", "sleep 0")
+    log = logging.getLogger(__name__)
+    killed = subprocess.Popen(
+        [sys.executable, "-c", RUN], cwd=project, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    started = project / "started"
+    wait_for("the stage runs", lambda: started.is_file() and started.read_text(), 120)
+    stage = psutil.Process(int(started.read_text()))
+    wait_for("its child runs", stage.children, 60)
+    left = [stage, *stage.children()]
+    killed.kill()
+    killed.wait()
+    assert all(one.is_running() for one in left)
+    (project / "trouble/ingest").unlink()
+    with only_run(project, log), Pipeline(project) as pipeline:
+        assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in left)
+        assert pipeline.reproduce("ingest", log).outcome is Outcome.RAN
+
+
+WAIT = """
+import pathlib, time
+pathlib.Path("waiting").touch()
+while not pathlib.Path("go").exists():
+    time.sleep(0.1)
+print("unharmed")
+"""
+
+
+def test_what_belongs_to_a_living_process_is_left_alone(project: Path) -> None:
+    log, said = logging.getLogger(__name__), []
+    with Pipeline(project) as pipeline:
+        other = threading.Thread(target=lambda: said.extend(pipeline.run("wait", [sys.executable, "-c", WAIT], log)))
+        other.start()
+        wait_for("it runs", (project / "waiting").exists, 60)
+        with only_run(project, log):
+            (project / "go").touch()
+        other.join(60)
+    assert said == ["unharmed"]
 
 
 # promote -------------------------------------------------------------------------------------------------------------
