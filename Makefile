@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test test-thorough lint format lock clean
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -36,9 +36,13 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/python -m flows.demo
 
-## make test     run every test that needs no GPU and no network
+## make test     run the tests (no GPU, no network)
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not thorough"
+
+## make test-thorough  the tests that take minutes more: S3, events, sign-in, on real servers
+test-thorough: $(STAMP)
+	@$(BIN)/python -m pytest -m thorough
 
 ## make lint     formatting, rules, types, and who may import whom
 lint: $(STAMP)

@@ -1,7 +1,8 @@
-"""For every test: one thread per process, and no telemetry.
+"""For every test: one thread per process, no telemetry, and the same examples every time.
 
 Threads of OpenMP that wait for each other while other processes hold the cores make small tensors many times slower;
-the suite runs in parallel processes instead. Children inherit both settings.
+the suite runs in parallel processes instead. Children inherit both settings. Property-based tests draw the same
+examples in every run, so that a change is judged by itself; `HYPOTHESIS_PROFILE=random` draws new ones.
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hypothesis import settings
+
 from stages.command import NO_TELEMETRY
+
+settings.register_profile("same", derandomize=True, database=None)
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 os.environ.update(NO_TELEMETRY)

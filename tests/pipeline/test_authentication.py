@@ -13,7 +13,7 @@ import pytest
 from stages import tracking
 from tests.pipeline.servers import answers, free_port, loopback_environment, running, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 USER, PASSWORD = "somebody", "a-password-of-the-test"
 

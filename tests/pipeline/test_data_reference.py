@@ -23,7 +23,7 @@ from tests.pipeline.servers import free_port
 from yolov7.errors import ModelError
 from yolov7.files import write_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from tests.pipeline.project import configure, make_trouble
 from tests.pipeline.servers import PrefectServer, running, wait_for
 from yolov7.errors import ConfigError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 REPOSITORY = Path(__file__).resolve().parents[2]
 VARIANT = "yolov7-tiny"
 DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]}

@@ -23,6 +23,8 @@ from tests.pipeline.servers import free_port, loopback_environment, running, wai
 from tests.unit.test_ingest import image, picture, write_source
 from yolov7.errors import DataError
 
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
+
 KEY, SECRET = "key-of-the-test", "secret-of-the-test"
 
 

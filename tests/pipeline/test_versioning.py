@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "val", "test")
 KEY, SECRET = "an-access-key", "a-secret-key"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(600)]
 
 
 def run(folder: Path, *command: str) -> str:

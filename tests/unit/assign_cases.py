@@ -99,8 +99,12 @@ def plain_ota(model, maps, targets, bias, top, *, margin=1e-3, spread=2.0):
                 return None
             k = max(int(total), 1)
             order = sorted(range(len(cells)), key=lambda j: (cost[i][j], cells[j][5] != t, j))
-            if k < len(order) and 0 < cost[i][order[k]] - cost[i][order[k - 1]] < margin:
-                return None
+            if k < len(order):
+                # Equal costs have a rule; those that differ by rounding may stand on either side of the cut.
+                last = cost[i][order[k - 1]]
+                near = {value for value in cost[i] if abs(value - last) < margin}
+                if len(near) > 1 and cost[i][order[k]] - last < margin:
+                    return None
             for j in order[:k]:
                 wants[j].append(i)
         for j, wanting in enumerate(wants):
