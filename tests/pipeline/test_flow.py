@@ -104,6 +104,7 @@ def test_slots_bound_what_runs_at_the_same_time() -> None:
     assert most == 2
 
 
+@pytest.mark.thorough
 def test_demo_without_a_server(project: Path, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(project, (VARIANT,))
     with_real_registration(project, export, image_bytes(), ap=0.61)
