@@ -78,13 +78,26 @@ def loopback_environment(**values: str) -> dict[str, str]:
     return environment({**kept, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", **values})
 
 
+class PatientTransport(httpx.HTTPTransport):
+    """Asks again where Prefect's server is busy with its SQLite file: it answers 503 then, as its own clients know."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(60):
+            response = super().handle_request(request)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            response.close()
+            time.sleep(1)
+        return response
+
+
 class PrefectServer:
     def __init__(self, url: str, home: Path):
         self.url, self.home = url, home
-        self.client = httpx.Client(base_url=url, timeout=30, trust_env=False)
+        self.client = httpx.Client(base_url=url, timeout=60, trust_env=False, transport=PatientTransport())
         self.environment = loopback_environment(PREFECT_API_URL=url, PREFECT_HOME=str(home))
 
-    def ask(self, path: str, body: dict[str, object]) -> list[dict[str, Any]]:
+    def ask(self, path: str, body: dict[str, object]) -> Any:
         answer = self.client.post(path, json=body)
         answer.raise_for_status()
         return answer.json()

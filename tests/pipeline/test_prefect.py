@@ -57,15 +57,19 @@ def test_scheduled_run_completes_and_cancelled_run_leaves_nothing(
     assert done["auto_scheduled"], "the schedule started it, nobody else did"
     assert (deployed / f"models/{VARIANT}/registered.json").is_file()
 
+    # From here on one run at a time: on a slow machine the next scheduled one may already wait for the folder.
+    deployment = f"/deployments/{done['deployment_id']}"
+    prefect_server.client.post(f"{deployment}/pause_deployment").raise_for_status()
+    unfinished = ("SCHEDULED", "PENDING", "RUNNING")
+    wait_for("the schedule is at rest", lambda: not flow_runs(prefect_server, *unfinished), 150, log)
     make_trouble(deployed, f"train@{VARIANT}", "sleep 0")
     (deployed / "source.txt").write_text("2")
+    run = prefect_server.ask(f"{deployment}/create_flow_run", {})
     started = deployed / "started"
     wait_for("the next run reaches its training", lambda: started.is_file() and started.read_text(), 150, log)
     stage = psutil.Process(int(started.read_text()))
     wait_for("the training's child", stage.children, 30)
     family = [stage, *stage.children()]
-    (run,) = flow_runs(prefect_server, "RUNNING")
-    prefect_server.client.post(f"/deployments/{run['deployment_id']}/pause_deployment").raise_for_status()
     answer = prefect_server.client.post(
         f"/flow_runs/{run['id']}/set_state", json={"state": {"type": "CANCELLING", "name": "Cancelling"}}
     )
