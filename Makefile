@@ -16,6 +16,10 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
+# Some machines forbid Python to keep what it has compiled. Each stage, flow and server is a process of its own, and
+# would then compile the thousands of modules it imports again: 14 s instead of 7 s for MLflow and Great Expectations.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-thorough lint format lock clean
 
 help:

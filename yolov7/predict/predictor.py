@@ -98,12 +98,25 @@ class Predictor:
         for number, image in enumerate(several):
             _check_image(image, number)
         found: dict[int, Detections] = {}
-        for positions in self._batches(several):
+        for positions in self._batches([self.canvas_for(image.shape[0], image.shape[1]) for image in several]):
             prepared = [self.prepare(several[i]) for i in positions]
-            detections = self.detect(stack([one.image for one in prepared]))
-            for i, one, boxes in zip(positions, prepared, detections, strict=True):
-                found[i] = to_original(boxes, one.scale, one.pad, one.size)
+            found.update(zip(positions, self._detect(prepared), strict=True))
         return [found[i] for i in range(len(several))]
+
+    def predict_prepared(self, images: Sequence[Prepared]) -> list[Detections]:
+        """As :meth:`predict`, for images that :meth:`prepare` has fitted: what need not hold the originals, which may
+        be much larger, prepares them one by one and lets go of each."""
+        found: dict[int, Detections] = {}
+        for positions in self._batches([(image.image.shape[0], image.image.shape[1]) for image in images]):
+            found.update(zip(positions, self._detect([images[i] for i in positions]), strict=True))
+        return [found[i] for i in range(len(images))]
+
+    def _detect(self, prepared: Sequence[Prepared]) -> list[Detections]:
+        """One batch, of images of one shape."""
+        detections = self.detect(stack([one.image for one in prepared]))
+        return [
+            to_original(boxes, one.scale, one.pad, one.size) for one, boxes in zip(prepared, detections, strict=True)
+        ]
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Fit an image to the network's input, as evaluation does (training sheet, section 9): the long side to the
@@ -141,11 +154,11 @@ class Predictor:
         tall, wide = (-(-max(int(side * ratio), 1) // self.stride) * self.stride for side in (height, width))
         return min(tall, self.canvas[0]), min(wide, self.canvas[1])
 
-    def _batches(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """Positions of images that share a canvas, at most `batch_size` at a time."""
+    def _batches(self, shapes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+        """Positions of images that share an input of (height, width), at most `batch_size` at a time."""
         groups: dict[tuple[int, int], list[int]] = {}
-        for position, image in enumerate(images):
-            groups.setdefault(self.canvas_for(image.shape[0], image.shape[1]), []).append(position)
+        for position, shape in enumerate(shapes):
+            groups.setdefault(shape, []).append(position)
         for group in groups.values():
             for start in range(0, len(group), self.batch_size):
                 yield group[start : start + self.batch_size]
