@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -67,7 +67,7 @@ def only_run(root: Path, log: Log) -> Iterator[None]:
         except BlockingIOError:
             log.info("another run works in %s; this one waits for its end", root)
             fcntl.flock(handle, fcntl.LOCK_EX)
-        _end_leftovers(root.resolve(), log)
+        end_leftovers(root.resolve(), log)
         yield
 
 
@@ -100,9 +100,17 @@ class StageError(YoloError):
 class Pipeline:
     """Starts stages in one project folder; as a context manager it ends whatever still runs on the way out."""
 
-    def __init__(self, root: Path | None = None, *, timeout_seconds: float | None = None):
+    def __init__(
+        self,
+        root: Path | None = None,
+        *,
+        timeout_seconds: float | None = None,
+        variables: Mapping[str, str] | None = None,
+    ):
+        """`variables` are added to the environment of every child."""
         self.root = (root or Path.cwd()).resolve()
         self.timeout_seconds = timeout_seconds
+        self.variables = dict(variables or {})
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._guard = threading.Lock()
         self._closed = False
@@ -123,11 +131,18 @@ class Pipeline:
         for mark, process in running.items():
             _end_tree(process, mark)
 
-    def reproduce(self, stage: str, log: Log, *, force: bool = False) -> StageResult:
-        """`dvc repro` of one stage, upstream stages left alone. Raises :class:`StageError`."""
+    def reproduce(
+        self, stage: str, log: Log, *, force: bool = False, pull: bool = False, commit: bool = True
+    ) -> StageResult:
+        """`dvc repro` of one stage, upstream stages left alone. Raises :class:`StageError`.
+
+        `force`: run it whatever the run cache holds; `pull`: take what the run cache of the remote holds;
+        without `commit`, neither cache nor run cache learn of the result.
+        """
         started = time.monotonic()
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        lines = self.run(stage, command + ["--force"] * force, log)
+        command += ["--force"] * force + ["--pull"] * pull + ["--no-commit"] * (not commit)
+        lines = self.run(stage, command, log)
         return StageResult(stage, _outcome(lines), time.monotonic() - started)
 
     def up_to_date(self, stages: Sequence[str]) -> set[str]:
@@ -143,10 +158,6 @@ class Pipeline:
         except (StageError, StopIteration, ValueError):
             return set()
         return set(stages) - set(changed)
-
-    def push(self, log: Log) -> None:
-        """Push results and run cache to the project's default DVC remote. Raises :class:`StageError`."""
-        self.run("push", [sys.executable, "-m", "dvc", "--wait-for-lock", "push", "--run-cache"], log)
 
     def run(self, name: str, command: Sequence[str], log: Log) -> list[str]:
         """Run a command to its end; returns its lines. Raises :class:`StageError` with the cause and the log's path."""
@@ -192,7 +203,7 @@ class Pipeline:
             process = subprocess.Popen(
                 list(command),
                 cwd=self.root,
-                env=_child_environment(mark, self.root),
+                env={**_child_environment(mark, self.root), **self.variables},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -253,7 +264,7 @@ def _end_tree(process: subprocess.Popen[str], mark: str) -> None:
     process.wait()
 
 
-def _end_leftovers(root: Path, log: Log) -> None:
+def end_leftovers(root: Path, log: Log) -> None:
     """End what runs in `root` for a process that is no more: a training saves its state upon the request."""
     left = [one for one in psutil.process_iter() if _is_leftover(one, root)]
     if not left:

@@ -66,9 +66,13 @@ class Decision:
 
 
 def judge(registry: ModelRegistry, name: str, *, rules: Promotion, compare: Compare, dry_run: bool = False) -> Decision:
-    """Decide on the challenger of `name` and act on it. Raises :class:`ModelError` where there is no challenger."""
+    """Decide on the challenger of `name` and act on it.
+
+    Raises :class:`ModelError` where there is no challenger, or where it is not signed and the environment asks for it.
+    """
     with file_lock(LOCK):
         challenger = registry.resolve(f"models:/{name}@{CHALLENGER}")
+        registry.require_signature(challenger)
         champion = registry.by_alias(name, CHAMPION)
         decision = _decide(challenger, champion, rules, compare, dry_run)
         if not dry_run and decision.outcome != "unchanged":
@@ -141,13 +145,14 @@ def roll_back(registry: ModelRegistry, name: str) -> tuple[Version, Version]:
     """Swap `champion` and `previous`; returns (champion now, champion before).
 
     The version that is taken down is marked, so that the gate does not bring it back by itself; rolling back once
-    more does. Raises :class:`ModelError` where there is no previous champion.
+    more does. Raises :class:`ModelError` where there is no previous champion, or none that is signed as asked for.
     """
     with file_lock(LOCK):
         champion = registry.resolve(f"models:/{name}@{CHAMPION}")
         previous = registry.by_alias(name, PREVIOUS)
         if previous is None or previous.number == champion.number:
             raise ModelError(f"{name}: there is no previous champion to go back to (champion is {champion})")
+        registry.require_signature(previous)
         registry.set_tags(champion, {"rolled_back": _now()})
         registry.set_tags(previous, {"rolled_back": None})
         registry.set_aliases(name, {CHAMPION: previous.number, PREVIOUS: champion.number})

@@ -18,6 +18,7 @@ from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows import dvc_remote
 from flows.pipeline import Log, Outcome, Pipeline, StageResult, only_run
 from flows.promote import Decision, compared_now, describe, judge
 from flows.report import FamilyReport, VariantReport, markdown
@@ -79,7 +80,7 @@ def ensure_registered(pipeline: Pipeline, variant: str, log: Log) -> None:
 @task(name="push", task_run_name="push", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def push_results(pipeline: Pipeline) -> None:
     """Results and run cache to the DVC remote, for whoever works on next."""
-    pipeline.push(get_run_logger())
+    dvc_remote.push(pipeline, get_run_logger())
 
 
 _THREADS: Any = ThreadPoolTaskRunner(max_workers=64)

@@ -27,7 +27,8 @@ from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate, write_results
 from yolov7.evaluate.report import Analysis, analyse, render_report
 from yolov7.files import atomic_path, write_json, write_text
-from yolov7.predict import Predictor, load_detector
+from yolov7.predict import AugmentedRuntime, Predictor, load_detector
+from yolov7.predict.augmented import Views
 from yolov7.predict.draw import draw_boxes, draw_detections
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
     """The evaluation as `params.yaml` sets it."""
     return evaluate(
-        predictor,
+        _decoder(predictor, settings),
         index,
         batch_size=settings.batch_size,
         confidence=settings.confidence,
@@ -71,6 +72,13 @@ def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Ev
         max_detections=settings.max_detections,
         rectangular=settings.rectangular,
     )
+
+
+def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedRuntime:
+    if not settings.augment:
+        return predictor
+    views: Views = "all" if settings.augment is True else settings.augment
+    return AugmentedRuntime(predictor.runtime, views)  # type: ignore[arg-type]  # it looks for itself
 
 
 def _figures(result: Evaluation, analysis: Analysis, index: Index, document: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +108,9 @@ def _facts(
         "Model": f"{model}, {metadata.variant}, {metadata.num_classes} classes, {metadata.image_size} px",
         "Images": f"{len(index):,} of the {split} split, {index.num_boxes:,} objects",
         "Test data": document["splits"]["test"]["sha256"],
-        "Settings": f"confidence {settings.confidence:g}, IoU {settings.iou:g}, {settings.max_detections} detections",
+        "Settings": f"confidence {settings.confidence:g}, IoU {settings.iou:g}, {settings.max_detections} detections"
+        + (", rectangular batches" if settings.rectangular else "")
+        + (f", augmented: {'all' if settings.augment is True else settings.augment}" if settings.augment else ""),
     }
 
 

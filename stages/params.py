@@ -273,6 +273,9 @@ class Evaluate(Group):
     rectangular: bool = False
     """Batches of similar shape with little border instead of squares, as the published figures were measured; needs
     export.dynamic."""
+    augment: bool | Literal["all", "scales", "flip"] = False
+    """Test-time augmentation: each image is seen several times, smaller and mirrored (true: `all`; `scales` leaves the
+    mirror out). AP of a detector that is used so, and several times slower; all but `flip` need export.dynamic."""
     pictures: int = Field(default=12, ge=0)
     """Test images drawn with their detections, and as many in the report."""
     resamples: int = Field(default=200, ge=20)

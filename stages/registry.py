@@ -2,7 +2,8 @@
 
 A version holds one export folder. `model.json` in it lists the sha256 of every other file, so its own sha256 stands
 for the whole folder: the version carries it as a tag, a folder that is registered already makes no second version, and
-a download with a changed byte is refused. Works on a SQLite file and over HTTP alike.
+a download with a changed byte is refused. With keys in the environment (:mod:`yolov7.signature`) versions are signed,
+and one that is not is refused. Works on a SQLite file and over HTTP alike.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from stages import tracking
+from yolov7 import signature
 from yolov7.errors import ModelError
-from yolov7.files import sha256_file
+from yolov7.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ MANIFEST = "model.json"
 ARTEFACT = "model.onnx"
 DATA_STATISTICS = "data_statistics"
 """Tag of a version: the path under which its run keeps the statistics of the data it was trained on."""
+SIGNATURE = "signature"
+"""Tag of a version: its signature (:mod:`yolov7.signature`), in base64."""
 DOWNLOADS = Path(".local/models")
 _SERVING = Path(__file__).with_name("serving.py")
 _LOCKS = Path(".state")
@@ -174,12 +178,13 @@ class ModelRegistry:
         """Make the export folder a version of `name` with the alias `challenger`.
 
         Returns the version, and whether it is new: a folder that is registered already keeps its version, whose tags
-        `measured` are brought up to date while those of its `origin` stay as first recorded. `example` is an image
-        file's bytes, stored as the model's input example. Raises :class:`ModelError` for a folder that does not match
-        its manifest.
+        `measured` are brought up to date while those of its `origin` stay as first recorded. It is signed where the
+        environment has a key. `example` is an image file's bytes, stored as the model's input example. Raises
+        :class:`ModelError` for a folder that does not match its manifest.
         """
         sums = verify_export(export)
         manifest = sha256_file(export / MANIFEST)
+        signed = signature.sign(name, manifest)  # before anything is written: a bad key is found now
         proof = {"run_id": run_id, "artefact_sha256": sums[ARTEFACT], "manifest_sha256": manifest}
         with tracking.file_lock(_LOCKS / f"register-{name}.lock"):
             version = self.by_manifest(name, manifest)
@@ -188,6 +193,7 @@ class ModelRegistry:
                 version = self._create(export, name, run_id, {**origin, **measured, **proof}, example)
             else:
                 self.set_tags(version, {k: v for k, v in measured.items() if version.tags.get(k) != str(v)})
+            self._sign(version, manifest, signed)
             if self.aliases(name).get(CHALLENGER) != version.number:
                 self.set_aliases(name, {CHALLENGER: version.number})
         found = self.by_number(name, version.number)
@@ -204,6 +210,24 @@ class ModelRegistry:
             # Tags go in with the version: a kill between the two would leave a version nobody can recognise.
             text = {key: str(value) for key, value in tags.items() if value is not None}
             return _version(mlflow.register_model(logged.model_uri, name, tags=text))
+
+    def _sign(self, version: Version, manifest_sha256: str, signed: str | None) -> None:
+        """Keep the signature beside the export folder, for whoever loads the model by MLflow, and as a tag."""
+        if signed is None or version.tags.get(SIGNATURE) == signed:
+            return
+        document = {"name": version.name, "manifest_sha256": manifest_sha256, "signature": signed}
+        with _reported(), tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / signature.SIGNATURE
+            write_json(file, document)
+            source = self.client.get_model_version(version.name, str(version.number)).source
+            self.client.log_model_artifact(source.removeprefix("models:/"), str(file), "artifacts")
+        # Last: a version with the tag has both.
+        self.set_tags(version, {SIGNATURE: signed})
+
+    def require_signature(self, version: Version) -> None:
+        """Refuse a version without a good signature where the environment has keys to verify with (ModelError)."""
+        manifest, signed = version.tags.get("manifest_sha256", ""), version.tags.get(SIGNATURE)
+        signature.require(version.name, manifest, signed, what=str(version))
 
     @contextmanager
     def _run_as_it_was(self, run_id: str) -> Iterator[None]:
@@ -274,14 +298,17 @@ def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
     """Fetch a version's export folder and verify it; what was fetched before is verified and used again.
 
     `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises :class:`ModelError` where no such version exists
-    or a byte differs from what was registered, and :class:`RegistryUnavailableError` where MLflow cannot be reached.
+    or a byte differs from what was registered or signed, and :class:`RegistryUnavailableError` where MLflow cannot be
+    reached.
     """
     import mlflow
 
-    version = ModelRegistry().resolve(uri)
+    registry = ModelRegistry()
+    version = registry.resolve(uri)
     expected = version.tags.get("manifest_sha256")
     if expected is None:
         raise ModelError(f"{uri}: {version} has no tag manifest_sha256; it was not registered by this project")
+    registry.require_signature(version)
     target = folder / version.name / f"{version.number}-{expected[:12]}"
     if target.is_dir():
         try:

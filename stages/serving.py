@@ -28,8 +28,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 # The header is read by Pillow and the image by OpenCV, and a file can be made so that the two see different sizes. This
-# is OpenCV's own limit; it looks at it once, when it is loaded.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", os.environ.get("YOLOV7_SERVE_MAX_PIXELS", "64000000"))
+# is OpenCV's own limit; it looks at it once, when it is loaded. A plain import of this file has no say in it.
+if __name__ != "stages.serving" and os.environ.get("YOLOV7_SERVE_MAX_PIXELS", "0").isdecimal():
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", os.environ.get("YOLOV7_SERVE_MAX_PIXELS", "64000000"))
 
 import mlflow
 import numpy as np
@@ -41,6 +42,7 @@ from yolov7.data.decode import decode_image
 from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.predict import load_detector
 from yolov7.predict.predictor import Predictor, Prepared
+from yolov7.signature import require_beside
 
 COLUMNS = {
     "image": "int64",
@@ -98,6 +100,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Open the export folder that MLflow has laid beside this file, and read the limits."""
         self._limits = Limits.from_environment()
+        require_beside(context.artifacts["export"])
         self._detector = load_detector(context.artifacts["export"])
         # MLflow runs requests in threads, more than there are cores: decoded images are what memory is needed for.
         self._decoding = threading.BoundedSemaphore(2)

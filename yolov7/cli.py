@@ -82,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--max-detections", type=int, metavar="N", help="most detections of an image")
     predict.add_argument("--rectangular", action="store_true", help="smallest rectangle in place of the square input")
     predict.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (8)")
+    predict.add_argument(
+        "--augment",
+        nargs="?",
+        const="all",
+        choices=("all", "scales", "flip"),
+        help="see each image several times, smaller and mirrored, and merge what is found (slower)",
+    )
     predict.set_defaults(run=_predict)
 
     bench = commands.add_parser("benchmark", help="latency of preprocessing, network and suppression")
@@ -151,7 +158,11 @@ def _predict(args: argparse.Namespace) -> None:
 
     source = open_source(args.source, exclude=[args.output])  # a mistyped path is told before a model is loaded
     predictor = _load(
-        args, max_detections=args.max_detections, rectangular=args.rectangular, batch_size=args.batch_size
+        args,
+        max_detections=args.max_detections,
+        rectangular=args.rectangular,
+        batch_size=args.batch_size,
+        augment=args.augment or False,
     )
     detector = predictor if args.tiles is None else TiledPredictor(predictor, args.tiles)
     with _progress(len(source)) as advance:

@@ -99,7 +99,8 @@ def _drawable(tables: Tables) -> pd.DataFrame:
 
 
 def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Sequence[Finding]) -> str:
-    path = images_folder(ingested, image["split"]) / image["file_name"]
+    # First, as it fails where nobody has decoded the file yet: finding the boxes among all others takes longer.
+    picture = _data_uri(images_folder(ingested, image["split"]) / image["file_name"])
     title = f"{image['split']}/{image['file_name']}"
     width, height = int(image["width"]), int(image["height"])
     accused = {finding.annotation_id for finding in findings}
@@ -113,7 +114,7 @@ def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Seq
     more = f"<br>and {len(findings) - _WORDS} more" if len(findings) > _WORDS else ""
     return (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
-        f'<image href="{_data_uri(path)}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
+        f'<image href="{picture}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
         f"{drawn}</svg><figcaption>{escape(title)}{told}{more}</figcaption></figure>"
     )
 

@@ -23,7 +23,7 @@ def run(folder: Path, *command: str, check: bool = True) -> subprocess.Completed
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DVC_NO_ANALYTICS": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
     }
     environment.pop("MLFLOW_TRACKING_URI", None)
     done = subprocess.run(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
-import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +10,14 @@ import httpx
 import numpy as np
 import pytest
 
-from stages.registry import ModelRegistry
-from stages.serving import MAX_IMAGES, MAX_PIXELS
+from stages.serving import Limits
 from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, image_bytes, sample_image
-from tests.pipeline.servers import answers, free_port, loopback_environment, running, wait_for
+from tests.pipeline.served_model import png_bomb, serving, split, text
 from yolov7.predict import load_detector
 
 pytestmark = pytest.mark.slow
+
+MAX_IMAGES, MAX_PIXELS = Limits().max_images, Limits().max_pixels
 
 
 @pytest.fixture(scope="module")
@@ -28,34 +25,16 @@ def served(
     export: Path, mlflow_file: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[httpx.Client, Path]]:
     """A client of the served champion, and the export folder it was made from."""
-    folder = tmp_path_factory.mktemp("serving")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
-        registry = ModelRegistry()
-        run_id = registry.run_for({"fingerprint": "served"}, experiment="served", name="served")
-        version, _ = registry.register(
-            export, name="served", run_id=run_id, origin={}, measured={"AP": "0.5"}, example=image_bytes()
-        )
-        registry.set_aliases("served", {"champion": version.number})
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/served@champion"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    env, log = loopback_environment(MLFLOW_TRACKING_URI=mlflow_file), folder / "serve.log"
-    url = f"http://127.0.0.1:{port}"
-    with running(command, log, env=env, cwd=folder) as process:
-        wait_for("the served model", answers(f"{url}/ping"), 120, log, process)
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            yield client, export
+    with serving(export, mlflow_file, tmp_path_factory.mktemp("serving")) as server, server.client() as client:
+        yield client, export
 
 
 def ask(client: httpx.Client, *images: str, **params: Any) -> httpx.Response:
-    table = {"columns": ["image"], "data": [[image] for image in images]}
-    return client.post("/invocations", json={"dataframe_split": table, "params": params})
+    return client.post("/invocations", json=split(*images, **params))
 
 
 def encoded() -> str:
-    return base64.b64encode(image_bytes()).decode()
+    return text(image_bytes())
 
 
 def test_detections_are_those_of_the_artefact(served: tuple[httpx.Client, Path]) -> None:
@@ -73,44 +52,42 @@ def test_detections_are_those_of_the_artefact(served: tuple[httpx.Client, Path])
     assert {row["image"] for row in rows} == {0}
 
 
-def test_inputs_form_several_images_and_nothing_found(served: tuple[httpx.Client, Path]) -> None:
+def test_every_form_several_images_and_nothing_found(served: tuple[httpx.Client, Path]) -> None:
     client, _ = served
-    answer = client.post("/invocations", json={"inputs": {"image": [encoded(), encoded()]}})
-    assert answer.status_code == 200, answer.text[-3000:]
-    rows = answer.json()["predictions"]
+    twice = [{"image": encoded()}] * 2
+    found = []
+    for content in (
+        split(encoded(), encoded()),
+        {"inputs": {"image": [encoded(), encoded()]}},
+        {"dataframe_records": twice},
+        {"instances": twice},
+    ):
+        answer = client.post("/invocations", json=content)
+        assert answer.status_code == 200, answer.text[-3000:]
+        found.append(answer.json()["predictions"])
+    assert found[1:] == found[:1] * 3
+    rows = found[0]
     assert [row["image"] for row in rows] == sorted(row["image"] for row in rows)
     first, second = ([row for row in rows if row["image"] == image] for image in (0, 1))
     assert len(first) == len(second) > 0 and first[0]["score"] >= 0.3, "the export's own threshold holds"
     assert ask(client, encoded(), confidence=1.0).json() == {"predictions": []}
 
 
-def huge_png() -> bytes:
-    """The head of a PNG that claims a billion pixels in a few bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 40_000, 25_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
-
-
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (b"this is no image", "row 0: not an image of a known format, or damaged"),
-        (b"", "row 0: the image is empty"),
-        (image_bytes()[:-30], "row 0: the image is truncated"),
-        (huge_png(), "row 0: the image"),
+        (b"this is no image", "row 1: not an image of a known format, or damaged"),
+        (b"", "row 1: the image is empty"),
+        (image_bytes()[:-30], "row 1: the image is truncated"),
+        (png_bomb(), "row 1: the image"),
     ],
     ids=["text", "empty", "truncated", "huge"],
 )
 def test_what_is_no_image_is_refused_by_row(served: tuple[httpx.Client, Path], image: bytes, words: str) -> None:
-    answer = ask(served[0], base64.b64encode(image).decode())
+    answer = ask(served[0], encoded(), text(image))
     assert answer.status_code == 400
     assert words in answer.json()["message"]
-    assert f"{MAX_PIXELS} pixels" in answer.text or image != huge_png()
+    assert f"{MAX_PIXELS} pixels" in answer.text or image != png_bomb()
 
 
 def test_a_request_that_is_too_large_or_wrong_is_refused(served: tuple[httpx.Client, Path]) -> None:
@@ -120,4 +97,13 @@ def test_a_request_that_is_too_large_or_wrong_is_refused(served: tuple[httpx.Cli
     wrong = ask(client, encoded(), confidence=1.5)
     assert wrong.status_code == 400 and "must lie between 0 and 1" in wrong.json()["message"]
     assert ask(client).status_code == 400
+    for body, kind, status, words in (
+        (b"{", "application/json", 400, "not readable as JSON"),
+        (b"[" * 100_000, "application/json", 400, "more parts than"),
+        (b"image\nabc", "text/csv", 415, "must be application/json"),
+        (b"\0" * (80 << 20), "application/json", 413, "send the images in parts"),
+    ):
+        answer = client.post("/invocations", content=body, headers={"content-type": kind})
+        assert answer.status_code == status and words in answer.json()["message"] and len(answer.text) < 1000
+    assert "must be application/json" in client.post("/invocations", content=b"{}").json()["message"]
     assert ask(client, encoded()).status_code == 200, "and it goes on serving"

@@ -85,7 +85,7 @@ def test_a_lone_file_describes_itself(exported, trained):
     assert runtime.metadata.form == "deploy" and runtime.metadata.image_size == SIDE
     assert runtime.metadata.extra["run"] == "r1"
     assert runtime.metadata.extra["thresholds"] == {"confidence": 0.2, "iou": 0.5, "max_detections": 20}
-    assert runtime.file.contract["output"]["columns"][:5] == ["x1", "y1", "x2", "y2", "objectness"]
+    assert runtime.file.about.contract["output"]["columns"][:5] == ["x1", "y1", "x2", "y2", "objectness"]
     assert runtime.stride == trained.stride == 8
     with_nms = open_onnx(exported / "model-nms.onnx")
     assert isinstance(with_nms, OnnxNmsRuntime)
@@ -137,7 +137,7 @@ def test_fixed_sides_that_are_not_square_and_many_classes(tmp_path):
     export_onnx_nms(graph, tmp_path / "nms.onnx", confidence=0.01, iou=0.5, max_detections=30)
     runtime = open_onnx(tmp_path / "m.onnx")
     assert runtime.input_shape == (1, 48, 80)
-    assert runtime.file.contract["output"]["shape"] == [1, 3 * (12 * 20 + 6 * 10), 1005]
+    assert runtime.file.about.contract["output"]["shape"] == [1, 3 * (12 * 20 + 6 * 10), 1005]
     batch = torch.randint(0, 256, (3, 3, 48, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     decoded = runtime.decoded(batch)  # three images through a file that takes one at a time
     with torch.inference_mode():

@@ -11,7 +11,7 @@ from yolov7.boxes import pairwise_iou
 from yolov7.nms import Detections
 
 SAME_BOX = 0.9
-"""Two detections of a class with at least this IoU are the same one."""
+"""Two detections of a class with at least this IoU are the same one, unless other limits are asked for."""
 
 
 @dataclass
@@ -48,15 +48,16 @@ def agreement(
     confidence: float,
     iou: float,
     score_tolerance: float,
+    same_box: float = SAME_BOX,
 ) -> Agreement:
-    """Match the detections of each image by class and IoU, the surest first.
+    """Match the detections of each image by class and IoU (at least `same_box`), the surest first.
 
     `confidence` and `iou` are the thresholds both were selected with; `score_tolerance` is how far a score may be off.
     """
     total = Agreement()
     for one, other in zip(expected, found, strict=True):
         overlaps = pairwise_iou(one.boxes, other.boxes) * (one.labels[:, None] == other.labels[None, :])
-        pairs = _pairs(overlaps)
+        pairs = _pairs(overlaps, same_box)
         total.expected += len(one)
         total.found += len(other)
         total.matched += len(pairs)
@@ -72,13 +73,13 @@ def agreement(
     return total
 
 
-def _pairs(overlaps: torch.Tensor) -> list[tuple[int, int]]:
+def _pairs(overlaps: torch.Tensor, same_box: float) -> list[tuple[int, int]]:
     """One to one, row by row (the surest detections first): the best column that is left."""
     left = overlaps.clone()
     pairs = []
     for row in range(left.shape[0] if left.shape[1] else 0):
         value, column = left[row].max(dim=0)
-        if float(value) >= SAME_BOX:
+        if float(value) >= same_box:
             pairs.append((row, int(column)))
             left[:, int(column)] = 0.0
     return pairs

@@ -62,7 +62,7 @@ def export_onnx(
     if not dynamic and height == width:
         said = replace(said, image_size=height)
     contract = _contract(model, (height, width), dynamic)
-    _write(path, graph, said, contract)
+    write_graph(path, graph, said, contract)
     return graph
 
 
@@ -85,7 +85,7 @@ def export_onnx_nms(
         raise ConfigError(f"confidence {confidence}, iou {iou}, max_detections {max_detections}: out of range")
     graph = onnx.ModelProto()
     graph.CopyFrom(decoded if isinstance(decoded, onnx.ModelProto) else onnx.load(os.fspath(decoded)))
-    metadata, contract = _described(graph)
+    metadata, contract = described(graph)
     if contract["output"]["kind"] != "decoded":
         raise ModelError(f"a graph with decoded output is needed, this one has {contract['output']['kind']!r}")
     merged = append_suppression(
@@ -105,13 +105,13 @@ def export_onnx_nms(
         "max_detections": max_detections,
     }
     thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
-    _write(path, merged, replace(metadata, extra={**metadata.extra, "thresholds": thresholds}), contract)
+    write_graph(path, merged, replace(metadata, extra={**metadata.extra, "thresholds": thresholds}), contract)
     return merged
 
 
 def contract_of(graph: onnx.ModelProto) -> dict[str, Any]:
     """What goes into a graph of this project and what comes out, as it stands in its metadata."""
-    return _described(graph)[1]
+    return described(graph)[1]
 
 
 def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[st
     }
 
 
-def _described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
+def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
+    """What a graph of this project is, and its contract; :class:`ModelError` for a graph of another origin."""
     said = {entry.key: entry.value for entry in graph.metadata_props}
     if METADATA_KEY not in said or CONTRACT_KEY not in said:
         raise ModelError("an ONNX graph of this project is expected, with its metadata")
@@ -153,12 +154,12 @@ def _described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
     return ModelMetadata.from_json(said[METADATA_KEY]), contract
 
 
-def _write(
+def write_graph(
     path: str | os.PathLike[str], graph: onnx.ModelProto, metadata: ModelMetadata, contract: dict[str, Any]
 ) -> None:
     """Attach the description, check the graph, write the file in one step; the same model gives the same bytes."""
-    described = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: json.dumps(contract, sort_keys=True)}
-    onnx.helper.set_model_props(graph, described)
+    said = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: json.dumps(contract, sort_keys=True)}
+    onnx.helper.set_model_props(graph, said)
     try:
         onnx.checker.check_model(graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -9,28 +9,25 @@ Legend: B batch, N predictions, C classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from yolov7.data.evaluation import read_annotated
 from yolov7.data.index import Index
-from yolov7.evaluate.coco import Result, evaluate_detections, ground_truth
-from yolov7.evaluate.run import check_classes, coco_results
-from yolov7.export.matching import Agreement, agreement
+from yolov7.evaluate.coco import Result
+from yolov7.evaluate.run import check_classes
+from yolov7.export.matching import SAME_BOX, Agreement, agreement
+from yolov7.export.samples import Samples, candidates
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
 from yolov7.nms import Detections, select
 from yolov7.predict.load import open_runtime
-from yolov7.predict.predictor import Predictor, Prepared, stack, to_original
 from yolov7.predict.runtimes import OnnxFile, OnnxNmsRuntime, Runtime, TorchRuntime
 
 Path = str | os.PathLike[str]
-
-_AP_CONFIDENCE, _AP_IOU = 0.001, 0.65  # as evaluation (training sheet, section 9)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,37 @@ class VerifyLimits:
     """AP on the verification images, absolute."""
     unmatched: float = 0.01
     """Share of detections without a partner of the same class on the other side."""
+    mean_difference: float = 1e-4
+    """Objectness and class probabilities, absolute, the mean over all predictions."""
+    score_difference: float | None = None
+    """Scores of matched detections, absolute; None: twice `raw_difference`, a score being a product of two."""
+    matched_box_difference: float | None = None
+    """Box corners of matched detections, in pixels of the image; None: `box_difference`."""
+    same_box: float = SAME_BOX
+    """Detections of a class with at least this IoU are the same one."""
+
+    @property
+    def edge(self) -> float:
+        """How far a score may be off, and so how near the threshold a missing detection is excused."""
+        return self.raw_difference if self.score_difference is None else self.score_difference
+
+
+FLOAT16 = VerifyLimits(
+    raw_difference=0.03, box_difference=2.0, ap_difference=0.005, unmatched=0.03, mean_difference=1e-3
+)
+"""Limits of files whose weights are float16: 11 bits instead of 24."""
+INT8 = VerifyLimits(
+    raw_difference=1.0,
+    box_difference=float("inf"),
+    ap_difference=0.02,
+    unmatched=0.1,
+    mean_difference=0.02,
+    score_difference=0.25,
+    matched_box_difference=float("inf"),
+    same_box=0.6,
+)
+"""Limits of int8 files. A single prediction may go anywhere; detections, means and AP may not. Their AP on the whole
+validation set has a limit of its own, which decides what stays in float (:mod:`yolov7.export.int8`)."""
 
 
 @dataclass
@@ -52,9 +80,11 @@ class FormReport:
     """One artefact against the trained network. What was not compared is None."""
 
     name: str
-    """`deploy`, `onnx` or `onnx-nms`."""
+    """`deploy`, `onnx`, `onnx-nms`, or the name of a further artefact."""
     max_raw_difference: float | None
     """Largest difference of an objectness or class probability, over every prediction of every image."""
+    mean_raw_difference: float | None
+    """Their mean."""
     max_box_difference: float | None
     """Largest difference of a box corner in input pixels, over every prediction of every image."""
     detections: Agreement
@@ -63,6 +93,8 @@ class FormReport:
     """AP on the verification images; -1 without ground truth."""
     trained_ap: float
     """The trained network's, at the same thresholds."""
+    limits: VerifyLimits
+    """What it was held to."""
     problems: list[str] = field(default_factory=list)
     """What exceeds a limit, in words; empty if all is well."""
 
@@ -109,13 +141,15 @@ def verify(
     metadata: ModelMetadata,
     images: Sequence[int] | None = None,
     limits: VerifyLimits | None = None,
+    more: Mapping[str, tuple[Path, VerifyLimits]] | None = None,
     batch_size: int = 8,
 ) -> VerifyReport:
-    """Compare three artefacts with the `trained` network on images of `index`.
+    """Compare three artefacts, and `more`, with the `trained` network on images of `index`.
 
     `deploy`: the re-parameterised network, better its .safetensors file; `onnx`: the file with decoded output;
-    `onnx_nms`: the one with the suppression inside, whose thresholds hold for the comparison by detections. `metadata`
-    describes the trained network. `images` are positions in the index (default: all). The caller decides what becomes
+    `onnx_nms`: the one with the suppression inside, whose thresholds hold for the comparison by detections. `more`: files
+    with decoded output by the name they get in the report, each with limits of its own. `metadata` describes the
+    trained network. `images` are positions in the index (default: all). The caller decides what becomes
     of a report that has not `passed`. Raises :class:`ModelError` for an artefact that cannot be opened or run at all,
     or classes that are not the data set's.
     """
@@ -125,55 +159,56 @@ def verify(
     nms_runtime = OnnxNmsRuntime(OnnxFile(onnx_nms))
     onnx_runtime = open_runtime(onnx, runtime="onnx")
     deploy_runtime = TorchRuntime(deploy, metadata) if isinstance(deploy, Detector) else open_runtime(deploy)
-    decoders = {"deploy": deploy_runtime, "onnx": onnx_runtime}
-    for name, runtime in decoders.items():
+    held_to: dict[str, VerifyLimits] = {"deploy": limits, "onnx": limits, "onnx-nms": limits}
+    opened = {"deploy": deploy_runtime, "onnx": onnx_runtime}
+    for name, (path, own) in (more or {}).items():
+        opened[name], held_to[name] = open_runtime(path), own
+    for name, runtime in opened.items():
         if not isinstance(runtime, Runtime):
             raise TypeError(f"{name}: a file with decoded output is needed")
-    comparison = _Comparison(
-        TorchRuntime(trained, metadata), {k: v for k, v in decoders.items() if isinstance(v, Runtime)}, nms_runtime
-    )
-    comparison.run(index, positions, batch_size)
-    forms = comparison.reports(index, positions, limits)
+    decoders = {name: runtime for name, runtime in opened.items() if isinstance(runtime, Runtime)}
+    samples = Samples(index, positions, nms_runtime, batch_size=batch_size)
+    comparison = _Comparison(TorchRuntime(trained, metadata), decoders, nms_runtime, samples)
+    comparison.run()
+    forms = [comparison.report(name, held_to[name]) for name in held_to]
     return VerifyReport([index.image_id(i) for i in positions], limits, forms)
 
 
 class _Comparison:
     """Runs every form over the images and keeps what is compared at the end."""
 
-    def __init__(self, trained: TorchRuntime, decoders: dict[str, Runtime], with_nms: OnnxNmsRuntime):
-        self.trained, self.decoders, self.with_nms = trained, decoders, with_nms
+    def __init__(self, trained: TorchRuntime, decoders: dict[str, Runtime], with_nms: OnnxNmsRuntime, samples: Samples):
+        self.trained, self.decoders, self.with_nms, self.samples = trained, decoders, with_nms, samples
         self.raw = dict.fromkeys(decoders, 0.0)
+        self.mean = dict.fromkeys(decoders, 0.0)
         self.boxes = dict.fromkeys(decoders, 0.0)
         self.found: dict[str, list[Detections]] = {name: [] for name in ("trained", *decoders, "onnx-nms")}
         self.results: dict[str, list[Result]] = {name: [] for name in ("trained", *decoders)}
         self.nms_results: dict[str, list[Result]] = {"trained": [], "onnx-nms": []}
+        self._ap: dict[int, float] = {}
 
-    def run(self, index: Index, positions: Sequence[int], batch_size: int) -> None:
-        # Whatever sides an artefact was fixed to, every form gets the same input.
-        preparer = Predictor(self.with_nms)
-        for chosen in _chunks(positions, batch_size):
-            prepared = [preparer.prepare(read_annotated(index, i)) for i in chosen]
-            batch = stack([one.image for one in prepared])
+    def run(self) -> None:
+        for chosen, prepared, batch in self.samples.batches():
             expected = self.trained.decoded(batch).cpu()
             decoded = {name: runtime.decoded(batch).cpu() for name, runtime in self.decoders.items()}
             for name, output in decoded.items():
-                self._compare(name, output, expected)
+                self._compare(name, output, expected, len(chosen) / len(self.samples.positions))
             for name, output in {"trained": expected, **decoded}.items():
                 self.found[name] += self._select(output)
-                found = select(output, confidence=_AP_CONFIDENCE, iou=_AP_IOU, multi_label=output.shape[2] > 6)
-                self.results[name] += _results(index, chosen, prepared, found)
+                self.results[name] += self.samples.results(chosen, prepared, candidates(output))
             self.found["onnx-nms"] += self.with_nms.detect(batch)
             for name, kept in self.nms_results.items():
-                kept += _results(index, chosen, prepared, self.found[name][-len(chosen) :])
+                kept += self.samples.results(chosen, prepared, self.found[name][-len(chosen) :])
 
-    def _compare(self, name: str, output: Tensor, expected: Tensor) -> None:
+    def _compare(self, name: str, output: Tensor, expected: Tensor, share: float) -> None:
         if output.shape != expected.shape:
-            self.raw[name] = self.boxes[name] = float("inf")
+            self.raw[name] = self.mean[name] = self.boxes[name] = float("inf")
             return
         # NaN must not vanish in a maximum: np.max passes it on.
         difference = (output - expected).abs().numpy()
         self.boxes[name] = float(np.max([self.boxes[name], np.max(difference[..., :4])]))
         self.raw[name] = float(np.max([self.raw[name], np.max(difference[..., 4:])]))
+        self.mean[name] += share * float(np.mean(difference[..., 4:], dtype=np.float64))
 
     def _select(self, output: Tensor) -> list[Detections]:
         nms = self.with_nms
@@ -181,47 +216,51 @@ class _Comparison:
             output, confidence=nms.confidence, iou=nms.iou, max_detections=nms.max_detections, multi_label=False
         )
 
-    def reports(self, index: Index, positions: Sequence[int], limits: VerifyLimits) -> list[FormReport]:
-        truth = ground_truth(index, positions)
+    def report(self, name: str, limits: VerifyLimits) -> FormReport:
+        decodes = name in self.decoders
+        results = self.results if decodes else self.nms_results
+        report = FormReport(
+            name=name,
+            max_raw_difference=self.raw[name] if decodes else None,
+            mean_raw_difference=self.mean[name] if decodes else None,
+            max_box_difference=self.boxes[name] if decodes else None,
+            detections=agreement(
+                self.found["trained"],
+                self.found[name],
+                confidence=self.with_nms.confidence,
+                iou=self.with_nms.iou,
+                score_tolerance=limits.edge,
+                same_box=limits.same_box,
+            ),
+            ap=self._ap_of(results[name]),
+            trained_ap=self._ap_of(results["trained"]),
+            limits=limits,
+        )
+        said = self.decoders[name].metadata if decodes else self.with_nms.metadata
+        report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits)]
+        return report
 
-        def ap(results: list[Result]) -> float:
-            return evaluate_detections(truth, results).metrics["AP"]
-
-        trained_ap, trained_nms_ap = ap(self.results["trained"]), ap(self.nms_results["trained"])
-        reports = []
-        for name in (*self.decoders, "onnx-nms"):
-            decodes = name in self.decoders
-            report = FormReport(
-                name=name,
-                max_raw_difference=self.raw[name] if decodes else None,
-                max_box_difference=self.boxes[name] if decodes else None,
-                detections=agreement(
-                    self.found["trained"],
-                    self.found[name],
-                    confidence=self.with_nms.confidence,
-                    iou=self.with_nms.iou,
-                    score_tolerance=limits.raw_difference,
-                ),
-                ap=ap(self.results[name] if decodes else self.nms_results[name]),
-                trained_ap=trained_ap if decodes else trained_nms_ap,
-            )
-            said = self.decoders[name].metadata if decodes else self.with_nms.metadata
-            report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits)]
-            reports.append(report)
-        return reports
+    def _ap_of(self, results: list[Result]) -> float:
+        """The trained network's is asked for once a form."""
+        if id(results) not in self._ap:
+            self._ap[id(results)] = self.samples.ap_of(results)
+        return self._ap[id(results)]
 
 
 def _excesses(report: FormReport, limits: VerifyLimits) -> list[str]:
     """Every figure over its limit. `not x <= limit` so that NaN is over it too."""
     found = report.detections
+    # A score is a product of two probabilities, each of which may be off by the limit.
+    scores = 2 * limits.raw_difference if limits.score_difference is None else limits.score_difference
+    corners = limits.box_difference if limits.matched_box_difference is None else limits.matched_box_difference
     checks = [
         ("probability difference", report.max_raw_difference, limits.raw_difference),
+        ("mean probability difference", report.mean_raw_difference, limits.mean_difference),
         ("box difference in pixels", report.max_box_difference, limits.box_difference),
         ("AP difference", abs(report.ap - report.trained_ap), limits.ap_difference),
         ("share of unmatched detections", found.unmatched_share, limits.unmatched),
-        # A score is a product of two probabilities, each of which may be off by the limit.
-        ("score difference of matched detections", found.max_score_difference, 2 * limits.raw_difference),
-        ("box difference of matched detections in pixels", found.max_box_difference, limits.box_difference),
+        ("score difference of matched detections", found.max_score_difference, scores),
+        ("box difference of matched detections in pixels", found.max_box_difference, corners),
     ]
     return [
         f"{what} {value:.6g} exceeds {limit:g}"
@@ -238,18 +277,3 @@ def _told_apart(trained: ModelMetadata, said: ModelMetadata) -> list[str]:
         for name in names
         if getattr(said, name) != getattr(trained, name)
     ]
-
-
-def _results(
-    index: Index, positions: Sequence[int], prepared: Sequence[Prepared], found: Sequence[Detections]
-) -> list[Result]:
-    results: list[Result] = []
-    for i, one, detections in zip(positions, prepared, found, strict=True):
-        boxes, scores, labels = to_original(detections, one.scale, one.pad, one.size).to_numpy()
-        results += coco_results(index.image_id(i), boxes, scores, labels, index.category_ids)
-    return results
-
-
-def _chunks(positions: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(positions), size):
-        yield positions[start : start + size]

@@ -1,11 +1,13 @@
 """Prediction: load a detector from anything, run it on images, draw what it finds."""
 
+from yolov7.predict.augmented import AugmentedRuntime
 from yolov7.predict.load import load_detector
 from yolov7.predict.predictor import Predictor
 from yolov7.predict.runtimes import OnnxNmsRuntime, OnnxRuntime, TorchRuntime, open_onnx
 from yolov7.predict.tiles import TiledPredictor
 
 __all__ = [
+    "AugmentedRuntime",
     "OnnxNmsRuntime",
     "OnnxRuntime",
     "Predictor",

@@ -19,6 +19,7 @@ from yolov7.device import choose_device
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.model.checkpoint import load_checkpoint
+from yolov7.predict.augmented import Views
 from yolov7.predict.predictor import Predictor
 from yolov7.predict.runtimes import DetectingRuntime, Runtime, TorchRuntime, open_onnx
 
@@ -45,6 +46,7 @@ def load_detector(
     image_size: int | None = None,
     rectangular: bool = False,
     batch_size: int = 8,
+    augment: bool | Views = False,
     device: str = "cpu",
     threads: int = 0,
 ) -> Predictor:
@@ -67,6 +69,7 @@ def load_detector(
         image_size=image_size,
         rectangular=rectangular,
         batch_size=batch_size,
+        augment=augment,
     )
 
 

@@ -18,6 +18,7 @@ from yolov7.data.decode import resize_to_long_side
 from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, select
+from yolov7.predict.augmented import AugmentedRuntime, Views
 from yolov7.predict.runtimes import Batch, DetectingRuntime, Runtime
 
 CONFIDENCE = 0.25
@@ -47,7 +48,8 @@ class Predictor:
 
     `image_size` is the side of the square the images are fitted into (default: what the model was trained at).
     With `rectangular` an image gets the smallest rectangle of stride multiples around it instead of the square: less
-    work for long images. `max_detections` counts per image; only the best class of a box is reported.
+    work for long images. `max_detections` counts per image; only the best class of a box is reported. `augment` is
+    test-time augmentation: the network sees each image several times (True: all views of yolov7/predict/augmented.py).
     """
 
     def __init__(
@@ -60,7 +62,10 @@ class Predictor:
         image_size: int | None = None,
         rectangular: bool = False,
         batch_size: int = 8,
+        augment: bool | Views = False,
     ):
+        if augment:
+            runtime = AugmentedRuntime(runtime, "all" if augment is True else augment)  # type: ignore[arg-type]
         self.runtime = runtime
         said = runtime.metadata.extra.get("thresholds", {})
         self.confidence = float(said.get("confidence", CONFIDENCE) if confidence is None else confidence)

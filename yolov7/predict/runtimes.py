@@ -1,4 +1,4 @@
-"""What runs a network: PyTorch, or ONNX Runtime. Bytes in, decoded predictions out, the same for each.
+"""What runs a network: PyTorch, or ONNX Runtime (OpenVINO: next door). Bytes in, decoded predictions out, alike for each.
 
 A runtime takes uint8 RGB batches and scales them itself, so that a wrong normalisation cannot hide between the parts.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,11 +92,47 @@ class TorchRuntime:
     def decoded(self, images: Batch) -> Tensor:
         """See :class:`Runtime`; the result stays on the model's device."""
         batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
-        _check_batch(batch, self.metadata, self.input_shape, self.model.stride)
+        check_batch(batch, self.metadata, self.input_shape, self.model.stride)
         # Divide on the device: a quarter of the bytes travel.
         scaled = batch.to(self._device, non_blocking=True).float() / 255.0
         with autocast(self._device, self._dtype):
             return self.model(scaled).float()
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file of this project says of itself."""
+
+    metadata: ModelMetadata
+    contract: dict[str, Any]
+    """What goes in and what comes out (see yolov7.export)."""
+    kind: str
+    """Of the output: `decoded` or `nms`."""
+    stride: int
+
+    @classmethod
+    def parse(cls, path: Path, said: Callable[[str], str]) -> About:
+        """From the JSON that `said` finds under the two keys; :class:`ModelError` where it makes no sense."""
+        try:
+            metadata = ModelMetadata.from_json(said(METADATA_KEY))
+            contract = json.loads(said(CONTRACT_KEY))
+            return cls(metadata, contract, str(contract["output"]["kind"]), int(contract["input"]["stride"]))
+        except (ModelError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{path}: its metadata is damaged: {error}") from None
+
+
+class ModelFile(Protocol):
+    """An opened file that describes itself, whatever runs it."""
+
+    path: Path
+    about: About
+    metadata: ModelMetadata
+    input_shape: tuple[int | None, int | None, int | None]
+    stride: int
+
+    def run(self, images: Batch) -> list[np.ndarray]:
+        """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
+        ...
 
 
 class OnnxFile:
@@ -118,13 +156,8 @@ class OnnxFile:
         properties = self.session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in properties or CONTRACT_KEY not in properties:
             raise ModelError(f"{self.path}: an ONNX file, but not of this project (its metadata says nothing of it)")
-        try:
-            self.metadata = ModelMetadata.from_json(properties[METADATA_KEY])
-            self.contract: dict[str, Any] = json.loads(properties[CONTRACT_KEY])
-            self.kind = str(self.contract["output"]["kind"])
-            self.stride = int(self.contract["input"]["stride"])
-        except (ModelError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{self.path}: its metadata is damaged: {error}") from None
+        self.about = About.parse(self.path, properties.__getitem__)
+        self.metadata, self.stride = self.about.metadata, self.about.stride
         batch, _, height, width = (
             side if isinstance(side, int) else None for side in self.session.get_inputs()[0].shape
         )
@@ -133,14 +166,10 @@ class OnnxFile:
     def run(self, images: Batch) -> list[np.ndarray]:
         """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
-        _check_batch(batch, self.metadata, self.input_shape, self.stride)
-        size = self.input_shape[0] or len(batch)
-        return [self._run(batch[start : start + size], size) for start in range(0, len(batch), size)]
+        check_batch(batch, self.metadata, self.input_shape, self.stride)
+        return [self._run(part) for part in scaled_parts(batch, self.input_shape[0])]
 
-    def _run(self, part: np.ndarray, size: int) -> np.ndarray:
-        if len(part) < size:  # the last part of a file with a fixed batch: fill up, the caller drops what comes of it
-            part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        scaled = np.divide(part, np.float32(255.0), dtype=np.float32)
+    def _run(self, scaled: np.ndarray) -> np.ndarray:
         try:
             output: np.ndarray = self.session.run(["detections"], {"images": scaled})[0]
         except _ORT_ERRORS as error:
@@ -148,10 +177,10 @@ class OnnxFile:
         return output
 
 
-class OnnxRuntime:
-    """ONNX Runtime on a file with decoded output."""
+class DecodingFile:
+    """A :class:`Runtime` from a file with decoded output."""
 
-    def __init__(self, file: OnnxFile):
+    def __init__(self, file: ModelFile):
         _require(file, "decoded")
         self.file, self.metadata = file, file.metadata
         self.input_shape, self.stride = file.input_shape, file.stride
@@ -162,14 +191,14 @@ class OnnxRuntime:
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))[: len(images)]
 
 
-class OnnxNmsRuntime:
-    """ONNX Runtime on a file with the suppression inside."""
+class DetectingFile:
+    """A :class:`DetectingRuntime` from a file with the suppression inside."""
 
-    def __init__(self, file: OnnxFile):
+    def __init__(self, file: ModelFile):
         _require(file, "nms")
         self.file, self.metadata = file, file.metadata
         self.input_shape, self.stride = file.input_shape, file.stride
-        output = file.contract["output"]
+        output = file.about.contract["output"]
         self.confidence, self.iou = float(output["confidence"]), float(output["iou"])
         self.max_detections = int(output["max_detections"])
 
@@ -180,15 +209,35 @@ class OnnxNmsRuntime:
         return found[: len(images)]
 
 
+class OnnxRuntime(DecodingFile):
+    """ONNX Runtime on a file with decoded output."""
+
+
+class OnnxNmsRuntime(DetectingFile):
+    """ONNX Runtime on a file with the suppression inside."""
+
+
 def open_onnx(path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu") -> OnnxRuntime | OnnxNmsRuntime:
     """The runtime that fits the file: what it puts out stands in its metadata. Raises as :class:`OnnxFile` does."""
     file = OnnxFile(path, threads=threads, device=device)
-    return OnnxNmsRuntime(file) if file.kind == "nms" else OnnxRuntime(file)
+    return OnnxNmsRuntime(file) if file.about.kind == "nms" else OnnxRuntime(file)
 
 
-def _require(file: OnnxFile, kind: str) -> None:
-    if file.kind != kind:
-        raise ModelError(f"{file.path}: its output is {file.kind!r}, {kind!r} is needed here")
+def _require(file: ModelFile, kind: str) -> None:
+    if file.about.kind != kind:
+        raise ModelError(f"{file.path}: its output is {file.about.kind!r}, {kind!r} is needed here")
+
+
+def scaled_parts(batch: np.ndarray, fixed: int | None) -> Iterator[np.ndarray]:
+    """uint8 (B, 3, H, W) as float32 in [0, 1]: whole, or in parts of the `fixed` size, the last one filled up with black
+    images whose answers the caller drops.
+    """
+    size = fixed or len(batch)
+    for start in range(0, len(batch), size):
+        part = batch[start : start + size]
+        if len(part) < size:
+            part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+        yield np.divide(part, np.float32(255.0), dtype=np.float32)
 
 
 def _detections(rows: np.ndarray) -> Detections:
@@ -197,7 +246,7 @@ def _detections(rows: np.ndarray) -> Detections:
     return Detections(boxes=values[:, 1:5].clone(), scores=values[:, 5].clone(), labels=values[:, 6].long())
 
 
-def _check_batch(
+def check_batch(
     batch: Batch, metadata: ModelMetadata, fixed: tuple[int | None, int | None, int | None], stride: int
 ) -> None:
     """One clear line in place of a shape error deep inside a runtime."""
