@@ -20,6 +20,9 @@ from yolov7.errors import DataError
 _JOBS_PER_WORKER = 16
 """A worker takes half a second to start; for fewer jobs another one is not worth it."""
 
+SECONDS = 60.0
+"""Processor time one image may take."""
+
 Job = Mapping[str, Any]
 """`task`, `source` (the image file) and what else the task needs: see the worker."""
 
@@ -65,7 +68,7 @@ class _Worker:
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         try:
-            process.stdin.write(json.dumps(dict(job)).encode() + b"\n")
+            process.stdin.write(json.dumps({**job, "seconds": SECONDS}).encode() + b"\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:

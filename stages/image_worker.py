@@ -25,8 +25,6 @@ from yolov7.errors import DataError
 
 MEMORY = 1 << 30
 """Bytes that decoding, turning and encoding one image may take: enough for the largest that is decoded at all."""
-SECONDS = 60.0
-"""Processor time one image may take."""
 _TOO_MUCH = f"takes more than {MEMORY >> 20} MiB to decode and write again"
 _JPEG_QUALITY = 95
 _LOSSLESS_WEBP = 101
@@ -51,7 +49,7 @@ def main() -> None:
     _limit_memory()
     for line in sys.stdin:
         job = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles its signal: it ends the process
+        signal.setitimer(signal.ITIMER_PROF, job["seconds"])  # nobody handles its signal: it ends the process
         answer = _answer(job)
         signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(json.dumps(answer) + "\n")

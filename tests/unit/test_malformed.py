@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from stages import image_pool
 from stages.image_header import read_header
 from stages.image_pool import _Worker, run_jobs
 from stages.ingest import ingest
@@ -425,6 +426,14 @@ def test_names_that_differ_in_case_only_are_noted(coco, tmp_path):
     bring(coco, tmp_path / "out")
     notes = json.loads((tmp_path / "out/dataset.json").read_text())["notes"]
     assert notes == ["train: 1 file names differ in case only and clash on other systems: 'A.jpg' and 'a.jpg'"]
+
+
+def test_an_image_that_takes_too_much_processor_time_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_pool, "SECONDS", 0.01)
+    noise = np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), np.uint8)
+    assert cv2.imwrite(str(tmp_path / "slow.png"), noise)
+    with pytest.raises(DataError, match=r"slow\.png.*took more processor time than one image may.*remove the image"):
+        image_pool.run_jobs([{"task": "hash", "source": str(tmp_path / "slow.png")}])
 
 
 def test_a_process_that_ends_over_an_image_names_it(tmp_path):
