@@ -1,0 +1,74 @@
+"""Test-time augmentation: the network sees a batch several times, smaller and mirrored, and all it predicts is kept.
+
+What the views find is mapped back and put side by side, so that the suppression which follows merges it: for prediction
+and evaluation alike, whatever the runtime (training sheet, section 9).
+
+Legend: B batch, N predictions of a view, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from yolov7.augment.letterbox import FILL
+from yolov7.errors import ModelError
+from yolov7.predict.runtimes import Batch, Runtime
+
+Views = Literal["all", "scales", "flip"]
+
+VIEWS: dict[Views, tuple[tuple[float, bool], ...]] = {
+    "all": ((1.0, False), (0.83, True), (0.67, False)),
+    "scales": ((1.0, False), (0.83, False), (0.67, False)),
+    "flip": ((1.0, False), (1.0, True)),
+}
+"""(scale, mirrored) of each view. `all` is the published set; `scales` is for objects that a mirror makes another, such
+as letters."""
+
+
+class AugmentedRuntime:
+    """A runtime around another one, which it asks once for every view: so many times slower.
+
+    Raises :class:`ModelError` for a runtime with the suppression inside, and for other scales of an input whose sides
+    were fixed when it was exported.
+    """
+
+    def __init__(self, runtime: Runtime, views: Views = "all"):
+        if not isinstance(runtime, Runtime):
+            raise ModelError("this file has the suppression inside, which comes too early to augment; use model.onnx")
+        _, height, width = runtime.input_shape
+        if height is not None and any(scale != 1.0 for scale, _ in VIEWS[views]):
+            raise ModelError(
+                f"{runtime.metadata.variant}: exported for images of {height} x {width} alone; augment by `flip` only, "
+                "or export with dynamic sides"
+            )
+        self.runtime, self.views = runtime, VIEWS[views]
+        self.metadata, self.input_shape, self.stride = runtime.metadata, runtime.input_shape, runtime.stride
+
+    def decoded(self, images: Batch) -> Tensor:
+        """As :meth:`Runtime.decoded`: (B, sum of N, 5 + C), boxes in pixels of `images`, view after view."""
+        batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
+        return torch.cat([self._seen(batch, scale, mirrored) for scale, mirrored in self.views], dim=1)
+
+    def _seen(self, batch: Tensor, scale: float, mirrored: bool) -> Tensor:
+        height, width = batch.shape[2:]
+        tall, wide = max(round(height * scale), 1), max(round(width * scale), 1)
+        view = batch if scale == 1.0 else _resized(batch, tall, wide)
+        view = view.flip(3) if mirrored else view
+        below, beside = -tall % self.stride, -wide % self.stride
+        found = self.runtime.decoded(F.pad(view, (0, beside, 0, below), value=FILL) if below or beside else view)
+        x1, y1, x2, y2 = found[..., :4].unbind(-1)
+        if mirrored:
+            x1, x2 = wide - x2, wide - x1
+        boxes = torch.stack([x1 * (width / wide), y1 * (height / tall), x2 * (width / wide), y2 * (height / tall)], -1)
+        return torch.cat([boxes, found[..., 4:]], dim=-1)
+
+
+def _resized(batch: Tensor, height: int, width: int) -> Tensor:
+    """uint8 (B, 3, H, W) made smaller, averaging as it shrinks."""
+    smaller = F.interpolate(batch.float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
+    return smaller.round().clamp(0, 255).to(torch.uint8)
