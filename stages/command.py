@@ -17,11 +17,13 @@ from pathlib import Path
 from stages import params as params_module
 from stages.params import Params
 from yolov7.config import nearest
-from yolov7.errors import ConfigError, YoloError
+from yolov7.errors import ConfigError, DataError, YoloError
 
 EXIT_ERROR = 2
 EXIT_RESUMABLE = 75
 """A training that was told to stop has saved its state: start the same command again (sysexits' EX_TEMPFAIL)."""
+RESTORE_ONLY = "YOLOV7_RESTORE_ONLY"
+"""Environment: a stage whose outputs were to come from the DVC remote does not make them itself."""
 
 NO_TELEMETRY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -83,6 +85,11 @@ def _run(
             known = list(params.variants)
             raise ConfigError(
                 f"--variant: {args.variant!r} is not in params.yaml: variants{nearest(args.variant, known)}"
+            )
+        if os.environ.get(RESTORE_ONLY):
+            raise DataError(
+                "the DVC remote's run cache has no outputs for the code, data and parameters of this folder; "
+                "the other machine worked with others, or has not pushed them"
             )
         main(params, args)
     except YoloError as error:

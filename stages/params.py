@@ -324,6 +324,14 @@ class Flow(Group):
     scheduled run judges drift from the present champion; false: by the file that is there."""
     push: bool = True
     """Push the results to the DVC remote when all is done."""
+    remote_training: str = ""
+    """A deployment, FLOW/NAME, whose workers train instead of this machine (`train-variant/by-revision`); empty: here.
+    """
+    state_remote: str = ""
+    """Where copies of the newest training state go while a training runs, `s3://BUCKET/PREFIX` or a shared folder, so
+    that it goes on elsewhere when its machine is gone; empty: no copies."""
+    state_every_minutes: float = Field(default=10.0, ge=0.0)
+    """Time between two copies, at least; a copy is taken of a state that is saved (train.checkpoint_minutes)."""
 
 
 class Params(Group):
@@ -392,6 +400,10 @@ def _check(params: Params, file: Path) -> None:
     for name in params.variants:
         params.train_for(name)
     check_data(params.data, where=f"{file}: data")
+    if params.flow.state_remote.startswith("s3:"):
+        _check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))
+    if params.flow.remote_training.count("/") != bool(params.flow.remote_training):
+        raise ConfigError(f"{file}: flow.remote_training: a deployment is FLOW/NAME, as `prefect deployment ls` says")
     low, high = params.data.digits.digits_per_image
     if not 1 <= low <= high:
         raise ConfigError(f"{file}: data.digits.digits_per_image: give fewest and most, for example [1, 6]")

@@ -10,20 +10,40 @@ from typing import Any
 import yaml
 
 from yolov7.errors import DataError
+from yolov7.files import sha256_file
 
 INGESTED = Path("data/ingested")
+PACKAGES = Path("requirements.lock")
+UNKNOWN, DIRTY = "unknown", "-dirty"
+UNTRACKED = "not tracked by DVC"
 
 
 def git_revision() -> str:
     """The commit of the working tree, with `-dirty` where tracked files differ from it; `unknown` outside git."""
     try:
         revision = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
+        changed = git_changes()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN
+    return f"{revision}{DIRTY}" if changed else revision
+
+
+def git_changes() -> list[str]:
+    """Tracked files that differ from the commit. Raises what `subprocess.run` does outside git."""
+    lines = _git("status", "--porcelain", "--untracked-files=no").splitlines()
     # dvc.lock is written by the pipeline itself: it is a result of this revision, not a change to it.
-    dirty = any(not line.endswith("dvc.lock") for line in changed.splitlines())
-    return f"{revision}-dirty" if dirty else revision
+    return [line.split(maxsplit=1)[1] for line in lines if not line.endswith("dvc.lock")]
+
+
+def code_origin() -> dict[str, str]:
+    """Tags that say which code made a thing: the revision, what differs from it, and the lock of the packages."""
+    revision = git_revision()
+    tags = {"git_revision": revision}
+    if revision.endswith(DIRTY):
+        tags["git_changes"] = ", ".join(git_changes())[:1000]
+    if PACKAGES.is_file():
+        tags["packages_sha256"] = sha256_file(PACKAGES)
+    return tags
 
 
 def _git(*arguments: str) -> str:

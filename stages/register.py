@@ -15,7 +15,7 @@ from typing import Any
 
 from stages.command import Interrupted, run_stage
 from stages.params import Evaluate, Params
-from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision
+from stages.provenance import INGESTED, UNTRACKED, code_origin, dataset_document, dvc_hash
 from stages.registry import DATA_STATISTICS, ModelRegistry, RegistryUnavailableError, Version
 from stages.tracking import JOURNALS, flush
 from yolov7.errors import DataError
@@ -86,8 +86,8 @@ def _origin(variant: str) -> dict[str, str]:
     return {
         "variant": variant,
         "data_sha256": str(dataset_document()["sha256"]),
-        "data_dvc": dvc_hash("data/ingested") or "not tracked by DVC",
-        "git_revision": git_revision(),
+        "data_dvc": dvc_hash("data/ingested") or UNTRACKED,
+        **code_origin(),
     }
 
 

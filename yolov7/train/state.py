@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,16 @@ class TrainingState:
 
 
 class StateFolder:
-    """Where the states of one run lie. `identity` says which run: parameters, data, network."""
+    """Where the states of one run lie. `identity` says which run: parameters, data, network.
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+    `on_saved` is told the path of every state that has been written; it must not raise.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], *, on_saved: Callable[[Path], None] = lambda path: None
+    ):
         self.folder = folder
+        self.on_saved = on_saved
         self.identity = json.loads(json.dumps(identity, sort_keys=True))
 
     def save(self, state: TrainingState, iteration: int) -> Path:
@@ -65,6 +71,7 @@ class StateFolder:
             raise _save_error(error, path, tensors) from error
         for old in sorted(self._files())[:-_KEPT]:
             old.unlink(missing_ok=True)
+        self.on_saved(path)
         return path
 
     def newest(self) -> TrainingState | None:
@@ -101,7 +108,7 @@ class StateFolder:
             path.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [path for path in self.folder.glob("state-*.safetensors") if _NAME.fullmatch(path.name)]
+        return _states(self.folder)
 
     def _check(self, document: Mapping[str, Any], path: Path) -> None:
         if document["format"] != FORMAT:
@@ -112,6 +119,23 @@ class StateFolder:
                 f"{path}: this state belongs to another run ({'; '.join(changes)}); "
                 "give the old parameters back, or remove the folder to start afresh"
             )
+
+
+def iteration_of(path: Path) -> int:
+    """The iteration after which a state was saved, by its name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path}: not the name of a training state")
+    return int(match[1])
+
+
+def newest_iteration(folder: Path) -> int:
+    """The iteration of the newest state in a run's folder; -1 where there is none."""
+    return max(map(iteration_of, _states(folder)), default=-1)
+
+
+def _states(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("state-*.safetensors") if _NAME.fullmatch(path.name)]
 
 
 def _header(path: Path) -> dict[str, Any]:
