@@ -10,21 +10,24 @@ import argparse
 import logging
 from pathlib import Path
 
-import numpy as np
+import onnx
 
 from stages.command import run_stage
 from stages.params import Export, Params
 from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision, read_json
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
-from yolov7.export import VerifyLimits, VerifyReport, export_folder, verify
-from yolov7.export.folder import ONNX, ONNX_NMS, SAFETENSORS
-from yolov7.files import write_json
+from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
+from yolov7.export.folder import FILE_OF_FORMAT, FORMATS_FILE, ONNX, ONNX_NMS, SAFETENSORS, FormatName
+from yolov7.export.int8 import Int8Exporter, Int8Settings
+from yolov7.export.model_card import MODEL_CARD, model_card
+from yolov7.export.samples import spread
+from yolov7.files import write_json, write_text
 from yolov7.model import load_checkpoint
 
 log = logging.getLogger(__name__)
 
-INDEX = Path("data/index/val")
+INDEX = Path("data/index")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -34,7 +37,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     trained, metadata = load_checkpoint(trained_folder / "best.safetensors")
     document = dataset_document()
     run = read_json(trained_folder / "run.json", f"dvc repro train@{variant}")
-    export_folder(
+    index = open_index("val")
+    description = export_folder(
         trained,
         out,
         metadata=metadata,
@@ -43,6 +47,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         confidence=settings.confidence,
         iou=settings.iou,
         max_detections=settings.max_detections,
+        formats=settings.formats,
+        int8=lambda graph, float_model: int8_exporter(graph, float_model, index, settings),
         extra={
             "licence": "Apache-2.0 (code); the weights are under the terms of the data they were trained on",
             "data_sha256": document["sha256"],
@@ -51,7 +57,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
             "run_id": run["run_id"],
         },
     )
-    index = Index.open(INDEX, image_root=INGESTED / "val/images")
     report = verify(
         trained,
         out / SAFETENSORS,
@@ -61,9 +66,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
         metadata=metadata,
         images=spread(len(index), settings.verify_images),
         limits=limits(settings),
+        more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )
     write_json(out / "verify.json", report.to_dict())
     write_json(out / "metrics.json", headline(report))
+    write_text(out / MODEL_CARD, model_card(description, report.to_dict(), read_json(out / FORMATS_FILE, "dvc repro")))
     for line in summary(report):
         log.info("%s", line)
     if not report.passed:
@@ -80,16 +87,30 @@ def limits(settings: Export) -> VerifyLimits:
     )
 
 
-def spread(length: int, count: int) -> list[int]:
-    """`count` positions at even distances through `length` images, each once."""
-    return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))
+def limits_of(name: FormatName, settings: Export) -> VerifyLimits:
+    """The limits of an optional format, by its precision."""
+    if name.endswith("int8"):
+        return INT8
+    return FLOAT16 if name.endswith("float16") else limits(settings)
+
+
+def open_index(split: str) -> Index:
+    """The index of a split, with its images."""
+    return Index.open(INDEX / split, image_root=INGESTED / split / "images")
+
+
+def int8_exporter(graph: onnx.ModelProto, float_model: Path, validation: Index, settings: Export) -> Int8Exporter:
+    """Calibrated on training images, held to AP on validation images."""
+    wanted = Int8Settings(**settings.int8.model_dump())
+    return Int8Exporter(graph, float_model, calibration=open_index("train"), validation=validation, settings=wanted)
 
 
 def headline(report: VerifyReport) -> dict[str, float]:
-    """What `dvc metrics show` tells of it, over all forms; verify.json has the rest."""
-    boxes = [form.max_box_difference for form in report.forms if form.max_box_difference is not None]
+    """What `dvc metrics show` tells of it, over the forms that must agree to the rounding; verify.json has the rest."""
+    exact = [form for form in report.forms if form.limits == report.limits]
+    boxes = [form.max_box_difference for form in exact if form.max_box_difference is not None]
     return {
-        "verify_AP_difference": max(abs(form.ap - form.trained_ap) for form in report.forms),
+        "verify_AP_difference": max(abs(form.ap - form.trained_ap) for form in exact),
         "verify_box_difference_px": max(boxes, default=0.0),
     }
 

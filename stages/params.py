@@ -236,6 +236,31 @@ class Validation(Group):
     """Images with findings drawn into the report, the gravest first."""
 
 
+class Int8(Group):
+    """The int8 files among `export.formats`."""
+
+    max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
+    """AP on the validation images may fall by this much (0.005 is half a point of a hundred); beyond it, the layers
+    that cost most go back to float, one group after another."""
+    calibration_images: int = Field(default=64, ge=1)
+    """Training images that ranges are measured on."""
+    validation_images: int = Field(default=500, ge=1)
+    """Validation images that AP is measured on."""
+
+
+def _known_format(name: Any) -> Any:
+    """The nearest known name for one that is not."""
+    if name not in FORMATS:
+        raise ValueError(f"unknown format{nearest(str(name), list(FORMATS))}")
+    return name
+
+
+FormatName = Annotated[
+    Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8"], BeforeValidator(_known_format)
+]
+FORMATS = ("openvino", "openvino-float16", "onnx-int8", "openvino-int8")
+
+
 class Export(Group):
     """Re-parameterise, export, and verify the artefact against the trained model."""
 
@@ -249,6 +274,10 @@ class Export(Group):
     """IoU threshold inside the NMS graph, and the default of `yolov7 predict`."""
     max_detections: int = Field(default=100, ge=1)
     """Most detections per image the NMS graph returns."""
+    formats: tuple[FormatName, ...] = ("openvino",)
+    """What is written besides .safetensors and ONNX: OpenVINO, and int8 for either runtime (docs/export.md)."""
+    int8: Int8 = Int8()
+    """The int8 files."""
     verify_images: int = Field(default=32, ge=1)
     """Number of validation images the artefacts are compared on."""
     max_raw_difference: float = Field(default=1e-3, gt=0.0)

@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=30, metavar="N", help="timed batches (30)")
     bench.add_argument("--warmup", type=int, default=5, metavar="N", help="batches before them (5)")
     bench.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (1)")
+    bench.add_argument(
+        "--compare",
+        action="store_true",
+        help="every file of the export folder in one run, and the eager float32 training form as the reference",
+    )
     bench.add_argument("--json", action="store_true", help="as JSON")
     bench.set_defaults(run=_benchmark)
     return parser
@@ -104,9 +109,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, metavar="M", help=".safetensors, .onnx, export folder, or models:/NAME@ALIAS"
+        "--model", required=True, metavar="M", help=".safetensors, .onnx, .xml, export folder, or models:/NAME@ALIAS"
     )
-    parser.add_argument("--runtime", choices=("onnx", "torch"), help="which file of an export folder to run (onnx)")
+    parser.add_argument(
+        "--runtime", choices=("onnx", "torch", "openvino"), help="which file of an export folder to run (onnx)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16", "int8"),
+        default="float32",
+        help="and of which precision, where the folder has it (float32)",
+    )
     parser.add_argument("--confidence", type=float, metavar="P", help="score threshold (default: the model's)")
     parser.add_argument(
         "--iou", type=float, metavar="P", help="IoU threshold of the suppression (default: the model's)"
@@ -115,15 +128,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--image-size", type=int, metavar="N", help="side of the network's input (default: the model's)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of ONNX Runtime (0: it chooses)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the runtime (0: it chooses)")
 
 
 def _load(args: argparse.Namespace, **more: Any) -> Predictor:
     from yolov7.predict import load_detector
 
+    more = {"runtime": args.runtime, "precision": args.precision, **more}
     return load_detector(
         args.model,
-        runtime=args.runtime,
         confidence=args.confidence,
         iou=args.iou,
         image_size=args.image_size,
@@ -180,9 +193,10 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _benchmark(args: argparse.Namespace) -> None:
     import numpy as np
+    import torch
 
     from yolov7.errors import ConfigError
-    from yolov7.predict.benchmark import benchmark
+    from yolov7.predict.benchmark import benchmark, compare
     from yolov7.predict.sources import open_source
 
     if min(args.rounds, args.batch_size) < 1 or args.warmup < 0:
@@ -191,12 +205,45 @@ def _benchmark(args: argparse.Namespace) -> None:
         images = [frame.image for frame, _ in zip(open_source(args.source).frames(), range(100), strict=False)]
     else:
         images = [np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)]
-    predictor = _load(args)
-    result = benchmark(predictor, images, rounds=args.rounds, warmup=args.warmup, batch_size=args.batch_size)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    how = {"rounds": args.rounds, "warmup": args.warmup, "batch_size": args.batch_size}
+    if args.compare:
+        _print_comparison(compare(_every_file(args), images, **how), as_json=args.json)
+        return
+    result = benchmark(_load(args), images, **how)
     if args.json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
         _print_benchmark(result)
+
+
+def _every_file(args: argparse.Namespace) -> dict[str, Predictor]:
+    """The reference, and what each file of an export folder makes."""
+    from yolov7.errors import ConfigError
+    from yolov7.predict.benchmark import files_in, reference
+
+    if args.runtime or args.precision != "float32" or not Path(args.model).is_dir():
+        raise ConfigError("--compare takes an export folder and runs every file in it: no --runtime, no --precision")
+    made = {f"{name} {kind}": _load(args, runtime=name, precision=kind) for name, kind in files_in(args.model)}
+    return {"training form": reference(next(iter(made.values()))), **made}
+
+
+def _print_comparison(results: dict[str, Benchmark], *, as_json: bool) -> None:
+    first = next(iter(results.values())).timings[1].median
+    ratios = {name: first / result.timings[1].median for name, result in results.items()}
+    if as_json:
+        print(json.dumps({n: {**r.to_dict(), "network_ratio": ratios[n]} for n, r in results.items()}, indent=2))
+        return
+    heading = ("ms per batch", "network", "10 %", "90 %", "times faster", "before", "after", "images/s")
+    lines = []
+    for name, result in results.items():
+        before, network, after = (part for part in result.timings if part.part != "total")
+        spread = (f"{network.median:.1f}", f"{network.low:.1f}", f"{network.high:.1f}", f"{ratios[name]:.2f}")
+        lines.append((name, *spread, f"{before.median:.2f}", f"{after.median:.2f}", f"{result.images_per_second:.1f}"))
+    _print_table(heading, lines, left=1)
+    one = next(iter(results.values()))
+    print(f"{one.variant}, {' x '.join(map(str, one.image_size))}, batch {one.batch_size}, {one.rounds} rounds in turn")
 
 
 def _print_benchmark(result: Benchmark) -> None:

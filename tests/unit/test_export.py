@@ -94,7 +94,11 @@ def test_a_lone_file_describes_itself(exported, trained):
 
 def test_model_json_lists_every_file_with_its_sha256(exported):
     description = json.loads((exported / "model.json").read_text())
-    assert set(description["files"]) == {"model.safetensors", "model.onnx", "model-nms.onnx"}
+    assert set(description["files"]) == {
+        "model.safetensors", "model.onnx", "model-nms.onnx", "optional/formats.json",
+        "optional/openvino.xml", "optional/openvino.bin",
+        "optional/openvino-float16.xml", "optional/openvino-float16.bin",
+    }  # fmt: skip
     for name, said in description["files"].items():
         assert said == {"sha256": sha256_file(exported / name), "bytes": (exported / name).stat().st_size}
     assert description["contracts"]["model-nms.onnx"]["output"]["columns"] == [

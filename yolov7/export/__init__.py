@@ -2,6 +2,17 @@
 
 from yolov7.export.folder import export_folder
 from yolov7.export.onnx import export_onnx, export_onnx_nms
-from yolov7.export.verify import VerifyLimits, VerifyReport, verify
+from yolov7.export.openvino import export_openvino
+from yolov7.export.verify import FLOAT16, INT8, VerifyLimits, VerifyReport, verify
 
-__all__ = ["VerifyLimits", "VerifyReport", "export_folder", "export_onnx", "export_onnx_nms", "verify"]
+__all__ = [
+    "FLOAT16",
+    "INT8",
+    "VerifyLimits",
+    "VerifyReport",
+    "export_folder",
+    "export_onnx",
+    "export_onnx_nms",
+    "export_openvino",
+    "verify",
+]

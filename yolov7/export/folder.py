@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import onnx
 
 from yolov7 import files
+from yolov7.errors import ConfigError
+from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import contract_of, export_onnx, export_onnx_nms
+from yolov7.export.openvino import export_openvino
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
-from yolov7.predict.load import DESCRIPTION
+from yolov7.predict.load import DESCRIPTION, FILES, OPTIONAL
 
 FORMAT = 1
 SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
+FORMATS_FILE = f"{OPTIONAL}/formats.json"
+"""Says which optional files there are, and what was kept in float in those of int8."""
+
+FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8"]
+FILE_OF_FORMAT: dict[FormatName, str] = {
+    "openvino": FILES["openvino", "float32"],
+    "openvino-float16": FILES["openvino", "float16"],
+    "onnx-int8": FILES["onnx", "int8"],
+    "openvino-int8": FILES["openvino", "int8"],
+}
+"""Optional formats, and the file of each inside the folder."""
 
 
 def export_folder(
@@ -27,13 +44,16 @@ def export_folder(
     confidence: float = 0.25,
     iou: float = 0.45,
     max_detections: int = 100,
+    formats: Sequence[FormatName] = (),
+    int8: Callable[[onnx.ModelProto, Path], Int8Exporter] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write model.safetensors (deploy form), model.onnx (decoded), model-nms.onnx and model.json; return the last.
 
     A training form is re-parameterised first. The thresholds go into the suppression graph and become the defaults of
-    whoever loads any of the files. `extra` (where the model comes from) goes into model.json as it is.
-    Raises what :func:`export_onnx` raises.
+    whoever loads any of the files. `formats` are written into the folder `optional`; those of int8 need `int8`, which
+    makes an exporter of the graph and the float file. `extra` (where the model comes from) goes into model.json as it
+    is. Raises what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise.
     """
     deploy = model if model.form == "deploy" else model.reparameterize()
     thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
@@ -41,6 +61,7 @@ def export_folder(
     save_checkpoint(folder / SAFETENSORS, deploy, said)
     graph = export_onnx(deploy, folder / ONNX, metadata=said, opset=opset, dynamic=dynamic)
     with_nms = export_onnx_nms(graph, folder / ONNX_NMS, confidence=confidence, iou=iou, max_detections=max_detections)
+    written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8)]
     description = {
         "format": FORMAT,
         **asdict(said),
@@ -49,10 +70,37 @@ def export_folder(
         "dynamic": dynamic,
         "contracts": {ONNX: contract_of(graph), ONNX_NMS: contract_of(with_nms)},
         **(extra or {}),
-        "files": {name: _bytes_of(folder / name) for name in (SAFETENSORS, ONNX, ONNX_NMS)},
+        "files": {name: _bytes_of(folder / name) for name in written},
     }
     files.write_json(folder / DESCRIPTION, description)
     return description
+
+
+def _write_optional(
+    graph: onnx.ModelProto,
+    folder: Path,
+    formats: Sequence[FormatName],
+    int8: Callable[[onnx.ModelProto, Path], Int8Exporter] | None,
+) -> list[str]:
+    """Names of what was written. What an earlier export left is none of this one's."""
+    shutil.rmtree(folder / OPTIONAL, ignore_errors=True)
+    exporter = None
+    if any(name.endswith("int8") for name in formats):
+        if int8 is None:
+            raise ConfigError("int8 formats need images to calibrate with and to measure AP on")
+        exporter = int8(graph, folder / ONNX)
+    reports: dict[str, Any] = {}
+    written = []
+    for name in formats:
+        file = folder / FILE_OF_FORMAT[name]
+        if name.endswith("int8"):
+            assert exporter is not None
+            reports[name] = asdict(exporter.export(file, "onnx" if name.startswith("onnx") else "openvino"))
+        else:
+            export_openvino(graph, file, half=name.endswith("float16"))
+        written += [f"{OPTIONAL}/{one.name}" for one in (file, file.with_suffix(".bin")) if one.is_file()]
+    files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports})
+    return [*written, FORMATS_FILE]
 
 
 def _bytes_of(file: Path) -> dict[str, Any]:

@@ -50,17 +50,21 @@ class VerifyLimits:
     """Box corners of matched detections, in pixels of the image; None: `box_difference`."""
     same_box: float = SAME_BOX
     """Detections of a class with at least this IoU are the same one."""
-
-    @property
-    def edge(self) -> float:
-        """How far a score may be off, and so how near the threshold a missing detection is excused."""
-        return self.raw_difference if self.score_difference is None else self.score_difference
+    edge: float | None = None
+    """A detection whose score is this near the threshold may be missing on the other side; None: `raw_difference`."""
 
 
 FLOAT16 = VerifyLimits(
-    raw_difference=0.03, box_difference=2.0, ap_difference=0.005, unmatched=0.03, mean_difference=1e-3
+    raw_difference=0.5,
+    box_difference=float("inf"),
+    ap_difference=0.01,
+    unmatched=0.02,
+    mean_difference=1e-3,
+    score_difference=0.02,
+    matched_box_difference=2.0,
+    edge=0.01,
 )
-"""Limits of files whose weights are float16: 11 bits instead of 24."""
+"""Limits of files whose weights are float16, 11 bits instead of 24. A prediction nobody would report may go far."""
 INT8 = VerifyLimits(
     raw_difference=1.0,
     box_difference=float("inf"),
@@ -70,6 +74,7 @@ INT8 = VerifyLimits(
     score_difference=0.25,
     matched_box_difference=float("inf"),
     same_box=0.6,
+    edge=0.05,
 )
 """Limits of int8 files. A single prediction may go anywhere; detections, means and AP may not. Their AP on the whole
 validation set has a limit of its own, which decides what stays in float (:mod:`yolov7.export.int8`)."""
@@ -147,8 +152,8 @@ def verify(
     """Compare three artefacts, and `more`, with the `trained` network on images of `index`.
 
     `deploy`: the re-parameterised network, better its .safetensors file; `onnx`: the file with decoded output;
-    `onnx_nms`: the one with the suppression inside, whose thresholds hold for the comparison by detections. `more`: files
-    with decoded output by the name they get in the report, each with limits of its own. `metadata` describes the
+    `onnx_nms`: the one with the suppression inside, whose thresholds hold for the comparison by detections. `more`:
+    files with decoded output by the name they get in the report, each with limits of its own. `metadata` describes the
     trained network. `images` are positions in the index (default: all). The caller decides what becomes
     of a report that has not `passed`. Raises :class:`ModelError` for an artefact that cannot be opened or run at all,
     or classes that are not the data set's.
@@ -229,7 +234,7 @@ class _Comparison:
                 self.found[name],
                 confidence=self.with_nms.confidence,
                 iou=self.with_nms.iou,
-                score_tolerance=limits.edge,
+                score_tolerance=limits.raw_difference if limits.edge is None else limits.edge,
                 same_box=limits.same_box,
             ),
             ap=self._ap_of(results[name]),

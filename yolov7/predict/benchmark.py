@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from yolov7.model import create_model
+from yolov7.predict.load import FILES, PrecisionName, RuntimeName, read_description
 from yolov7.predict.predictor import Predictor, stack, to_original
-from yolov7.predict.runtimes import Runtime
+from yolov7.predict.runtimes import Runtime, TorchRuntime
 
 
 @dataclass(frozen=True)
@@ -59,40 +63,88 @@ def benchmark(
     The parts of a round are timed one after the other, so they add up to its total. On an accelerator each part ends
     with a synchronisation.
     """
-    runtime = predictor.runtime
-    rows: list[list[float]] = []
-    found = 0
+    return compare({"": predictor}, images, rounds=rounds, warmup=warmup, batch_size=batch_size)[""]
+
+
+def compare(
+    predictors: Mapping[str, Predictor],
+    images: Sequence[np.ndarray],
+    *,
+    rounds: int = 30,
+    warmup: int = 5,
+    batch_size: int = 1,
+) -> dict[str, Benchmark]:
+    """:func:`benchmark` of several, by name: in each round one after the other sees the same batch, so that what else
+    goes on on the machine meets all of them.
+    """
+    rows: dict[str, list[list[float]]] = {name: [] for name in predictors}
+    found = dict.fromkeys(predictors, 0)
     for number in range(-warmup, rounds):
         start = (number % rounds) * batch_size
         chosen = [images[(start + i) % len(images)] for i in range(batch_size)]
-        marks = [time.perf_counter()]
-        prepared = [predictor.prepare(image) for image in chosen]
-        batch = stack([one.image for one in prepared])
+        for name, predictor in predictors.items():
+            row, detections = _round(predictor, chosen)
+            if number >= 0:
+                rows[name].append(row)
+                found[name] += detections
+    return {name: _summary(predictor, rows[name], found[name], batch_size) for name, predictor in predictors.items()}
+
+
+def _round(predictor: Predictor, chosen: Sequence[np.ndarray]) -> tuple[list[float], int]:
+    """Milliseconds of each part and of all together, and the number of detections."""
+    runtime = predictor.runtime
+    marks = [time.perf_counter()]
+    prepared = [predictor.prepare(image) for image in chosen]
+    batch = stack([one.image for one in prepared])
+    marks.append(time.perf_counter())
+    if isinstance(runtime, Runtime):
+        decoded = runtime.decoded(batch)
+        _synchronise(decoded)
         marks.append(time.perf_counter())
-        if isinstance(runtime, Runtime):
-            decoded = runtime.decoded(batch)
-            _synchronise(decoded)
-            marks.append(time.perf_counter())
-            detections = predictor.suppress(decoded)
-        else:
-            detections = predictor.detect(batch)
-            marks.append(time.perf_counter())
-        mapped = [to_original(d, p.scale, p.pad, p.size) for d, p in zip(detections, prepared, strict=True)]
+        detections = predictor.suppress(decoded)
+    else:
+        detections = predictor.detect(batch)
         marks.append(time.perf_counter())
-        if number >= 0:
-            rows.append([1000.0 * value for value in (*np.diff(marks), marks[-1] - marks[0])])
-            found += sum(map(len, mapped))
-    parts = ("preprocessing", "network", "suppression" if isinstance(runtime, Runtime) else "mapping back", "total")
+    mapped = [to_original(d, p.scale, p.pad, p.size) for d, p in zip(detections, prepared, strict=True)]
+    marks.append(time.perf_counter())
+    return [1000.0 * value for value in (*np.diff(marks), marks[-1] - marks[0])], sum(map(len, mapped))
+
+
+def _summary(predictor: Predictor, rows: list[list[float]], found: int, batch_size: int) -> Benchmark:
+    decodes = isinstance(predictor.runtime, Runtime)
+    parts = ("preprocessing", "network", "suppression" if decodes else "mapping back", "total")
     summary = np.percentile(np.array(rows), [50, 10, 90], axis=0)  # (3, parts)
     return Benchmark(
         variant=predictor.metadata.variant,
-        runtime=type(runtime).__name__,
+        runtime=type(predictor.runtime).__name__,
         image_size=predictor.canvas,
         batch_size=batch_size,
-        rounds=rounds,
-        detections=found / (rounds * batch_size),
+        rounds=len(rows),
+        detections=found / (len(rows) * batch_size),
         timings=tuple(Timing(part, *map(float, summary[:, i])) for i, part in enumerate(parts)),
     )
+
+
+def reference(like: Predictor) -> Predictor:
+    """The network of `like` as PyTorch runs it by default: training form, contiguous float32, eager. Random weights,
+    which take as long as trained ones. Raises :class:`ConfigError` for a network that is not one of the family.
+    """
+    said = like.metadata
+    model = create_model(said.variant, said.num_classes)
+    metadata = replace(said, form="training")
+    return Predictor(
+        TorchRuntime(model, metadata),
+        confidence=like.confidence,
+        iou=like.iou,
+        max_detections=like.max_detections,
+        image_size=None if like.canvas[0] != like.canvas[1] else like.canvas[0],
+    )
+
+
+def files_in(folder: str | os.PathLike[str]) -> list[tuple[RuntimeName, PrecisionName]]:
+    """What can run the model of an export folder, by the files it lists."""
+    listed = read_description(Path(folder))["files"]
+    return [key for key, name in FILES.items() if name in listed]
 
 
 def _synchronise(result: torch.Tensor) -> None:

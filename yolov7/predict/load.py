@@ -20,11 +20,13 @@ from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.predict.augmented import Views
+from yolov7.predict.openvino_runtime import open_openvino
 from yolov7.predict.predictor import Predictor
 from yolov7.predict.runtimes import DetectingRuntime, Runtime, TorchRuntime, open_onnx
 
 Resolver = Callable[[str], Path]
-RuntimeName = Literal["onnx", "torch"]
+RuntimeName = Literal["onnx", "torch", "openvino"]
+PrecisionName = Literal["float32", "float16", "int8"]
 
 RESOLVERS = "yolov7.resolvers"
 """Entry point group of the functions that turn a URI into a local path."""
@@ -32,7 +34,20 @@ DESCRIPTION = "model.json"
 """What makes a folder an export folder: says what it holds, with the sha256 of every file."""
 
 _URI = re.compile(r"^([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # two letters at least: `C:/` is a path
-_FILE_OF: dict[RuntimeName, str] = {"onnx": "model.onnx", "torch": "model.safetensors"}
+OPTIONAL = "optional"
+"""Folder inside an export folder for the files that not every export has."""
+
+FILES: dict[tuple[RuntimeName, PrecisionName], str] = {
+    ("onnx", "float32"): "model.onnx",
+    ("onnx", "int8"): f"{OPTIONAL}/model-int8.onnx",
+    ("torch", "float32"): "model.safetensors",
+    ("openvino", "float32"): f"{OPTIONAL}/openvino.xml",
+    ("openvino", "float16"): f"{OPTIONAL}/openvino-float16.xml",
+    ("openvino", "int8"): f"{OPTIONAL}/openvino-int8.xml",
+}
+"""Where an export folder has its file for a runtime and a precision."""
+_OPENED_BY: dict[str, RuntimeName] = {".onnx": "onnx", ".safetensors": "torch", ".xml": "openvino"}
+_KNOWN = ".safetensors, .onnx or .xml"
 
 
 def load_detector(
@@ -40,6 +55,7 @@ def load_detector(
     *,
     resolve: Resolver | None = None,
     runtime: RuntimeName | None = None,
+    precision: PrecisionName = "float32",
     confidence: float | None = None,
     iou: float | None = None,
     max_detections: int | None = None,
@@ -53,14 +69,15 @@ def load_detector(
     """Load a detector from a file, an export folder, or a URI such as `models:/yolov7-tiny@champion`.
 
     `path`: a `.safetensors` checkpoint of either form (a training form is re-parameterised), an `.onnx` file this
-    project exported, or an export folder, whose files are checked against the sha256 in its model.json. `runtime`
-    chooses among the files of a folder (default: ONNX, the file that is evaluated). `resolve` turns a URI into a local
-    path (default: the installed resolver of its scheme). Thresholds default to those the model was exported with;
-    `threads` is ONNX Runtime's, 0 lets it choose. The other parameters are :class:`Predictor`'s.
+    project exported, an OpenVINO `.xml` with its .bin beside it, or an export folder, whose files are checked against
+    the sha256 in its model.json. `runtime` and `precision` choose among the files of a folder (default: ONNX in
+    float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the installed resolver of
+    its scheme). Thresholds default to those the model was exported with; `threads` is ONNX Runtime's or OpenVINO's, 0
+    lets it choose. The other parameters are :class:`Predictor`'s.
 
     Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver.
     """
-    opened = open_runtime(path, resolve=resolve, runtime=runtime, device=device, threads=threads)
+    opened = open_runtime(path, resolve=resolve, runtime=runtime, precision=precision, device=device, threads=threads)
     return Predictor(
         opened,
         confidence=confidence,
@@ -78,24 +95,28 @@ def open_runtime(
     *,
     resolve: Resolver | None = None,
     runtime: RuntimeName | None = None,
+    precision: PrecisionName = "float32",
     device: str = "cpu",
     threads: int = 0,
 ) -> Runtime | DetectingRuntime:
     """The runtime behind :func:`load_detector`."""
     file = _locate(os.fspath(path), resolve)
     if file.is_dir():
-        file = _file_of_folder(file, runtime)
+        file = _file_of_folder(file, runtime, precision)
+    elif precision != "float32":
+        raise ModelError(f"{file}: precision {precision!r} chooses among the files of an export folder, this is a file")
     if not file.is_file():
-        raise ModelError(f"{file}: no such model; give a .safetensors or .onnx file, an export folder, or models:/NAME")
+        raise ModelError(f"{file}: no such model; give a {_KNOWN} file, an export folder, or models:/NAME")
     kind = file.suffix.lower()
-    if kind not in (".onnx", ".safetensors"):
-        raise ModelError(
-            f"{file}: a .safetensors or .onnx file is expected; `yolov7 import-weights` reads published .pt files"
-        )
-    if runtime is not None and kind != Path(_FILE_OF[runtime]).suffix:
-        raise ModelError(f"{file}: runtime {runtime!r} needs a {Path(_FILE_OF[runtime]).suffix} file")
+    if kind not in _OPENED_BY:
+        raise ModelError(f"{file}: a {_KNOWN} file is expected; `yolov7 import-weights` reads published .pt files")
+    if runtime is not None and runtime != _OPENED_BY[kind]:
+        wanted = next(suffix for suffix, name in _OPENED_BY.items() if name == runtime)
+        raise ModelError(f"{file}: runtime {runtime!r} needs a {wanted} file")
     if kind == ".onnx":
         return open_onnx(file, threads=threads, device=device)
+    if kind == ".xml":
+        return open_openvino(file, threads=threads, device=device)
     model, metadata = load_checkpoint(file)
     deploy = model if model.form == "deploy" else model.reparameterize()
     return TorchRuntime(deploy.to(choose_device(device)), metadata)
@@ -122,7 +143,7 @@ def check_files(folder: Path, description: dict[str, Any], names: tuple[str, ...
             continue
         file = folder / name
         # A description that came with a download must not lead anywhere else.
-        if Path(name).name != name or not isinstance(said, dict) or "sha256" not in said:
+        if name.removeprefix(f"{OPTIONAL}/") != Path(name).name or not isinstance(said, dict) or "sha256" not in said:
             raise ModelError(f"{folder / DESCRIPTION}: the entry {name!r} under `files` is not a file with its sha256")
         if not file.is_file():
             raise ModelError(f"{file}: missing, but listed in {DESCRIPTION}; fetch or export the folder again")
@@ -153,10 +174,13 @@ def _installed_resolver(scheme: str, uri: str) -> Resolver:
     )
 
 
-def _file_of_folder(folder: Path, runtime: RuntimeName | None) -> Path:
+def _file_of_folder(folder: Path, runtime: RuntimeName | None, precision: PrecisionName) -> Path:
     description = read_description(folder)
-    name = _FILE_OF[runtime or "onnx"]
+    name = FILES.get((runtime or "onnx", precision))
+    if name is None:
+        raise ModelError(f"{folder}: there is no {precision} file for the runtime {runtime or 'onnx'}")
     if name not in description["files"]:
-        raise ModelError(f"{folder}: {DESCRIPTION} lists no {name}")
-    check_files(folder, description, (name,))
+        more = f"; add it to params.yaml: export.formats ({', '.join(description['files'])} are there)"
+        raise ModelError(f"{folder}: {DESCRIPTION} lists no {name}{more}")
+    check_files(folder, description, tuple(str(Path(name).with_suffix(end)) for end in (Path(name).suffix, ".bin")))
     return folder / name

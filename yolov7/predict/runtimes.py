@@ -1,4 +1,4 @@
-"""What runs a network: PyTorch, or ONNX Runtime (OpenVINO: next door). Bytes in, decoded predictions out, alike for each.
+"""What runs a network: PyTorch, or ONNX Runtime (and OpenVINO, next door). Bytes in, decoded predictions out.
 
 A runtime takes uint8 RGB batches and scales them itself, so that a wrong normalisation cannot hide between the parts.
 """
@@ -229,8 +229,8 @@ def _require(file: ModelFile, kind: str) -> None:
 
 
 def scaled_parts(batch: np.ndarray, fixed: int | None) -> Iterator[np.ndarray]:
-    """uint8 (B, 3, H, W) as float32 in [0, 1]: whole, or in parts of the `fixed` size, the last one filled up with black
-    images whose answers the caller drops.
+    """uint8 (B, 3, H, W) as float32 in [0, 1]: whole, or in parts of the `fixed` size, the last one filled up with
+    black images whose answers the caller drops.
     """
     size = fixed or len(batch)
     for start in range(0, len(batch), size):

@@ -1,0 +1,189 @@
+"""Int8 artefacts whose loss of accuracy is bounded: what costs too much AP stays in float, layer by layer.
+
+All convolutions that may go to eight bits go first. If AP on validation images falls by more than the limit, each layer
+is put into eight bits alone, and how far that moves the scores of the surest predictions on calibration images is its
+sensitivity; then the most sensitive layers go back to float in growing groups until AP is within the limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from yolov7.data.index import Index
+from yolov7.errors import ModelError
+from yolov7.export.onnx import described, write_graph
+from yolov7.export.openvino import export_openvino
+from yolov7.export.quantize import Placement, Ranges, calibrate, quantizable, quantized
+from yolov7.export.samples import Samples, spread
+from yolov7.predict.load import open_runtime
+from yolov7.predict.runtimes import Runtime, scaled_parts
+
+log = logging.getLogger(__name__)
+
+_SENSITIVITY_IMAGES = 4
+_SUREST = 100
+"""Predictions of an image whose scores count for the sensitivity of a layer."""
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How int8 files are made."""
+
+    max_ap_drop: float = 0.005
+    """AP on the validation images may fall by this much."""
+    calibration_images: int = 64
+    """Training images that ranges are measured on."""
+    validation_images: int = 500
+    """Validation images that AP is measured on, at even distances through the set."""
+
+
+@dataclass
+class Int8Report:
+    """What became of an int8 file."""
+
+    file: str
+    layers: int
+    """Convolutions that might go to eight bits."""
+    kept_in_float: list[str] = field(default_factory=list)
+    """Those of them that did not, the most sensitive first."""
+    float_ap: float = 0.0
+    ap: float = 0.0
+    """Of the file as it was written."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """AP after each step: how many layers were in float then."""
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    """By layer: how far it alone moves the scores of the surest predictions, in the mean; measured where needed."""
+    calibration_images: int = 0
+    validation_images: int = 0
+
+
+class Int8Exporter:
+    """Makes int8 files of one graph.
+
+    `graph` has decoded output. Ranges come from images of `calibration` (of the training set), letterboxed as in an
+    evaluation; AP is measured on `validation`.
+    """
+
+    def __init__(
+        self,
+        graph: onnx.ModelProto,
+        float_model: str | os.PathLike[str],
+        *,
+        calibration: Index,
+        validation: Index,
+        settings: Int8Settings,
+    ):
+        self.graph, self.calibration, self.settings = graph, calibration, settings
+        self.metadata, contract = described(graph)
+        if contract["output"]["kind"] != "decoded":
+            raise ModelError(f"int8 needs a graph with decoded output, this one has {contract['output']['kind']!r}")
+        self.contract = {**contract, "precision": "int8"}
+        self._float = _opened(float_model)
+        self._samples = Samples(validation, spread(len(validation), settings.validation_images), self._float)
+
+    def export(self, path: str | os.PathLike[str], placement: Placement) -> Int8Report:
+        """Write an .onnx (`placement` "onnx") or an .xml with its .bin ("openvino").
+
+        Raises :class:`ModelError` where nothing can go to eight bits within the limit; no file is left then.
+        """
+        target, layers = Path(path), quantizable(self.graph)
+        report = Int8Report(target.name, len(layers), float_ap=self.float_ap)
+        report.calibration_images = min(self.settings.calibration_images, len(self.calibration))
+        report.validation_images = len(self._samples.positions)
+        with tempfile.TemporaryDirectory() as folder:
+            for in_float in self._attempts(layers, placement, report):
+                attempt = Path(folder) / target.name
+                self._write(attempt, [name for name in layers if name not in in_float], placement)
+                report.ap = self._samples.ap(_opened(attempt))
+                report.kept_in_float = list(in_float)
+                report.steps.append({"in_float": len(in_float), "AP": report.ap})
+                log.info("%s: %d of %d layers in float, AP %.4f", target.name, len(in_float), len(layers), report.ap)
+                if self.float_ap - report.ap <= self.settings.max_ap_drop:
+                    self._write(target, [name for name in layers if name not in in_float], placement)
+                    return report
+        raise ModelError(
+            f"{target}: no layer can go to int8 without AP falling by more than {self.settings.max_ap_drop:g} "
+            f"(float {self.float_ap:.4f}); raise export.int8.max_ap_drop, or leave int8 out of export.formats"
+        )
+
+    @cached_property
+    def float_ap(self) -> float:
+        """AP of the float graph on the validation images."""
+        return self._samples.ap(self._float)
+
+    @cached_property
+    def ranges(self) -> Ranges:
+        """Measured once for all files."""
+        return calibrate(self.graph, lambda: self._batches(self.settings.calibration_images))
+
+    def _attempts(self, layers: Sequence[str], placement: Placement, report: Int8Report) -> Iterable[Sequence[str]]:
+        """Layers to keep in float: none, then the most sensitive 1, 3, 7, 15..., but never all."""
+        yield ()
+        report.sensitivity = self.sensitivity(layers, placement)
+        ranked = sorted(layers, key=lambda name: -report.sensitivity[name])
+        count = 1
+        while count < len(layers):
+            yield ranked[:count]
+            count = 2 * count + 1
+
+    def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
+        """How far each layer alone in eight bits moves the scores of the surest predictions, in the mean."""
+        images = [one for batch in self._batches(_SENSITIVITY_IMAGES) for one in scaled_parts(batch, 1)]
+        expected = [_scores(_plain_session(self.graph), one) for one in images]
+        surest = [np.argsort(-scores, axis=None, kind="stable")[:_SUREST] for scores in expected]
+        moved = {}
+        for name in layers:
+            session = _plain_session(quantized(self.graph, [name], self.ranges, placement=placement))
+            differences = [
+                np.abs(_scores(session, one).ravel()[chosen] - scores.ravel()[chosen]).mean()
+                for one, scores, chosen in zip(images, expected, surest, strict=True)
+            ]
+            moved[name] = float(np.mean(differences))
+        return moved
+
+    def _write(self, path: Path, layers: Sequence[str], placement: Placement) -> None:
+        graph = quantized(self.graph, layers, self.ranges, placement=placement)
+        if placement == "onnx":
+            write_graph(path, graph, self.metadata, self.contract)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write_graph(Path(folder) / "model.onnx", graph, self.metadata, self.contract)
+            export_openvino(Path(folder) / "model.onnx", path)
+
+    def _batches(self, count: int) -> Iterable[np.ndarray]:
+        """Images at even distances through the calibration set, uint8 (1, 3, H, W), fitted as in an evaluation."""
+        chosen = Samples(self.calibration, spread(len(self.calibration), count), self._float, batch_size=1)
+        return (batch.numpy() for _, _, batch in chosen.batches())
+
+
+def _opened(path: str | os.PathLike[str]) -> Runtime:
+    runtime = open_runtime(path)
+    if not isinstance(runtime, Runtime):
+        raise ModelError(f"{path}: a file with decoded output is needed")
+    return runtime
+
+
+def _plain_session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Eight-bit operators one by one, in float arithmetic: quick to prepare, and the same on every processor."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _scores(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+    """Scores (N, C) of one image; with one class, objectness (N, 1) (training sheet, section 9)."""
+    decoded: np.ndarray = session.run(["detections"], {"images": images})[0][0]
+    objectness, classes = decoded[:, 4:5], decoded[:, 5:]
+    return objectness if classes.shape[1] == 1 else objectness * classes

@@ -1,0 +1,118 @@
+"""MODEL_CARD.md: what a person needs to know of an export folder, from model.json and verify.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MODEL_CARD = "MODEL_CARD.md"
+
+_NAMED_CLASSES = 100
+
+
+def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], formats: Mapping[str, Any]) -> str:
+    """Markdown from the contents of model.json, verify.json and optional/formats.json. Same contents, same text."""
+    variant, names = description["variant"], description["class_names"]
+    parts = [
+        f"# {variant}, {len(names)} {'class' if len(names) == 1 else 'classes'}",
+        "A detector of the YOLOv7 family, trained and exported by yolov7-pipeline. "
+        "`model.json` holds the same facts for programs, with the sha256 of every file.",
+        "## Files",
+        _table(("file", "bytes", "sha256"), _files(description["files"])),
+        "## What goes in and comes out",
+        _input(description),
+        "## Where it comes from",
+        _table(("", ""), _origin(description)),
+        "## How near the files are to the trained network",
+        f"On {len(verification['images'])} validation images; AP by the COCO tool, -1 without ground truth. "
+        "This compares the forms with each other; the model's accuracy on unseen images is the evaluation's business.",
+        _table(
+            ("form", "AP", "trained AP", "largest difference of a probability", "of a box, px", "unmatched", "passed"),
+            [_form(name, form) for name, form in verification["forms"].items()],
+        ),
+        *_int8(formats.get("int8", {})),
+        "## Classes",
+        _classes(names, description["category_ids"]),
+        "## Limits of use",
+        "It finds what its training data shows: other cameras, sizes, lighting or classes than there are not covered "
+        "by any figure here. Scores are not probabilities of being right unless they were calibrated on your data.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _files(files: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(f"`{name}`", f"{said['bytes']:,}", f"`{said['sha256']}`") for name, said in files.items()]
+
+
+def _input(description: Mapping[str, Any]) -> str:
+    contract = description["contracts"]["model.onnx"]
+    given, output = contract["input"], contract["output"]
+    thresholds = description["thresholds"]
+    shape = " x ".join(str(side) for side in given["shape"])
+    lines = [
+        f"* input `{given['name']}`: {given['type']} {given['layout']} ({shape}), {given['color']} in "
+        f"{given['range'][0]:g} to {given['range'][1]:g}, sides multiples of {given['stride']}; "
+        f"trained at {description['image_size']} pixels",
+        f"* letterbox: grey {given['letterbox']['fill']}, image in the {given['letterbox']['place']}",
+        f"* output `{output['name']}` ({' x '.join(str(side) for side in output['shape'])}): "
+        f"{', '.join(output['columns'])}; boxes in {output['boxes']}; score = {output['score']}",
+        f"* thresholds: confidence {thresholds['confidence']:g}, IoU {thresholds['iou']:g}, at most "
+        f"{thresholds['max_detections']} detections an image; in `model-nms.onnx` they are built in",
+    ]
+    return "\n".join(lines)
+
+
+def _origin(description: Mapping[str, Any]) -> list[tuple[str, str]]:
+    known = {
+        "data_sha256": "training data, sha256",
+        "data_dvc": "training data, DVC",
+        "git_revision": "git revision",
+        "run_id": "MLflow run",
+        "licence": "licence",
+    }
+    return [(label, str(description[key])) for key, label in known.items() if description.get(key)]
+
+
+def _form(name: str, form: Mapping[str, Any]) -> tuple[str, ...]:
+    raw, boxes = form["max_raw_difference"], form["max_box_difference"]
+    return (
+        name,
+        f"{form['ap']:.4f}",
+        f"{form['trained_ap']:.4f}",
+        "" if raw is None else f"{raw:.1e}",
+        "" if boxes is None else f"{boxes:.1e}",
+        f"{100 * form['detections']['unmatched_share']:.1f} %",
+        "yes" if form["passed"] else "NO",
+    )
+
+
+def _int8(reports: Mapping[str, Any]) -> list[str]:
+    if not reports:
+        return []
+    parts = ["## Int8"]
+    for name, report in reports.items():
+        kept = report["kept_in_float"]
+        said = f"kept in float: {', '.join(f'`{layer}`' for layer in kept)}" if kept else "none kept in float"
+        steps = "; ".join(f"{step['in_float']} in float: AP {step['AP']:.4f}" for step in report["steps"])
+        parts.append(
+            f"`{name}`: ranges from {report['calibration_images']} training images; AP {report['ap']:.4f} where the "
+            f"float file has {report['float_ap']:.4f}, on {report['validation_images']} validation images. "
+            f"Of {report['layers']} layers {said}. Steps: {steps}."
+        )
+    return parts
+
+
+def _classes(names: Sequence[str], category_ids: Sequence[int]) -> str:
+    shown = [f"{number} {_plain(name)}" for number, name in enumerate(names)][:_NAMED_CLASSES]
+    more = f", and {len(names) - len(shown)} more in `model.json`" if len(names) > len(shown) else ""
+    return f"Class numbers and names: {', '.join(shown)}{more}. Category ids: {category_ids[0]} to {category_ids[-1]}."
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *[[_plain(cell) for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """No line break and no column of a table in a name that came with somebody's data."""
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,150 @@
+"""OpenVINO: the same network from an .xml and a .bin that this project wrote. See :mod:`yolov7.predict.runtimes`.
+
+The package is optional and imported on first use. Importing it would report the import to its maker and make a client
+number in the home folder; it does neither here, because the module that would is barred first and OpenVINO then takes
+the one it brings for people without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from yolov7.errors import ModelError
+from yolov7.files import sha256_file
+from yolov7.predict.runtimes import (
+    CONTRACT_KEY,
+    METADATA_KEY,
+    About,
+    Batch,
+    DecodingFile,
+    DetectingFile,
+    check_batch,
+    scaled_parts,
+)
+
+WEIGHTS_KEY = "yolov7.weights"
+"""Where the .xml holds the sha256 of the .bin it belongs to."""
+
+_SHAPES = 3
+"""So many shapes of a batch get a network of their own, which is up to a third faster than one for any shape."""
+
+
+def import_openvino() -> Any:
+    """The package, without its telemetry. Raises :class:`ModelError` where it is not installed."""
+    # None makes an import fail. Who has imported OpenVINO before us has decided about telemetry already.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ModelError(f"OpenVINO is not installed ({error}); `pip install yolov7-pipeline[openvino]`") from None
+
+
+class OpenvinoFile:
+    """An OpenVINO file this project wrote, compiled for the processor at hand.
+
+    `path` is the .xml; the .bin lies beside it. `threads` 0 lets OpenVINO choose. Arithmetic is float32 (or int8 where
+    the file says so) on every processor, as it was when the file was verified: OpenVINO would take bfloat16 where it
+    can. Raises :class:`ModelError` for a file that is missing, damaged, or not of this project, and for a .bin that is
+    not the one the .xml was written with.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"):
+        self.path = Path(path)
+        self._openvino = import_openvino()
+        if device != "cpu":
+            raise ModelError(f"device {device!r}: OpenVINO runs on the cpu here; use the ONNX or .safetensors file")
+        self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            self._options["INFERENCE_NUM_THREADS"] = str(threads)
+        self._core = self._openvino.Core()
+        self._model = self._read()
+        self._lock = threading.Lock()
+        self._requests: dict[tuple[int, ...] | None, Any] = {}
+        self.about = About.parse(self.path, self._said)
+        self.metadata, self.stride = self.about.metadata, self.about.stride
+        batch, _, height, width = (
+            int(side.get_length()) if side.is_static else None for side in self._model.input(0).partial_shape
+        )
+        self.input_shape = (batch, height, width)
+
+    def run(self, images: Batch) -> list[np.ndarray]:
+        """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
+        batch = images.cpu().numpy() if isinstance(images, Tensor) else images
+        check_batch(batch, self.metadata, self.input_shape, self.stride)
+        # One request at a time: it holds the network's memory, and each one uses all threads anyway.
+        with self._lock:
+            return [self._infer(part) for part in scaled_parts(batch, self.input_shape[0])]
+
+    def _infer(self, part: np.ndarray) -> np.ndarray:
+        try:
+            request = self._request(part.shape)
+            output: np.ndarray = request.infer({0: part}, share_inputs=True)[0]
+        except RuntimeError as error:
+            raise ModelError(f"{self.path}: OpenVINO failed: {first_line(error)}") from None
+        return output
+
+    def _request(self, shape: Sequence[int]) -> Any:
+        """A request for this very shape, or, if there are many of them already, the one for any."""
+        key: tuple[int, ...] | None = tuple(shape)
+        if key not in self._requests and len(self._requests) >= _SHAPES:
+            key = None
+        if key not in self._requests:
+            model = self._model
+            if key is not None and model.is_dynamic():
+                model = model.clone()
+                model.reshape(list(key))
+            self._requests[key] = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+        return self._requests[key]
+
+    def _read(self) -> Any:
+        weights = self.path.with_suffix(".bin")
+        for file in (self.path, weights):
+            if not file.is_file():
+                beside = "" if file == self.path else f"; it belongs to {self.path.name} and must lie beside it"
+                raise ModelError(f"{file}: no such model file{beside}")
+        try:
+            model = self._core.read_model(os.fspath(self.path), os.fspath(weights))
+        except RuntimeError as error:
+            raise ModelError(f"{self.path}: OpenVINO cannot load it: {first_line(error)}") from None
+        if not all(model.has_rt_info([key]) for key in (METADATA_KEY, CONTRACT_KEY, WEIGHTS_KEY)):
+            raise ModelError(
+                f"{self.path}: an OpenVINO file, but not of this project (its metadata says nothing of it)"
+            )
+        if model.get_rt_info([WEIGHTS_KEY]).astype(str) != sha256_file(weights):
+            raise ModelError(f"{weights}: not the weights {self.path.name} was written with (sha256); export it again")
+        return model
+
+    def _said(self, key: str) -> str:
+        return str(self._model.get_rt_info([key]).astype(str))
+
+
+class OpenvinoRuntime(DecodingFile):
+    """OpenVINO on a file with decoded output."""
+
+
+class OpenvinoNmsRuntime(DetectingFile):
+    """OpenVINO on a file with the suppression inside."""
+
+
+def open_openvino(
+    path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"
+) -> OpenvinoRuntime | OpenvinoNmsRuntime:
+    """The runtime that fits the file: what it puts out stands in its metadata. Raises as :class:`OpenvinoFile` does."""
+    file = OpenvinoFile(path, threads=threads, device=device)
+    return OpenvinoNmsRuntime(file) if file.about.kind == "nms" else OpenvinoRuntime(file)
+
+
+def first_line(error: Exception) -> str:
+    """What OpenVINO says: the last line of its message; those before it name the C++ sources that passed it on."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from ", "Check '", "at "))]
+    return (told or lines or [type(error).__name__])[-1][:300]
