@@ -1,0 +1,157 @@
+"""The project at another git revision: a worktree in `.local/worktrees`, which shares DVC's cache and remotes.
+
+Data comes to it by DVC's hash and not by what that revision's dvc.lock says: a run does not commit dvc.lock, so the
+lock of a revision may be older than the data that was used with it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from flows import dvc_remote
+from flows.pipeline import Log, Pipeline, StageError, end_leftovers
+from stages.folders import remove
+from stages.tracking import file_lock
+from yolov7.errors import ConfigError, DataError
+from yolov7.files import write_text
+
+WORKTREES = Path(".local/worktrees")
+DataHashes = Mapping[str, Mapping[str, str]]
+"""Stage -> output's path -> DVC's hash of it."""
+
+
+def commit_of(root: Path, revision: str, *, fetch: bool = False) -> str:
+    """The full name of a commit; with `fetch`, the clone's remotes are asked for one that it lacks.
+
+    Raises :class:`ConfigError` outside git, or where no such commit is to be had.
+    """
+    if not _git(root, "rev-parse", "--git-dir", check=False):
+        raise ConfigError(f"{root}: not a git clone: a revision cannot be checked out here")
+    wanted = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    found = _git(root, *wanted, check=False)
+    if not found and fetch:
+        _git(root, "fetch", "--quiet", "--all")
+        found = _git(root, *wanted, check=False)
+    if not found:
+        where = "nor in its remotes; push it" if fetch else "`git fetch --all`, or use a clone that has it"
+        raise ConfigError(f"revision {revision} is not in this repository ({root}): {where}")
+    return found
+
+
+@contextmanager
+def worktree(root: Path, revision: str, name: str, log: Log, *, keep: bool = False) -> Iterator[Path]:
+    """The project's folder at a commit, in `.local/worktrees/NAME`; removed in the end unless `keep`.
+
+    A second call of the same name waits for the end of the first; what a killed one has left is removed first.
+    Raises :class:`ConfigError` where git cannot make it.
+    """
+    folder = root / WORKTREES / name
+    with file_lock(folder.with_name(f"{name}.lock")):
+        _clear(root, folder, log)
+        _git(root, "worktree", "add", "--quiet", "--detach", str(folder), revision)
+        place = folder / _git(root, "rev-parse", "--show-prefix")
+        try:
+            _share_dvc(root, place, log)
+            yield place
+        finally:
+            if keep:
+                log.info("kept: %s (`git worktree remove --force %s` removes it)", place, folder.relative_to(root))
+            else:
+                _clear(root, folder, log)
+
+
+def _clear(root: Path, folder: Path, log: Log) -> None:
+    if folder.exists():
+        end_leftovers(folder, log)
+        _git(root, "worktree", "remove", "--force", "--force", str(folder), check=False)
+        remove(folder)
+    _git(root, "worktree", "prune", check=False)
+
+
+def _share_dvc(root: Path, folder: Path, log: Log) -> None:
+    """Let the worktree use the cache, the remotes and the private settings of the clone it belongs to."""
+    if not (folder / ".dvc").is_dir():
+        raise ConfigError(f"{folder}: no DVC project at this revision; .dvc must be in git")
+    private = root / ".dvc/config.local"
+    if private.is_file():
+        write_text(folder / ".dvc/config.local", private.read_text(encoding="utf-8"))
+    with Pipeline(root) as here, Pipeline(folder) as there:
+        settings: list[tuple[str, ...]] = [("config", "--local", "cache.dir", str(dvc_remote.cache_folder(here, log)))]
+        for position, (name, address) in enumerate(dvc_remote.remotes(here, log).items()):
+            # A folder is noted relative to the clone it is noted in.
+            if position == 0 or not urlsplit(address).scheme:
+                settings.append(
+                    ("remote", "add", "--local", "--force", *(["--default"] * (position == 0)), name, address)
+                )
+        for setting in settings:
+            there.run("settings", [sys.executable, "-m", "dvc", *setting], log)
+
+
+def hashes_of(root: Path, stages: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """The outputs of `stages` as dvc.lock names them. Raises :class:`DataError` where it does not."""
+    known = _lock(root).get("stages", {})
+    found = {stage: {out["path"]: out["md5"] for out in known.get(stage, {}).get("outs", [])} for stage in stages}
+    for stage, outputs in found.items():
+        if not outputs:
+            raise DataError(f"no outputs of {stage}; run `dvc repro {stage}` first", path=root / "dvc.lock")
+    return found
+
+
+def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
+    """Put outputs of these hashes into the worktree, from the shared cache or else from a remote.
+
+    Raises :class:`DataError` where none of them has all of it.
+    """
+    document = _lock(pipeline.root)
+    stages = document.setdefault("stages", {})
+    for stage, outputs in hashes.items():
+        outs = [{"path": path, "hash": "md5", "md5": value} for path, value in outputs.items()]
+        stages[stage] = {"cmd": "brought by hash", "outs": outs}
+    write_text(pipeline.root / "dvc.lock", yaml.safe_dump({"schema": "2.0", **document}, sort_keys=False))
+    command = [sys.executable, "-m", "dvc", "checkout", "--force", *hashes]
+    try:
+        pipeline.run("checkout", command, log)
+        return
+    except StageError:
+        log.info("not all of the data is in the cache of this clone; the remotes are asked")
+    names = list(dvc_remote.remotes(pipeline, log))
+    tried = []
+    for name in names:
+        try:
+            dvc_remote.pull(pipeline, log, *hashes, remote=name)
+            return
+        except StageError as error:
+            tried.append(f"{name}: {error}")
+    wanted = ", ".join(f"{path} ({value})" for outputs in hashes.values() for path, value in outputs.items())
+    missing = "; ".join(tried) or "there is no remote"
+    raise DataError(f"{wanted} is neither in DVC's cache nor in a remote ({missing}); `dvc push` where it still is")
+
+
+def _lock(root: Path) -> dict[str, Any]:
+    path = root / "dvc.lock"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"not readable ({' '.join(str(error).split())})", path=path) from None
+
+
+def _git(root: Path, *arguments: str, check: bool = True) -> str:
+    """What git says; with `check`, a failure raises :class:`ConfigError`, otherwise it is an empty answer."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"`{' '.join(command)}` failed: {error}") from None
+    if done.returncode and check:
+        raise ConfigError(f"`{' '.join(command)}` failed: {' '.join(done.stderr.split())}")
+    return "" if done.returncode else done.stdout.strip()
