@@ -30,6 +30,7 @@ from typing import IO
 import psutil
 
 from stages.command import EXIT_ERROR, environment
+from stages.redaction import redacted
 from yolov7.errors import YoloError
 
 LOGS = Path(".local/logs")
@@ -192,7 +193,7 @@ class Pipeline:
             raise StageError(f"{_named(name)} was stopped; log: {where}", stage=name, lasting=True, log=path)
         if process.returncode:
             status = _status(process.returncode, lines)
-            message = f"{_named(name)} failed with exit code {status}: {_cause(lines)}; log: {where}"
+            message = f"{_named(name)} failed with exit code {status}: {redacted(_cause(lines))}; log: {where}"
             raise StageError(message, stage=name, lasting=status == EXIT_ERROR, log=path)
         return lines
 
@@ -227,10 +228,10 @@ class _Output:
     def _read(self) -> None:
         assert self._stream is not None
         for line in self._stream:
-            text = line.rstrip()
+            self._lines.append(line.rstrip())
+            text = redacted(line.rstrip())
             self._file.write(text + "\n")
             self._file.flush()
-            self._lines.append(text)
             if text and not _HINTS.match(text):
                 self._log.info("%s", text[:_LONGEST_LINE])
 

@@ -27,6 +27,7 @@ from flows.pipeline import Pipeline
 from stages import params as params_module
 from stages.command import NO_TELEMETRY
 from stages.params import Params, Promotion
+from stages.redaction import log_to_stderr, redacted
 from stages.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, Version
 from stages.tracking import file_lock
 from yolov7.errors import ConfigError, ModelError, YoloError
@@ -206,11 +207,11 @@ def main(arguments: list[str] | None = None) -> int:
     if args.rollback and (args.names or args.dry_run):
         parser.error("--rollback stands alone")
     os.environ.update(NO_TELEMETRY)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         _roll_back(args.rollback) if args.rollback else _promote(args.names, args.dry_run)
     except YoloError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return 2
     return 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from stages import params as params_module
 from stages.params import Params
+from stages.redaction import log_to_stderr, redacted
 from yolov7.config import nearest
 from yolov7.errors import ConfigError, DataError, YoloError
 
@@ -67,7 +68,7 @@ def _run(
     arguments: list[str] | None,
 ) -> int:
     os.environ.update(NO_TELEMETRY)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    log_to_stderr(force=True)
     for noisy in ("alembic", "mlflow.store", "great_expectations", "onnxscript", "onnx_ir", "torch.onnx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").split("\n\n")[0])
@@ -93,7 +94,7 @@ def _run(
             )
         main(params, args)
     except YoloError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return EXIT_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -102,7 +103,7 @@ def _run(
         print(f"error: {place}: the disk is full; free some space and start again", file=sys.stderr)  # noqa: T201
         return EXIT_ERROR
     except Interrupted as stop:
-        print(f"stopped: {stop}", file=sys.stderr)  # noqa: T201
+        print(f"stopped: {redacted(stop)}", file=sys.stderr)  # noqa: T201
         return EXIT_RESUMABLE
     return 0
 

@@ -22,6 +22,7 @@ import requests
 import urllib3
 
 from stages.folders import gigabytes, require_space
+from stages.redaction import redacted
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
 
@@ -58,8 +59,8 @@ class Download:
 
     @property
     def shown(self) -> str:
-        """The address without its query, which may be a secret."""
-        return self.url.partition("?")[0]
+        """The address without its query, user and password, which may be secrets."""
+        return redacted(self.url.partition("?")[0])
 
 
 @dataclass(frozen=True)

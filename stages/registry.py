@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import tracking
+from stages.redaction import in_one_line, redacted
 from yolov7 import signature
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file, write_json
@@ -121,7 +122,7 @@ class ModelRegistry:
         if is_alias and present:
             known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(present.items()))
             return f"model {name!r} has no alias {wanted!r}; it has {known}"
-        where = f"in MLflow at {tracking.tracking_uri()}"
+        where = f"in MLflow at {redacted(tracking.tracking_uri())}"
         if is_alias:
             return f"no model {name!r} with the alias {wanted!r} {where}; register one with `dvc repro`"
         return f"no {wanted} of a model {name!r} {where}"
@@ -408,11 +409,12 @@ def _reported(absent: Any = _RAISE) -> Iterator[_Absent]:
     except MlflowException as error:
         if absent is not _RAISE and error.error_code in _ABSENT:
             return
-        message = f"MLflow at {tracking.tracking_uri()}: {' '.join(str(error).split())[:500]}"
-        raise (RegistryUnavailableError if error.error_code in _AWAY else ModelError)(message) from error
+        message = f"MLflow at {redacted(tracking.tracking_uri())}: {in_one_line(error, 500)}"
+        # Without the cause: its own words may hold the address with a password, and a traceback would show them.
+        raise (RegistryUnavailableError if error.error_code in _AWAY else ModelError)(message) from None
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RegistryUnavailableError(f"MLflow at {tracking.tracking_uri()} cannot be reached: {reason}") from error
+        where = redacted(tracking.tracking_uri())
+        raise RegistryUnavailableError(f"MLflow at {where} cannot be reached: {in_one_line(error, 300)}") from None
 
 
 def _version(found: Any) -> Version:

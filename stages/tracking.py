@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.command import environment
+from stages.redaction import in_one_line, log_to_stderr, redacted
 from yolov7.errors import TrainingError, YoloError
 from yolov7.files import write_json
 
@@ -31,6 +32,7 @@ ARTIFACTS = Path("mlartifacts")
 JOURNALS = Path(".state/mlflow")
 _LOCK = Path(".state/mlflow.lock")
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 300.0
+_REFUSALS = 5
 
 
 def tracking_uri() -> str:
@@ -67,7 +69,7 @@ def ensure_database(uri: str) -> None:
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
-            raise TrainingError(f"{path}: the MLflow database could not be created: {lines[-1]}")
+            raise TrainingError(f"{path}: the MLflow database could not be created: {redacted(lines[-1])}")
         temporary.replace(path)
 
 
@@ -170,7 +172,7 @@ class RunJournal:
             self._next_attempt = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             if not self._warned or force:
-                reason = " ".join(str(error).split())[:200]
+                reason = in_one_line(error, 200)
                 log.warning("MLflow cannot be reached (%s); %d records wait in %s", reason, self.due, self.path)
             self._warned = True
             return False
@@ -190,7 +192,7 @@ class RunJournal:
             self._write_head()
         while self.due:
             self._send(self._events[self._state["delivered"]])
-            self._state["delivered"] += 1
+            self._state |= {"delivered": self._state["delivered"] + 1, "refused": 0}
             self._write_head()
 
     def _run_exists(self) -> bool:
@@ -245,10 +247,15 @@ class RunJournal:
                 case "reopen":
                     client.update_run(run_id, status="RUNNING")
         except MlflowException as error:
-            # What the server refuses for good would block everything behind it.
+            # What the server refuses for good would block everything behind it. Its words for a mistake of ours are
+            # also those for a connection to its database that broke: only what it says again and again is meant.
+            if error.error_code == "BAD_REQUEST" and self._state.get("refused", 0) < _REFUSALS:
+                self._state["refused"] = self._state.get("refused", 0) + 1
+                self._write_head()
+                raise
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"):
                 raise
-            log.warning("MLflow refused a record of %s: %s", self.path, " ".join(str(error).split())[:200])
+            log.warning("MLflow refused a record of %s: %s", self.path, in_one_line(error, 200))
 
     # The journal on disk ---------------------------------------------------------------------------------------------
 
@@ -346,12 +353,12 @@ def flush(folder: Path = JOURNALS) -> int:
 
 def main() -> None:
     """Deliver what could not be delivered while the MLflow server was away."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         left = flush()
     except YoloError as error:
-        sys.exit(f"error: {error}")
-    sys.exit(f"{left} journals could not be delivered to {tracking_uri()}" if left else 0)
+        sys.exit(f"error: {redacted(error)}")
+    sys.exit(f"{left} journals could not be delivered to {redacted(tracking_uri())}" if left else 0)
 
 
 if __name__ == "__main__":
