@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolov7.data.coco import read_coco
 from yolov7.data.index import build_index
-from yolov7.evaluate.coco import METRICS, evaluate_detections
+from yolov7.errors import DataError
+from yolov7.evaluate.coco import METRICS, coco_metrics, evaluate_detections
 
 EVALUATOR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "evaluator"
 
@@ -89,6 +92,8 @@ def test_random_data_scores_as_a_direct_run(tmp_path, seed):
         scores = evaluate_detections(source, results)
         assert results == before
         assert scores.metrics == expected
+        assert coco_metrics(source, results) == pytest.approx(expected, abs=1e-9, rel=0)
+        assert results == before
         assert scores.per_class["class 90"] == -1
         for column, name in enumerate(["class 3", "class 7", "class 11"]):
             assert scores.per_class[name] == pytest.approx(precision[:, :, column, 0, -1].mean(), abs=1e-12)
@@ -105,3 +110,61 @@ def test_annotation_ids_from_zero_do_not_lose_a_match(tmp_path):
     worse, _ = direct(shifted, results)
     assert worse["AP"] < expected["AP"]  # the tool's own defect, which we step around
     assert evaluate_detections(shifted, results).metrics == expected
+
+
+# Few values, so that identical boxes, nested ones, ones without area, and equal scores are common.
+BOX = st.tuples(*[st.sampled_from([0.0, 3.0, 10.0, 40.0, 130.0]) for _ in range(4)]).map(list)
+TRUTHS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), BOX, st.booleans()), max_size=25)
+FOUND = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 2), BOX, st.sampled_from([0.0, 0.3, 0.5, 1.0])), max_size=60
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TRUTHS, FOUND)
+def test_the_fast_engine_agrees_with_the_official_one(truths: list, found: list) -> None:
+    images, categories = (17, -4, 0, 900), (1, 90, 5)  # ids as they come, the smallest not first
+    annotations = [
+        {"image_id": images[image], "category_id": categories[label], "bbox": box, "iscrowd": int(crowd)}
+        for image, label, box, crowd in truths
+    ]
+    dataset = {"images": [{"id": i} for i in images], "annotations": annotations}
+    dataset["categories"] = [{"id": i, "name": f"class {i}"} for i in categories]
+    results = [
+        {"image_id": images[image], "category_id": categories[label], "bbox": box, "score": score}
+        for image, label, box, score in found
+    ]
+    slow, fast = (coco_metrics(dataset, results, engine=engine) for engine in ("pycocotools", "hotcoco"))
+    assert slow == evaluate_detections(dataset, results).metrics
+    assert fast == pytest.approx(slow, abs=1e-9, rel=0)
+
+
+CASES = [
+    ("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json"),
+    ("fce_gt_dataset.json", "fce_dt_dataset.json"),
+    ("fce_gt_ignore_test.json", "fce_dt_ignore_test.json"),
+]
+
+
+@pytest.mark.skipif(not EVALUATOR.is_dir(), reason="../shared/data/evaluator is not there")
+@pytest.mark.parametrize(("annotations", "detections"), CASES)
+def test_the_fast_engine_agrees_on_the_published_cases(annotations: str, detections: str) -> None:
+    dataset = json.loads((EVALUATOR / annotations).read_text())
+    results = json.loads((EVALUATOR / detections).read_text())
+    for record in [*dataset["annotations"], *results]:
+        record["image_id"] = int(record["image_id"])  # one of the files has them as text
+    for image in dataset["images"]:
+        image["id"] = int(image["id"])
+    slow, fast = (coco_metrics(dataset, results, engine=engine) for engine in ("pycocotools", "hotcoco"))
+    assert slow["AP50"] > 0.2 and fast == pytest.approx(slow, abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize("engine", ["pycocotools", "hotcoco"])
+def test_either_engine_refuses_what_the_truth_does_not_know(engine: str) -> None:
+    dataset, results = random_case(0)
+    for change, words in (({"image_id": 4000}, "image 4000"), ({"category_id": 0}, "category 0")):
+        with pytest.raises(DataError, match=words):
+            coco_metrics(dataset, [*results, results[0] | change], engine=engine)
+    with pytest.raises(DataError, match="finite"):
+        coco_metrics(dataset, [results[0] | {"score": float("nan")}], engine=engine)
+    assert coco_metrics(dataset, [], engine=engine)["AP"] == 0.0

@@ -1,6 +1,6 @@
 """Evaluation by the COCO tool."""
 
-from yolov7.evaluate.coco import METRICS, evaluate_detections, ground_truth, write_results
+from yolov7.evaluate.coco import METRICS, coco_metrics, evaluate_detections, ground_truth, write_results
 from yolov7.evaluate.curves import PrecisionRecall, write_curves
 from yolov7.evaluate.run import Evaluation, coco_results, evaluate, find_results
 
@@ -8,6 +8,7 @@ __all__ = [
     "METRICS",
     "Evaluation",
     "PrecisionRecall",
+    "coco_metrics",
     "coco_results",
     "evaluate",
     "evaluate_detections",

@@ -31,7 +31,7 @@ from yolov7.device import (
     peak_memory_gib,
 )
 from yolov7.errors import ConfigError, TrainingError
-from yolov7.evaluate import evaluate_detections, find_results, ground_truth
+from yolov7.evaluate import coco_metrics, find_results
 from yolov7.loss import create_criterion
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
@@ -410,7 +410,7 @@ class Trainer:
                 world_size=processes.world_size,
             )
         everything = processes.gather(results)
-        return processes.on_main(lambda: evaluate_detections(ground_truth(self.val_index), everything).metrics)
+        return processes.on_main(lambda: coco_metrics(self.val_index, everything))
 
     # State -----------------------------------------------------------------------------------------------------------
 
