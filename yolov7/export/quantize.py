@@ -71,7 +71,7 @@ def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]
             flat = value.ravel()
             sampled = flat[:: max(1, flat.size // _SAMPLES)]
             counts[i] += np.histogram(sampled, _BINS, (low[i], _above(low[i], high[i])))[0]
-    return {name: _best_range(counts[i], low[i], high[i]) for i, name in enumerate(names)}
+    return {name: best_range(counts[i], low[i], high[i]) for i, name in enumerate(names)}
 
 
 def quantized(
@@ -155,10 +155,12 @@ def _outputs(
     session: onnxruntime.InferenceSession, names: list[str], batches: Iterable[np.ndarray]
 ) -> Iterator[list[np.ndarray]]:
     """The values of one image after another: all of a batch at once would be gigabytes."""
-    images = names[0]
+    images = session.get_inputs()[0].name
+    inside = [name for name in names if name != images]
     for batch in batches:
         for one in scaled_parts(batch, 1):
-            yield [one, *session.run(names[1:], {images: one})]
+            values = dict(zip(inside, session.run(inside, {images: one}), strict=True))
+            yield [one if name == images else values[name] for name in names]
 
 
 def _above(low: float, high: float) -> float:
@@ -166,8 +168,11 @@ def _above(low: float, high: float) -> float:
     return high if high > low else low + 1e-6
 
 
-def _best_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The part of low to high, zero included, with the smallest mean squared error in 256 steps."""
+def best_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """The part of `low` to `high`, zero included, with the smallest mean squared error in 256 steps.
+
+    `counts` is a histogram of the values, in bins of equal width from `low` to `high`.
+    """
     edges = np.linspace(low, _above(low, high), len(counts) + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     best, least = (min(low, 0.0), max(_above(low, high), 0.0)), np.inf

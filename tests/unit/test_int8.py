@@ -1,0 +1,174 @@
+"""Int8: which convolutions go to eight bits, ranges by smallest error, decoding in float, and the way back to float."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from small_detector import metadata_of, pictures, small_index
+
+from yolov7.errors import DataError, ModelError
+from yolov7.export import INT8, verify
+from yolov7.export.int8 import Int8Exporter, Int8Settings
+from yolov7.export.quantize import best_range, calibrate, quantizable, quantized
+from yolov7.export.samples import spread
+from yolov7.predict import Predictor, TorchRuntime, load_detector
+
+
+@pytest.fixture(scope="module")
+def graph(exported):
+    return onnx.load(exported / "model.onnx")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, trained):
+    metadata = metadata_of(trained)
+    images = pictures(6)
+    found = Predictor(TorchRuntime(trained, metadata), confidence=0.2, iou=0.5, max_detections=12).predict(images)
+    return small_index(tmp_path_factory.mktemp("int8"), found, images, metadata)
+
+
+@pytest.fixture(scope="module")
+def exporter(graph, exported, index):
+    def make(**settings):
+        made = Int8Exporter(
+            graph,
+            exported / "model.onnx",
+            calibration=index,
+            validation=index,
+            settings=Int8Settings(**{"calibration_images": 4, **settings}),
+        )
+        made.__dict__["ranges"] = measured.ranges if measured else made.ranges
+        return made
+
+    measured = None
+    measured = make()
+    return make
+
+
+def images(count=2):
+    return [np.random.default_rng(seed).integers(0, 256, (1, 3, 64, 64), dtype=np.uint8) for seed in range(count)]
+
+
+def run(graph, batch):
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    return session.run(None, {"images": batch.astype(np.float32) / 255})[0]
+
+
+def test_all_but_the_last_convolutions_may_go_to_eight_bits(graph):
+    names = quantizable(graph)
+    convolutions = [node for node in graph.graph.node if node.op_type == "Conv"]
+    assert len(names) == len(convolutions) - 2  # two levels, each with its prediction
+    left = [node for node in convolutions if node.name not in names]
+    weights = {tensor.name: tensor.dims for tensor in graph.graph.initializer}
+    assert [weights[node.input[1]][0] for node in left] == [24, 24]  # 3 anchors x (5 + 3)
+
+
+@pytest.mark.parametrize("placement", ["onnx", "openvino"])
+def test_what_decodes_stays_in_float(graph, placement):
+    ranges = calibrate(graph, images)
+    result = quantized(graph, quantizable(graph), ranges, placement=placement)
+    onnx.checker.check_model(result)
+    names = set(quantizable(graph))
+    made_by = {value: node for node in result.graph.node for value in node.output}
+    decoding: set[str] = set()  # values behind the last convolutions
+    for node in result.graph.node:
+        sources = {made_by[value].op_type for value in node.input if value in made_by}
+        if node.op_type == "Conv" and node.name in names:
+            assert sources == {"DequantizeLinear"}
+        elif node.op_type == "Conv" or decoding.intersection(node.input):
+            decoding.update(node.output)
+            assert node.op_type not in ("QuantizeLinear", "DequantizeLinear")
+    assert "detections" in decoding
+    batch = images(1)[0]
+    difference = np.abs(run(result, batch)[..., 4:] - run(graph, batch)[..., 4:])
+    assert 1e-4 < difference.mean() < 0.05
+    weights = [tensor for tensor in result.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert len([t for t in weights if len(t.dims) == 4]) == len(names)
+    assert all(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max() <= 64 for t in weights)  # seven bits
+
+
+def test_no_layer_in_eight_bits_is_the_float_graph(graph):
+    ranges = calibrate(graph, images)
+    same = quantized(graph, [], ranges)
+    assert not {node.op_type for node in same.graph.node} & {"QuantizeLinear", "DequantizeLinear"}
+    one = quantized(graph, quantizable(graph)[1:2], ranges, placement="openvino")
+    assert sum(node.op_type == "QuantizeLinear" for node in one.graph.node) == 1
+
+
+def test_ranges_leave_out_what_is_too_rare_to_matter(graph):
+    values = np.append(np.random.default_rng(0).normal(0, 1, 1_000_000), 100.0)
+    counts = np.histogram(values, 2048)[0]
+    low, high = best_range(counts, values.min(), values.max())
+    assert -6 < low <= -0.5 and 4 < high < 75  # one value in a million is not worth coarser steps for all others
+    counts = np.histogram(values[:-1], 2048)[0]
+    low, high = best_range(counts, values[:-1].min(), values[:-1].max())
+    assert low < -3 and high > 3
+    # Bytes of an image are 256 steps already: the whole range has no error.
+    first = next(node for node in graph.graph.node if node.name == quantizable(graph)[0])
+    assert calibrate(graph, images)[first.input[0]] == (0.0, 1.0)
+
+
+def test_what_cannot_be_calibrated_is_refused(graph):
+    with pytest.raises(DataError, match="no images to calibrate with"):
+        calibrate(graph, list)
+    broken = onnx.ModelProto()
+    broken.CopyFrom(graph)
+    bias = next(node for node in broken.graph.node if node.op_type == "Conv").input[2]
+    tensor = next(t for t in broken.graph.initializer if t.name == bias)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(tensor.dims, np.nan, np.float32), bias))
+    with pytest.raises(ModelError, match="not finite"):
+        calibrate(broken, images)
+
+
+def test_both_runtimes_within_the_limit_at_once(exporter, index, exported, trained, tmp_path):
+    made = exporter(max_ap_drop=0.5)
+    files = {}
+    for name, placement in (("m.onnx", "onnx"), ("m.xml", "openvino")):
+        report = made.export(tmp_path / name, placement)
+        assert report.kept_in_float == [] and report.sensitivity == {}
+        assert report.steps == [{"in_float": 0, "AP": report.ap}] and report.layers == 6
+        assert 0.1 < report.float_ap < 0.9 and abs(report.float_ap - report.ap) < 0.5
+        files[name] = (tmp_path / name, INT8)
+        detector = load_detector(tmp_path / name)
+        assert detector.runtime.file.about.contract["precision"] == "int8"
+        assert detector.metadata.class_names == metadata_of(trained).class_names
+        json.dumps(asdict(report))
+    assert (tmp_path / "m.onnx").stat().st_size < (exported / "model.onnx").stat().st_size
+    names = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
+    verified = verify(trained, *names, index, metadata=metadata_of(trained), more=files)
+    figures = {form.name: form for form in verified.forms}
+    assert figures["m.onnx"].mean_raw_difference > figures["onnx"].mean_raw_difference * 10
+    assert figures["m.onnx"].limits == INT8 and figures["onnx"].limits != INT8
+
+
+def test_the_layer_that_costs_most_goes_back_to_float_first(exporter, graph, tmp_path):
+    made = exporter(max_ap_drop=0.1)
+    read = [value for node in graph.graph.node if node.op_type == "Conv" for value in node.input[:1]]
+    node = next(n for n in graph.graph.node if n.name in quantizable(graph)[1:] and read.count(n.input[0]) == 1)
+    worst = node.name
+    ruined = dict(made.ranges)
+    low, high = ruined[node.input[0]]
+    ruined[node.input[0]] = (low / 50, high / 50)
+    made.__dict__["ranges"] = ruined
+    report = made.export(tmp_path / "m.xml", "openvino")
+    assert report.kept_in_float[0] == worst
+    assert report.sensitivity[worst] == max(report.sensitivity.values()) > 0
+    assert [step["in_float"] for step in report.steps] == [0, 1, 3][: len(report.steps)] and len(report.steps) > 1
+    assert report.float_ap - report.steps[0]["AP"] > 0.1 >= report.float_ap - report.ap
+
+
+def test_where_nothing_may_be_lost_nothing_is_written(exporter, tmp_path):
+    made = exporter(max_ap_drop=-1.0)  # cannot be reached
+    with pytest.raises(ModelError, match=r"no layer can go to int8 .*raise export\.int8\.max_ap_drop"):
+        made.export(tmp_path / "m.onnx", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_positions_are_spread_over_the_whole_set():
+    assert spread(9, 3) == [0, 4, 8]
+    assert spread(3, 10) == [0, 1, 2]
