@@ -63,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("--form", choices=("training", "deploy"), default="training", help="form to write")
     weights.set_defaults(run=_import_weights)
 
+    engine = commands.add_parser(
+        "tensorrt", help="will TensorRT read an ONNX file; with -o, build the engine for this GPU"
+    )
+    engine.add_argument("file", metavar="FILE", type=Path, help=".onnx file of this project")
+    engine.add_argument("-o", "--output", type=Path, metavar="OUT", help="engine to write")
+    engine.add_argument("--float32", action="store_true", help="no float16 in the engine")
+    engine.set_defaults(run=_tensorrt)
+
     predict = commands.add_parser("predict", help="detect in images, folders, videos and streams")
     predict.add_argument("source", metavar="SOURCE", help="image, folder, glob, video, stream address, camera number")
     _add_model(predict)
@@ -164,6 +172,23 @@ def _import_weights(args: argparse.Namespace) -> None:
     print(f"{args.output}: {report}")
 
 
+def _tensorrt(args: argparse.Namespace) -> None:
+    from yolov7.errors import ModelError
+    from yolov7.export.tensorrt import build_engine, check_tensorrt
+
+    if not args.file.is_file():
+        raise ModelError(f"{args.file}: no such file; give the .onnx of an export folder")
+    report = check_tensorrt(args.file)
+    for line in [*report.problems, *(f"note: {note}" for note in report.notes)]:
+        print(line)
+    if report.problems:
+        raise ModelError(f"{args.file}: TensorRT would refuse it ({len(report.problems)} reasons)")
+    print(f"{args.file}: nothing in it that TensorRT's ONNX parser refuses")
+    if args.output is not None:
+        build_engine(args.file, args.output, half=not args.float32)
+        print(args.output)
+
+
 def _predict(args: argparse.Namespace) -> None:
     from yolov7.predict.job import RESULTS, document, predict_source
     from yolov7.predict.sources import open_source
@@ -207,7 +232,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         images = [np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)]
     if args.threads:
         torch.set_num_threads(args.threads)
-    how = {"rounds": args.rounds, "warmup": args.warmup, "batch_size": args.batch_size}
+    how = {"rounds": args.rounds, "warmup": args.warmup, "batch_size": args.batch_size, "threads": args.threads}
     if args.compare:
         _print_comparison(compare(_every_file(args), images, **how), as_json=args.json)
         return
@@ -251,8 +276,8 @@ def _print_benchmark(result: Benchmark) -> None:
     lines = [(t.part, f"{t.median:.2f}", f"{t.low:.2f}", f"{t.high:.2f}") for t in result.timings]
     _print_table(("ms per batch", "median", "10 %", "90 %"), lines, left=1)
     print(
-        f"{result.variant}, {result.runtime}, {height} x {width}, batch {result.batch_size}, {result.rounds} rounds: "
-        f"{result.images_per_second:.1f} images/s, {result.detections:.1f} detections per image"
+        f"{result.variant}, {result.runtime}, {result.precision}, {height} x {width}, batch {result.batch_size}, "
+        f"{result.rounds} rounds: {result.images_per_second:.1f} images/s, {result.detections:.1f} detections per image"
     )
 
 

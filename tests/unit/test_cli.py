@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from small_detector import pictures
+from small_detector import pictures, small_detector
 
 from yolov7 import cli
 from yolov7.predict import load_detector
@@ -186,6 +186,43 @@ def test_benchmark_as_table_and_json(capsys, exported, images):
     assert result["detections"] > 0
     code, out, _ = run(capsys, "benchmark", "--model", exported / "model-nms.onnx", "--rounds", "2", "--warmup", "0")
     assert code == 0 and "mapping back" in out and "images/s" in out
+
+
+def test_benchmark_compares_every_file_with_the_training_form(capsys, exported, images, monkeypatch):
+    common = ("benchmark", "--model", exported, "--compare", "--rounds", "2", "--warmup", "1", "--source", images)
+    code, _, err = run(capsys, *common)
+    assert code == 2 and "small" in one_line(err)  # a network of the user's own has no such reference
+    monkeypatch.setattr("yolov7.predict.benchmark.create_model", lambda *_: small_detector())
+    code, out, _ = run(capsys, *common, "--json", "--threads", "1")
+    result = json.loads(out)
+    assert code == 0
+    files = ["onnx float32", "torch float32", "openvino float32", "openvino float16"]
+    assert list(result) == ["training form", *files]
+    assert result["training form"]["network_ratio"] == 1
+    assert [said["precision"] for said in result.values()] == ["float32"] * 4 + ["float16"]
+    assert {said["threads"] for said in result.values()} == {1}
+    for said in result.values():
+        network = next(timing for timing in said["timings"] if timing["part"] == "network")
+        assert said["network_ratio"] * network["median"] > 0 and said["rounds"] == 2
+        assert said["detections"] == result["training form"]["detections"] > 0
+    code, out, _ = run(capsys, *common)
+    assert code == 0 and "times faster" in out and "openvino float16" in out and "2 rounds in turn" in out
+    code, _, err = run(capsys, *common, "--runtime", "onnx")
+    assert code == 2 and "runs every file" in one_line(err)
+
+
+def test_predict_by_openvino_finds_what_onnx_finds(capsys, exported, images, tmp_path):
+    found = {}
+    for name in ("onnx", "openvino"):
+        code, _, _ = run(capsys, "predict", images, "--model", exported, "--runtime", name, "-o", tmp_path / name)
+        assert code == 0
+        found[name] = json.loads((tmp_path / name / "detections.json").read_text())["annotations"]
+    assert len(found["onnx"]) == len(found["openvino"]) > 0
+    for ours, theirs in zip(found["openvino"], found["onnx"], strict=True):
+        assert ours["category_id"] == theirs["category_id"]
+        assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=0.1)
+    code, _, err = run(capsys, "predict", images, "--model", exported, "--precision", "int8", "-o", tmp_path / "x")
+    assert code == 2 and "export.formats" in one_line(err)
 
 
 def test_a_file_that_is_no_checkpoint_is_not_imported(capsys, tmp_path):

@@ -15,12 +15,15 @@ from onnx import helper, numpy_helper
 from small_detector import metadata_of, pictures, small_detector, small_index
 
 from yolov7.errors import ModelError
-from yolov7.export import VerifyLimits, verify
+from yolov7.export import FLOAT16, INT8, VerifyLimits, export_openvino, verify
 from yolov7.export.matching import agreement
+from yolov7.export.onnx import described, write_graph
+from yolov7.export.quantize import calibrate, quantizable, quantized
+from yolov7.export.samples import Samples
 from yolov7.files import write_json
 from yolov7.model import save_checkpoint
 from yolov7.nms import Detections
-from yolov7.predict import Predictor, TorchRuntime
+from yolov7.predict import Predictor, TorchRuntime, open_onnx
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,39 @@ def test_a_broken_graph_is_caught_with_and_without_suppression(exported, trained
     assert set(failed) == {"onnx", "onnx-nms"}
     assert any("probability difference" in problem for problem in failed["onnx"])
     assert any("unmatched" in problem for problem in failed["onnx-nms"])
+
+
+def further_files(decoded: Path, folder: Path, index):
+    """The graph as OpenVINO files of both precisions and in int8, with the limits they are held to."""
+    graph = onnx.load(decoded)
+    metadata, contract = described(graph)
+    samples = Samples(index, range(len(index)), open_onnx(decoded), batch_size=1)
+    ranges = calibrate(graph, lambda: (batch.numpy() for _, _, batch in samples.batches()))
+    write_graph(folder / "int8.onnx", quantized(graph, quantizable(graph), ranges), metadata, contract)
+    export_openvino(decoded, folder / "full.xml")
+    export_openvino(decoded, folder / "half.xml", half=True)
+    return {
+        "openvino": (folder / "full.xml", VerifyLimits()),
+        "openvino-float16": (folder / "half.xml", FLOAT16),
+        # AP of six images with a hundred boxes swings more than that of a validation set.
+        "onnx-int8": (folder / "int8.onnx", replace(INT8, ap_difference=0.15)),
+    }
+
+
+@pytest.mark.parametrize("change", [None, swapped_channels, standardised])
+def test_openvino_and_int8_have_limits_that_pass_good_files_and_no_broken_ones(
+    exported, trained, index, tmp_path, change
+):
+    decoded = (
+        exported / "model.onnx" if change is None else broken(exported / "model.onnx", tmp_path / "m.onnx", change)
+    )
+    files = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
+    more = further_files(decoded, tmp_path, index)
+    report = verify(trained, *files, index, metadata=metadata_of(trained), more=more)
+    failed = {form.name: form.problems for form in report.forms if not form.passed}
+    assert set(failed) == (set() if change is None else set(more)), failed
+    if change is not None:
+        assert all(any("unmatched" in problem for problem in problems) for problems in failed.values())
 
 
 def test_a_missing_fold_in_the_checkpoint_is_caught(exported, trained, index, tmp_path):

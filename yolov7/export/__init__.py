@@ -3,6 +3,7 @@
 from yolov7.export.folder import export_folder
 from yolov7.export.onnx import export_onnx, export_onnx_nms
 from yolov7.export.openvino import export_openvino
+from yolov7.export.tensorrt import build_engine, check_tensorrt
 from yolov7.export.verify import FLOAT16, INT8, VerifyLimits, VerifyReport, verify
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "INT8",
     "VerifyLimits",
     "VerifyReport",
+    "build_engine",
+    "check_tensorrt",
     "export_folder",
     "export_onnx",
     "export_onnx_nms",

@@ -15,6 +15,7 @@ from yolov7.errors import ConfigError
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import contract_of, export_onnx, export_onnx_nms
 from yolov7.export.openvino import export_openvino
+from yolov7.export.tensorrt import check_tensorrt
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
 from yolov7.predict.load import DESCRIPTION, FILES, OPTIONAL
@@ -22,7 +23,7 @@ from yolov7.predict.load import DESCRIPTION, FILES, OPTIONAL
 FORMAT = 1
 SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
 FORMATS_FILE = f"{OPTIONAL}/formats.json"
-"""Says which optional files there are, and what was kept in float in those of int8."""
+"""Says which optional files there are, what was kept in float in those of int8, and whether the ONNX suits TensorRT."""
 
 FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8"]
 FILE_OF_FORMAT: dict[FormatName, str] = {
@@ -99,7 +100,8 @@ def _write_optional(
         else:
             export_openvino(graph, file, half=name.endswith("float16"))
         written += [f"{OPTIONAL}/{one.name}" for one in (file, file.with_suffix(".bin")) if one.is_file()]
-    files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports})
+    checked = {name: check_tensorrt(folder / name).to_dict() for name in (ONNX, ONNX_NMS)}
+    files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports, "tensorrt": checked})
     return [*written, FORMATS_FILE]
 
 

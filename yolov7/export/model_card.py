@@ -31,6 +31,7 @@ def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], 
             [_form(name, form) for name, form in verification["forms"].items()],
         ),
         *_int8(formats.get("int8", {})),
+        *_tensorrt(formats.get("tensorrt", {})),
         "## Classes",
         _classes(names, description["category_ids"]),
         "## Limits of use",
@@ -100,6 +101,17 @@ def _int8(reports: Mapping[str, Any]) -> list[str]:
             f"Of {report['layers']} layers {said}. Steps: {steps}."
         )
     return parts
+
+
+def _tensorrt(reports: Mapping[str, Any]) -> list[str]:
+    if not reports:
+        return []
+    lines = [
+        f"* `{name}`: {'nothing speaks against it' if said['passed'] else '; '.join(said['problems'])}"
+        for name, said in reports.items()
+    ]
+    head = "Read against the operator list of TensorRT's ONNX parser; no engine was built."
+    return ["## TensorRT", head, "\n".join(lines)]
 
 
 def _classes(names: Sequence[str], category_ids: Sequence[int]) -> str:

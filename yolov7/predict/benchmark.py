@@ -15,7 +15,7 @@ import torch
 from yolov7.model import create_model
 from yolov7.predict.load import FILES, PrecisionName, RuntimeName, read_description
 from yolov7.predict.predictor import Predictor, stack, to_original
-from yolov7.predict.runtimes import Runtime, TorchRuntime
+from yolov7.predict.runtimes import DecodingFile, DetectingFile, DetectingRuntime, Runtime, TorchRuntime
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Benchmark:
 
     variant: str
     runtime: str
+    precision: str
+    """Of the file: float32, float16 or int8."""
+    threads: int
+    """Threads asked for; 0: the runtime's own choice."""
     image_size: tuple[int, int]
     """(height, width) of the network's input."""
     batch_size: int
@@ -56,14 +60,20 @@ class Benchmark:
 
 
 def benchmark(
-    predictor: Predictor, images: Sequence[np.ndarray], *, rounds: int = 30, warmup: int = 5, batch_size: int = 1
+    predictor: Predictor,
+    images: Sequence[np.ndarray],
+    *,
+    rounds: int = 30,
+    warmup: int = 5,
+    batch_size: int = 1,
+    threads: int = 0,
 ) -> Benchmark:
     """Time `rounds` batches after `warmup` untimed ones, going through `images` (uint8 HWC RGB) round and round.
 
     The parts of a round are timed one after the other, so they add up to its total. On an accelerator each part ends
-    with a synchronisation.
+    with a synchronisation. `threads` is what the predictor was loaded with, for the record.
     """
-    return compare({"": predictor}, images, rounds=rounds, warmup=warmup, batch_size=batch_size)[""]
+    return compare({"": predictor}, images, rounds=rounds, warmup=warmup, batch_size=batch_size, threads=threads)[""]
 
 
 def compare(
@@ -73,6 +83,7 @@ def compare(
     rounds: int = 30,
     warmup: int = 5,
     batch_size: int = 1,
+    threads: int = 0,
 ) -> dict[str, Benchmark]:
     """:func:`benchmark` of several, by name: in each round one after the other sees the same batch, so that what else
     goes on on the machine meets all of them.
@@ -87,7 +98,10 @@ def compare(
             if number >= 0:
                 rows[name].append(row)
                 found[name] += detections
-    return {name: _summary(predictor, rows[name], found[name], batch_size) for name, predictor in predictors.items()}
+    return {
+        name: _summary(predictor, rows[name], found[name], batch_size, threads)
+        for name, predictor in predictors.items()
+    }
 
 
 def _round(predictor: Predictor, chosen: Sequence[np.ndarray]) -> tuple[list[float], int]:
@@ -110,19 +124,26 @@ def _round(predictor: Predictor, chosen: Sequence[np.ndarray]) -> tuple[list[flo
     return [1000.0 * value for value in (*np.diff(marks), marks[-1] - marks[0])], sum(map(len, mapped))
 
 
-def _summary(predictor: Predictor, rows: list[list[float]], found: int, batch_size: int) -> Benchmark:
+def _summary(predictor: Predictor, rows: list[list[float]], found: int, batch_size: int, threads: int) -> Benchmark:
     decodes = isinstance(predictor.runtime, Runtime)
     parts = ("preprocessing", "network", "suppression" if decodes else "mapping back", "total")
     summary = np.percentile(np.array(rows), [50, 10, 90], axis=0)  # (3, parts)
     return Benchmark(
         variant=predictor.metadata.variant,
         runtime=type(predictor.runtime).__name__,
+        precision=_precision(predictor.runtime),
+        threads=threads,
         image_size=predictor.canvas,
         batch_size=batch_size,
         rounds=len(rows),
         detections=found / (len(rows) * batch_size),
         timings=tuple(Timing(part, *map(float, summary[:, i])) for i, part in enumerate(parts)),
     )
+
+
+def _precision(runtime: Runtime | DetectingRuntime) -> str:
+    file = runtime.file if isinstance(runtime, DecodingFile | DetectingFile) else None
+    return "float32" if file is None else str(file.about.contract.get("precision", "float32"))
 
 
 def reference(like: Predictor) -> Predictor:

@@ -1,0 +1,212 @@
+"""TensorRT: will its ONNX parser take the graph, and, where the package and a GPU are, the engine.
+
+The check needs neither: it compares the graph with what the parser's published operator list for TensorRT 10 says it
+supports, and with the restrictions stated there. It cannot replace building the engine, and says nothing of speed.
+An engine is made for one kind of GPU and one version of TensorRT, so it is built where it will run and belongs into no
+export folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from yolov7.errors import ConfigError, ModelError
+from yolov7.export.onnx import described
+from yolov7.files import write_atomic
+
+MAX_OPSET = 20
+"""Newest operator set that every TensorRT 10 reads."""
+
+_NAMES = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization Cast Ceil Celu Clip Concat
+Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear Div Dropout Einsum Elu
+Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool
+GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization GRU HardSigmoid HardSwish Identity If
+InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Loop LRN LSTM MatMul
+Max MaxPool Mean Min Mod Mul Neg NonMaxSuppression NonZero Not OneHot Or Pad Pow PRelu QuantizeLinear Range
+Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare Relu Reshape Resize ReverseSequence RNN RoiAlign Round Scan ScatterElements ScatterND Selu Shape
+Sigmoid Sign Sin Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tan Tanh
+ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
+"""
+OPERATORS = frozenset(_NAMES.split())
+"""Operators of the standard domain on the parser's list."""
+
+_TYPES = frozenset(
+    (
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.INT32,
+        TensorProto.INT64,
+        TensorProto.BOOL,
+    )
+)
+_MUST_BE_CONSTANT = {"NonMaxSuppression": (2, 3, 4), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
+_MOST_RANKED = 3840
+"""TopK gives at most this many."""
+
+
+@dataclass
+class TensorrtReport:
+    """What a reading of the graph says."""
+
+    problems: list[str] = field(default_factory=list)
+    """What the parser would refuse."""
+    notes: list[str] = field(default_factory=list)
+    """What whoever builds the engine has to know."""
+    operators: dict[str, int] = field(default_factory=dict)
+    """How often each occurs."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing speaks against it."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """For formats.json."""
+        return {"passed": self.passed, "problems": self.problems, "notes": self.notes}
+
+
+def check_tensorrt(graph: onnx.ModelProto | str | os.PathLike[str]) -> TensorrtReport:
+    """Read a graph of this project for what TensorRT's parser refuses. Raises :class:`ModelError` for a foreign one."""
+    model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(os.fspath(graph))
+    contract = described(model)[1]
+    report = TensorrtReport(operators=dict(Counter(node.op_type for node in model.graph.node).most_common()))
+    version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if version > MAX_OPSET:
+        report.problems.append(f"operator set {version}: TensorRT 10 reads up to {MAX_OPSET}; export with opset 18")
+    for domain, name in sorted({(node.domain, node.op_type) for node in model.graph.node}):
+        if domain not in ("", "ai.onnx") or name not in OPERATORS:
+            report.problems.append(f"operator {domain + '::' if domain else ''}{name} is not on the parser's list")
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    _check_types(model, report)
+    _check_constants(model, constants, report)
+    _check_quantization(model, constants, report)
+    _note_ranking(model, constants, report)
+    if any(not isinstance(side, int) for side in contract["input"]["shape"]):
+        report.notes.append("open batch or sides: the engine needs an optimisation profile (smallest, usual, largest)")
+    if any(tensor.data_type == TensorProto.INT64 for tensor in model.graph.initializer):
+        report.notes.append(
+            "int64 indices and shapes: TensorRT 10 has them; older ones cut them to int32, which fits here"
+        )
+    return report
+
+
+def build_engine(
+    onnx_file: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    half: bool = True,
+    batch: tuple[int, int, int] = (1, 1, 8),
+    sides: tuple[int, int, int] | None = None,
+    workspace: int = 1 << 30,
+) -> None:
+    """Build an engine for the GPU at hand and write it to `path`.
+
+    `half` allows float16; `batch` and `sides` are the smallest, usual and largest where the graph leaves them open
+    (sides by default: the model's own image size); `workspace` is in bytes. Raises :class:`ModelError` where the
+    package or a GPU is missing, and with the parser's own words where it refuses the graph.
+    """
+    tensorrt = _import_tensorrt()
+    graph = onnx.load(os.fspath(onnx_file))
+    metadata, contract = described(graph)
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network(0)
+    parser = tensorrt.OnnxParser(network, logger)
+    if not parser.parse(graph.SerializeToString()):
+        told = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+        raise ModelError(f"{Path(onnx_file)}: TensorRT cannot read it: {' '.join(told.split())}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, workspace)
+    if half:
+        config.set_flag(tensorrt.BuilderFlag.FP16)
+    shape = contract["input"]["shape"]
+    if any(not isinstance(side, int) for side in shape):
+        chosen = sides or (metadata.image_size,) * 3
+        profile = builder.create_optimization_profile()
+        profile.set_shape("images", *profile_shapes(batch, chosen, int(contract["input"]["stride"])))
+        config.add_optimization_profile(profile)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise ModelError(f"{Path(onnx_file)}: TensorRT built no engine; its log on stderr says why")
+    write_atomic(path, lambda file: file.write(bytes(built)))
+
+
+def profile_shapes(
+    batch: tuple[int, int, int], sides: tuple[int, int, int], stride: int
+) -> list[tuple[int, int, int, int]]:
+    """Smallest, usual and largest input (B, 3, H, W). Raises :class:`ConfigError` for sizes that do not rise or fit."""
+    rises = all(0 < low <= usual <= high for low, usual, high in (batch, sides))
+    if not rises or any(side % stride for side in sides):
+        raise ConfigError(f"batch {batch}, sides {sides}: smallest, usual, largest; sides multiples of {stride}")
+    return [(count, 3, side, side) for count, side in zip(batch, sides, strict=True)]
+
+
+def _import_tensorrt() -> Any:
+    import torch
+
+    try:
+        package = importlib.import_module("tensorrt")
+    except ImportError:
+        raise ModelError("TensorRT is not installed; `pip install tensorrt` on the machine with the GPU") from None
+    if not torch.cuda.is_available():
+        raise ModelError("an engine is built for the GPU it will run on, and there is none here")
+    return package
+
+
+def _check_types(model: onnx.ModelProto, report: TensorrtReport) -> None:
+    quantised = {name for node in model.graph.node if node.op_type.endswith("uantizeLinear") for name in node.input}
+    found = {
+        TensorProto.DataType.Name(tensor.data_type)
+        for tensor in model.graph.initializer
+        if tensor.data_type not in _TYPES and tensor.name not in quantised
+    }
+    report.problems.extend(f"constants of type {name}: not a type of TensorRT's" for name in sorted(found))
+
+
+def _check_constants(model: onnx.ModelProto, constants: dict[str, TensorProto], report: TensorrtReport) -> None:
+    for node in model.graph.node:
+        for position in _MUST_BE_CONSTANT.get(node.op_type, ()):
+            if position < len(node.input) and node.input[position] and node.input[position] not in constants:
+                report.problems.append(f"{node.op_type} {node.name!r}: input {position} must be a constant")
+
+
+def _check_quantization(model: onnx.ModelProto, constants: dict[str, TensorProto], report: TensorrtReport) -> None:
+    """Symmetric int8 only. The int8 files of this project have ranges of their own at both ends, for processors."""
+    asymmetric, kinds = 0, set()
+    for node in model.graph.node:
+        if not node.op_type.endswith("uantizeLinear") or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        zero = constants[node.input[2]]
+        if zero.data_type != TensorProto.INT8:
+            kinds.add(TensorProto.DataType.Name(zero.data_type))
+        asymmetric += bool(np.any(numpy_helper.to_array(zero)))
+    if kinds - {"INT32"} or asymmetric:
+        report.problems.append(
+            f"{asymmetric} zero points other than 0, types {', '.join(sorted(kinds | {'INT8'}))}: TensorRT takes "
+            "symmetric int8 only; give it the float graph, and float16"
+        )
+
+
+def _note_ranking(model: onnx.ModelProto, constants: dict[str, TensorProto], report: TensorrtReport) -> None:
+    for node in model.graph.node:
+        if node.op_type == "TopK":
+            if node.input[1] not in constants:
+                report.notes.append("TopK with a number computed from the sides: at most 3840, which is to be seen to")
+            elif int(numpy_helper.to_array(constants[node.input[1]]).max()) > _MOST_RANKED:
+                report.problems.append(f"TopK gives at most {_MOST_RANKED}")
+        if node.op_type == "NonMaxSuppression":
+            report.notes.append(
+                "NonMaxSuppression makes the number of rows data-dependent: outputs are sized at run time"
+            )
