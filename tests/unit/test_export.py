@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from small_detector import SIDE, metadata_of, small_detector
 
 from yolov7.errors import ConfigError, ModelError
-from yolov7.export import export_onnx, export_onnx_nms
+from yolov7.export import export_onnx, export_onnx_nms, export_onnx_raw
 from yolov7.export.suppression import append_suppression
 from yolov7.files import sha256_file
 from yolov7.model import create_model
@@ -117,6 +117,31 @@ def test_suppression_inside_gives_what_select_gives(exported):
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.scores, theirs.scores)
         assert torch.equal(ours.boxes, theirs.boxes)
+
+
+def test_raw_maps_are_those_of_the_network(exported, trained, tmp_path):
+    export_onnx_raw(exported / "model.onnx", tmp_path / "raw.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "raw.onnx"))
+    images = random_images(2, 3, 64, 96)
+    found = session.run(["map_0", "map_1"], {"images": images})
+    with torch.inference_mode():
+        expected = trained.raw(torch.from_numpy(images))[: trained.num_levels]
+        decoded = trained(torch.from_numpy(images))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape == (2, 3, *theirs.shape[2:4], 8)
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-4)
+    # The contract says enough to make boxes of them.
+    said = json.loads(session.get_modelmeta().custom_metadata_map["yolov7.contract"])["output"]
+    first = 1 / (1 + np.exp(-found[0][0, 1, 5, 7]))
+    centre = (2 * first[:2] - 0.5 + [7, 5]) * 4
+    sides = (2 * first[2:4]) ** 2 * np.array(said["anchors"][0][1])
+    position = 1 * 16 * 24 + 5 * 24 + 7  # anchor, row, column
+    box = np.concatenate([centre - sides / 2, centre + sides / 2])
+    np.testing.assert_allclose(box, decoded[0, position, :4].numpy(), atol=1e-2)
+    with pytest.raises(ModelError, match="its output is 'raw', 'decoded' is needed"):
+        open_onnx(tmp_path / "raw.onnx")
+    with pytest.raises(ModelError, match="decoded output is needed"):
+        export_onnx_raw(exported / "model-nms.onnx", tmp_path / "x.onnx")
 
 
 def test_one_class_is_scored_by_objectness_alone_and_bytes_repeat(tmp_path):

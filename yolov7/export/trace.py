@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -83,7 +83,8 @@ def trace_dynamic(model: Detector, opset: int) -> onnx.ModelProto:
         io_map=[pair for name, pair in zip(maps, io_map, strict=True) if f"map_{name}" in used],
         outputs=["head/detections"],
     )
-    graph = _lean(_reachable(graph, "head/detections"))
+    without_unreachable(graph, ["head/detections"])
+    graph = _lean(graph)
     _one_operator_set(graph)
     rename_value(graph, "head/detections", "detections")
     _name_dimensions(graph)
@@ -161,9 +162,9 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _reachable(graph: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """Drop the nodes and constants that `output` does not need (maps only an auxiliary head reads, say)."""
-    wanted, kept = {output}, []
+def without_unreachable(graph: onnx.ModelProto, outputs: Iterable[str]) -> None:
+    """Drop the nodes and constants that `outputs` do not need (maps only an auxiliary head reads, say)."""
+    wanted, kept = set(outputs), []
     for node in reversed(graph.graph.node):
         if wanted.intersection(node.output):
             kept.append(node)
@@ -172,7 +173,6 @@ def _reachable(graph: onnx.ModelProto, output: str) -> onnx.ModelProto:
     del graph.graph.node[:], graph.graph.initializer[:]
     graph.graph.node.extend(reversed(kept))
     graph.graph.initializer.extend(constants)
-    return graph
 
 
 def _lean(graph: onnx.ModelProto) -> onnx.ModelProto:

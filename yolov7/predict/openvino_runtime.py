@@ -62,7 +62,12 @@ class OpenvinoFile:
         self._openvino = import_openvino()
         if device != "cpu":
             raise ModelError(f"device {device!r}: OpenVINO runs on the cpu here; use the ONNX or .safetensors file")
-        self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        # Not pinned to cores: several processes of a machine would pin themselves to the same ones.
+        self._options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": "NO",
+        }
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
         self._core = self._openvino.Core()
