@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -128,25 +130,98 @@ def _line(xs: np.ndarray, ys: np.ndarray, kind: str, *, title: str) -> str:
 
 def _square(x_name: str, y_name: str, content: str, keys: Sequence[tuple[str, str]]) -> str:
     """Axes from 0 to 1 around `content`, with a key of line kinds."""
-    parts = []
-    for tick in np.linspace(0, 1, 6):
-        (x, bottom), (left, y) = _place(tick, 0), _place(0, tick)
-        parts += [
-            f'<line class="grid" x1="{x:.1f}" y1="{bottom}" x2="{x:.1f}" y2="{_EDGE}"/>',
-            f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{left + _SIDE}" y2="{y:.1f}"/>',
-            f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{tick:.1f}</text>',
-            f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{tick:.1f}</text>',
-        ]
-    middle = _LEFT + _SIDE / 2
-    parts.append(f'<text x="{middle}" y="{_EDGE + _SIDE + 32}" text-anchor="middle">{x_name}</text>')
-    parts.append(
-        f'<text transform="translate(12 {_EDGE + _SIDE / 2}) rotate(-90)" text-anchor="middle">{y_name}</text>'
-    )
     legend = []
     for row, (kind, words) in enumerate(keys):
         y = _EDGE + _SIDE - 14 - 16 * (len(keys) - 1 - row)
         legend.append(f'<line class="{kind}" x1="{_LEFT + 10}" x2="{_LEFT + 34}" y1="{y - 4}" y2="{y - 4}"/>')
         legend.append(f'<text x="{_LEFT + 40}" y="{y}">{words}</text>')
-    width, height = _LEFT + _SIDE + _EDGE, _EDGE + _SIDE + _BOTTOM
-    drawn = "".join([*parts, content, *legend])
-    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{drawn}</svg>'
+    ticks = np.linspace(0, 1, 6)
+    return _axes(x_name, y_name, ticks, ticks, content + "".join(legend))
+
+
+def _axes(x_name: str, y_name: str, x_ticks: np.ndarray, y_ticks: np.ndarray, content: str) -> str:
+    """A grid with its numbers; the first and the last tick are the edges."""
+    parts = []
+    for share, text in _numbers(x_ticks):
+        x, bottom = _place(share, 0)
+        parts.append(f'<line class="grid" x1="{x:.1f}" y1="{bottom}" x2="{x:.1f}" y2="{_EDGE}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
+    for share, text in _numbers(y_ticks):
+        left, y = _place(0, share)
+        parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{left + _SIDE}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    middle = _LEFT + _SIDE / 2
+    parts.append(f'<text x="{middle}" y="{_EDGE + _SIDE + 32}" text-anchor="middle">{escape(x_name)}</text>')
+    parts.append(
+        f'<text transform="translate(12 {_EDGE + _SIDE / 2}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>'
+    )
+    width, height = _LEFT + _SIDE + 2 * _EDGE, _EDGE + _SIDE + _BOTTOM
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{"".join([*parts, content])}</svg>'
+
+
+def _numbers(ticks: np.ndarray) -> list[tuple[float, str]]:
+    """Where each tick stands between the first and the last, and its number with as many decimals as they need."""
+    step = float(ticks[1] - ticks[0])
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(float((tick - ticks[0]) / (ticks[-1] - ticks[0])), f"{tick:.{decimals}f}") for tick in ticks]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One thing in a :func:`scatter`."""
+
+    name: str
+    x: float
+    y: float
+    low: float | None = None
+    """With `high`, where `y` lies: drawn as a line."""
+    high: float | None = None
+
+
+def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
+    """Named dots on two axes that begin at round numbers; nothing but a note where there is none."""
+    if not dots:
+        return '<p class="small">Nothing to show.</p>'
+    x_ticks = _ticks([0.0, *(dot.x for dot in dots)])
+    y_ticks = _ticks([value for dot in dots for value in (dot.y, dot.low, dot.high) if value is not None])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _place((x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]))
+
+    parts: list[str] = []
+    centres = [place(dot.x, dot.y) for dot in dots]
+    taken = [(x - 6, x + 6, y + 4) for x, y in centres]
+    for dot in sorted(dots, key=lambda dot: -dot.y):
+        x, y = place(dot.x, dot.y)
+        if dot.low is not None and dot.high is not None:
+            (_, bottom), (_, top) = place(dot.x, dot.low), place(dot.x, dot.high)
+            parts.append(f'<line class="thin" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" y2="{top:.1f}"/>')
+        words = escape(f"{dot.name}: {x_name} {dot.x:g}, {y_name} {dot.y:g}")
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>')
+        parts.append(_label(dot.name, x, y, taken))
+    return _axes(x_name, y_name, x_ticks, y_ticks, "".join(parts))
+
+
+def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
+    """The name beside its dot, at the first place where nothing else stands; `taken` are (left, right, y) of that."""
+    text, width = _short(name), 6.5 * len(_short(name))
+    sides = [x + 9] if x + 9 + width <= _LEFT + _SIDE else []
+    sides += [x - 9 - width] if x - 9 - width >= _LEFT else []
+    places = [(side, y + lower) for lower in (4, 18, -10, 32, -24, 46, -38) for side in sides or [_LEFT + 2]]
+    left, middle = next((one for one in places if _is_free(*one, width, taken)), places[0])
+    taken.append((left, left + width, middle))
+    return f'<text x="{left:.1f}" y="{middle:.1f}">{escape(text)}</text>'
+
+
+def _is_free(left: float, y: float, width: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    return all(abs(y - other) >= 13 or left + width < start or left > end for start, end, other in taken)
+
+
+def _ticks(values: Sequence[float]) -> np.ndarray:
+    """Round numbers, about five, that enclose the values."""
+    low, high = min(values), max(values)
+    span = max(high - low, 1e-3 * abs(high), 1e-6)  # one value alone has a neighbourhood, too
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / 5)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return np.round(np.arange(first, max(last, first + 1) + 1) * step, 10)

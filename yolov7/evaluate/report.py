@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -16,52 +16,12 @@ from yolov7.data.index import Index
 from yolov7.evaluate import charts
 from yolov7.evaluate.bootstrap import Interval, ap_interval
 from yolov7.evaluate.errors import Calibration, Errors, ImageErrors, best_confidence, calibration, find_errors
+from yolov7.evaluate.page import document, facts_table, number, table
 from yolov7.evaluate.run import Evaluation
 from yolov7.evaluate.slices import Slice, image_slices, object_slices
 from yolov7.predict.draw import draw_boxes
 
 _PICTURE_SIDE = 480
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #3b82f6; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1.5rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; break-after: avoid; }
-p { max-width: 50rem; } .small { font-size: .85rem; opacity: .85; }
-.figures { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; padding: 0; list-style: none; }
-.figures li { background: var(--soft); padding: .5rem .9rem; border-radius: .3rem; }
-.figures b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; align-items: start; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; white-space: nowrap; } .n { text-align: right; font-variant-numeric: tabular-nums; }
-table.sorts th { cursor: pointer; } th[aria-sort=ascending]::after { content: " ▲"; }
-th[aria-sort=descending]::after { content: " ▼"; }
-svg { max-width: 100%; height: auto; } svg text { font-size: 12px; fill: CanvasText; } .bar { width: 100%; }
-.grid { stroke: CanvasText; stroke-opacity: .15; } .dot { fill: var(--accent); fill-opacity: .65; }
-polyline { fill: none; } .main { stroke: var(--accent); stroke-width: 2.5; }
-.second { stroke: #e5484d; stroke-width: 2.5; } .thin { stroke: CanvasText; stroke-opacity: .3; stroke-width: 1; }
-.key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; }
-.key i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem; }
-figure { margin: 0; break-inside: avoid; } figure img { width: 100%; display: block; }
-figcaption { font-size: .8rem; opacity: .85; overflow-wrap: anywhere; }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } .pictures { grid-template-columns: 1fr 1fr; } }
-"""
-
-# Clicking a heading sorts by its column; numbers as numbers, what is not measured last.
-_SCRIPT = """
-for (const head of document.querySelectorAll('table.sorts th')) head.addEventListener('click', () => {
-  const table = head.closest('table'), place = [...head.parentNode.children].indexOf(head);
-  const down = head.getAttribute('aria-sort') !== 'descending';
-  for (const other of head.parentNode.children) other.removeAttribute('aria-sort');
-  head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
-  const key = row => { const text = row.children[place].textContent, n = parseFloat(text.replace(/,/g, ''));
-    return head.classList.contains('n') ? (isNaN(n) ? -Infinity : n) : text; };
-  const rows = [...table.tBodies[0].rows].sort((a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0));
-  table.tBodies[0].append(...(down ? rows.reverse() : rows));
-});
-"""
 
 _KINDS = {
     "right": "right",
@@ -110,7 +70,7 @@ def render_report(
     most mistakes, the others show what works."""
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _facts(facts),
+        facts_table(facts),
         _figures(evaluation, analysis),
         "<h2>Precision and recall</h2>",
         _curves(evaluation, analysis),
@@ -124,25 +84,11 @@ def render_report(
         _slices(analysis),
         *_galleries(analysis.errors, index, pictures),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(parts)}<script>{_SCRIPT}</script></body></html>\n"
-    )
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
-    return f'<table class="small">{rows}</table>'
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) or value < 0 else f"{value:.3f}"
+    return document(title, parts)
 
 
 def _figures(evaluation: Evaluation, analysis: Analysis) -> str:
-    items = [(name, _number(value)) for name, value in evaluation.metrics.items()]
+    items = [(name, number(value)) for name, value in evaluation.metrics.items()]
     cells = "".join(f"<li><b>{value}</b>{name}</li>" for name, value in items)
     interval = analysis.interval
     return (
@@ -178,13 +124,13 @@ def _mistakes(errors: Errors) -> str:
 
 
 def _classes(evaluation: Evaluation, errors: Errors, index: Index) -> str:
-    table = errors.confusion
+    confusion = errors.confusion
     rows = []
     curves = dict(zip(evaluation.curves.class_names, evaluation.curves.precision50, strict=True))
     for label, name in enumerate(index.class_names):
-        objects, detections = int(table[label].sum()), int(table[:, label].sum())
-        right = int(table[label, label])
-        wrong = table[label].copy()
+        objects, detections = int(confusion[label].sum()), int(confusion[:, label].sum())
+        right = int(confusion[label, label])
+        wrong = confusion[label].copy()
         wrong[label] = wrong[-1] = 0
         other = f"{index.class_names[int(wrong.argmax())]} ({wrong.max()})" if wrong.max() else ""
         ap50 = float(np.mean(curves[name])) if name in curves else math.nan
@@ -192,15 +138,15 @@ def _classes(evaluation: Evaluation, errors: Errors, index: Index) -> str:
             [
                 escape(name),
                 f"{objects:,}",
-                _number(evaluation.per_class[name]),
-                _number(ap50),
+                number(evaluation.per_class[name]),
+                number(ap50),
                 f"{right / objects:.1%}" if objects else "–",
                 f"{right / detections:.1%}" if detections else "–",
                 escape(other),
             ]
         )
     head = ["Class", "#Objects", "#AP", "#AP50", "#Found", "#Right of those detected", "Most often taken for"]
-    return _table(head, rows, sorts=True)
+    return table(head, rows, sorts=True)
 
 
 def _confusion(errors: Errors, class_names: Sequence[str]) -> str:
@@ -212,24 +158,12 @@ def _confusion(errors: Errors, class_names: Sequence[str]) -> str:
 
 
 def _slices(analysis: Analysis) -> str:
-    rows = [[one.group, one.name, f"{one.count:,}", one.figure, _number(one.value)] for one in analysis.slices]
+    rows = [[one.group, one.name, f"{one.count:,}", one.figure, number(one.value)] for one in analysis.slices]
     words = (
         "<p>Recall counts objects found at IoU 0.5 and the confidence above; AP is measured on the images of the part "
         "alone, over the classes they show.</p>"
     )
-    return words + _table(["By", "Part", "#Objects or images", "Figure", "#Value"], [map(escape, row) for row in rows])
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]], *, sorts: bool = False) -> str:
-    """A table of ready cells; a heading that starts with # marks a column of numbers."""
-    heads = list(head)
-    classes = [' class="n"' if text.startswith("#") else "" for text in heads]
-    top = "".join(f"<th{kind}>{text.removeprefix('#')}</th>" for kind, text in zip(classes, heads, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(classes, row, strict=True))}</tr>" for row in rows
-    )
-    start = '<table class="sorts">' if sorts else "<table>"
-    return f'<div class="scroll">{start}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return words + table(["By", "Part", "#Objects or images", "Figure", "#Value"], [map(escape, row) for row in rows])
 
 
 def _galleries(errors: Errors, index: Index, pictures: int) -> list[str]:

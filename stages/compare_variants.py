@@ -1,0 +1,105 @@
+"""One page that compares the variants evaluated in this workspace: `python -m stages.compare_variants`.
+
+AP comes from `reports/V/metrics.json`; latency is measured now, all variants in turn on the same test images, and so is
+not part of any stage's output that DVC keeps. Written to `reports/comparison.html`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.command import run_stage
+from stages.evaluate import IMAGES, INDEX
+from stages.params import Params
+from stages.provenance import dataset_document, read_json
+from yolov7.data.decode import read_image
+from yolov7.data.index import Index
+from yolov7.errors import DataError
+from yolov7.evaluate.comparison import Compared, render_comparison
+from yolov7.files import write_text
+from yolov7.model.checkpoint import load_checkpoint
+from yolov7.model.info import conv_gflops, count_parameters, family_info
+from yolov7.predict import load_detector
+from yolov7.predict.benchmark import Benchmark, compare
+
+log = logging.getLogger(__name__)
+
+OUTPUT = Path("reports/comparison.html")
+_TIMED_IMAGES = 20
+
+
+def main(params: Params, args: argparse.Namespace) -> None:
+    """Write the page for every variant of `params.yaml` that is evaluated on the present test data."""
+    document = dataset_document()["splits"]["test"]
+    figures = _evaluated(params.variants, document["sha256"])
+    index = Index.open(INDEX, image_root=IMAGES)
+    images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
+    timed = _timed(list(figures), images, args.rounds)
+    compared = [_compared(variant, metrics, timed[variant]) for variant, metrics in figures.items()]
+    facts = {
+        "Test images": f"{len(index):,}, {index.num_boxes:,} objects",
+        "Test data": document["sha256"],
+        "Latency": f"ONNX Runtime, batch 1, {os.cpu_count()} cores, {args.rounds} images, each variant in turn",
+    }
+    absent = [variant for variant in params.variants if variant not in figures]
+    if absent:
+        facts["Not evaluated yet"] = ", ".join(absent)
+    write_text(OUTPUT, render_comparison(facts, compared, family_info()))
+    log.info("%s: %s", OUTPUT, ", ".join(figures))
+
+
+def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, Any]]:
+    """The figures of each variant that has some of the present test data. Raises DataError where none has."""
+    figures = {}
+    for variant in variants:
+        file = Path("reports") / variant / "metrics.json"
+        if not file.is_file():
+            log.warning("%s: not evaluated yet: run `dvc repro evaluate@%s`", variant, variant)
+            continue
+        measured = read_json(file, f"dvc repro evaluate@{variant}")
+        if measured.get("test_data_sha256") != sha256:
+            log.warning("%s: evaluated on other test data: run `dvc repro evaluate@%s`", variant, variant)
+            continue
+        figures[variant] = measured
+    if not figures:
+        raise DataError("no variant is evaluated on the present test data; run `dvc repro` first", path="reports")
+    return figures
+
+
+def _export(variant: str) -> Path:
+    return Path("models") / variant / "export"
+
+
+def _timed(variants: list[str], images: list[np.ndarray], rounds: int) -> dict[str, Benchmark]:
+    predictors = {variant: load_detector(_export(variant) / "model.onnx") for variant in variants}
+    return compare(predictors, images, rounds=rounds, warmup=3)
+
+
+def _compared(variant: str, metrics: dict[str, Any], timed: Benchmark) -> Compared:
+    model, metadata = load_checkpoint(_export(variant) / "model.safetensors")
+    total = timed.timings[-1]
+    registered = Path("models") / variant / "registered.json"
+    version = read_json(registered, "dvc repro")["version"] if registered.is_file() else "–"
+    return Compared(
+        variant=variant,
+        metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
+        per_class=metrics["per_class"],
+        parameters=count_parameters(model),
+        gflops=conv_gflops(model, metadata.image_size),
+        image_size=metadata.image_size,
+        latency_ms=total.median,
+        latency_low=total.low,
+        latency_high=total.high,
+        size_mb=(_export(variant) / "model.onnx").stat().st_size / 1e6,
+        notes={"Version": str(version)},
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, options=[("--rounds", {"type": int, "default": 20, "help": "timed images of each variant (20)"})])

@@ -1,0 +1,94 @@
+"""The page that compares variants, made by its stage in a small workspace and opened in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+import yaml
+
+from stages.command import environment
+from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, image_bytes
+from yolov7.data.coco import CocoAnnotations
+from yolov7.data.index import build_index
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]
+
+VARIANTS = ("yolov7-tiny", "yolov7")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, export: Path) -> Path:
+    """What the stages before it leave, for two variants."""
+    images = tmp_path / "data/ingested/test/images"
+    images.mkdir(parents=True)
+    (images / "first.png").write_bytes(image_bytes())
+    categories = [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, CLASSES, strict=True)]
+    records = [{"id": 1, "file_name": "first.png", "width": 48, "height": 64}]
+    box = {"id": 1, "image_id": 1, "category_id": CATEGORY_IDS[0], "bbox": [4.0, 4.0, 20.0, 30.0]}
+    build_index(CocoAnnotations(tmp_path / "a.json", records, [box], categories), images, tmp_path / "data/index/test")
+    document = {"sha256": "d", "splits": {"test": {"sha256": "ab" * 32}}, "test_is_val": False}
+    (tmp_path / "data/ingested/dataset.json").write_text(json.dumps(document))
+    values = {"variants": list(VARIANTS), "per_variant": {name: {} for name in VARIANTS}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    figures = dict.fromkeys(("AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"), 0.4)
+    for place, variant in enumerate(VARIANTS):
+        shutil.copytree(export, tmp_path / "models" / variant / "export")
+        (tmp_path / "models" / variant / "registered.json").write_text(json.dumps({"version": 7 + place}))
+        report = tmp_path / "reports" / variant
+        report.mkdir(parents=True)
+        more = {"AP": 0.3 + 0.2 * place, "AP_low": 0.25 + 0.2 * place, "AP_high": 0.4 + 0.2 * place}
+        more |= {"per_class": dict.fromkeys(CLASSES, 0.3), "test_data_sha256": "ab" * 32}
+        (report / "metrics.json").write_text(json.dumps({**figures, **more}))
+    return tmp_path
+
+
+def compare(workspace: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.compare_variants", "--rounds", "3"]
+    return subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def test_the_stage_compares_what_is_evaluated(workspace: Path) -> None:
+    (workspace / "reports/yolov7/metrics.json").unlink()
+    done = compare(workspace)
+    assert done.returncode == 0, done.stderr
+    assert "yolov7: not evaluated yet: run `dvc repro evaluate@yolov7`" in done.stderr
+    page = (workspace / "reports/comparison.html").read_text()
+    assert "Not evaluated yet" in page and "0.300 (0.250–0.400)" in page
+    shutil.rmtree(workspace / "reports")
+    nothing = compare(workspace)
+    assert nothing.returncode == 2 and nothing.stderr.strip().splitlines()[-1].startswith("error: reports: no variant")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at the page with")
+def test_the_page_in_a_browser(workspace: Path) -> None:
+    done = compare(workspace)
+    assert done.returncode == 0, done.stderr
+    page, picture = workspace / "reports/comparison.html", workspace / "page.png"
+    assert BROWSER is not None
+    # A click on "AP" sorts; the page then says in its title what stands first.
+    probe = (
+        "<script>addEventListener('load', () => { const table = document.querySelector('table.sorts');"
+        "table.querySelectorAll('th')[1].click(); document.title = table.tBodies[0].rows[0].cells[0].textContent; })"
+        "</script></body>"
+    )
+    (workspace / "probe.html").write_text(page.read_text().replace("</body>", probe))
+    base = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={workspace / 'browser'}"]
+    base += ["--disable-dev-shm-usage", "--window-size=1200,2400"]
+    shot = subprocess.run([*base, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=300)
+    assert picture.is_file(), shot.stderr.decode(errors="replace")[-2000:]
+    image = cv2.imread(str(picture))
+    assert image.shape[:2] == (2400, 1200)
+    inked = (image.min(axis=2) < 128).mean(axis=1)
+    assert (inked > 0).mean() > 0.2, "text and charts from top to bottom"
+    dom = subprocess.run(
+        [*base, "--dump-dom", (workspace / "probe.html").as_uri()], capture_output=True, text=True, timeout=300
+    )
+    assert "<title>yolov7</title>" in dom.stdout, dom.stdout[:300] + dom.stderr[-2000:]
+    assert dom.stdout.count("<svg") == 6
