@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -78,6 +80,19 @@ def test_frames_of_a_video(video):
     reds = [int(frame.image[20, 20, 0]) for frame in frames]
     assert all(abs(red - 50 * number) < 12 for number, red in enumerate(reds))
     assert all(int(frame.image[20, 20, 2]) < 12 for frame in frames)
+
+
+def test_a_video_that_is_cut_gives_its_frames_and_says_so(video, tmp_path):
+    cut = tmp_path / "cut.avi"
+    content = video.read_bytes()
+    place = [match.start() for match in re.finditer(b"00dc", content)][3]  # the third frame; the first is in the head
+    cut.write_bytes(content[:place])
+    frames = []
+    with pytest.raises(DataError, match="ends after 2 of 5 frames: cut off") as caught:
+        frames.extend(open_source(cut).frames())
+    assert str(cut) in str(caught.value)
+    frames = open_source(cut).frames()
+    assert [next(frames).name, next(frames).name] == ["cut.avi/000000.jpg", "cut.avi/000001.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,10 @@ def _draw(out: Path, frame: Frame, detections: Detections, class_names: tuple[st
     name = frame.name if Path(frame.name).suffix.lower() in _DRAWN_AS_THEY_ARE else f"{frame.name}.jpg"
     drawn = draw_detections(frame.image, detections, class_names)
     with atomic_path(out / name) as temporary:
-        if not cv2.imwrite(str(temporary), np.ascontiguousarray(drawn[:, :, ::-1]), _QUALITY):
+        options = (
+            [] if name.lower().endswith(".png") else _QUALITY
+        )  # OpenCV complains about what a format does not know
+        if not cv2.imwrite(str(temporary), np.ascontiguousarray(drawn[:, :, ::-1]), options):
             raise OSError(f"{out / name}: the drawn image could not be written")
 
 

@@ -25,6 +25,9 @@ VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 STREAM_TIMEOUT_MS = 10_000
 """A stream that does not answer within this time is unreachable."""
 
+_COMPLETE = 0.9
+"""A video with fewer than this share of the frames it announces is not whole."""
+
 _STREAM = re.compile(r"^(rtsp|rtsps|rtmp|rtp|udp|tcp|http|https)://", re.IGNORECASE)
 
 OnError = Callable[[DataError], None]
@@ -84,10 +87,14 @@ class Source:
                     break
                 yield Frame(f"{stem}/{number:06d}.jpg", self.name, np.ascontiguousarray(frame[:, :, ::-1]))
                 number += 1
+            announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # 0, or less, where the container does not say
         finally:
             capture.release()
         if number == 0:
             raise DataError("no frame can be read; is it a video, and a complete one?", path=self.name)
+        # Some containers only estimate it, from the duration.
+        if number < _COMPLETE * announced - 1:
+            raise DataError(f"ends after {number} of {announced:.0f} frames: cut off, or damaged there", path=self.name)
 
 
 def open_source(source: str | os.PathLike[str], *, exclude: Sequence[Path] = ()) -> Source:
@@ -151,5 +158,7 @@ def _open_video(video: str | int) -> cv2.VideoCapture:
     if isinstance(video, int):
         raise DataError("no such camera, or it is in use", path=f"camera {video}")
     if _STREAM.match(video):
-        raise DataError(f"the stream does not answer within {STREAM_TIMEOUT_MS // 1000} s", path=video)
+        raise DataError(
+            f"the stream does not answer within {STREAM_TIMEOUT_MS // 1000} s, or not with a video", path=video
+        )
     raise DataError("not readable as a video", path=video)
