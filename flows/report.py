@@ -50,6 +50,8 @@ class FamilyReport:
     errors: list[str] = field(default_factory=list)
     """What went wrong outside a variant: in the data stages, or while pushing."""
     pushed: bool = False
+    comparison: Path | None = None
+    """The page that compares the variants, where there is one."""
     seconds: float = 0.0
 
     @property
@@ -103,6 +105,8 @@ def markdown(report: FamilyReport) -> str:
     """The run's page: table, decisions, stages, failures."""
     lines = ["# train-family", "", report.summary, "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in rows(report.variants)]
+    if report.comparison is not None:
+        lines += ["", f"The variants side by side: `{report.comparison}`"]
     decisions = [variant.decision for variant in report.variants if variant.decision]
     if decisions:
         lines += ["", "## Promotion", "", *decision_lines(decisions)]

@@ -19,6 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import dvc_remote
+from flows.comparison import compare_variants
 from flows.pipeline import Log, Outcome, Pipeline, StageResult, only_run
 from flows.promote import Decision, compared_now, describe, judge
 from flows.report import FamilyReport, VariantReport, markdown
@@ -115,6 +116,7 @@ def train_family(variants: list[str] | None = None, promote_challengers: bool = 
                 _promote(pipeline, params, report)
         for variant in report.variants:
             variant.read_results(root)
+        compare_variants(pipeline, report, get_run_logger())
         if not promote_challengers:
             announce(params, report)
     report.seconds = time.monotonic() - started
