@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -85,6 +84,7 @@ def measure(step: str) -> None:
     """One step in the working folder; prints seconds and peak GB as JSON."""
     from yolov7.data.coco import read_coco
     from yolov7.data.index import Index, build_index
+    from yolov7.memory import peak_memory_gib
 
     ingested = Path("data/ingested/train")
     started, worked = time.perf_counter(), time.process_time()
@@ -98,7 +98,7 @@ def measure(step: str) -> None:
         started, worked = time.perf_counter(), time.process_time()
         Index.open("index")
     times = {"seconds": time.perf_counter() - started, "processor": time.process_time() - worked}
-    print(json.dumps({**times, "gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
+    print(json.dumps({**times, "gb": peak_memory_gib() * 2**30 / 1e9}))
 
 
 def run_step(step: str, folder: Path) -> dict[str, float]:

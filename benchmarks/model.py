@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import time
 
 import torch
 
+from yolov7.memory import peak_memory_gib
 from yolov7.model import create_model, list_variants
 from yolov7.model.info import PUBLISHED
 
@@ -113,9 +113,9 @@ def peak(form):
         model = model.reparameterize()
     start = time.perf_counter()
     model(torch.rand(1, 3, 1280, 1280))
-    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "linux" else 2**30)
     print(
-        f"yolov7-e6e, {form} form, 1280 px: peak {gigabytes:.2f} GiB, {time.perf_counter() - start:.1f} s", flush=True
+        f"yolov7-e6e, {form} form, 1280 px: peak {peak_memory_gib():.2f} GiB, {time.perf_counter() - start:.1f} s",
+        flush=True,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from yolov7 import memory
 from yolov7.errors import ConfigError
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -87,10 +88,4 @@ def peak_memory_gib(device: torch.device) -> float:
     """Largest memory used so far in GiB: of the accelerator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
-    # Linux counts in KiB; macOS in bytes.
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return memory.peak_memory_gib()

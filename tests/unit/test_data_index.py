@@ -214,11 +214,12 @@ def test_any_annotations_survive(tmp_path_factory, data):
 
 
 SCALE = """
-    import resource, sys
+    import sys
     import numpy as np
     from pathlib import Path
     from yolov7.data.coco import CocoAnnotations
     from yolov7.data.index import build_index
+    from yolov7.memory import peak_memory_gib
     rng = np.random.default_rng(0)
     I, N = 118_287, 860_001
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 640, "height": 480} for i in range(I)]
@@ -230,8 +231,7 @@ SCALE = """
     categories = [{"id": c, "name": str(c)} for c in range(1, 81)]
     coco = CocoAnnotations(path=Path("x"), images=images, annotations=records, categories=categories)
     index = build_index(coco, Path("images"), Path(sys.argv[1]))
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(len(index), index.num_boxes, memory / 2**20)
+    print(len(index), index.num_boxes, peak_memory_gib())
 """
 
 

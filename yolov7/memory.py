@@ -1,0 +1,23 @@
+"""How much memory this process has used."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory_gib() -> float:
+    """Largest resident memory of this process in GiB since its program started.
+
+    Not `ru_maxrss` on Linux: that a process takes over from the one that starts it, so that a small program called by a
+    large one reports the size of its caller.
+    """
+    if _STATUS.exists():
+        (peak,) = (line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak) / 2**20
+    import resource
+
+    # macOS counts in bytes, other systems in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
