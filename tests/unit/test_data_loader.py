@@ -4,6 +4,8 @@ import itertools
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -126,6 +128,27 @@ def test_persistent_workers_serve_many_epochs_and_an_abandoned_one(index):
     processes = loader._build._loader._iterator._workers
     loader.close()
     assert not any(process.is_alive() for process in processes)
+
+
+FOREIGN_HOOK = """
+import os, threading
+from yolov7.data.workers import OrderedMap
+parent = os.getpid()
+def drain():  # as Prefect's services do
+    if os.getpid() != parent:
+        raise RuntimeError("my thread is not here")
+threading._register_atexit(drain)
+double = OrderedMap(lambda key: 2 * key, workers=2)
+print(list(double(range(5))))
+double.close()
+print(list(double([7])))
+double.close()
+"""
+
+
+def test_workers_that_die_of_what_another_library_does_at_the_end_are_no_error():
+    done = subprocess.run([sys.executable, "-c", FOREIGN_HOOK], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout.split("\n")) == (0, ["[0, 2, 4, 6, 8]", "[14]", ""]), done.stderr
 
 
 @pytest.mark.parametrize("workers", [0, 2])

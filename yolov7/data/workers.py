@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 import sys
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from yolov7.errors import DataError
+
+log = logging.getLogger(__name__)
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -78,7 +81,13 @@ class OrderedMap(Generic[K, R]):
         iterator, self._loader._iterator = self._loader._iterator, None
         # An abandoned round may still hold the iterator: dropping our reference would not end the processes then.
         if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
+            try:
+                iterator._shutdown_workers()
+            except RuntimeError as error:
+                # All results have arrived. A forked process also takes over what other libraries of this one want done
+                # at the end of a process (Prefect's services), and dies of it where it needs a thread that was not
+                # taken over.
+                log.debug("a worker process did not end by itself: %s", error)
 
 
 class _Keys:
