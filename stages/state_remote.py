@@ -10,6 +10,7 @@ stops or delays a training: it is said in one line, and the next save tries agai
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -64,7 +65,8 @@ class StateRemote:
         first_pause: float = _FIRST_PAUSE,
     ):
         self.store, self.folder, self.journal, self.every = store, folder, journal, every
-        self._snapshots = _SNAPSHOTS / f"{folder.parent.name}-{folder.name}"
+        self._snapshots = (_SNAPSHOTS / f"{folder.parent.name}-{folder.name}").resolve()
+        self._taken = itertools.count()
         self._clock, self._first_pause = clock, first_pause
         self._next = clock()
         self._known: dict[str, Any] | None = None
@@ -166,8 +168,8 @@ class StateRemote:
 
     def _snapshot(self, state: Path) -> Path:
         """A folder with the files as they are now: links, which cost nothing and stay when the files are replaced."""
-        folder = self._snapshots / state.stem
-        remove(folder)
+        # Not by the state alone: the same one is sent again at the end, perhaps while its first copy is on its way.
+        folder = self._snapshots / f"{next(self._taken)}-{state.stem}"
         folder.mkdir(parents=True)
         for path in [state, *(found for pattern in _BESIDE for found in sorted(self.folder.glob(pattern)))]:
             _link(path, folder / path.name)
@@ -198,8 +200,7 @@ class StateRemote:
                     self._changed.notify_all()
 
     def _upload(self, snapshot: Path) -> None:
-        state = next(snapshot.glob("state-*.safetensors"))
-        iteration = iteration_of(state)
+        iteration = max(iteration_of(state) for state in snapshot.glob("state-*.safetensors"))
         if self._known is None:
             self._known = self._attempt(self._read)
         if int(self._known.get("iteration", 0)) > iteration:
