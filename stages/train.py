@@ -211,8 +211,12 @@ class _Recorder:
     def assigned(self, batch: AssignedBatch) -> None:
         for what, draw in (("labels", draw_labels), ("assignment", draw_assignment)):
             path = self.folder / f"{batch.name}-{what}.jpg"
-            draw(batch, self.class_names, path)
-            self.journal.artifact(path, "pictures")
+            try:
+                draw(batch, self.class_names, path)
+            except OSError as error:  # a full disk, as a rule: the next state that is saved says what to do
+                log.warning("no picture %s: %s", path.name, error)
+            else:
+                self.journal.artifact(path, "pictures")
 
     def stepped(self, report: StepReport) -> None:
         """Steps are summed up by the epoch."""

@@ -3,6 +3,7 @@
 import itertools
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -230,6 +231,17 @@ def test_the_cache_changes_nothing_but_reads(index, tmp_path, workers, cache):
     again = pickle.loads(pickle.dumps(cached))
     again._read = None  # nothing may be read any more
     np.testing.assert_array_equal(again[0, 0].image, cached[0, 0].image)
+
+
+def test_without_memory_for_the_cache_images_are_decoded_every_time(caplog):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        cache = ImageCache(np.array([[1000, 1000]]), lambda _: np.zeros((1000, 1000, 3), np.uint8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert cache.get(0) is None
+    assert "the system gives no memory for it" in caplog.text and "File too large" in caplog.text
 
 
 def test_a_cache_that_does_not_fit_holds_the_first_images(caplog):

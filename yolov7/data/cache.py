@@ -63,7 +63,12 @@ class ImageCache:
     def _fill_memory(self, read: Callable[[int], Image], limit: int | None, threads: int | None) -> None:
         free = available_memory()
         fitting = self._fitting(int(free * MEMORY_SHARE) if limit is None else limit, "memory")
-        self._path = _shared_file(self, max(int(self._starts[fitting]), 1))
+        try:
+            self._path = _shared_file(self, max(int(self._starts[fitting]), 1))
+        except OSError as error:  # a limit on the size of files (ulimit -f), to the system this is one
+            log.warning("image cache: the system gives no memory for it (%s); images are decoded every time", error)
+            fitting = 0
+            self._path = _shared_file(self, 1)
         self._pixels = _map(self._path)
         self._present = np.zeros(fitting, np.bool_)
         self._fill(read, threads)
@@ -175,13 +180,15 @@ def _shared_file(owner: object, size: int) -> str:
     """A file of `size` bytes under a path that other processes of this user can open while `owner` lives."""
     if hasattr(os, "memfd_create"):
         handle = os.memfd_create("yolov7-image-cache")
-        os.truncate(handle, size)
         weakref.finalize(owner, os.close, handle)
+        os.truncate(handle, size)
         return f"/proc/{os.getpid()}/fd/{handle}"
     handle, path = tempfile.mkstemp(prefix="yolov7-image-cache-")
-    os.truncate(handle, size)
-    os.close(handle)
     weakref.finalize(owner, Path(path).unlink, missing_ok=True)
+    try:
+        os.truncate(handle, size)
+    finally:
+        os.close(handle)
     return path
 
 

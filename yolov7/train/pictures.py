@@ -176,6 +176,8 @@ def _side_by_side(panels: list[Picture]) -> Picture:
 
 def _write(picture: Picture, path: Path) -> None:
     quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else []
+    encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)
+    if not encoded:
+        raise OSError(f"{path}: the picture could not be encoded")
     with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality):
-            raise OSError(f"{path}: the picture could not be written")
+        temporary.write_bytes(content.tobytes())
