@@ -7,11 +7,15 @@ connections is worth another try after a pause; one that refuses will refuse aga
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.pipeline import Log, Pipeline, StageError
+from stages.command import environment
+from yolov7.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,23 @@ def pull(pipeline: Pipeline, log: Log, *targets: str, remote: str | None = None)
     _run(pipeline, "pull", ["pull", *targets, *(["--remote", remote] if remote else [])], log)
 
 
-def remotes(pipeline: Pipeline, log: Log) -> dict[str, str]:
-    """Address of every remote by name, the default one first; folders by their full path."""
-    lines = pipeline.run("remotes", [sys.executable, "-m", "dvc", "remote", "list"], log)
-    rows = [line.split() for line in lines if line.strip()]
-    rows.sort(key=lambda row: row[-1] != "(default)")
-    return {row[0]: row[1] for row in rows}
+def settings(root: Path) -> dict[str, str]:
+    """DVC's settings in a project, of all its files, as `remote.NAME.url` and so on; folders by their full path.
+
+    They may hold secrets. Raises :class:`ConfigError` where DVC cannot read them.
+    """
+    command = [sys.executable, "-m", "dvc", "config", "--list"]
+    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise ConfigError(f"{root}: DVC cannot read its settings: {' '.join(done.stderr.split())[:300]}")
+    return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 
-def cache_folder(pipeline: Pipeline, log: Log) -> Path:
-    """Where DVC keeps its cache."""
-    return Path(pipeline.run("cache", [sys.executable, "-m", "dvc", "cache", "dir"], log)[-1])
+def remotes(found: Mapping[str, str]) -> dict[str, str]:
+    """Address of every remote by its name, the default one first."""
+    names = [key.removeprefix("remote.").removesuffix(".url") for key in found if re.fullmatch(r"remote\..+\.url", key)]
+    names.sort(key=lambda name: name != found.get("core.remote"))
+    return {name: found[f"remote.{name}.url"] for name in names}
 
 
 def _run(pipeline: Pipeline, name: str, arguments: list[str], log: Log) -> None:

@@ -28,6 +28,7 @@ from flows.worktree import bring, commit_of, hashes_of, worktree
 from stages import params as params_module
 from stages.command import NO_TELEMETRY
 from stages.provenance import DIRTY, UNKNOWN, UNTRACKED
+from stages.redaction import log_to_stderr, redacted
 from stages.registry import ARTEFACT, ModelRegistry, Version, download_model
 from stages.state_remote import SWITCH
 from yolov7.errors import DataError, ModelError, YoloError
@@ -215,14 +216,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the worktree, with all that was built, in .local")
     args = parser.parse_args(arguments)
     os.environ.update(NO_TELEMETRY)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         found = reproduce(args.model, keep=args.keep)
     except StageError as error:
-        print(f"error: {error} (with --keep the worktree and its logs stay)", file=sys.stderr)  # noqa: T201
+        print(f"error: {redacted(error)} (with --keep the worktree and its logs stay)", file=sys.stderr)  # noqa: T201
         return 2
     except YoloError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return 2
     print(found.describe())  # noqa: T201
     return 0 if found.equal else 1

@@ -26,6 +26,8 @@ from yolov7.errors import YoloError
 DATA_STAGES = ("ingest", "validate")
 GPU_LIMIT = "gpu"
 """Prefect's global concurrency limit that holds for all flow runs of a server: `prefect gcl create gpu --limit N`."""
+_LEASE_SECONDS = 60.0
+"""A slot whose holder is gone is free after this time; the least that Prefect's server takes."""
 
 
 class Slots:
@@ -45,7 +47,13 @@ class Slots:
                 yield
                 return
             # A lease that could not be renewed for a moment is no reason to throw a training away.
-            with concurrency(GPU_LIMIT, occupy=1, strict=False, raise_on_lease_renewal_failure=False):
+            with concurrency(
+                GPU_LIMIT,
+                occupy=1,
+                strict=False,
+                lease_duration=_LEASE_SECONDS,
+                raise_on_lease_renewal_failure=False,
+            ):
                 yield
 
 
@@ -69,17 +77,24 @@ def retried(one: Any, params: Params) -> Any:
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def run_stage(
-    pipeline: Pipeline, stage: str, slots: Slots | None = None, fresh: bool = False, force: bool = False
+    pipeline: Pipeline,
+    stage: str,
+    slots: Slots | None = None,
+    fresh: bool = False,
+    force: bool = False,
+    pull: bool = False,
 ) -> StageResult:
-    """One DVC stage; `fresh`: DVC has just found it and everything it depends on unchanged; `force`: run it even so."""
+    """One DVC stage; `fresh`: DVC has just found it and everything it depends on unchanged; `force`: run it even so;
+    `pull`: take what the run cache of the remote holds.
+    """
     log = get_run_logger()
     if fresh and not force:
         result = StageResult(stage, Outcome.UNCHANGED, 0.0)
     elif slots is None:
-        result = pipeline.reproduce(stage, log, force=force)
+        result = pipeline.reproduce(stage, log, force=force, pull=pull)
     else:
         with slots.one():
-            result = pipeline.reproduce(stage, log, force=force)
+            result = pipeline.reproduce(stage, log, force=force, pull=pull)
     log.info("%s: %s", result.stage, result.outcome)
     return result
 

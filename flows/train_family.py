@@ -34,6 +34,7 @@ from flows.tasks import (
     words,
     worth_retrying,
 )
+from flows.train_variant import train_elsewhere
 from stages import params as params_module
 from stages.params import Params
 from stages.registry import CHALLENGER, ModelRegistry
@@ -163,13 +164,16 @@ def _fresh(pipeline: Pipeline, variants: list[str]) -> set[str]:
 def _train_variants(pipeline: Pipeline, params: Params, fresh: set[str], report: FamilyReport) -> None:
     """Every variant's chain at once; each stage waits for the one before it, and training also for a slot."""
     slots = Slots(params.flow.accelerator_slots)
-    stage_task = retried(run_stage, params)
+    stage_task, elsewhere = retried(run_stage, params), retried(train_elsewhere, params)
     chains: list[list[PrefectFuture[StageResult]]] = []
     for variant in report.variants:
         chain: list[PrefectFuture[StageResult]] = []
         for stage in VARIANT_STAGES:
             name, slot = f"{stage}@{variant.variant}", slots if stage == "train" else None
-            chain.append(stage_task.submit(pipeline, name, slot, fresh=name in fresh, wait_for=chain[-1:]))
+            if stage == "train" and params.flow.remote_training:
+                chain.append(elsewhere.submit(pipeline, params, name, fresh=name in fresh))
+            else:
+                chain.append(stage_task.submit(pipeline, name, slot, fresh=name in fresh, wait_for=chain[-1:]))
         chains.append(chain)
     for variant, chain in zip(report.variants, chains, strict=True):
         for stage, future in zip(VARIANT_STAGES, chain, strict=True):

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -59,7 +58,7 @@ def worktree(root: Path, revision: str, name: str, log: Log, *, keep: bool = Fal
         _git(root, "worktree", "add", "--quiet", "--detach", str(folder), revision)
         place = folder / _git(root, "rev-parse", "--show-prefix")
         try:
-            _share_dvc(root, place, log)
+            _share_dvc(root, place)
             yield place
         finally:
             if keep:
@@ -76,23 +75,29 @@ def _clear(root: Path, folder: Path, log: Log) -> None:
     _git(root, "worktree", "prune", check=False)
 
 
-def _share_dvc(root: Path, folder: Path, log: Log) -> None:
+def _share_dvc(root: Path, folder: Path) -> None:
     """Let the worktree use the cache, the remotes and the private settings of the clone it belongs to."""
     if not (folder / ".dvc").is_dir():
         raise ConfigError(f"{folder}: no DVC project at this revision; .dvc must be in git")
-    private = root / ".dvc/config.local"
-    if private.is_file():
-        write_text(folder / ".dvc/config.local", private.read_text(encoding="utf-8"))
-    with Pipeline(root) as here, Pipeline(folder) as there:
-        settings: list[tuple[str, ...]] = [("config", "--local", "cache.dir", str(dvc_remote.cache_folder(here, log)))]
-        for position, (name, address) in enumerate(dvc_remote.remotes(here, log).items()):
-            # A folder is noted relative to the clone it is noted in.
-            if position == 0 or not urlsplit(address).scheme:
-                settings.append(
-                    ("remote", "add", "--local", "--force", *(["--default"] * (position == 0)), name, address)
-                )
-        for setting in settings:
-            there.run("settings", [sys.executable, "-m", "dvc", *setting], log)
+    found = dvc_remote.settings(root)
+    sections: dict[str, list[str]] = {}
+    for key, value in {**found, "cache.dir": str(_cache(root, found))}.items():
+        section, _, name = key.rpartition(".")
+        kind, _, which = section.partition(".")
+        head = f"['{kind} \"{which}\"']" if which else f"[{kind}]"
+        sections.setdefault(head, []).append(f"    {name} = {_quoted(value)}")
+    lines = [line for head, values in sections.items() for line in (head, *values)]
+    private = folder / ".dvc/config.local"
+    write_text(private, "\n".join(lines) + "\n")
+    private.chmod(0o600)  # there may be secrets among them
+
+
+def _cache(root: Path, settings: Mapping[str, str]) -> Path:
+    return (root / ".dvc" / settings.get("cache.dir", "cache")).resolve()
+
+
+def _quoted(value: str) -> str:
+    return f"'{value}'" if '"' in value else f'"{value}"'
 
 
 def hashes_of(root: Path, stages: tuple[str, ...]) -> dict[str, dict[str, str]]:
@@ -116,15 +121,16 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
         outs = [{"path": path, "hash": "md5", "md5": value} for path, value in outputs.items()]
         stages[stage] = {"cmd": "brought by hash", "outs": outs}
     write_text(pipeline.root / "dvc.lock", yaml.safe_dump({"schema": "2.0", **document}, sort_keys=False))
-    command = [sys.executable, "-m", "dvc", "checkout", "--force", *hashes]
-    try:
-        pipeline.run("checkout", command, log)
-        return
-    except StageError:
-        log.info("not all of the data is in the cache of this clone; the remotes are asked")
-    names = list(dvc_remote.remotes(pipeline, log))
+    found = dvc_remote.settings(pipeline.root)
+    objects = _cache(pipeline.root, found) / "files/md5"
+    if all((objects / value[:2] / value[2:]).exists() for outputs in hashes.values() for value in outputs.values()):
+        try:
+            pipeline.run("checkout", [sys.executable, "-m", "dvc", "checkout", "--force", *hashes], log)
+            return
+        except StageError:
+            log.info("the cache of this clone has only a part of the data; the remotes are asked")
     tried = []
-    for name in names:
+    for name in dvc_remote.remotes(found):
         try:
             dvc_remote.pull(pipeline, log, *hashes, remote=name)
             return

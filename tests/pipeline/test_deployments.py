@@ -112,6 +112,7 @@ def test_every_flow_has_its_deployment() -> None:
     flows = {name: entry(one).name for name, one in DEPLOYMENTS.items()}
     assert flows == {
         "nightly": "train-family",
+        "by-revision": "train-variant",
         "weekly": "validate-data",
         "gate": "promote",
         "drift": "evaluate-champion",

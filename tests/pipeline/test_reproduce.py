@@ -25,7 +25,7 @@ from tests.pipeline.export_folder import describe, image_bytes
 from tests.pipeline.project import configure, make_project, with_real_registration
 from yolov7.errors import ModelError
 
-pytestmark = [pytest.mark.slow, pytest.mark.thorough]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
 VARIANT = "yolov7-tiny"
 
 # What ingest makes is a matter of source.txt; AP is one of what was exported.

@@ -1,0 +1,126 @@
+"""Training on another machine, by git revision: the flow `train-variant`, and how `train-family` asks for it.
+
+The two machines share a git remote, the DVC remote and the Prefect server, and no files. The asking run pushes the data
+it has prepared; the worker checks out the revision in a worktree, pulls that data by its hash, trains, and pushes the
+outputs with DVC's run cache, from which the asking run then restores them as if it had trained itself.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from pydantic import PositiveFloat
+
+from flows import dvc_remote
+from flows.pipeline import Log, Outcome, Pipeline, StageError, StageResult
+from flows.tasks import DATA_STAGES, Slots, retried, run_stage, worth_retrying
+from flows.worktree import bring, commit_of, hashes_of, worktree
+from stages import params as params_module
+from stages.command import RESTORE_ONLY
+from stages.params import Params
+from stages.provenance import DIRTY, UNKNOWN, git_changes, git_revision
+from yolov7.errors import ConfigError
+
+_STATE = Path(".state")
+_SHARED_STATE = ("train", "mlflow")
+"""What outlives the worktree: states of unfinished trainings, and MLflow records that were not delivered."""
+
+
+@flow(name="train-variant", persist_result=False)
+def train_variant(
+    variant: str,
+    revision: str = "HEAD",
+    data: dict[str, dict[str, str]] | None = None,
+    timeout_hours: PositiveFloat = 240.0,
+) -> str:
+    """Train one variant at a git revision, and hand the outputs back through the DVC remote.
+
+    Args:
+        variant: a name from `params.yaml: variants` at that revision.
+        revision: a commit that this clone or one of its remotes has.
+        data: DVC's hashes of the data to train on, stage -> path -> hash; those of dvc.lock at the revision if none.
+        timeout_hours: the training is stopped after this time.
+    """
+    log, root = get_run_logger(), Path.cwd()
+    commit = commit_of(root, revision, fetch=True)
+    stage = f"train@{variant}"
+    with worktree(root, commit, f"{variant}-{commit[:12]}", log) as folder:
+        params = params_module.load(folder / params_module.PARAMS_FILE)
+        if variant not in params.variants:
+            raise ConfigError(f"variant: {variant!r} is not in params.yaml: variants of {commit[:12]}")
+        _share_state(root, folder)
+        with Pipeline(folder, timeout_seconds=timeout_hours * 3600) as pipeline:
+            bring(pipeline, data or hashes_of(folder, DATA_STAGES), log)
+            # Where the remote's run cache has it already, nothing is trained.
+            result = retried(run_stage, params)(pipeline, stage, Slots(1), pull=True)
+            retried(push_training, params)(pipeline, stage)
+    log.info("%s of %s %s; its outputs are in the DVC remote", stage, commit[:12], result.outcome)
+    return str(result.outcome)
+
+
+@task(name="push", task_run_name="push", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def push_training(pipeline: Pipeline, stage: str) -> None:
+    """The outputs of one stage and the run cache to the DVC remote."""
+    dvc_remote.push(pipeline, get_run_logger(), stage)
+
+
+def _share_state(root: Path, folder: Path) -> None:
+    (folder / _STATE).mkdir(exist_ok=True)
+    for name in _SHARED_STATE:
+        (root / _STATE / name).mkdir(parents=True, exist_ok=True)
+        (folder / _STATE / name).symlink_to((root / _STATE / name).resolve(), target_is_directory=True)
+
+
+@task(name="train-elsewhere", task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def train_elsewhere(pipeline: Pipeline, params: Params, stage: str, fresh: bool = False) -> StageResult:
+    """Let `flow.remote_training` train, and restore what it has pushed. `fresh` as in :func:`run_stage`."""
+    log, started = get_run_logger(), time.monotonic()
+    if fresh or pipeline.up_to_date([stage]):
+        return StageResult(stage, Outcome.UNCHANGED, 0.0)
+    revision = _committed(stage)
+    dvc_remote.push(pipeline, log, *DATA_STAGES)
+    variant = stage.partition("@")[2]
+    hours = params.flow.stage_timeout_hours
+    parameters = {"variant": variant, "revision": revision, "timeout_hours": hours}
+    parameters["data"] = hashes_of(pipeline.root, DATA_STAGES)
+    _ask(params.flow.remote_training, parameters, stage, hours, log)
+    with Pipeline(pipeline.root, timeout_seconds=pipeline.timeout_seconds, variables={RESTORE_ONLY: "1"}) as restoring:
+        result = restoring.reproduce(stage, log, pull=True)
+    log.info("%s: trained by %s, %s", stage, params.flow.remote_training, result.outcome)
+    return StageResult(stage, result.outcome, time.monotonic() - started)
+
+
+def _committed(stage: str) -> str:
+    revision = git_revision()
+    if revision == UNKNOWN:
+        raise ConfigError("flow.remote_training: a worker gets the code by git revision, and this folder is no clone")
+    if revision.endswith(DIRTY):
+        raise ConfigError(
+            f"flow.remote_training: {stage} needs a git revision, but {', '.join(git_changes()[:5])} differ from "
+            "the commit; commit and push them, so that a worker can have them"
+        )
+    return revision
+
+
+def _ask(deployment: str, parameters: dict[str, Any], stage: str, hours: float, log: Log) -> None:
+    """Run the deployment to its end. Raises :class:`StageError`, lasting where the training itself has failed."""
+    log.info("%s: %s is asked to train revision %s", stage, deployment, parameters["revision"][:12])
+    try:
+        run: Any = run_deployment(deployment, parameters=parameters, timeout=hours * 3600, poll_interval=5)
+    except ObjectNotFound:
+        message = f"flow.remote_training: no deployment {deployment!r} on this Prefect server; `prefect deploy --all`"
+        raise ConfigError(message) from None
+    state = run.state
+    if state is None or not state.is_final():
+        raise StageError(f"{stage}: {deployment} ({run.name}) did not end within {hours:g} h", stage=stage)
+    if not state.is_completed():
+        # The run has made its own retries; one that was lost with its machine is asked for again.
+        said = " ".join((state.message or state.name).split())
+        message = f"{stage}: run {run.name!r} of {deployment} has ended {state.name}: {said}"
+        raise StageError(message, stage=stage, lasting=state.is_failed() or state.is_cancelled())
