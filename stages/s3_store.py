@@ -16,6 +16,8 @@ from stages.state_store import StoreError
 
 _TIMEOUT = 60
 """Seconds without a byte from the server."""
+_TRIES = 3
+"""Of one request, or one part of a file, within one of our own attempts."""
 _ABSENT = ("NoSuchKey", "404", "NotFound")
 _REFUSALS = {
     "NoSuchBucket": "there is no such bucket",
@@ -68,7 +70,7 @@ class Bucket:
     def _client(self) -> Any:
         if self._made is None:
             config = Config(
-                retries={"max_attempts": 2, "mode": "standard"},
+                retries={"total_max_attempts": _TRIES, "mode": "standard"},
                 connect_timeout=10,
                 read_timeout=_TIMEOUT,
                 s3={"addressing_style": "path" if uses_paths() else "auto"},

