@@ -77,6 +77,7 @@ class ModelRegistry:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         with _reported():
             self.client = tracking.connect()
+            self._marks = _marks_client()
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -133,16 +134,16 @@ class ModelRegistry:
         """Point aliases at versions, one after the other in the order given."""
         with _reported():
             for alias, number in aliases.items():
-                self.client.set_registered_model_alias(name, alias, str(number))
+                self._marks.set_registered_model_alias(name, alias, str(number))
 
     def set_tags(self, version: Version, tags: Mapping[str, object]) -> None:
         """Set tags of a version; None removes one."""
         with _reported():
             for key, value in tags.items():
                 if value is not None:
-                    self.client.set_model_version_tag(version.name, str(version.number), key, str(value))
+                    self._marks.set_model_version_tag(version.name, str(version.number), key, str(value))
                 elif key in version.tags:
-                    self.client.delete_model_version_tag(version.name, str(version.number), key)
+                    self._marks.delete_model_version_tag(version.name, str(version.number), key)
 
     def record(self, version: Version, path: str, document: Mapping[str, Any]) -> None:
         """Keep a JSON document with the run the version came from; a run deleted meanwhile is no obstacle."""
@@ -195,7 +196,8 @@ class ModelRegistry:
             else:
                 self.set_tags(version, {k: v for k, v in measured.items() if version.tags.get(k) != str(v)})
             self._sign(version, manifest, signed)
-            if self.aliases(name).get(CHALLENGER) != version.number:
+            challenger = self.by_alias(name, CHALLENGER)
+            if challenger is None or challenger.number != version.number:
                 self.set_aliases(name, {CHALLENGER: version.number})
         found = self.by_number(name, version.number)
         return (found or version), new
@@ -384,6 +386,17 @@ def _requirements() -> list[str]:
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed]
     # A build such as 2.13.0+cpu exists on this kind of machine only.
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in ["mlflow", *names, "pandas", "pillow"]]
+
+
+def _marks_client() -> Any:
+    """What sets tags and aliases without reading the whole registered model, with all its versions, before each.
+
+    `MlflowClient` does, to see that it is no prompt: with a thousand versions that is most of a promotion's time.
+    """
+    from mlflow.tracking._model_registry.client import ModelRegistryClient
+
+    uri = tracking.tracking_uri()
+    return ModelRegistryClient(uri, uri)
 
 
 # Errors and types ----------------------------------------------------------------------------------------------------
