@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from yolov7.errors import DataError
-from yolov7.predict.sources import open_source
+from yolov7.predict.sources import Source, open_source
 
 
 def write(path, value=100, size=(20, 30)):
@@ -115,3 +115,40 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path, monkeypatch, source, me
         list(open_source(source).frames())
     assert "\n" not in str(caught.value)
     assert source in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "told", "stem"),
+    [
+        ("rtsp://cam/", "rtsp://cam/", "stream"),
+        ("http://host/..", "http://host/..", "stream"),
+        ("http://host/.hidden/", "http://host/.hidden/", "stream"),
+        ("rtsp://cam", "rtsp://cam", "cam"),
+        ("rtsp://user:pass@cam:554/live", "rtsp://cam:554/live", "live"),
+        ("rtsp://user:pass@cam", "rtsp://cam", "cam"),
+        ("rtsp://user:p@ss#w?rd@cam/live", "rtsp://cam/live", "live"),
+        ("rtsp://user:pa/ss@cam/live", "rtsp://cam/live", "live"),
+        ("http://host/@street/live.m3u8?token=secret#x", "http://host/@street/live.m3u8", "live.m3u8"),
+        ("http://host?token=secret", "http://host", "host"),
+        ("rtsp://[::1]:554/a%20b", "rtsp://[::1]:554/a%20b", "a_20b"),
+    ],
+)
+def test_an_address_tells_no_secret_and_leads_nowhere(address, told, stem):
+    source = open_source(address)
+    assert (source.name, source.stem, source.video) == (told, stem, address)
+
+
+def test_no_error_of_a_stream_tells_its_password():
+    with pytest.raises(DataError, match=r"^rtsp://127\.0\.0\.1:9/live: the stream does not answer") as caught:
+        list(open_source("rtsp://user:secret@127.0.0.1:9/live?key=secret").frames())
+    assert "secret" not in str(caught.value)
+
+
+def test_a_video_has_a_plain_folder_name(tmp_path):
+    assert Source(str(tmp_path / "..mp4"), video="x").stem == "mp4"
+    assert Source("camera 0", video=0).stem == "camera0"
+
+
+def test_a_source_inside_the_output_is_not_left_out(folder):
+    for out in (folder, folder.parent):
+        assert len(open_source(folder, exclude=[out])) == 4

@@ -50,6 +50,7 @@ class Source:
     """An opened source; iterate with :meth:`frames`."""
 
     name: str
+    """As it is told: of an address without user, password and query, which often holds a key."""
     files: tuple[Path, ...] = ()
     """Image files, in order of their names; empty for a video."""
     root: Path = Path()
@@ -60,6 +61,17 @@ class Source:
     def __len__(self) -> int:
         """Number of images; 0 where it is not known beforehand (a video, a stream)."""
         return len(self.files)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the frames to come, as far as they are known beforehand (not of a video, a stream)."""
+        return [file.relative_to(self.root).as_posix() for file in self.files]
+
+    @property
+    def stem(self) -> str:
+        """Folder of a video's frames: a plain name, whatever the address is. It leads neither up nor to the root."""
+        text = f"camera{self.video}" if isinstance(self.video, int) else self.name.rsplit("/", 1)[-1]
+        return re.sub(r"[^\w.-]+", "_", text).strip("._")[:100] or "stream"
 
     def frames(self, on_error: OnError | None = None) -> Iterator[Frame]:
         """Read image after image. A :class:`DataError` of one image goes to `on_error`, or is raised without one."""
@@ -77,8 +89,8 @@ class Source:
             yield Frame(file.relative_to(self.root).as_posix(), str(file), image)
 
     def _frames_of_video(self, video: str | int) -> Iterator[Frame]:
-        capture = _open_video(video)
-        stem = re.sub(r"[^\w.-]+", "_", f"camera{video}" if isinstance(video, int) else video.rsplit("/", 1)[-1])
+        capture = _open_video(video, self.name)
+        stem = self.stem
         number = 0
         try:
             while True:
@@ -100,12 +112,13 @@ class Source:
 def open_source(source: str | os.PathLike[str], *, exclude: Sequence[Path] = ()) -> Source:
     """What `source` names: an image, a folder (searched to the bottom), a glob, a video, `rtsp://...`, a camera number.
 
-    Files below the folders in `exclude` are left out of folders and globs (an earlier output, say).
+    Files below the folders in `exclude` are left out of folders and globs (an earlier output, say), unless the whole
+    source lies in there.
     Raises :class:`DataError` where there is nothing to read.
     """
     text = os.fspath(source)
     if _STREAM.match(text):
-        return Source(text, video=text)
+        return Source(_without_secrets(text), video=text)
     path = Path(text)
     if path.is_dir():
         return _images_of(text, path.rglob("*"), path, exclude)
@@ -123,7 +136,9 @@ def open_source(source: str | os.PathLike[str], *, exclude: Sequence[Path] = ())
 
 
 def _images_of(name: str, found: Iterator[Path] | Sequence[Path], root: Path, exclude: Sequence[Path]) -> Source:
+    here = root.resolve()
     shut = [folder.resolve() for folder in exclude]
+    shut = [folder for folder in shut if folder != here and folder not in here.parents]
     files = sorted(
         file
         for file in found
@@ -136,7 +151,18 @@ def _images_of(name: str, found: Iterator[Path] | Sequence[Path], root: Path, ex
     return Source(name, tuple(files), root)
 
 
-def _open_video(video: str | int) -> cv2.VideoCapture:
+def _without_secrets(address: str) -> str:
+    """Scheme, host and path of an address: the user, the password and the query are nobody's who reads a log."""
+    scheme, rest = address.split("://", 1)
+    host, slash, path = rest.partition("/")
+    if "@" in host:
+        rest = host.rpartition("@")[2] + slash + path
+    elif re.fullmatch(r"(\[[^\]]*\]|[^:?#]*)(:\d*)?([?#].*)?", host) is None:  # a slash inside the password
+        rest = rest.rpartition("@")[2]
+    return f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
+
+
+def _open_video(video: str | int, name: str) -> cv2.VideoCapture:
     """Open or say why not, within the time limit; OpenCV's own chatter about it is silenced."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -156,9 +182,9 @@ def _open_video(video: str | int) -> cv2.VideoCapture:
     if capture.isOpened():
         return capture
     if isinstance(video, int):
-        raise DataError("no such camera, or it is in use", path=f"camera {video}")
+        raise DataError("no such camera, or it is in use", path=name)
     if _STREAM.match(video):
         raise DataError(
-            f"the stream does not answer within {STREAM_TIMEOUT_MS // 1000} s, or not with a video", path=video
+            f"the stream does not answer within {STREAM_TIMEOUT_MS // 1000} s, or not with a video", path=name
         )
-    raise DataError("not readable as a video", path=video)
+    raise DataError("not readable as a video", path=name)
