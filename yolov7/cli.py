@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +21,11 @@ if TYPE_CHECKING:  # what a command needs is imported when it runs: `yolov7 --he
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an interrupt: what is done is written on the way out."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,12 +36,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    """Run a command; returns the exit code: 0 done, 2 a mistake that the message explains, 130 or 143 stopped."""
     # OpenCV's video backend writes to stderr by itself; what matters of it comes in our own words.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     args = _parser().parse_args(arguments)
     try:
-        args.run(args)
+        with _termination():
+            args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `yolov7 info | head`: nobody reads on, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,7 +52,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except _Terminated:
+        print("stopped", file=sys.stderr)
+        return EXIT_TERMINATED
     return 0
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """Make SIGTERM an orderly end: service managers and containers stop a command so."""
+
+    def stop(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)  # a second one would cut off the writing of the results
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may see to signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -170,6 +172,59 @@ def test_an_interrupt_keeps_what_is_done(capsys, exported, images, tmp_path, mon
     document = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["0.png"]
     assert (tmp_path / "out" / "0.png").is_file()
+
+
+def test_a_termination_keeps_what_is_done(capsys, exported, images, tmp_path, monkeypatch):
+    from yolov7.predict.predictor import Predictor
+
+    predict, calls = Predictor.predict, []
+
+    def terminated(self, batch):
+        calls.append(len(batch))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict(self, batch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Predictor, "predict", terminated)
+    out = ("-o", tmp_path / "out", "--also", "csv")
+    code, _, err = run(capsys, "predict", images, "--model", exported, *out, "--batch-size", "1")
+    assert (code, err) == (143, "stopped\n")
+    document = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["0.png"]
+    assert (tmp_path / "out" / "detections.csv").is_file()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_original_is_never_overwritten(capsys, exported, images, monkeypatch):
+    monkeypatch.chdir(images)
+    (images / "link.png").symlink_to("0.png")
+    before = {path.name: path.read_bytes() for path in images.iterdir()}
+    for source, out in (("0.png", "."), (".", "."), ("*.png", images), ("link.png", images), ("../images", ".")):
+        code, _, err = run(capsys, "predict", source, "--model", exported, "-o", out)
+        assert code == 2 and "would overwrite this original" in one_line(err)
+    assert {path.name: path.read_bytes() for path in images.iterdir()} == before
+
+
+def test_images_whose_names_differ_in_the_suffix_alone_get_files_of_their_own(capsys, exported, images, tmp_path):
+    for name in ("a.jpg", "a.png", "a.png.jpg", "b.bmp", "b.bmp.jpg"):
+        cv2.imwrite(str(images / name), pictures(1)[0])
+    code, _, _ = run(capsys, "predict", images, "--model", exported, "-o", tmp_path / "out", "--also", "yolo")
+    assert code == 0
+    labels = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+    assert labels == ["0.txt", "1.txt", "2.txt", "a.jpg.txt", "a.png.jpg.txt", "a.png.txt", "b.bmp.jpg.txt", "b.txt"]
+    drawn = {path.name for path in (tmp_path / "out").iterdir() if path.suffix == ".jpg"}
+    assert drawn == {"a.jpg", "a.png.jpg", "b.bmp.jpg", "b.bmp.jpg.jpg"}
+
+
+def test_an_image_too_wide_to_be_drawn_costs_only_its_picture(capsys, exported, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("yolov7.predict.job._LARGEST_JPEG", 1000)
+    cv2.imwrite(str(images / "0wide.jpg"), cv2.resize(pictures(1)[0], (1200, 40)))
+    code, _, err = run(capsys, "predict", images, "--model", exported, "-o", tmp_path / "out")
+    assert code == 2 and "0wide.jpg: 1200 x 40 pixels" in one_line(err) and "the others are done" in err
+    document = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["0.png", "0wide.jpg", "1.png", "2.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*g")) == ["0.png", "1.png", "2.png"]
 
 
 def test_benchmark_as_table_and_json(capsys, exported, images):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ RESULTS = "detections.json"
 TABLE = "detections.csv"
 FORMATS = ("csv", "yolo")
 _DRAWN_AS_THEY_ARE = frozenset({".jpg", ".jpeg", ".png"})
+_LARGEST_JPEG = 65_535
+"""Pixels of a side: two bytes hold it in the file."""
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 92]
 
 
@@ -37,7 +40,7 @@ class Job:
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     errors: list[DataError] = field(default_factory=list)
-    """Images that could not be read."""
+    """Images that could not be read, or not be drawn."""
 
 
 def predict_source(
@@ -53,18 +56,22 @@ def predict_source(
     `formats` of :data:`FORMATS` are written besides: `csv` is one table, `yolo` one file an image under `labels`, with
     the score as sixth figure.
 
+    An original is never overwritten: :class:`DataError` before anything is done if a drawn image would take its place.
     An image that cannot be read is noted and left out. Whatever ends the work early (an interrupt, a stream that
     breaks), the json of what was done until then is written. `advance` is called after every image.
     """
-    job = Job()
+    job, names = Job(), _Names(source, out)
     try:
         for frames in _batches(source, predictor.batch_size, job.errors.append):
             found = predictor.predict([frame.image for frame in frames])
             for frame, detections in zip(frames, found, strict=True):
-                _draw(out, frame, detections, predictor.metadata.class_names)
                 _record(job, frame, detections, predictor.metadata.category_ids)
                 if "yolo" in formats:
-                    _write_yolo(out / "labels", frame, detections)
+                    _write_yolo(out / "labels" / names.label(frame.name), frame, detections)
+                try:
+                    _draw(out / names.drawn(frame.name), frame, detections, predictor.metadata.class_names)
+                except DataError as error:  # its detections are written all the same
+                    job.errors.append(error)
                 advance()
     finally:
         if job.images:  # nothing found out is no reason to overwrite an earlier result
@@ -107,7 +114,40 @@ def _table(said: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def _write_yolo(folder: Path, frame: Frame, detections: Detections) -> None:
+class _Names:
+    """Where the outputs of each image go: no two to one place, none onto an original."""
+
+    def __init__(self, source: Source, out: Path):
+        self._names = set(source.names)
+        self._stems = Counter(_stem(name) for name in self._names)
+        originals = {file.resolve() for file in source.files}
+        for name in self._names:
+            target = out / self.drawn(name)
+            if target.resolve() in originals:
+                raise DataError("the drawn image would overwrite this original; give another folder to -o", path=target)
+        if isinstance(source.video, str) and (out / source.stem).is_file():
+            raise DataError("a folder of this name is needed, and there is a file", path=out / source.stem)
+
+    def drawn(self, name: str) -> str:
+        """Of the drawn image: what has no suffix of a format that is written gets one."""
+        if Path(name).suffix.lower() in _DRAWN_AS_THEY_ARE:
+            return name
+        name = f"{name}.jpg"
+        while name in self._names:
+            name = f"{name}.jpg"
+        return name
+
+    def label(self, name: str) -> str:
+        """Of the YOLO text file. `a.jpg` and `a.png` keep their suffixes, as would an `a.png.jpg` beside them."""
+        stem = _stem(name)
+        return f"{name if self._stems[stem] > 1 or stem in self._names else stem}.txt"
+
+
+def _stem(name: str) -> str:
+    return str(Path(name).with_suffix(""))
+
+
+def _write_yolo(path: Path, frame: Frame, detections: Detections) -> None:
     """Class number, centre and sides as shares of the image, score: a line a detection; an empty file for none."""
     height, width = frame.image.shape[:2]
     lines = []
@@ -115,7 +155,7 @@ def _write_yolo(folder: Path, frame: Frame, detections: Detections) -> None:
         x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
         shares = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
         lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.5f}\n")
-    write_text(folder / f"{Path(frame.name).with_suffix('')}.txt", "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def _batches(source: Source, size: int, on_error: OnError) -> Iterator[list[Frame]]:
@@ -135,15 +175,16 @@ def _batches(source: Source, size: int, on_error: OnError) -> Iterator[list[Fram
         yield frames
 
 
-def _draw(out: Path, frame: Frame, detections: Detections, class_names: tuple[str, ...]) -> None:
-    name = frame.name if Path(frame.name).suffix.lower() in _DRAWN_AS_THEY_ARE else f"{frame.name}.jpg"
+def _draw(path: Path, frame: Frame, detections: Detections, class_names: tuple[str, ...]) -> None:
     drawn = draw_detections(frame.image, detections, class_names)
-    with atomic_path(out / name) as temporary:
-        options = (
-            [] if name.lower().endswith(".png") else _QUALITY
-        )  # OpenCV complains about what a format does not know
+    is_png = path.suffix.lower() == ".png"
+    if not is_png and max(drawn.shape[:2]) > _LARGEST_JPEG:
+        size = f"{drawn.shape[1]} x {drawn.shape[0]}"
+        raise DataError(f"{size} pixels are too many for a JPEG, so it is not drawn", path=frame.origin)
+    with atomic_path(path) as temporary:
+        options = [] if is_png else _QUALITY  # OpenCV complains about what a format does not know
         if not cv2.imwrite(str(temporary), np.ascontiguousarray(drawn[:, :, ::-1]), options):
-            raise OSError(f"{out / name}: the drawn image could not be written")
+            raise OSError(f"{path}: the drawn image could not be written")
 
 
 def _record(job: Job, frame: Frame, detections: Detections, category_ids: tuple[int, ...]) -> None:
