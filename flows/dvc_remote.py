@@ -59,12 +59,13 @@ _KINDS = (
 )
 
 
-def push(pipeline: Pipeline, log: Log, *targets: str) -> None:
+def push(pipeline: Pipeline, log: Log, *targets: str, name: str = "push") -> None:
     """Push results (of `targets`, or of all stages) and the run cache to the default remote.
 
+    `name` is that of its log, for pushes that may run at once.
     Raises :class:`StageError`, lasting where another try would be refused as well.
     """
-    _run(pipeline, "push", ["push", "--run-cache", *targets], log)
+    _run(pipeline, name, ["push", "--run-cache", *targets], log)
 
 
 def pull(pipeline: Pipeline, log: Log, *targets: str, remote: str | None = None) -> None:

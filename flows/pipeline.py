@@ -35,6 +35,7 @@ from yolov7.errors import YoloError
 
 LOGS = Path(".local/logs")
 LOCK = Path(".state/run.lock")
+_GROWING = ".running"
 _MARK = "YOLOV7_PIPELINE_CHILD"
 _OWNER = "YOLOV7_PIPELINE_OWNER"
 """In a child's environment: the process that started it (number and time of its start) and the project folder."""
@@ -69,6 +70,7 @@ def only_run(root: Path, log: Log) -> Iterator[None]:
             log.info("another run works in %s; this one waits for its end", root)
             fcntl.flock(handle, fcntl.LOCK_EX)
         end_leftovers(root.resolve(), log)
+        _clear_logs(root)
         yield
 
 
@@ -162,11 +164,9 @@ class Pipeline:
 
     def run(self, name: str, command: Sequence[str], log: Log) -> list[str]:
         """Run a command to its end; returns its lines. Raises :class:`StageError` with the cause and the log's path."""
-        path = self.root / LOGS / f"{name}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
         mark = uuid.uuid4().hex
-        growing = path.with_suffix(".running")
-        with growing.open("w", encoding="utf-8") as file:
+        file = _LogFile(self.root / LOGS / f"{name}.log", mark)
+        try:
             process = self._start(name, command, mark)
             output = _Output(process, file, log)
             timed_out = False
@@ -181,14 +181,19 @@ class Pipeline:
                 lines = output.finish()
                 with self._guard:
                     self._running.pop(mark, None)
-        if process.returncode or _outcome(lines) is not Outcome.UNCHANGED:
-            growing.replace(path)  # "nothing to do" does not replace what the last real run said
-        else:
-            growing.unlink()
-        where = path.relative_to(self.root)
+        except BaseException:
+            file.close(keep=True)
+            raise
+        # "nothing to do" does not replace what the last real run said
+        file.close(keep=bool(process.returncode) or _outcome(lines) is not Outcome.UNCHANGED)
+        where = str(file.path.relative_to(self.root))
+        if file.error is not None:
+            log.warning("%s: the log is not whole: %s", where, file.error)
+            where += f" (not whole: {file.error.strerror})"
         if timed_out:
             limit = f"{self.timeout_seconds:g} s"
             raise StageError(f"{_named(name)} did not end within {limit} and was stopped; log: {where}", stage=name)
+        path = file.path if file.path.is_file() else None
         if self._closed and process.returncode:
             raise StageError(f"{_named(name)} was stopped; log: {where}", stage=name, lasting=True, log=path)
         if process.returncode:
@@ -216,10 +221,70 @@ class Pipeline:
         return process
 
 
+class _LogFile:
+    """A child's output in a file, under a name of its own until it is whole: commands of one name may run at once.
+
+    What cannot be written, to a full disk as a rule, is noted and not raised: the child goes on, and what it says last
+    is what tells the cause.
+    """
+
+    def __init__(self, path: Path, mark: str):
+        self.path = path
+        self.error: OSError | None = None
+        self._growing = _growing(path, mark)
+        self._guard = threading.Lock()
+        self._file: IO[str] | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._growing.open("w", encoding="utf-8")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for _clear_logs
+        except OSError as error:
+            self.error = error
+
+    def write(self, text: str) -> None:
+        """One line more; none after an error, nor after the end."""
+        with self._guard:
+            if self._file is None or self.error is not None:
+                return
+            try:
+                self._file.write(text + "\n")
+                self._file.flush()
+            except OSError as error:
+                self.error = error
+
+    def close(self, *, keep: bool) -> None:
+        """Give it its lasting name, or remove it."""
+        with self._guard:
+            file, self._file = self._file, None
+        if file is None:
+            return
+        with contextlib.suppress(OSError):  # it has been noted when it was written
+            file.close()
+        try:
+            if keep:
+                self._growing.replace(self.path)
+            else:
+                self._growing.unlink()
+        except OSError as error:
+            self.error = self.error or error
+
+
+def _growing(path: Path, mark: str) -> Path:
+    return path.with_name(f"{path.name}.{mark[:12]}{_GROWING}")
+
+
+def _clear_logs(root: Path) -> None:
+    """Remove logs that were growing when their run was killed: a living run holds a lock on its own."""
+    for path in (root / LOGS).glob(f"*{_GROWING}"):
+        with contextlib.suppress(OSError), path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
 class _Output:
     """Reads a child's lines in a thread of its own: into a file, a logger, and memory (the newest)."""
 
-    def __init__(self, process: subprocess.Popen[str], file: IO[str], log: Log):
+    def __init__(self, process: subprocess.Popen[str], file: _LogFile, log: Log):
         self._stream, self._file, self._log = process.stdout, file, log
         self._lines: deque[str] = deque(maxlen=10_000)
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -230,8 +295,7 @@ class _Output:
         for line in self._stream:
             self._lines.append(line.rstrip())
             text = redacted(line.rstrip())
-            self._file.write(text + "\n")
-            self._file.flush()
+            self._file.write(text)
             if text and not _HINTS.match(text):
                 self._log.info("%s", text[:_LONGEST_LINE])
 

@@ -84,8 +84,8 @@ def train_elsewhere(pipeline: Pipeline, params: Params, stage: str, fresh: bool 
     if fresh or pipeline.up_to_date([stage]):
         return StageResult(stage, Outcome.UNCHANGED, 0.0)
     revision = _committed(stage)
-    dvc_remote.push(pipeline, log, *DATA_STAGES)
     variant = stage.partition("@")[2]
+    dvc_remote.push(pipeline, log, *DATA_STAGES, name=f"push-data@{variant}")  # as the other variants may just do
     hours = params.flow.stage_timeout_hours
     parameters = {"variant": variant, "revision": revision, "timeout_hours": hours}
     parameters["data"] = hashes_of(pipeline.root, DATA_STAGES)
