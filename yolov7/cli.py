@@ -169,8 +169,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(args: argparse.Namespace, **more: Any) -> Predictor:
+    from yolov7.errors import ConfigError
     from yolov7.predict import load_detector
 
+    if args.threads < 0:
+        raise ConfigError(f"--threads: 0 (the runtime chooses) or more, got {args.threads}")
     more = {"runtime": args.runtime, "precision": args.precision, **more}
     return load_detector(
         args.model,
@@ -253,8 +256,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     from yolov7.predict.benchmark import benchmark, compare
     from yolov7.predict.sources import open_source
 
-    if min(args.rounds, args.batch_size) < 1 or args.warmup < 0:
-        raise ConfigError("--rounds and --batch-size must be at least 1, --warmup at least 0")
+    if min(args.rounds, args.batch_size) < 1 or min(args.warmup, args.threads) < 0:
+        raise ConfigError("--rounds and --batch-size must be at least 1, --warmup and --threads at least 0")
     if args.source:
         images = [frame.image for frame, _ in zip(open_source(args.source).frames(), range(100), strict=False)]
     else:

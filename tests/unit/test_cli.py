@@ -133,6 +133,8 @@ def test_predict_on_a_video(capsys, exported, tmp_path):
         (["predict", "{images}", "--model", "{export}", "--confidence", "7"], "must lie between"),
         (["predict", "{images}", "--model", "{export}", "--confidence", "much"], "invalid float value"),
         (["predict", "{images}", "--model", "{export}", "--device", "warp"], "device 'warp'"),
+        (["predict", "{images}", "--model", "{export}", "--threads", "-1"], "--threads"),
+        (["benchmark", "--model", "{export}", "--threads", "-1"], "--threads"),
         (["predict", "{images}"], "the following arguments are required: --model"),
         (["info", "--variant", "yolov8"], "yolov8"),
         (["benchmark", "--model", "{export}", "--rounds", "0"], "--rounds"),

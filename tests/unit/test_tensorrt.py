@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 
 from yolov7.cli import main
 from yolov7.errors import ConfigError, ModelError
-from yolov7.export import build_engine, check_tensorrt
+from yolov7.export import build_engine, check_tensorrt, export_onnx_nms, export_onnx_raw
 from yolov7.export.quantize import calibrate, quantizable, quantized
 from yolov7.export.tensorrt import profile_shapes
 
@@ -84,6 +84,29 @@ def test_without_the_package_or_a_gpu_the_line_says_so(exported, tmp_path, monke
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["tensorrt", str(tmp_path / "none.onnx")]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"# A readme\n", b"", b"\x08\x0a\xff\xff", "half", "foreign"])
+def test_what_is_no_onnx_file_of_this_project_is_one_line(exported, graph, tmp_path, capsys, content):
+    file = tmp_path / "file.json"  # a suffix that onnx would read as another format
+    if content == "half":
+        content = (exported / "model.onnx").read_bytes()[:-2000]
+    elif content == "foreign":
+        del graph.metadata_props[:]
+        content = graph.SerializeToString()
+    file.write_bytes(content)
+    assert main(["tensorrt", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {file}: ") and told.count("\n") == 1
+    for use in (check_tensorrt, lambda path: export_onnx_raw(path, tmp_path / "raw.onnx"), add_suppression(tmp_path)):
+        with pytest.raises(ModelError, match=r"file\.json: "):
+            use(file)
+    with pytest.raises(ModelError, match=r"none\.onnx: cannot be read: No such file"):
+        check_tensorrt(tmp_path / "none.onnx")
+
+
+def add_suppression(folder):
+    return lambda path: export_onnx_nms(path, folder / "nms.onnx", confidence=0.2, iou=0.5, max_detections=9)
 
 
 @pytest.mark.gpu

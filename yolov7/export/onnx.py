@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from yolov7.augment.letterbox import FILL
 from yolov7.errors import ConfigError, ModelError
@@ -84,7 +85,7 @@ def export_onnx_nms(
     if not 0.0 <= confidence <= 1.0 or not 0.0 < iou <= 1.0 or max_detections < 1:
         raise ConfigError(f"confidence {confidence}, iou {iou}, max_detections {max_detections}: out of range")
     graph = onnx.ModelProto()
-    graph.CopyFrom(decoded if isinstance(decoded, onnx.ModelProto) else onnx.load(os.fspath(decoded)))
+    graph.CopyFrom(load_graph(decoded))
     metadata, contract = described(graph)
     if contract["output"]["kind"] != "decoded":
         raise ModelError(f"a graph with decoded output is needed, this one has {contract['output']['kind']!r}")
@@ -145,12 +146,35 @@ def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[st
     }
 
 
+def load_graph(graph: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
+    """A graph of this project from its file; one that is loaded already is given back. :class:`ModelError` otherwise,
+    with the file's name: for what is missing, no ONNX, cut off, or of another origin.
+    """
+    if isinstance(graph, onnx.ModelProto):
+        return graph
+    path = Path(graph)
+    try:
+        loaded = onnx.load(os.fspath(path), format="protobuf")  # whatever its suffix
+    except (DecodeError, onnx.checker.ValidationError, ValueError):
+        raise ModelError(f"{path}: not an ONNX file, or a damaged one") from None
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from None
+    try:
+        described(loaded)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    return loaded
+
+
 def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
     """What a graph of this project is, and its contract; :class:`ModelError` for a graph of another origin."""
     said = {entry.key: entry.value for entry in graph.metadata_props}
     if METADATA_KEY not in said or CONTRACT_KEY not in said:
         raise ModelError("an ONNX graph of this project is expected, with its metadata")
-    contract: dict[str, Any] = json.loads(said[CONTRACT_KEY])
+    try:
+        contract: dict[str, Any] = json.loads(said[CONTRACT_KEY])
+    except ValueError as error:
+        raise ModelError(f"the ONNX graph's contract is damaged: {error}") from None
     return ModelMetadata.from_json(said[METADATA_KEY]), contract
 
 

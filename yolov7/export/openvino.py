@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from yolov7.errors import ModelError
-from yolov7.export.onnx import described
+from yolov7.export.onnx import described, load_graph
 from yolov7.files import sha256_file, write_atomic
 from yolov7.predict.openvino_runtime import WEIGHTS_KEY, first_line, import_openvino
 from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY
@@ -35,7 +35,7 @@ def export_openvino(
     if target.suffix != ".xml":
         raise ModelError(f"{target}: an OpenVINO file is named .xml; its weights go into the .bin beside it")
     openvino = import_openvino()
-    source = graph if isinstance(graph, onnx.ModelProto) else onnx.load(os.fspath(graph))
+    source = load_graph(graph)
     metadata, contract = described(source)
     precision = "float16" if half else contract.get("precision", "float32")
     contract_text = json.dumps({**contract, "precision": precision}, sort_keys=True)

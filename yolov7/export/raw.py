@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from yolov7.errors import ModelError
-from yolov7.export.onnx import described, write_graph
+from yolov7.export.onnx import described, load_graph, write_graph
 from yolov7.export.quantize import quantizable
 from yolov7.export.trace import rename_value, without_unreachable
 
@@ -24,7 +24,7 @@ def export_onnx_raw(decoded: onnx.ModelProto | str | os.PathLike[str], path: str
     Raises :class:`ModelError` for a graph without decoded output, or whose head has no such maps.
     """
     graph = onnx.ModelProto()
-    graph.CopyFrom(decoded if isinstance(decoded, onnx.ModelProto) else onnx.load(os.fspath(decoded)))
+    graph.CopyFrom(load_graph(decoded))
     metadata, contract = described(graph)
     if contract["output"]["kind"] != "decoded":
         raise ModelError(f"a graph with decoded output is needed, this one has {contract['output']['kind']!r}")

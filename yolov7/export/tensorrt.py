@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from yolov7.errors import ConfigError, ModelError
-from yolov7.export.onnx import described
+from yolov7.export.onnx import described, load_graph
 from yolov7.files import write_atomic
 
 MAX_OPSET = 20
@@ -79,7 +79,7 @@ class TensorrtReport:
 
 def check_tensorrt(graph: onnx.ModelProto | str | os.PathLike[str]) -> TensorrtReport:
     """Read a graph of this project for what TensorRT's parser refuses. Raises :class:`ModelError` for a foreign one."""
-    model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(os.fspath(graph))
+    model = load_graph(graph)
     contract = described(model)[1]
     report = TensorrtReport(operators=dict(Counter(node.op_type for node in model.graph.node).most_common()))
     version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
@@ -118,7 +118,7 @@ def build_engine(
     package or a GPU is missing, and with the parser's own words where it refuses the graph.
     """
     tensorrt = _import_tensorrt()
-    graph = onnx.load(os.fspath(onnx_file))
+    graph = load_graph(onnx_file)
     metadata, contract = described(graph)
     logger = tensorrt.Logger(tensorrt.Logger.ERROR)
     builder = tensorrt.Builder(logger)

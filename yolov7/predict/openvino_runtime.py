@@ -60,7 +60,7 @@ class OpenvinoFile:
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"):
         self.path = Path(path)
         self._openvino = import_openvino()
-        if device != "cpu":
+        if device not in ("cpu", "auto"):
             raise ModelError(f"device {device!r}: OpenVINO runs on the cpu here; use the ONNX or .safetensors file")
         # Not pinned to cores: several processes of a machine would pin themselves to the same ones.
         self._options = {

@@ -138,8 +138,8 @@ class ModelFile(Protocol):
 class OnnxFile:
     """An ONNX file this project wrote, opened by ONNX Runtime.
 
-    `threads` 0 lets the runtime choose; `device` is cpu or cuda. Raises :class:`ModelError` for a file that is missing,
-    damaged, or not of this project.
+    `threads` 0 lets the runtime choose; `device` is cpu, cuda, cuda:1... or auto. Raises :class:`ModelError` for a file
+    that is missing, damaged, or not of this project, and for a device that is not there.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"):
@@ -153,6 +153,8 @@ class OnnxFile:
             self.session = onnxruntime.InferenceSession(os.fspath(self.path), options, providers=_providers(device))
         except _ORT_ERRORS as error:
             raise ModelError(f"{self.path}: ONNX Runtime cannot load it: {_first_line(error)}") from None
+        if device.startswith("cuda") and "CUDAExecutionProvider" not in self.session.get_providers():
+            raise ModelError(f"device {device!r}: ONNX Runtime cannot use it and would run on the cpu")
         properties = self.session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in properties or CONTRACT_KEY not in properties:
             raise ModelError(f"{self.path}: an ONNX file, but not of this project (its metadata says nothing of it)")
@@ -260,11 +262,15 @@ def check_batch(
             raise ModelError(f"{metadata.variant}: image sides must be multiples of {stride}, got {shape[2:]}")
 
 
-def _providers(device: str) -> list[str]:
-    if device == "cpu":
+def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
+    """By a device's name as PyTorch has it: cpu, cuda, cuda:1; auto is CUDA where this ONNX Runtime has it."""
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    name = ("cuda" if has_cuda else "cpu") if device == "auto" else device
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
         return ["CPUExecutionProvider"]
-    if device.split(":")[0] == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if kind == "cuda" and has_cuda and (number.isdecimal() or not number):
+        return [("CUDAExecutionProvider", {"device_id": number or "0"}), "CPUExecutionProvider"]
     raise ModelError(
         f"device {device!r}: this ONNX Runtime has {', '.join(onnxruntime.get_available_providers())}; "
         "install onnxruntime-gpu for CUDA, or use the .safetensors file"
