@@ -56,6 +56,8 @@ _KINDS = (
         "the server cannot be reached or cuts connections",
         False,
     ),
+    _Kind(re.compile(r"do not exist n?either locally nor on remote", re.IGNORECASE), "it lacks some of the data", True),
+    _Kind(re.compile(r"do not exist n?either locally nor on remote", re.IGNORECASE), "it lacks some of the data", True),
 )
 
 

@@ -15,12 +15,14 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.tasks import exponential_backoff
+from prefect.tasks import exponential_backoff
 from pydantic import PositiveFloat
 
 from flows import dvc_remote
 from flows.pipeline import Log, Outcome, Pipeline, StageError, StageResult
 from flows.tasks import DATA_STAGES, Slots, retried, run_stage, worth_retrying
-from flows.worktree import bring, commit_of, hashes_of, worktree
+from flows.worktree import DataHashes, bring, commit_of, hashes_of, worktree
 from stages import params as params_module
 from stages.command import RESTORE_ONLY
 from stages.params import Params
@@ -30,6 +32,10 @@ from yolov7.errors import ConfigError
 _STATE = Path(".state")
 _SHARED_STATE = ("train", "mlflow")
 """What outlives the worktree: states of unfinished trainings, and MLflow records that were not delivered."""
+_FETCH_RETRIES, _FETCH_SECONDS = 4, 15
+"""A git server that is away: the params.yaml that says how often to try is in the revision still to be fetched."""
+_FETCH_RETRIES, _FETCH_SECONDS = 4, 15
+"""A git server that is away: the params.yaml that says how often to try is in the revision still to be fetched."""
 
 
 @flow(name="train-variant", persist_result=False)
@@ -48,7 +54,7 @@ def train_variant(
         timeout_hours: the training is stopped after this time.
     """
     log, root = get_run_logger(), Path.cwd()
-    commit = commit_of(root, revision, fetch=True)
+    commit = find_commit(root, revision)
     stage = f"train@{variant}"
     with worktree(root, commit, f"{variant}-{commit[:12]}", log) as folder:
         params = params_module.load(folder / params_module.PARAMS_FILE)
@@ -56,12 +62,50 @@ def train_variant(
             raise ConfigError(f"variant: {variant!r} is not in params.yaml: variants of {commit[:12]}")
         _share_state(root, folder)
         with Pipeline(folder, timeout_seconds=timeout_hours * 3600) as pipeline:
-            bring(pipeline, data or hashes_of(folder, DATA_STAGES), log)
+            retried(bring_data, params)(pipeline, data or hashes_of(folder, DATA_STAGES))
             # Where the remote's run cache has it already, nothing is trained.
             result = retried(run_stage, params)(pipeline, stage, Slots(1), pull=True)
             retried(push_training, params)(pipeline, stage)
     log.info("%s of %s %s; its outputs are in the DVC remote", stage, commit[:12], result.outcome)
     return str(result.outcome)
+
+
+@task(
+    name="fetch",
+    task_run_name="fetch",
+    cache_policy=NO_CACHE,
+    retry_condition_fn=worth_retrying,
+    retries=_FETCH_RETRIES,
+    retry_delay_seconds=exponential_backoff(_FETCH_SECONDS),
+)
+def find_commit(root: Path, revision: str) -> str:
+    """The full name of a commit, from a remote of this clone if need be."""
+    return commit_of(root, revision, fetch=True)
+
+
+@task(name="bring", task_run_name="bring", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def bring_data(pipeline: Pipeline, hashes: DataHashes) -> None:
+    """The data into the worktree, from DVC's cache or a remote."""
+    bring(pipeline, hashes, get_run_logger())
+
+
+@task(
+    name="fetch",
+    task_run_name="fetch",
+    cache_policy=NO_CACHE,
+    retry_condition_fn=worth_retrying,
+    retries=_FETCH_RETRIES,
+    retry_delay_seconds=exponential_backoff(_FETCH_SECONDS),
+)
+def find_commit(root: Path, revision: str) -> str:
+    """The full name of a commit, from a remote of this clone if need be."""
+    return commit_of(root, revision, fetch=True)
+
+
+@task(name="bring", task_run_name="bring", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
+def bring_data(pipeline: Pipeline, hashes: DataHashes) -> None:
+    """The data into the worktree, from DVC's cache or a remote."""
+    bring(pipeline, hashes, get_run_logger())
 
 
 @task(name="push", task_run_name="push", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)

@@ -23,6 +23,7 @@ from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
 
 WORKTREES = Path(".local/worktrees")
+FETCH_LOCK = Path(".state/fetch.lock")
 DataHashes = Mapping[str, Mapping[str, str]]
 """Stage -> output's path -> DVC's hash of it."""
 
@@ -30,19 +31,33 @@ DataHashes = Mapping[str, Mapping[str, str]]
 def commit_of(root: Path, revision: str, *, fetch: bool = False) -> str:
     """The full name of a commit; with `fetch`, the clone's remotes are asked for one that it lacks.
 
-    Raises :class:`ConfigError` outside git, or where no such commit is to be had.
+    Raises :class:`ConfigError` outside git, or where no such commit is to be had; :class:`StageError`, not lasting,
+    where the remotes cannot be asked.
     """
     if not _git(root, "rev-parse", "--git-dir", check=False):
         raise ConfigError(f"{root}: not a git clone: a revision cannot be checked out here")
     wanted = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     found = _git(root, *wanted, check=False)
     if not found and fetch:
-        _git(root, "fetch", "--quiet", "--all")
-        found = _git(root, *wanted, check=False)
+        # A worker may start all variants of a new revision at once, and two fetches in one clone break each other.
+        with file_lock(root / FETCH_LOCK):
+            found = _git(root, *wanted, check=False) or _fetched(root, wanted)
     if not found:
         where = "nor in its remotes; push it" if fetch else "`git fetch --all`, or use a clone that has it"
         raise ConfigError(f"revision {revision} is not in this repository ({root}): {where}")
     return found
+
+
+def _fetched(root: Path, wanted: tuple[str, ...]) -> str:
+    """What the remotes have under that name; one that is away is no obstacle where another has it."""
+    try:
+        _git(root, "fetch", "--quiet", "--all")
+    except ConfigError as error:
+        if found := _git(root, *wanted, check=False):
+            return found
+        # Whether a server is away for a while or for good cannot be told from git's words.
+        raise StageError(f"the remotes of {root} could not be asked: {error}", stage="fetch") from None
+    return _git(root, *wanted, check=False)
 
 
 @contextmanager
@@ -113,7 +128,8 @@ def hashes_of(root: Path, stages: tuple[str, ...]) -> dict[str, dict[str, str]]:
 def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
     """Put outputs of these hashes into the worktree, from the shared cache or else from a remote.
 
-    Raises :class:`DataError` where none of them has all of it.
+    Raises :class:`DataError` where none of them has all of it; :class:`StageError`, not lasting, where one of them may
+    have it but cannot be asked at present.
     """
     document = _lock(pipeline.root)
     stages = document.setdefault("stages", {})
@@ -129,15 +145,18 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
             return
         except StageError:
             log.info("the cache of this clone has only a part of the data; the remotes are asked")
-    tried = []
+    tried, passing = [], False
     for name in dvc_remote.remotes(found):
         try:
             dvc_remote.pull(pipeline, log, *hashes, remote=name)
             return
         except StageError as error:
             tried.append(f"{name}: {error}")
+            passing = passing or not error.lasting
     wanted = ", ".join(f"{path} ({value})" for outputs in hashes.values() for path, value in outputs.items())
     missing = "; ".join(tried) or "there is no remote"
+    if passing:
+        raise StageError(f"{wanted} is not in DVC's cache, and not to be had at present ({missing})", stage="pull")
     raise DataError(f"{wanted} is neither in DVC's cache nor in a remote ({missing}); `dvc push` where it still is")
 
 
