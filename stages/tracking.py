@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -58,7 +59,7 @@ def ensure_database(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or (path.is_file() and path.stat().st_size):
         return
-    with file_lock(_LOCK):
+    with file_lock(path.parent / _LOCK):
         if path.is_file() and path.stat().st_size:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,15 +86,34 @@ def file_lock(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
+@contextlib.contextmanager
+def journal_lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Be the only one on this machine who writes the journal at `path` or repairs it; False where another is.
+
+    A training holds it from beginning to end, so that nobody reads half a line and takes it for damage.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def experiment_id(client: Any, name: str) -> str:
     """The experiment of that name, created if need be (with artifacts beside a local database)."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        local = tracking_uri().startswith("sqlite:")
+        uri = tracking_uri()
+        beside = (
+            Path(uri.removeprefix("sqlite:///")).resolve().parent / ARTIFACTS if uri.startswith("sqlite:") else None
+        )
         try:
-            return client.create_experiment(name, ARTIFACTS.resolve().as_uri() if local else None)
+            return client.create_experiment(name, beside.as_uri() if beside else None)
         except MlflowException:
             # Another process was quicker.
             found = client.get_experiment_by_name(name)
@@ -105,21 +125,27 @@ def experiment_id(client: Any, name: str) -> str:
 
 
 class RunJournal:
-    """One MLflow run, written to `path` first and delivered when the server can be reached."""
+    """One MLflow run, written to `path` first and delivered when the server can be reached.
+
+    Whoever may not be alone with it holds its :func:`journal_lock`.
+    """
 
     def __init__(self, path: Path, *, experiment: str, run_name: str, fresh: bool = False):
         """Go on with the journal at `path`, or begin one (`fresh`: even if there is one)."""
         self.path = path
         self.experiment = experiment
-        self._head = path.with_suffix(".json")
+        self._head, self._files = path.with_suffix(".json"), path.with_suffix(".files")
         head = None if fresh else self._read_head()
         if head is None:
             head = {"journal": uuid.uuid4().hex, "experiment": experiment, "run_name": run_name, "run_id": None}
             head |= {"delivered": 0, "start_time": int(time.time() * 1000)}
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
+            shutil.rmtree(self._files, ignore_errors=True)
         self._state = head
         self._events = self._read_events()
+        # Events may have gone with a machine, or in a torn line: those that come now are due all the same.
+        self._state["delivered"] = min(self._state["delivered"], len(self._events))
         self._pause, self._next_attempt, self._warned = _FIRST_PAUSE, 0.0, False
         self._client: Any = None
         self._write_head()
@@ -140,8 +166,24 @@ class RunJournal:
         self._add({"kind": "metrics", "values": named, "step": step, "time": int(time.time() * 1000)})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A file to upload; it must stay where it is until it is delivered."""
-        self._add({"kind": "artifact", "path": str(path.resolve()), "folder": folder})
+        """A file to upload, as it is now: it is kept beside the journal until it is delivered."""
+        event = {"kind": "artifact", "path": str(path.resolve()), "folder": folder}
+        try:
+            event["kept"] = str(self._keep(path))
+        except OSError as error:  # a full disk, as a rule
+            log.warning("%s: no copy for MLflow could be kept: %s", path, error)
+        self._add(event)
+
+    def _keep(self, path: Path) -> Path:
+        # A file may be removed with its worktree, or replaced by the next training, long before the server is back.
+        target = (self._files / str(len(self._events)) / path.name).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(path.resolve(), target)  # costs nothing, and stays when the file is replaced
+        except OSError:
+            shutil.copyfile(path, target)
+        return target
 
     def finish(self, status: str = "FINISHED") -> bool:
         """End the run; True if everything has been delivered."""
@@ -191,9 +233,11 @@ class RunJournal:
             self._state["run_id"] = self._find_or_create_run()
             self._write_head()
         while self.due:
-            self._send(self._events[self._state["delivered"]])
-            self._state |= {"delivered": self._state["delivered"] + 1, "refused": 0}
+            number = self._state["delivered"]
+            self._send(self._events[number])
+            self._state |= {"delivered": number + 1, "refused": 0}
             self._write_head()
+            shutil.rmtree(self._files / str(number), ignore_errors=True)
 
     def _run_exists(self) -> bool:
         from mlflow.exceptions import MlflowException
@@ -238,8 +282,8 @@ class RunJournal:
                     values = event["values"].items()
                     metrics = [Metric(key, value, event["time"], event["step"]) for key, value in values]
                     client.log_batch(run_id, metrics=metrics)
-                case "artifact" if Path(event["path"]).exists():
-                    client.log_artifact(run_id, event["path"], event["folder"] or None)
+                case "artifact" if file := _first_file(event.get("kept"), event["path"]):
+                    client.log_artifact(run_id, file, event["folder"] or None)
                 case "artifact":
                     log.warning("MLflow: %s is gone and was not uploaded", event["path"])
                 case "end":
@@ -326,6 +370,10 @@ def _unreachable() -> tuple[type[BaseException], ...]:
     )
 
 
+def _first_file(*paths: str | None) -> str | None:
+    return next((path for path in paths if path and Path(path).exists()), None)
+
+
 def metric_name(name: str) -> str:
     """`name` with everything MLflow refuses in a metric name replaced by an underscore."""
     return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
@@ -340,14 +388,21 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def flush(folder: Path = JOURNALS) -> int:
-    """Deliver every journal that has something due; returns how many still have."""
+    """Deliver every journal that has something due; returns how many still have.
+
+    One that a training is writing just now is left to it.
+    """
     left = 0
     for head in sorted(folder.glob("*.json")):
-        state = json.loads(head.read_text(encoding="utf-8"))
         path = head.with_suffix(".jsonl")
-        journal = RunJournal(path, experiment=state["experiment"], run_name=state["run_name"])
-        if journal.due and not journal.deliver(force=True):
-            left += 1
+        with journal_lock(path, wait=False) as mine:
+            if not mine:
+                log.info("%s is being written; its training delivers it", path)
+                continue
+            state = json.loads(head.read_text(encoding="utf-8"))
+            journal = RunJournal(path, experiment=state["experiment"], run_name=state["run_name"])
+            if journal.due and not journal.deliver(force=True):
+                left += 1
     return left
 
 

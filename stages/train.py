@@ -28,8 +28,9 @@ from stages.folders import replace_folder
 from stages.params import Params
 from stages.processes import loader_workers, restarted, start_processes, stop_requests
 from stages.provenance import INGESTED, UNTRACKED, dataset_document, dvc_hash, git_revision
+from stages.redaction import redacted
 from stages.state_remote import StateRemote, state_remote
-from stages.tracking import JOURNALS, RunJournal, file_lock
+from stages.tracking import JOURNALS, RunJournal, file_lock, journal_lock
 from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.device import choose_device, peak_memory_gib
@@ -73,7 +74,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     states = StateFolder(folder, identity, on_saved=remote.offer if remote else lambda state: None)
     fresh = args.fresh and not restarted()
     device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"), local_rank=local_rank())
-    with join_processes(device) as processes, file_lock(folder / "lock") if processes.main else nullcontext():
+    with (
+        join_processes(device) as processes,
+        file_lock(folder / "lock") if processes.main else nullcontext(),
+        journal_lock(path) if processes.main else nullcontext(),
+    ):
         try:
             processes.on_main(lambda: _prepare(variant, states, remote, fresh=fresh))
             journal = None
@@ -167,6 +172,7 @@ def _train(
         journal.tags(
             {
                 "variant": variant,
+                "fingerprint": states.folder.name,  # by it the run is found where run.json has no id of it yet
                 "git_revision": git_revision(),
                 "data_sha256": document["sha256"],
                 "data_dvc": dvc_hash("data/ingested") or UNTRACKED,
@@ -264,7 +270,7 @@ def _write_outputs(
     run = {
         "run_id": journal.run_id,
         "experiment": journal.experiment,
-        "tracking_uri": os.environ.get("MLFLOW_TRACKING_URI", "local"),
+        "tracking_uri": redacted(os.environ.get("MLFLOW_TRACKING_URI", "local")),
         "variant": variant,
         "fingerprint": key,
         "seed": train.seed,

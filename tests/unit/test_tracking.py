@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from stages import tracking
-from stages.tracking import RunJournal, metric_name
+from stages.tracking import RunJournal, journal_lock, metric_name
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,67 @@ def test_a_record_the_server_refuses_does_not_block_the_rest(workspace, caplog):
     assert run.due == 0
     assert "refused" in caplog.text
     assert history(run.run_id, "loss") == [(0, 1.0)]
+
+
+def test_an_artifact_outlives_its_folder(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    run = journal()
+    for name in ("one", "two"):
+        (workspace / name).mkdir()
+        (workspace / name / "best.txt").write_text(name)
+        run.artifact(workspace / name / "best.txt", name)
+    assert not run.finish()
+    shutil.rmtree(workspace / "one")  # as a worktree goes after its training
+    (workspace / "two/best.txt").unlink()  # as the next training replaces it
+    (workspace / "two/best.txt").write_text("another")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.flush() == 0
+    run_id = journal().run_id
+    client = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri())
+    for name in ("one", "two"):
+        assert Path(client.download_artifacts(run_id, f"{name}/best.txt")).read_text() == name
+    assert not list(workspace.glob(".state/mlflow/a.files/*")), "kept no longer than needed"
+
+
+def test_a_journal_that_its_training_writes_is_left_to_it(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    path = Path(".state/mlflow/a.jsonl")
+    with journal_lock(path) as mine:
+        assert mine
+        run = journal()
+        run.metrics({"loss": 2.0}, step=0)
+        with path.open("a") as file:
+            file.write('{"kind": "metr')  # half of a line, just being written
+        before = path.read_bytes()
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        assert tracking.flush() == 0
+        assert path.read_bytes() == before and run.run_id is None
+    assert tracking.flush() == 0
+    assert history(journal().run_id, "loss") == [(0, 2.0)]
+
+
+def test_records_after_lost_ones_are_delivered(workspace):
+    run = journal()
+    for step in range(3):
+        run.metrics({"loss": 3.0 - step}, step=step)
+    first = run.path.read_text().splitlines(keepends=True)[0]
+    run.path.write_text(first)  # an older copy of the journal than of its head, from a machine that is lost
+    again = journal()
+    assert again.due == 0 and again.deliver(force=True)
+    again.metrics({"loss": 0.5}, step=3)
+    assert history(again.run_id, "loss")[-1] == (3, 0.5)
+
+
+def test_a_local_database_has_its_artifacts_beside_it_wherever_the_training_works(workspace, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace / 'mlflow.db'}")
+    (workspace / "worktree").mkdir()
+    monkeypatch.chdir(workspace / "worktree")
+    (workspace / "curve.csv").write_text("1")
+    run = journal()
+    run.artifact(workspace / "curve.csv")
+    assert run.finish()
+    assert list((workspace / "mlartifacts").rglob("curve.csv"))
+    assert not (workspace / "worktree/mlartifacts").exists()
 
 
 def test_a_database_is_made_once_by_many(tmp_path, monkeypatch):
