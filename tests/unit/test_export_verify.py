@@ -206,6 +206,33 @@ def test_a_suppression_that_does_otherwise_than_it_says_is_caught(exported, trai
     assert any("unmatched" in problem for problem in report.problems)
 
 
+def test_boxes_beside_their_places_are_no_ties(exported, trained, index, tmp_path):
+    """Each overlaps its counterpart as a rival in the suppression would, and has its score."""
+    moved = np.eye(7, dtype=np.float32)
+    for low, high in ((1, 3), (2, 4)):  # a tenth of the box's sides to the right and down
+        moved[low, low], moved[high, low], moved[high, high], moved[low, high] = 0.9, 0.1, 1.1, -0.1
+
+    def change(graph):
+        graph.graph.initializer.append(numpy_helper.from_array(moved, "moved"))
+        for node in graph.graph.node:
+            node.output[:] = ["in_place" if name == "detections" else name for name in node.output]
+        graph.graph.node.append(helper.make_node("MatMul", ["in_place", "moved"], ["detections"]))
+
+    report = check(exported, trained, index, with_nms=broken(exported / "model-nms.onnx", tmp_path / "n.onnx", change))
+    assert [form.name for form in report.forms if not form.passed] == ["onnx-nms"]
+    assert report.forms[-1].detections.unmatched_share < 0.01, "or this test shows nothing"
+    assert any("share of detections on the edge" in problem for problem in report.problems)
+
+
+def test_shifted_boxes_are_on_the_edge_and_too_many_of_them():
+    ours = [detections((0, 0, 40, 40, 0.5 + number / 200, 0)) for number in range(50)]
+    theirs = [Detections(one.boxes + torch.tensor([8, 0, 8, 0]), one.scores, one.labels) for one in ours]
+    result = agreement(ours, theirs, confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    assert (result.matched, result.unmatched_share, result.edge_share) == (0, 0, 1)
+    few = agreement(ours[:2], theirs[:2], confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    assert (few.on_the_edge, few.edge_share) == (4, 0)
+
+
 def test_limits_decide(exported, trained, index):
     files = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
     strict = VerifyLimits(raw_difference=1e-12, box_difference=1e-9)

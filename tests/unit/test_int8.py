@@ -13,7 +13,7 @@ from small_detector import metadata_of, pictures, small_index
 
 from yolov7.errors import DataError, ModelError
 from yolov7.export import INT8, verify
-from yolov7.export.int8 import Int8Exporter, Int8Settings
+from yolov7.export.int8 import Int8Exporter, Int8Settings, _counts
 from yolov7.export.quantize import best_range, calibrate, quantizable, quantized
 from yolov7.export.samples import spread
 from yolov7.predict import Predictor, TorchRuntime, load_detector
@@ -164,9 +164,28 @@ def test_the_layer_that_costs_most_goes_back_to_float_first(exporter, graph, tmp
 
 def test_where_nothing_may_be_lost_nothing_is_written(exporter, tmp_path):
     made = exporter(max_ap_drop=-1.0)  # cannot be reached
-    with pytest.raises(ModelError, match=r"no layer can go to int8 .*raise export\.int8\.max_ap_drop"):
+    with pytest.raises(
+        ModelError, match=r"even with the least sensitive of 6 layers alone .*raise export\.int8\.max_ap_drop"
+    ):
         made.export(tmp_path / "m.onnx", "onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ever_fewer_layers_are_tried_down_to_one():
+    assert [_counts(layers) for layers in (0, 1, 2, 3, 6)] == [[], [], [1], [1, 2], [1, 3, 5]]
+    assert _counts(55) == [1, 3, 7, 15, 28, 42, 49, 52, 54]
+    for layers in range(2, 200):
+        counts = _counts(layers)
+        assert counts == sorted(set(counts)) and counts[0] == 1 and counts[-1] == layers - 1
+
+
+def test_a_single_layer_that_may_go_to_eight_bits_is_found(exporter, tmp_path, monkeypatch):
+    made = exporter(max_ap_drop=0.1)
+    measured = iter([0.5, 0.2, 0.2, 0.2, 0.45])  # of the float file, then with 0, 1, 3 and 5 of 6 layers in float
+    monkeypatch.setattr(made._samples, "ap", lambda runtime: next(measured))
+    report = made.export(tmp_path / "m.onnx", "onnx")
+    assert [step["in_float"] for step in report.steps] == [0, 1, 3, 5]
+    assert len(report.kept_in_float) == 5 and report.ap == 0.45 and (tmp_path / "m.onnx").is_file()
 
 
 def test_positions_are_spread_over_the_whole_set():

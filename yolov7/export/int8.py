@@ -2,7 +2,8 @@
 
 All convolutions that may go to eight bits go first. If AP on validation images falls by more than the limit, each layer
 is put into eight bits alone, and how far that moves the scores of the surest predictions on calibration images is its
-sensitivity; then the most sensitive layers go back to float in growing groups until AP is within the limit.
+sensitivity; then the most sensitive layers go back to float in growing groups until AP is within the limit, down to a
+single layer left in eight bits.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ class Int8Exporter:
                     self._write(target, [name for name in layers if name not in in_float], placement)
                     return report
         raise ModelError(
-            f"{target}: no layer can go to int8 without AP falling by more than {self.settings.max_ap_drop:g} "
+            f"{target}: AP falls by more than {self.settings.max_ap_drop:g} even with the least sensitive of "
+            f"{report.layers} layers alone in int8 "
             f"(float {self.float_ap:.4f}); raise export.int8.max_ap_drop, or leave int8 out of export.formats"
         )
 
@@ -128,14 +130,12 @@ class Int8Exporter:
         return calibrate(self.graph, lambda: self._batches(self.settings.calibration_images))
 
     def _attempts(self, layers: Sequence[str], placement: Placement, report: Int8Report) -> Iterable[Sequence[str]]:
-        """Layers to keep in float: none, then the most sensitive 1, 3, 7, 15..., but never all."""
+        """Layers to keep in float: none, then the most sensitive 1, 3, 7, 15..., at last all but one."""
         yield ()
         report.sensitivity = self.sensitivity(layers, placement)
         ranked = sorted(layers, key=lambda name: -report.sensitivity[name])
-        count = 1
-        while count < len(layers):
+        for count in _counts(len(layers)):
             yield ranked[:count]
-            count = 2 * count + 1
 
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
         """How far each layer alone in eight bits moves the scores of the surest predictions, in the mean."""
@@ -165,6 +165,18 @@ class Int8Exporter:
         """Images at even distances through the calibration set, uint8 (1, 3, H, W), fitted as in an evaluation."""
         chosen = Samples(self.calibration, spread(len(self.calibration), count), self._float, batch_size=1)
         return (batch.numpy() for _, _, batch in chosen.batches())
+
+
+def _counts(layers: int) -> list[int]:
+    """How many of the layers are kept in float, try after try: 1, 3, 7... below half of them, then half of what is left
+    in eight bits each time, until one is."""
+    counts, left = [], layers
+    while 2 ** (len(counts) + 1) - 1 < layers / 2:
+        counts.append(2 ** (len(counts) + 1) - 1)
+    while left > 1:
+        left //= 2
+        counts.append(layers - left)
+    return counts
 
 
 def _opened(path: str | os.PathLike[str]) -> Runtime:

@@ -10,6 +10,9 @@ import torch
 from yolov7.boxes import pairwise_iou
 from yolov7.nms import Detections
 
+_FEW = 4
+"""So many detections on the edge say nothing: two ties, each of which costs one on both sides."""
+
 SAME_BOX = 0.9
 """Two detections of a class with at least this IoU are the same one, unless other limits are asked for."""
 
@@ -39,6 +42,13 @@ class Agreement:
         """Share of all detections, of both forms, that have no partner and no excuse."""
         alone = self.expected + self.found - 2 * self.matched - self.on_the_edge
         return alone / max(self.expected + self.found, 1)
+
+    @property
+    def edge_share(self) -> float:
+        """Share of all detections, of both forms, that have no partner but an excuse; 0 for the first few, which
+        chance may bring to any small number of images."""
+        few = self.on_the_edge <= _FEW
+        return 0.0 if few else self.on_the_edge / (self.expected + self.found)
 
 
 def agreement(
