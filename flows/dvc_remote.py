@@ -57,7 +57,6 @@ _KINDS = (
         False,
     ),
     _Kind(re.compile(r"do not exist n?either locally nor on remote", re.IGNORECASE), "it lacks some of the data", True),
-    _Kind(re.compile(r"do not exist n?either locally nor on remote", re.IGNORECASE), "it lacks some of the data", True),
 )
 
 

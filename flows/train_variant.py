@@ -7,6 +7,8 @@ outputs with DVC's run cache, from which the asking run then restores them as if
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.tasks import exponential_backoff
 from prefect.tasks import exponential_backoff
 from pydantic import PositiveFloat
 
@@ -27,13 +28,12 @@ from stages import params as params_module
 from stages.command import RESTORE_ONLY
 from stages.params import Params
 from stages.provenance import DIRTY, UNKNOWN, git_changes, git_revision
+from stages.tracking import DATABASE
 from yolov7.errors import ConfigError
 
 _STATE = Path(".state")
 _SHARED_STATE = ("train", "mlflow")
 """What outlives the worktree: states of unfinished trainings, and MLflow records that were not delivered."""
-_FETCH_RETRIES, _FETCH_SECONDS = 4, 15
-"""A git server that is away: the params.yaml that says how often to try is in the revision still to be fetched."""
 _FETCH_RETRIES, _FETCH_SECONDS = 4, 15
 """A git server that is away: the params.yaml that says how often to try is in the revision still to be fetched."""
 
@@ -61,32 +61,18 @@ def train_variant(
         if variant not in params.variants:
             raise ConfigError(f"variant: {variant!r} is not in params.yaml: variants of {commit[:12]}")
         _share_state(root, folder)
-        with Pipeline(folder, timeout_seconds=timeout_hours * 3600) as pipeline:
+        variables = {} if os.environ.get("MLFLOW_TRACKING_URI") else {"MLFLOW_TRACKING_URI": _database(root)}
+        with Pipeline(folder, timeout_seconds=timeout_hours * 3600, variables=variables) as pipeline:
+            deliver(pipeline, log)
             retried(bring_data, params)(pipeline, data or hashes_of(folder, DATA_STAGES))
             # Where the remote's run cache has it already, nothing is trained.
-            result = retried(run_stage, params)(pipeline, stage, Slots(1), pull=True)
+            try:
+                result = retried(run_stage, params)(pipeline, stage, Slots(1), pull=True)
+            finally:
+                deliver(pipeline, log)
             retried(push_training, params)(pipeline, stage)
     log.info("%s of %s %s; its outputs are in the DVC remote", stage, commit[:12], result.outcome)
     return str(result.outcome)
-
-
-@task(
-    name="fetch",
-    task_run_name="fetch",
-    cache_policy=NO_CACHE,
-    retry_condition_fn=worth_retrying,
-    retries=_FETCH_RETRIES,
-    retry_delay_seconds=exponential_backoff(_FETCH_SECONDS),
-)
-def find_commit(root: Path, revision: str) -> str:
-    """The full name of a commit, from a remote of this clone if need be."""
-    return commit_of(root, revision, fetch=True)
-
-
-@task(name="bring", task_run_name="bring", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
-def bring_data(pipeline: Pipeline, hashes: DataHashes) -> None:
-    """The data into the worktree, from DVC's cache or a remote."""
-    bring(pipeline, hashes, get_run_logger())
 
 
 @task(
@@ -112,6 +98,22 @@ def bring_data(pipeline: Pipeline, hashes: DataHashes) -> None:
 def push_training(pipeline: Pipeline, stage: str) -> None:
     """The outputs of one stage and the run cache to the DVC remote."""
     dvc_remote.push(pipeline, get_run_logger(), stage)
+
+
+def deliver(pipeline: Pipeline, log: Log) -> None:
+    """Send what earlier trainings here could not tell MLflow, for nothing registers on this machine.
+
+    A server that is still away is no reason to stop: the records wait for the next training.
+    """
+    try:
+        pipeline.run("deliver", [sys.executable, "-m", "stages.tracking"], log)
+    except StageError as error:
+        log.warning("%s", error)
+
+
+def _database(root: Path) -> str:
+    """MLflow's file in the clone: one in the worktree would go with it."""
+    return f"sqlite:///{(root / DATABASE).resolve()}"
 
 
 def _share_state(root: Path, folder: Path) -> None:

@@ -19,6 +19,7 @@ from flows import dvc_remote, train_variant
 from flows.pipeline import LOGS, Pipeline, StageError
 from flows.worktree import WORKTREES, commit_of
 from stages.command import RESTORE_ONLY
+from stages.tracking import DATABASE, JOURNALS, RunJournal
 from tests.pipeline.faulty_s3 import FaultyS3, faulty_s3
 from tests.pipeline.project import configure, make_project
 from tests.pipeline.servers import PrefectServer, loopback_environment, s3_credentials, s3_server, wait_for
@@ -99,8 +100,13 @@ def flow_run(server: PrefectServer, number: str) -> dict[str, Any]:
 
 
 def test_a_training_by_revision_on_another_machine_comes_back_by_the_run_cache(
-    clones: SimpleNamespace, prefect_server: PrefectServer
+    clones: SimpleNamespace, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What an earlier training on that machine could not deliver.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    journal = RunJournal(clones.trains / JOURNALS / "earlier.jsonl", experiment="earlier", run_name="earlier")
+    journal.metrics({"loss": 1.0}, step=0)
+    assert journal.due == 1
     child = deploy(
         prefect_server, clones.trains, "train-variant", "flows.train_variant.train_variant", "by-revision", "trains"
     )
@@ -119,6 +125,8 @@ def test_a_training_by_revision_on_another_machine_comes_back_by_the_run_cache(
     (where,) = clones.counted.read_text().splitlines()
     assert Path(where).is_relative_to(clones.trains / WORKTREES), "trained once, on the other machine"
     assert not Path(where).exists() and not (clones.trains / "models").exists(), "nothing is left there"
+    again = RunJournal(journal.path, experiment="earlier", run_name="earlier")
+    assert again.due == 0 and (clones.trains / DATABASE).is_file(), "delivered, and not into the worktree"
     out = clones.asks / f"models/{VARIANT}"
     assert (out / "train/run.json").read_text().startswith("trained on ") and (out / "registered.json").is_file()
     (asked,) = prefect_server.ask("/flow_runs/filter", {"deployments": {"id": {"any_": [child]}}})
