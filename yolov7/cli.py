@@ -116,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P",
         help="see large images in tiles of the input's size that overlap by this share (0.2, say), and as a whole",
     )
-    predict.add_argument("--max-detections", type=int, metavar="N", help="most detections of an image")
+    predict.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="most detections of an image (default: the model's; with --tiles, the model's in each tile)",
+    )
     predict.add_argument("--rectangular", action="store_true", help="smallest rectangle in place of the square input")
     predict.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (8)")
     predict.add_argument(
@@ -234,7 +239,9 @@ def _predict(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         augment=args.augment or False,
     )
-    detector = predictor if args.tiles is None else TiledPredictor(predictor, args.tiles)
+    detector = (
+        predictor if args.tiles is None else TiledPredictor(predictor, args.tiles, max_detections=args.max_detections)
+    )
     with _progress(len(source)) as advance:
         job = predict_source(detector, source, args.output, formats=args.also, advance=advance)
     if job.errors and not job.images:

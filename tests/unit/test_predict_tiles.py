@@ -12,7 +12,7 @@ from small_detector import SIDE, metadata_of
 
 from yolov7.errors import ConfigError
 from yolov7.predict import Predictor, TiledPredictor
-from yolov7.predict.tiles import tile_corners
+from yolov7.predict.tiles import _pieces, tile_corners
 
 
 class WhiteBlobs:
@@ -58,6 +58,33 @@ def test_small_ones_at_full_size_and_large_ones_as_a_whole(predictor):
     assert found.boxes[0].tolist() == pytest.approx(large, abs=6)
     rest = sorted(tuple(round(side) for side in box) for box in found.boxes[1:].tolist())
     assert rest == sorted(small)
+
+
+def test_the_limit_of_one_input_is_not_that_of_a_large_image(trained):
+    few = Predictor(WhiteBlobs(metadata_of(trained)), confidence=0.3, iou=0.5, max_detections=20)
+    boxes = [(x, y, x + 8, y + 8) for y in range(4, 380, 24) for x in range(4, 380, 24)]
+    image = painted((384, 384), boxes)
+    (found,) = TiledPredictor(few, 0.2).predict(image)
+    assert sorted(tuple(round(side) for side in box) for box in found.boxes.tolist()) == sorted(boxes)
+    assert len(boxes) == 256
+    (limited,) = TiledPredictor(few, 0.2, max_detections=30).predict(image)
+    assert len(limited) == 30
+    with pytest.raises(ConfigError, match="at least 1"):
+        TiledPredictor(few, max_detections=0)
+
+
+def test_pieces_are_the_cut_boxes_inside_larger_ones_however_many_there_are():
+    rng = np.random.default_rng(0)
+    corners = torch.from_numpy(rng.uniform(0, 300, (900, 2)).astype(np.float32))
+    boxes = torch.cat([corners, corners + torch.from_numpy(rng.uniform(2, 90, (900, 2)).astype(np.float32))], dim=1)
+    labels, cut = torch.from_numpy(rng.integers(0, 3, 900)), torch.from_numpy(rng.random(900) < 0.7)
+    found = _pieces(boxes, labels, cut)
+    for i in range(0, 900, 7):
+        sides = (torch.minimum(boxes[:, 2:], boxes[i, 2:]) - torch.maximum(boxes[:, :2], boxes[i, :2])).clamp(min=0)
+        area, areas = (boxes[i, 2:] - boxes[i, :2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+        covers = (sides.prod(dim=1) >= 0.6 * area) & (areas > area) & (labels == labels[i])
+        assert bool(found[i]) == bool(cut[i] and covers.any())
+    assert 0 < found.sum() < 900
 
 
 def test_an_image_of_one_tile_is_predicted_as_ever(predictor):

@@ -19,6 +19,8 @@ from yolov7.predict.predictor import Predictor
 
 _CUT = 2.0
 """A box that ends within this many pixels of a tile's inner edge was probably cut by it."""
+_CHUNK = 256
+"""Cut boxes that are compared with all others at once."""
 _COVERED = 0.6
 """A cut box is a piece of another one of its class if this share of it lies inside."""
 
@@ -26,14 +28,17 @@ _COVERED = 0.6
 class TiledPredictor:
     """Detections of images by overlapping tiles of the size of the network's input.
 
-    `overlap`: share of a tile's side that it has in common with the next. Images that fit into one tile are predicted
-    as they always are.
+    `overlap`: share of a tile's side that it has in common with the next. `max_detections`: most of a whole image
+    (default: no limit); the predictor's own limit, which is made for what one input shows, holds for each tile. Images
+    that fit into one tile are predicted as they always are.
     """
 
-    def __init__(self, predictor: Predictor, overlap: float = 0.2):
+    def __init__(self, predictor: Predictor, overlap: float = 0.2, *, max_detections: int | None = None):
         if not 0.0 <= overlap < 0.9:
             raise ConfigError(f"the overlap of tiles is a share of their side from 0 to 0.9, got {overlap}")
-        self.predictor, self.overlap = predictor, overlap
+        if max_detections is not None and max_detections < 1:
+            raise ConfigError(f"max_detections: at least 1 is needed, got {max_detections}")
+        self.predictor, self.overlap, self.max_detections = predictor, overlap, max_detections
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -84,8 +89,7 @@ class TiledPredictor:
         labels = torch.cat([one.labels for one in found])
         kept = batched_nms(boxes, scores, labels, self.iou)
         boxes, scores, labels, cut = boxes[kept], scores[kept], labels[kept], cut[kept]
-        whole_ones = ~(cut & _pieces(boxes, labels))
-        kept = whole_ones.nonzero()[: self.predictor.max_detections, 0]
+        kept = (~_pieces(boxes, labels, cut)).nonzero()[: self.max_detections, 0]
         return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
 
 
@@ -111,12 +115,15 @@ def _cut(boxes: Tensor, shape: tuple[int, ...], corner: tuple[int, int], size: t
     return (ends & inner).any(dim=1)
 
 
-def _pieces(boxes: Tensor, labels: Tensor) -> Tensor:
-    """(n,) whether a box lies mostly inside a larger one of its class."""
-    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=2)  # (n, n)
+def _pieces(boxes: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
+    """(n,) whether a box that is `cut` lies mostly inside a larger one of its class."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    inside = shared >= _COVERED * areas[:, None]
-    larger = areas[None, :] > areas[:, None]
-    return (inside & larger & (labels[:, None] == labels[None, :])).any(dim=1)
+    pieces = torch.zeros(len(boxes), dtype=torch.bool)
+    for rows in cut.nonzero()[:, 0].split(_CHUNK):  # an image may have tens of thousands: never all against all
+        low = torch.maximum(boxes[rows, None, :2], boxes[None, :, :2])
+        high = torch.minimum(boxes[rows, None, 2:], boxes[None, :, 2:])
+        shared = (high - low).clamp(min=0).prod(dim=2)  # (rows, n)
+        inside = shared >= _COVERED * areas[rows, None]
+        larger = areas[None, :] > areas[rows, None]
+        pieces[rows] = (inside & larger & (labels[rows, None] == labels[None, :])).any(dim=1)
+    return pieces
