@@ -14,9 +14,10 @@ from small_detector import metadata_of, pictures, small_detector, small_index
 from yolov7.data.evaluation import evaluation_batches
 from yolov7.errors import DataError, ModelError
 from yolov7.evaluate import METRICS, evaluate, evaluate_detections, ground_truth, write_curves, write_results
+from yolov7.export import export_onnx
 from yolov7.model import create_model
 from yolov7.nms import select
-from yolov7.predict import Predictor, TorchRuntime
+from yolov7.predict import Predictor, TorchRuntime, benchmark, load_detector
 
 IMAGES = pictures(7)
 
@@ -184,3 +185,33 @@ def test_written_curves_average_to_the_ap(tmp_path, runtime, index):
     assert curve == sorted(curve, reverse=True) and np.mean(curve) == pytest.approx(result.metrics["AP50"], abs=1e-5)
     scores = result.curves.score50
     assert (np.diff(scores[:, scores.min(axis=0) > 0], axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("sides", [(64, 96), (96, 48)])
+def test_a_file_whose_sides_are_fixed_and_differ_is_evaluated_and_timed_in_them(trained, index, tmp_path, sides):
+    file = tmp_path / "fixed.onnx"
+    export_onnx(trained, file, metadata=metadata_of(trained), image_size=sides, dynamic=False)
+    detector = load_detector(file, confidence=0.001, iou=0.65, max_detections=300)
+    prepared = [detector.prepare(image).image for image in IMAGES]  # as prediction has it
+    batches = list(evaluation_batches(index, image_size=sides, batch_size=3, stride=8))
+    seen = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).numpy()
+    assert all(np.array_equal(one, other) for one, other in zip(seen, prepared, strict=True))
+    result = evaluate(detector, index, batch_size=3)
+    bare = TorchRuntime(trained.reparameterize(), metadata_of(trained))
+    bare.input_shape = (None, *sides)
+    assert result.metrics == pytest.approx(evaluate(bare, index, batch_size=2).metrics, abs=1e-6)
+    assert result.metrics["AP"] > 0 and len(result.results) > 100
+    for wrong in ({"image_size": 96}, {"rectangular": True}):
+        with pytest.raises(ModelError, match=rf"exported for images of {sides[0]} x {sides[1]}, not for"):
+            evaluate(detector, index, **wrong)
+
+
+def test_the_reference_of_a_benchmark_sees_the_same_input(trained, tmp_path, monkeypatch):
+    file = tmp_path / "fixed.onnx"
+    export_onnx(trained, file, metadata=metadata_of(trained), image_size=(64, 96), dynamic=False)
+    monkeypatch.setattr(benchmark, "create_model", lambda variant, classes: small_detector(classes))
+    compared = load_detector(file)
+    other = benchmark.reference(compared)
+    assert other.canvas == compared.canvas == (64, 96)
+    results = benchmark.compare({"training form": other, "onnx": compared}, IMAGES[:2], rounds=1, warmup=0)
+    assert [result.image_size for result in results.values()] == [(64, 96)] * 2

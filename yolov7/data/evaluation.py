@@ -67,7 +67,7 @@ class _Key:
 def evaluation_batches(
     index: Index,
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
     batch_size: int,
     stride: int,
     rectangular: bool = False,
@@ -78,18 +78,22 @@ def evaluation_batches(
     """Every image of `index` exactly once, over all ranks together.
 
     Each image is resized so that its long side is `image_size` (areas averaged where it shrinks) and centred on grey.
-    Square batches are `image_size` on both sides, images in the order of the index. Rectangular ones (training sheet,
+    Square batches are `image_size` on both sides, images in the order of the index; of a (height, width) every batch has
+    that shape, and an image is fitted into it, its long side decides unless the other one would not fit. Rectangular ones (training sheet,
     section 9) hold images of similar ratio, sorted by height / width, on the smallest shape that fits them, rounded up
     to multiples of `stride` with half a stride to spare. Raises :class:`DataError` for an image that cannot be read
     or whose size is not the annotated one: an evaluation on part of the data would be a wrong figure.
     """
     if rectangular:
+        if not isinstance(image_size, int):
+            raise ValueError("batches of the smallest shape that fits are made for a side, not for a height and width")
         keys = _rectangular_keys(index, image_size, batch_size, stride)
     else:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         starts = range(0, len(index), batch_size)
         batches = (tuple(range(start, min(start + batch_size, len(index)))) for start in starts)
-        keys = [_Key(indices, image_size, image_size) for indices in batches]
-    read = OrderedMap(_EvalReader(index, image_size), workers=workers)
+        keys = [_Key(indices, height, width) for indices in batches]
+    read = OrderedMap(_EvalReader(index, image_size if isinstance(image_size, int) else None), workers=workers)
     try:
         yield from read(keys[rank::world_size])
     finally:
@@ -115,7 +119,8 @@ class _EvalReader:
     """Reads one batch; runs in the workers."""
 
     index: Index
-    image_size: int
+    image_size: int | None
+    """Long side of every image; None: as long as fits the batch's shape."""
 
     def __call__(self, key: _Key) -> EvalBatch:
         count = len(key.indices)
@@ -125,9 +130,13 @@ class _EvalReader:
         for row, i in enumerate(key.indices):
             sizes[row] = self.index.size(i)
             image = read_annotated(self.index, i)
-            height, width = load_size(image.shape[0], image.shape[1], self.image_size)
+            long_side = self.image_size
+            if long_side is None:
+                ratio = min(key.height / image.shape[0], key.width / image.shape[1])
+                long_side = round(max(image.shape[:2]) * ratio)
+            height, width = load_size(image.shape[0], image.shape[1], long_side)
             scales[row] = width / image.shape[1], height / image.shape[0]
-            resized = resize_to_long_side(image, self.image_size, area=True)
+            resized = resize_to_long_side(image, long_side, area=True)
             pixels[row], pads[row] = pad_to(resized, key.height, key.width)
         return EvalBatch(
             images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),

@@ -36,6 +36,11 @@ class Decoder(Protocol):
         """Image sides are multiples of this."""
         ...
 
+    @property
+    def input_shape(self) -> tuple[int | None, int | None, int | None]:
+        """Fixed batch size, height and width; None where any will do."""
+        ...
+
     def decoded(self, batch: Tensor, /) -> Tensor:
         """uint8 (B, 3, H, W) RGB -> float32 (B, N, 5 + C)."""
         ...
@@ -74,9 +79,10 @@ def evaluate(
     """Evaluate on every image of `index` as the published figures were (training sheet, section 9).
 
     Images are letterboxed to the square of `image_size` (default: what the model was trained at), or with `rectangular`
-    to the smallest shape of their batch. Every class of a box above `confidence` counts; per image `max_detections` are
-    kept, of which the COCO tool looks at 100; there is no time limit. `truth` saves building the ground truth again.
-    Raises :class:`ModelError` if the model's classes are not the data set's,
+    to the smallest shape of their batch; a file whose sides were fixed when it was exported gets those.
+    Every class of a box above `confidence` counts; per image `max_detections` are kept, of which the COCO tool
+    looks at 100; there is no time limit. `truth` saves building the ground truth again.
+    Raises :class:`ModelError` if the model's classes are not the data set's, or its sides are fixed to others,
     :class:`DataError` for an image that is unreadable or not of the annotated size.
     """
     results = find_results(
@@ -119,7 +125,7 @@ def find_results(
     done = 0
     batches = evaluation_batches(
         index,
-        image_size=predictor.metadata.image_size if image_size is None else image_size,
+        image_size=_sides(predictor, image_size, rectangular),
         batch_size=batch_size,
         stride=predictor.stride,
         rectangular=rectangular,
@@ -140,6 +146,17 @@ def find_results(
         if progress is not None:
             progress(done, len(index))
     return results
+
+
+def _sides(predictor: Decoder, image_size: int | None, rectangular: bool) -> int | tuple[int, int]:
+    """What images are fitted to: the side asked for or trained at, or the (height, width) a file is fixed to."""
+    _, height, width = predictor.input_shape
+    if height is None or width is None:
+        return predictor.metadata.image_size if image_size is None else image_size
+    if rectangular or (image_size is not None and (height, width) != (image_size, image_size)):
+        wanted = "smallest shapes" if rectangular else f"{image_size} x {image_size}"
+        raise ModelError(f"{predictor.metadata.variant}: exported for images of {height} x {width}, not for {wanted}")
+    return height, width
 
 
 def check_classes(metadata: ModelMetadata, index: Index) -> None:

@@ -170,7 +170,8 @@ class Int8Exporter:
 def _counts(layers: int) -> list[int]:
     """How many of the layers are kept in float, try after try: 1, 3, 7... below half of them, then half of what is left
     in eight bits each time, until one is."""
-    counts, left = [], layers
+    counts: list[int] = []
+    left = layers
     while 2 ** (len(counts) + 1) - 1 < layers / 2:
         counts.append(2 ** (len(counts) + 1) - 1)
     while left > 1:

@@ -152,14 +152,9 @@ def reference(like: Predictor) -> Predictor:
     """
     said = like.metadata
     model = create_model(said.variant, said.num_classes)
-    metadata = replace(said, form="training")
-    return Predictor(
-        TorchRuntime(model, metadata),
-        confidence=like.confidence,
-        iou=like.iou,
-        max_detections=like.max_detections,
-        image_size=None if like.canvas[0] != like.canvas[1] else like.canvas[0],
-    )
+    runtime = TorchRuntime(model, replace(said, form="training"))
+    runtime.input_shape = (None, *like.canvas)  # square or not: the same input
+    return Predictor(runtime, confidence=like.confidence, iou=like.iou, max_detections=like.max_detections)
 
 
 def files_in(folder: str | os.PathLike[str]) -> list[tuple[RuntimeName, PrecisionName]]:

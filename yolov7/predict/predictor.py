@@ -86,6 +86,11 @@ class Predictor:
         """What the model is: variant, classes, category ids, image size."""
         return self.runtime.metadata
 
+    @property
+    def input_shape(self) -> tuple[int | None, int | None, int | None]:
+        """Fixed batch size, height and width of the network's input; None where any will do."""
+        return self.runtime.input_shape
+
     def decoded(self, batch: Batch) -> Tensor:
         """uint8 (B, 3, H, W) RGB -> float32 (B, N, 5 + C), before the suppression. See :class:`Runtime`."""
         if not isinstance(self.runtime, Runtime):
