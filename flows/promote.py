@@ -76,7 +76,8 @@ def judge(registry: ModelRegistry, name: str, *, rules: Promotion, compare: Comp
         registry.require_signature(challenger)
         champion = registry.by_alias(name, CHAMPION)
         decision = _decide(challenger, champion, rules, compare, dry_run)
-        if not dry_run and decision.outcome != "unchanged":
+        # What was recorded of a version that was rolled back stays as it is: it is the evidence of its promotion.
+        if not dry_run and decision.outcome != "unchanged" and "rolled_back" not in challenger.tags:
             _act(registry, challenger, champion, decision)
     return decision
 
@@ -135,8 +136,8 @@ def _act(registry: ModelRegistry, challenger: Version, champion: Version | None,
         challenger, {"promotion": decision.outcome, "promotion_reason": decision.reason, "promotion_time": now}
     )
     against = f"v{champion.number}" if champion else "none"
-    path = f"promotion/v{challenger.number}-against-{against}.json"
-    registry.record(challenger, path, {**asdict(decision), "time": now})
+    path = f"v{challenger.number}-against-{against}"
+    registry.record(challenger, _document(path), {**asdict(decision), "time": now})
     if decision.outcome == "promoted":
         previous = {PREVIOUS: champion.number} if champion else {}
         registry.set_aliases(challenger.name, {**previous, CHAMPION: challenger.number})
@@ -154,7 +155,12 @@ def roll_back(registry: ModelRegistry, name: str) -> tuple[Version, Version]:
         if previous is None or previous.number == champion.number:
             raise ModelError(f"{name}: there is no previous champion to go back to (champion is {champion})")
         registry.require_signature(previous)
-        registry.set_tags(champion, {"rolled_back": _now()})
+        now = _now()
+        document = {"name": name, "outcome": "rolled back", "champion": champion.number}
+        document |= {"champion_now": previous.number, "time": now}
+        for version in {one.run_id: one for one in (champion, previous)}.values():  # two may come from one run
+            registry.record(version, _document(f"v{champion.number}-rolled-back-to-v{previous.number}"), document)
+        registry.set_tags(champion, {"rolled_back": now})
         registry.set_tags(previous, {"rolled_back": None})
         registry.set_aliases(name, {CHAMPION: previous.number, PREVIOUS: champion.number})
     return previous, champion
@@ -191,6 +197,11 @@ def compared_now(pipeline: Pipeline, params: Params) -> Compare:
             return found
 
     return compare
+
+
+def _document(what: str) -> str:
+    """Where a record lies among those of a version's run; by its time, so that none takes the place of another."""
+    return f"promotion/{what}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}Z.json"
 
 
 def _now() -> str:

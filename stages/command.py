@@ -22,7 +22,8 @@ from yolov7.errors import ConfigError, DataError, YoloError
 
 EXIT_ERROR = 2
 EXIT_RESUMABLE = 75
-"""A training that was told to stop has saved its state: start the same command again (sysexits' EX_TEMPFAIL)."""
+"""Start the same command again: a training was told to stop and has saved its state, or a server is away (sysexits'
+EX_TEMPFAIL)."""
 RESTORE_ONLY = "YOLOV7_RESTORE_ONLY"
 """Environment: a stage whose outputs were to come from the DVC remote does not make them itself."""
 
@@ -34,6 +35,11 @@ NO_TELEMETRY = {
     "GX_ANALYTICS_ENABLED": "false",
 }
 """The one place that says so; the Makefile repeats it for what it starts directly."""
+
+
+class UnavailableError(YoloError):
+    """A server cannot be reached now; the same command may work later."""
+
 
 Option = tuple[str, dict[str, object]]
 
@@ -56,7 +62,8 @@ def run_stage(
 ) -> None:
     """Parse the command line, check `params.yaml`, run `main`, and leave with an exit code.
 
-    0 done; 2 a mistake that the message explains; 75 stopped on request, resumable by the same command.
+    0 done; 2 a mistake that the message explains; 75 stopped on request, or a server that it needs is away: the
+    same command may go on.
     """
     sys.exit(_run(main, variant, options, arguments))
 
@@ -95,7 +102,7 @@ def _run(
         main(params, args)
     except YoloError as error:
         print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
-        return EXIT_ERROR
+        return EXIT_RESUMABLE if isinstance(error, UnavailableError) else EXIT_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

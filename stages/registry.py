@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stages import tracking
+from stages.command import UnavailableError
 from stages.redaction import in_one_line, redacted
 from yolov7 import signature
 from yolov7.errors import ModelError
@@ -41,11 +42,12 @@ DOWNLOADS = Path(".local/models")
 _SERVING = Path(__file__).with_name("serving.py")
 _LOCKS = Path(".state")
 _URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
-_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST")
+"""The last is also what MLflow calls most errors of a database that is just being restarted."""
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
-class RegistryUnavailableError(ModelError):
+class RegistryUnavailableError(ModelError, UnavailableError):
     """The MLflow server or its database cannot be reached now; the same command may work later."""
 
 

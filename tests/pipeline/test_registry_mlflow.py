@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from flows.promote import judge, main, roll_back
+from stages.command import EXIT_RESUMABLE, run_stage
 from stages.params import Promotion
 from stages.registry import (
     CHALLENGER,
@@ -22,6 +23,7 @@ from stages.registry import (
     ModelRegistry,
     RegistryUnavailableError,
     Version,
+    _reported,
     download_model,
 )
 from stages.serving import COLUMNS
@@ -72,6 +74,13 @@ def register(
     run_id = registry.run_for({"run_id": None, "fingerprint": name}, experiment="tests", name=name)
     origin = {"git_revision": "abc", "variant": "yolov7-tiny"}
     return registry.register(export, name=name, run_id=run_id, origin=origin, measured=tags(ap, data), example=example)
+
+
+def records(registry: ModelRegistry, version: Version, what: str) -> list[dict[str, Any]]:
+    """The documents of promotions and rollbacks of that kind which the version's run keeps."""
+    found = [one.path for one in registry.client.list_artifacts(version.run_id, "promotion")]
+    chosen = [path for path in found if path.startswith(f"promotion/{what}-")]
+    return [document for path in chosen if (document := registry.recorded(version, path)) is not None]
 
 
 def never(challenger: Version, champion: Version) -> Mapping[str, Any]:
@@ -201,8 +210,7 @@ def test_promotion_and_rollback(registry: ModelRegistry, name: str, export: Path
     assert kept.reason.startswith("test AP 0.5100 does not exceed the champion's 0.5000 by more than 0.01")
     loser = registry.resolve(f"models:/{name}/3")
     assert (loser.tags["promotion"], loser.tags["promotion_reason"]) == ("kept", kept.reason)
-    evidence = registry.client.list_artifacts(loser.run_id, "promotion")
-    assert "promotion/v3-against-v2.json" in [one.path for one in evidence]
+    assert len(records(registry, loser, "v3-against-v2")) == 1
 
     won = challenge("better", 0.52)  # version 4
     assert (won.outcome, won.champion_now) == ("promoted", 4)
@@ -213,6 +221,12 @@ def test_promotion_and_rollback(registry: ModelRegistry, name: str, export: Path
     assert registry.aliases(name) == {CHALLENGER: 4, CHAMPION: 2, PREVIOUS: 4}
     again = judge(registry, name, rules=MARGIN, compare=never)
     assert again.outcome == "kept" and "was rolled back on" in again.reason
+    taken_down = registry.resolve(f"models:/{name}/4")
+    assert (taken_down.tags["promotion"], taken_down.tags["promotion_reason"]) == ("promoted", won.reason)
+    (evidence,) = records(registry, taken_down, "v4-against-v2")
+    assert evidence["outcome"] == "promoted", "what was promoted once, and why, is still there"
+    (back,) = records(registry, taken_down, "v4-rolled-back-to-v2")
+    assert (back["champion"], back["champion_now"]) == (4, 2) and back["time"] == taken_down.tags["rolled_back"]
     roll_back(registry, name)
     assert registry.aliases(name) == {CHALLENGER: 4, CHAMPION: 4, PREVIOUS: 2}
     assert "rolled_back" not in registry.resolve(f"models:/{name}/4").tags
@@ -253,6 +267,27 @@ def test_a_server_that_is_away_is_told_from_a_mistake(tmp_path: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RegistryUnavailableError, match=r"127\.0\.0\.1"):
         download_model("models:/any@champion")
+
+
+def test_a_database_that_is_restarted_is_no_mistake_of_ours() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+    said = "(psycopg2.errors.AdminShutdown) terminating connection due to administrator command"
+    with pytest.raises(RegistryUnavailableError, match="terminating connection"), _reported():
+        raise MlflowException(said, error_code=BAD_REQUEST)
+
+
+def test_a_stage_whose_registry_is_away_may_be_started_again(tmp_path: Path, capsys: Any) -> None:
+    def main(params: Any, args: Any) -> None:
+        raise RegistryUnavailableError("MLflow at http://mlflow cannot be reached")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as caught:
+        patch.chdir(tmp_path)
+        (tmp_path / "params.yaml").write_text("variants: [yolov7-tiny]\nper_variant: {yolov7-tiny: {}}\n")
+        run_stage(main, arguments=[])
+    assert caught.value.code == EXIT_RESUMABLE
+    assert capsys.readouterr().err.splitlines()[-1] == "error: MLflow at http://mlflow cannot be reached"
 
 
 def test_two_registrations_at_once_make_one_version(export: Path, tmp_path: Path, mlflow_server: str) -> None:
