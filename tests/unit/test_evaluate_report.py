@@ -13,7 +13,7 @@ from yolov7.data.coco import CocoAnnotations
 from yolov7.data.index import build_index
 from yolov7.errors import DataError
 from yolov7.evaluate import evaluate_detections
-from yolov7.evaluate.bootstrap import ap_difference_interval, ap_interval
+from yolov7.evaluate.bootstrap import Interval, ap_difference_interval, ap_interval
 from yolov7.evaluate.errors import best_confidence, calibration, find_errors
 from yolov7.evaluate.report import analyse, render_report
 from yolov7.evaluate.run import Evaluation
@@ -128,6 +128,20 @@ def test_intervals_hold_the_figure_repeat_and_compare_in_pairs(tmp_path):
     other = scene(tmp_path, truths[1:], images=40)
     with pytest.raises(DataError, match="cannot be compared"):
         ap_difference_interval(first, evaluate_detections(other, results).matches)
+
+
+def test_draws_without_an_object_have_no_figure_and_do_not_count(tmp_path):
+    truths, results = random_results(3, images=30)
+    truths = [truth for truth in truths if truth[0] == 0]  # a third of the draws miss the only image with objects
+    index = scene(tmp_path, truths, images=30)
+    matches = evaluate_detections(index, results).matches
+    assert matches.average_precision(np.eye(30)[5]) == -1
+    interval = ap_interval(matches)
+    assert 0 <= interval.low <= interval.value <= interval.high
+    fewer = evaluate_detections(index, [r for i, r in enumerate(results) if i % 3]).matches
+    assert np.abs([*vars(ap_difference_interval(matches, fewer)).values()]).max() < 1
+    nothing = evaluate_detections(scene(tmp_path, [], images=5), []).matches
+    assert ap_interval(nothing) == Interval(-1, -1, -1) and ap_difference_interval(nothing, nothing).high == 0
 
 
 def test_the_best_confidence_and_the_calibration_are_those_of_a_direct_count(tmp_path):

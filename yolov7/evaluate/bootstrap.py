@@ -24,8 +24,10 @@ class Interval:
 
 
 def ap_interval(matches: Matches, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """AP with its interval over images. The same seed gives the same interval."""
-    drawn = [matches.average_precision(weights) for weights in _draws(len(matches.image_ids), resamples, seed)]
+    """AP with its interval over images. The same seed gives the same interval. Draws without any object, whose AP is
+    undefined, are left out.
+    """
+    drawn = [matches.average_precision(weights) for weights in _draws(matches, resamples, seed)]
     return _interval(matches.average_precision(), drawn, confidence)
 
 
@@ -40,17 +42,22 @@ def ap_difference_interval(
         raise DataError("the two evaluations are of different images or annotations and cannot be compared")
     drawn = [
         first.average_precision(weights) - second.average_precision(weights)
-        for weights in _draws(len(first.image_ids), resamples, seed)
+        for weights in _draws(first, resamples, seed)
     ]
     return _interval(first.average_precision() - second.average_precision(), drawn, confidence)
 
 
-def _draws(images: int, resamples: int, seed: int) -> np.ndarray:
-    """(resamples, images): how often each image was drawn, `images` times in all."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+def _draws(matches: Matches, resamples: int, seed: int) -> np.ndarray:
+    """(at most resamples, images): how often each image was drawn, as often in all as there are images. Of draws with
+    an object in them: in the others there is nothing to be found, and no AP."""
+    images = len(matches.image_ids)
+    drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
+    return drawn[drawn @ matches.truths.sum(axis=0) > 0]
 
 
 def _interval(value: float, drawn: list[float], confidence: float) -> Interval:
+    if not drawn:  # no object at all
+        return Interval(float(value), float(value), float(value))
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(float(value), float(low), float(high))
