@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.command import run_stage
 from stages.evaluate import IMAGES, INDEX
-from stages.params import Params
+from stages.params import Evaluate, Params
 from stages.provenance import dataset_document, read_json
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
@@ -40,13 +40,15 @@ def main(params: Params, args: argparse.Namespace) -> None:
     figures = _evaluated(params.variants, document["sha256"])
     index = Index.open(INDEX, image_root=IMAGES)
     images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
-    timed = _timed(list(figures), images, args.rounds)
+    timed = _timed(list(figures), images, args.rounds, params.evaluate)
     compared = [_compared(variant, metrics, timed[variant]) for variant, metrics in figures.items()]
     facts = {
         "Test images": f"{len(index):,}, {index.num_boxes:,} objects",
         "Test data": document["sha256"],
         "Latency": f"ONNX Runtime, batch 1, {os.cpu_count()} cores, {args.rounds} images, each variant in turn",
     }
+    if params.evaluate.augment:
+        facts["Latency"] += f"; with test-time augmentation ({params.evaluate.augment}), as AP"
     absent = [variant for variant in params.variants if variant not in figures]
     if absent:
         facts["Not evaluated yet"] = ", ".join(absent)
@@ -76,8 +78,14 @@ def _export(variant: str) -> Path:
     return Path("models") / variant / "export"
 
 
-def _timed(variants: list[str], images: list[np.ndarray], rounds: int) -> dict[str, Benchmark]:
-    predictors = {variant: load_detector(_export(variant) / "model.onnx") for variant in variants}
+def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings: Evaluate) -> dict[str, Benchmark]:
+    """Images are seen as the evaluation saw them: AP of several views beside the time of one would be a false pair."""
+    predictors = {
+        variant: load_detector(
+            _export(variant) / "model.onnx", augment=settings.augment, rectangular=settings.rectangular
+        )
+        for variant in variants
+    }
     return compare(predictors, images, rounds=rounds, warmup=3)
 
 
