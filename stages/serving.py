@@ -6,7 +6,7 @@ be pickled. It needs the library, which travels in the model's `code` folder, an
 Input: a table with the column `image`; a cell holds the bytes of an image file (base64 text in JSON), or, from Python,
 a uint8 RGB array (height, width, 3): `model.predict({"image": [array, ...]})`.
 Output: one row a detection, in :data:`COLUMNS`, best first within an image; boxes are corners in pixels of the image
-as it was sent, `image` is the row of the input it belongs to.
+as it is shown (a photograph's EXIF orientation applied), `image` is the row of the input it belongs to.
 
 What a request may ask for is bounded (:class:`Limits`). Every size is read from the file's header before anything is
 decoded, images are decoded one after the other and kept only as the network's input, and the network sees those of one
@@ -60,6 +60,9 @@ COLUMNS = {
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What is taken, as Pillow names it: formats that both Pillow and OpenCV know by their first bytes."""
 
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+"""Pixels of the largest image whose header Pillow reads."""
+
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
 _PREFIX = "YOLOV7_SERVE_"
 
@@ -90,6 +93,8 @@ class Limits:
                 continue
             if not text.isdecimal() or int(text) < 1:
                 raise ConfigError(f"{name}: a whole number above 0 is expected, got {text!r}")
+            if field.name == "max_pixels" and int(text) > LARGEST:
+                raise ConfigError(f"{name}: at most {LARGEST} are read, by whatever this says; got {text}")
             values[field.name] = int(text)
         return cls(**values)
 
@@ -208,7 +213,7 @@ def _size(data: bytes, row: int, limits: Limits) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             return header.size
     except Image.DecompressionBombError:
-        raise _refused(f"row {row}: the image is larger than {limits.max_pixels} pixels") from None
+        raise _refused(f"row {row}: the image has more than {min(limits.max_pixels, LARGEST)} pixels") from None
     # Pillow's readers of headers raise whatever their parsing comes upon; none of it may become a server's error.
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
         raise _refused(f"row {row}: not an image of a known format, or damaged") from None

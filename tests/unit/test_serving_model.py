@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from PIL import Image
 from small_detector import pictures
 
-from stages.serving import DetectorModel, Limits
+from stages.serving import LARGEST, DetectorModel, Limits
+from yolov7.data.decode import decode_image
 from yolov7.errors import ConfigError
 from yolov7.predict import load_detector
 
@@ -102,3 +105,31 @@ def test_limits_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("YOLOV7_SERVE_MAX_IMAGES", "0")
     with pytest.raises(ConfigError, match="YOLOV7_SERVE_MAX_IMAGES: a whole number above 0 is expected, got '0'"):
         Limits.from_environment()
+
+
+def test_the_limit_of_pixels_is_one_that_can_be_kept(model, monkeypatch):
+    claims = b"P6 20000 20000 255\n" + bytes(64)
+    with pytest.raises(MlflowException, match="row 0: the image has more than 64000000 pixels"):
+        ask(model, [claims])
+    model._limits = replace(Limits(), max_pixels=10**9)
+    with pytest.raises(MlflowException, match=f"row 0: the image has more than {LARGEST} pixels"):
+        ask(model, [claims])
+    monkeypatch.setenv("YOLOV7_SERVE_MAX_PIXELS", str(LARGEST))
+    assert Limits.from_environment().max_pixels == LARGEST
+    monkeypatch.setenv("YOLOV7_SERVE_MAX_PIXELS", str(LARGEST + 1))
+    with pytest.raises(ConfigError, match=f"YOLOV7_SERVE_MAX_PIXELS: at most {LARGEST}"):
+        Limits.from_environment()
+
+
+def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(model):
+    image = Image.fromarray(pictures(2)[1])  # 80 x 120
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # a quarter turn
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=orientation, quality=100)
+    rows = ask(model, [file.getvalue()], confidence=0.2)
+    turned = decode_image(file.getvalue())
+    assert turned.shape[:2] == (120, 80)
+    (found,) = model._detector.predict(turned)
+    np.testing.assert_allclose(rows[["x1", "y1", "x2", "y2"]].to_numpy(), found.boxes.numpy(), atol=1e-2)
+    assert rows["y2"].max() > 80
