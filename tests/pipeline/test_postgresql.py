@@ -113,6 +113,13 @@ def prefect_server(folder: Path, cluster: Cluster) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/api"
 
 
+def shipped_environment() -> dict[str, str]:
+    """What prefect.yaml gives to every run."""
+    document = yaml.safe_load((Path(__file__).resolve().parents[2] / "prefect.yaml").read_text())
+    env: dict[str, str] = document["definitions"]["work_pool"]["job_variables"]["env"]
+    return {name: value for name, value in env.items() if name.startswith("PREFECT_")}
+
+
 def do(command: list[str], folder: Path, env: dict[str, str]) -> str:
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -151,7 +158,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, project_template: Path, expor
             PREFECT_API_AUTH_STRING=":".join(SIGN_IN),
             PREFECT_HOME=str(folder / "client"),
             PREFECT_LOGGING_TO_API_ENABLED="true",
-            PREFECT_CLIENT_RETRY_EXTRA_CODES="500",
+            **shipped_environment(),
             MLFLOW_TRACKING_URI=mlflow.replace("://", f"://somebody:{PLANTED['MLflow']}@"),
             MLFLOW_TRACKING_USERNAME="somebody",
             MLFLOW_TRACKING_PASSWORD=PLANTED["MLflow"],

@@ -279,6 +279,9 @@ def test_work_pools_are_what_prefect_takes(name):
             assert key not in variables.get("required", [])
     heartbeat = variables["properties"]["env"]["default"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]
     assert heartbeat == "30", "without it, a run whose machine vanished runs for ever"
+    shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())["definitions"]["work_pool"]["job_variables"]["env"]
+    assert variables["properties"]["env"]["default"] == shipped, "those of a deployment take the place of the pool's"
+    assert shipped["PREFECT_CLIENT_RETRY_EXTRA_CODES"] == "500", "a database that restarts"
 
 
 def test_process_pool_has_the_shape_of_the_installed_worker():
