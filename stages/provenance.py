@@ -16,6 +16,9 @@ INGESTED = Path("data/ingested")
 PACKAGES = Path("requirements.lock")
 UNKNOWN, DIRTY = "unknown", "-dirty"
 UNTRACKED = "not tracked by DVC"
+_WRITTEN = ("dvc.lock", "reference.json")
+"""Written by the pipeline itself, a result of this revision and not a change to it: the second, the statistics of the
+champion's data, by `flow.fetch_reference`; it judges data and changes none."""
 
 
 def git_revision() -> str:
@@ -31,8 +34,8 @@ def git_revision() -> str:
 def git_changes() -> list[str]:
     """Tracked files that differ from the commit. Raises what `subprocess.run` does outside git."""
     lines = _git("status", "--porcelain", "--untracked-files=no").splitlines()
-    # dvc.lock is written by the pipeline itself: it is a result of this revision, not a change to it.
-    return [line.split(maxsplit=1)[1] for line in lines if not line.endswith("dvc.lock")]
+    names = (line.split(maxsplit=1)[1] for line in lines)
+    return [name for name in names if Path(name).name not in _WRITTEN]
 
 
 def code_origin() -> dict[str, str]:

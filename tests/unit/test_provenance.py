@@ -1,0 +1,31 @@
+"""Which code made a thing: what the pipeline itself writes makes no revision another one."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stages.provenance import DIRTY, git_changes, git_revision
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def test_what_the_pipeline_writes_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "validation").mkdir()
+    written = ("dvc.lock", "validation/reference.json")
+    for name in (*written, "params.yaml"):
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    for name in written:
+        (tmp_path / name).write_text("2")
+    assert git_changes() == [] and git_revision() == git("rev-parse", "HEAD")
+    (tmp_path / "params.yaml").write_text("2")
+    assert git_changes() == ["params.yaml"] and git_revision().endswith(DIRTY)
