@@ -227,7 +227,7 @@ def _tensorrt(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from yolov7.predict.job import RESULTS, document, predict_source
+    from yolov7.predict.job import RESULTS, predict_source
     from yolov7.predict.sources import open_source
     from yolov7.predict.tiles import TiledPredictor
 
@@ -247,9 +247,10 @@ def _predict(args: argparse.Namespace) -> None:
     if job.errors and not job.images:
         raise job.errors[0]
     if args.json:
-        print(json.dumps(document(predictor, job), indent=2, ensure_ascii=False))
+        with (args.output / RESULTS).open(encoding="utf-8") as lines:
+            sys.stdout.writelines(lines)
     else:
-        print(f"{len(job.images)} images, {len(job.annotations)} detections: {args.output / RESULTS}")
+        print(f"{job.images} images, {job.detections} detections: {args.output / RESULTS}")
     if job.errors:
         more = f" (and {len(job.errors) - 1} more)" if len(job.errors) > 1 else ""
         raise DataError(f"{job.errors[0]}{more}; the others are done")

@@ -16,7 +16,7 @@ import pytest
 from small_detector import pictures, small_detector
 
 from yolov7 import cli
-from yolov7.predict import load_detector
+from yolov7.predict import job, load_detector
 
 
 @pytest.fixture
@@ -195,7 +195,30 @@ def test_a_termination_keeps_what_is_done(capsys, exported, images, tmp_path, mo
     document = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["0.png"]
     assert (tmp_path / "out" / "detections.csv").is_file()
+    assert not (tmp_path / "out" / "detections.partial.jsonl").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_is_killed_leaves_its_records_and_none_are_kept_in_memory(capsys, exported, images, tmp_path, monkeypatch):
+    partial, lines = tmp_path / "out" / "detections.partial.jsonl", []
+    partial.parent.mkdir()
+    partial.write_text("what an earlier one left, killed too")
+    draw = job._draw
+
+    def watched(path, frame, detections, names):
+        lines.append(partial.read_text().splitlines())
+        draw(path, frame, detections, names)
+
+    monkeypatch.setattr(job, "_draw", watched)
+    code, printed, _ = run(capsys, "predict", images, "--model", exported, "-o", tmp_path / "out", "--json")
+    assert code == 0 and [len(one) for one in lines] == [1, 2, 3]
+    document = json.loads(printed)
+    records = [json.loads(line) for line in lines[-1]]
+    assert [record["image"] for record in records] == document["images"]
+    assert [found for record in records for found in record["annotations"]] == document["annotations"]
+    assert [found["id"] for found in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
+    assert not partial.exists()
+    assert set(vars(job.Job())) == {"images", "detections", "errors"} and job.Job().images == 0
 
 
 def test_an_original_is_never_overwritten(capsys, exported, images, monkeypatch):

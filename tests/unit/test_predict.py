@@ -10,7 +10,7 @@ from small_detector import SIDE, metadata_of, pictures
 from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.model import save_checkpoint
 from yolov7.nms import Detections
-from yolov7.predict import Predictor, TorchRuntime, load_detector
+from yolov7.predict import Predictor, TorchRuntime, load_detector, runtimes
 
 IMAGES = pictures(9)
 
@@ -96,6 +96,11 @@ def test_boxes_are_clipped_to_the_image(trained):
 
     found = Predictor(Everywhere(metadata_of(trained))).predict([np.zeros((30, 70, 3), np.uint8)])
     assert found[0].boxes.tolist() == [[0, 0, 70, 30]]
+
+
+def test_what_is_not_finite_is_left_out_of_a_suppression_inside_too():
+    rows = np.array([[0, 1, 2, 3, 4, 0.5, 1], [0, np.nan, 2, 3, 4, 0.5, 1], [0, 1, 2, np.inf, 4, 0.5, 1]], np.float32)
+    assert runtimes._detections(rows).boxes.tolist() == [[1, 2, 3, 4]]
 
 
 def test_thresholds_default_to_those_of_the_export(exported):

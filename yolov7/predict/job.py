@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
 
 from yolov7.errors import DataError
-from yolov7.files import atomic_path, write_json, write_text
+from yolov7.files import atomic_path, write_atomic, write_text
 from yolov7.nms import Detections
 from yolov7.predict.draw import draw_detections
 from yolov7.predict.predictor import Predictor
@@ -26,6 +27,8 @@ from yolov7.predict.tiles import TiledPredictor
 
 RESULTS = "detections.json"
 TABLE = "detections.csv"
+PARTIAL = "detections.partial.jsonl"
+"""While the work goes on: an object a line, with `image` and `annotations`."""
 FORMATS = ("csv", "yolo")
 _DRAWN_AS_THEY_ARE = frozenset({".jpg", ".jpeg", ".png"})
 _LARGEST_JPEG = 65_535
@@ -35,10 +38,10 @@ _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 92]
 
 @dataclass
 class Job:
-    """What has been found so far, as the records of a COCO json."""
+    """What has been found so far; the records themselves are in files, because a camera never ends."""
 
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
+    images: int = 0
+    detections: int = 0
     errors: list[DataError] = field(default_factory=list)
     """Images that could not be read, or not be drawn."""
 
@@ -57,15 +60,16 @@ def predict_source(
     the score as sixth figure.
 
     An original is never overwritten: :class:`DataError` before anything is done if a drawn image would take its place.
-    An image that cannot be read is noted and left out. Whatever ends the work early (an interrupt, a stream that
-    breaks), the json of what was done until then is written. `advance` is called after every image.
+    An image that cannot be read is noted and left out. Records go to :data:`PARTIAL`, a line an image, as they come;
+    whatever ends the work early (an interrupt, a stream that breaks), the json of what was done until then is made of
+    them, and what is killed leaves those lines. `advance` is called after every image.
     """
     job, names = Job(), _Names(source, out)
     try:
         for frames in _batches(source, predictor.batch_size, job.errors.append):
             found = predictor.predict([frame.image for frame in frames])
             for frame, detections in zip(frames, found, strict=True):
-                _record(job, frame, detections, predictor.metadata.category_ids)
+                _record(out / PARTIAL, job, frame, detections, predictor.metadata.category_ids)
                 if "yolo" in formats:
                     _write_yolo(out / "labels" / names.label(frame.name), frame, detections)
                 try:
@@ -75,43 +79,55 @@ def predict_source(
                 advance()
     finally:
         if job.images:  # nothing found out is no reason to overwrite an earlier result
-            said = document(predictor, job)
-            write_json(out / RESULTS, said)
+            write_atomic(out / RESULTS, lambda file: _write_document(file, predictor, out / PARTIAL))
             if "csv" in formats:
-                write_text(out / TABLE, _table(said))
+                write_atomic(out / TABLE, lambda file: _write_table(file, predictor, out / PARTIAL))
+            (out / PARTIAL).unlink()
     return job
 
 
-def document(predictor: Predictor | TiledPredictor, job: Job) -> dict[str, Any]:
+def _write_document(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
     """The COCO-style json: images, annotations (with a score), categories under their ids in the training data."""
     said = predictor.metadata
-    return {
-        "info": {
-            "description": f"detections by {said.variant}",
-            "confidence": predictor.confidence,
-            "iou": predictor.iou,
-        },
-        "images": job.images,
-        "annotations": job.annotations,
-        "categories": [
-            {"id": number, "name": name} for number, name in zip(said.category_ids, said.class_names, strict=True)
-        ],
-    }
+    info = {"description": f"detections by {said.variant}", "confidence": predictor.confidence, "iou": predictor.iou}
+    categories = [
+        {"id": number, "name": name} for number, name in zip(said.category_ids, said.class_names, strict=True)
+    ]
+    images = (_line(record["image"]) for record in _read(records))
+    annotations = (_line(found) for record in _read(records) for found in record["annotations"])
+    file.write(b'{"info": ' + _line(info))
+    for name, lines in (("images", images), ("annotations", annotations), ("categories", map(_line, categories))):
+        file.write(f',\n"{name}": ['.encode())
+        for number, line in enumerate(lines):
+            file.write((b",\n  " if number else b"\n  ") + line)
+        file.write(b"\n]")
+    file.write(b"}\n")
 
 
-def _table(said: dict[str, Any]) -> str:
+def _write_table(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
     """A row for every detection: file, class, score, corners in pixels."""
-    text = io.StringIO()
+    names = dict(zip(predictor.metadata.category_ids, predictor.metadata.class_names, strict=True))
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "class", "category_id", "score", "x1", "y1", "x2", "y2"])
-    files = {image["id"]: image["file_name"] for image in said["images"]}
-    names = {category["id"]: category["name"] for category in said["categories"]}
-    for found in said["annotations"]:
-        left, top, width, height = found["bbox"]
-        corners = [left, top, round(left + width, 3), round(top + height, 3)]
-        category = found["category_id"]
-        rows.writerow([files[found["image_id"]], names[category], category, found["score"], *corners])
-    return text.getvalue()
+    for record in _read(records):
+        for found in record["annotations"]:
+            left, top, width, height = found["bbox"]
+            corners = [left, top, round(left + width, 3), round(top + height, 3)]
+            category = found["category_id"]
+            rows.writerow([record["image"]["file_name"], names[category], category, found["score"], *corners])
+    text.detach()  # the file is closed by who opened it
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _read(records: Path) -> Iterator[dict[str, Any]]:
+    with records.open("rb") as lines:
+        for line in lines:
+            if line.endswith(b"\n"):  # an interrupt may have cut the last one
+                yield json.loads(line)
 
 
 class _Names:
@@ -187,17 +203,18 @@ def _draw(path: Path, frame: Frame, detections: Detections, class_names: tuple[s
             raise OSError(f"{path}: the drawn image could not be written")
 
 
-def _record(job: Job, frame: Frame, detections: Detections, category_ids: tuple[int, ...]) -> None:
+def _record(path: Path, job: Job, frame: Frame, detections: Detections, category_ids: tuple[int, ...]) -> None:
+    """Append a line: the image, and its annotations."""
     height, width = frame.image.shape[:2]
-    image_id = len(job.images) + 1
-    job.images.append({"id": image_id, "file_name": frame.name, "width": width, "height": height})
+    image = {"id": job.images + 1, "file_name": frame.name, "width": width, "height": height}
+    annotations: list[dict[str, Any]] = []
     for box, score, label in zip(*(column.tolist() for column in detections.to_numpy()), strict=True):
         left, top, right, bottom = box
         sides = [left, top, right - left, bottom - top]
-        job.annotations.append(
+        annotations.append(
             {
-                "id": len(job.annotations) + 1,
-                "image_id": image_id,
+                "id": job.detections + len(annotations) + 1,
+                "image_id": image["id"],
                 "category_id": category_ids[label],
                 "bbox": [round(side, 3) for side in sides],
                 "area": round(sides[2] * sides[3], 3),
@@ -205,3 +222,8 @@ def _record(job: Job, frame: Frame, detections: Detections, category_ids: tuple[
                 "score": round(score, 5),
             }
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab" if job.images else "wb") as file:  # what a killed command left gives way
+        file.write(_line({"image": image, "annotations": annotations}) + b"\n")
+    job.images += 1
+    job.detections += len(annotations)

@@ -243,8 +243,8 @@ def scaled_parts(batch: np.ndarray, fixed: int | None) -> Iterator[np.ndarray]:
 
 
 def _detections(rows: np.ndarray) -> Detections:
-    """Rows (n, 7) of one image: image index, x1, y1, x2, y2, score, class."""
-    values = torch.from_numpy(np.ascontiguousarray(rows))
+    """Rows (n, 7) of one image: image index, x1, y1, x2, y2, score, class. What is not finite is left out."""
+    values = torch.from_numpy(np.ascontiguousarray(rows[np.isfinite(rows).all(axis=1)]))
     return Detections(boxes=values[:, 1:5].clone(), scores=values[:, 5].clone(), labels=values[:, 6].long())
 
 
