@@ -97,18 +97,17 @@ def _run(pipeline: Pipeline, name: str, arguments: list[str], log: Log) -> None:
     try:
         pipeline.run(name, [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments], log)
     except StageError as error:
-        raise explained(error, pipeline.root) from error
+        raise explained(error, pipeline) from error
 
 
-def explained(error: StageError, root: Path) -> StageError:
+def explained(error: StageError, pipeline: Pipeline) -> StageError:
     """The error with its kind in words and whether it lasts, where its log tells; otherwise the error as it is."""
     if error.log is None:
         return error
     said = error.log.read_text(encoding="utf-8", errors="replace")
     for kind in _KINDS:
         if found := kind.words.search(said):
-            message = (
-                f"stage {error.stage}: the DVC remote: {kind.says} ({found[0]}); log: {error.log.relative_to(root)}"
-            )
+            where = pipeline.shown(error.log)
+            message = f"stage {error.stage}: the DVC remote: {kind.says} ({found[0]}); log: {where}"
             return StageError(message, stage=error.stage, lasting=kind.lasting, log=error.log)
     return error

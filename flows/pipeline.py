@@ -109,9 +109,11 @@ class Pipeline:
         *,
         timeout_seconds: float | None = None,
         variables: Mapping[str, str] | None = None,
+        logs: Path | None = None,
     ):
-        """`variables` are added to the environment of every child."""
+        """`variables` are added to the environment of every child; `logs`: a folder other than that of the project."""
         self.root = (root or Path.cwd()).resolve()
+        self.logs = (logs or self.root / LOGS).resolve()
         self.timeout_seconds = timeout_seconds
         self.variables = dict(variables or {})
         self._running: dict[str, subprocess.Popen[str]] = {}
@@ -165,7 +167,7 @@ class Pipeline:
     def run(self, name: str, command: Sequence[str], log: Log) -> list[str]:
         """Run a command to its end; returns its lines. Raises :class:`StageError` with the cause and the log's path."""
         mark = uuid.uuid4().hex
-        file = _LogFile(self.root / LOGS / f"{name}.log", mark)
+        file = _LogFile(self.logs / f"{name}.log", mark)
         try:
             process = self._start(name, command, mark)
             output = _Output(process, file, log)
@@ -186,7 +188,7 @@ class Pipeline:
             raise
         # "nothing to do" does not replace what the last real run said
         file.close(keep=bool(process.returncode) or _outcome(lines) is not Outcome.UNCHANGED)
-        where = str(file.path.relative_to(self.root))
+        where = self.shown(file.path)
         if file.error is not None:
             log.warning("%s: the log is not whole: %s", where, file.error)
             where += f" (not whole: {file.error.strerror})"
@@ -201,6 +203,10 @@ class Pipeline:
             message = f"{_named(name)} failed with exit code {status}: {redacted(_cause(lines))}; log: {where}"
             raise StageError(message, stage=name, lasting=status == EXIT_ERROR, log=path)
         return lines
+
+    def shown(self, path: Path) -> str:
+        """A path as messages name it: short within the project, whole elsewhere."""
+        return str(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
 
     def _start(self, name: str, command: Sequence[str], mark: str) -> subprocess.Popen[str]:
         with self._guard:

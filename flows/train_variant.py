@@ -21,7 +21,7 @@ from prefect.tasks import exponential_backoff
 from pydantic import PositiveFloat
 
 from flows import dvc_remote
-from flows.pipeline import Log, Outcome, Pipeline, StageError, StageResult
+from flows.pipeline import LOGS, Log, Outcome, Pipeline, StageError, StageResult
 from flows.tasks import DATA_STAGES, Slots, retried, run_stage, worth_retrying
 from flows.worktree import DataHashes, bring, commit_of, hashes_of, worktree
 from stages import params as params_module
@@ -62,7 +62,8 @@ def train_variant(
             raise ConfigError(f"variant: {variant!r} is not in params.yaml: variants of {commit[:12]}")
         _share_state(root, folder)
         variables = {} if os.environ.get("MLFLOW_TRACKING_URI") else {"MLFLOW_TRACKING_URI": _database(root)}
-        with Pipeline(folder, timeout_seconds=timeout_hours * 3600, variables=variables) as pipeline:
+        logs = root / LOGS / "by-revision" / variant  # those in the worktree would go with it
+        with Pipeline(folder, timeout_seconds=timeout_hours * 3600, variables=variables, logs=logs) as pipeline:
             deliver(pipeline, log)
             retried(bring_data, params)(pipeline, data or hashes_of(folder, DATA_STAGES))
             # Where the remote's run cache has it already, nothing is trained.

@@ -125,6 +125,8 @@ def test_a_training_by_revision_on_another_machine_comes_back_by_the_run_cache(
     (where,) = clones.counted.read_text().splitlines()
     assert Path(where).is_relative_to(clones.trains / WORKTREES), "trained once, on the other machine"
     assert not Path(where).exists() and not (clones.trains / "models").exists(), "nothing is left there"
+    kept = clones.trains / LOGS / f"by-revision/{VARIANT}/{STAGE}.log"
+    assert "Running stage" in kept.read_text(), "what a message calls its log outlives the worktree"
     again = RunJournal(journal.path, experiment="earlier", run_name="earlier")
     assert again.due == 0 and (clones.trains / DATABASE).is_file(), "delivered, and not into the worktree"
     out = clones.asks / f"models/{VARIANT}"
@@ -178,11 +180,12 @@ def test_what_the_remote_says_is_told_by_kind(tmp_path: Path, said: str, words: 
     log = tmp_path / LOGS / "push.log"
     log.parent.mkdir(parents=True)
     log.write_text(f"working\n{said}\nHaving any troubles?\n")
-    error = dvc_remote.explained(StageError("push failed", stage="push", log=log), tmp_path)
+    pipeline = Pipeline(tmp_path)
+    error = dvc_remote.explained(StageError("push failed", stage="push", log=log), pipeline)
     assert words in str(error) and str(error).endswith(f"; log: {LOGS}/push.log") and error.lasting is lasting
     log.write_text("something else")
     plain = StageError("push failed", stage="push", log=log)
-    assert dvc_remote.explained(plain, tmp_path) is plain
+    assert dvc_remote.explained(plain, pipeline) is plain
 
 
 def test_a_remote_that_refuses_an_upload_is_named_in_one_line(clones: SimpleNamespace, store: FaultyS3) -> None:

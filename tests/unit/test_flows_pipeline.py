@@ -84,3 +84,11 @@ def test_logs_that_a_killed_run_has_left_half_are_removed(tmp_path: Path) -> Non
         fcntl.flock(file, fcntl.LOCK_EX)
         with only_run(tmp_path, LOG):
             assert sorted((tmp_path / LOGS).iterdir()) == [grows, whole]
+
+
+def test_logs_may_lie_outside_a_folder_that_is_going_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "worktree").mkdir()
+    with Pipeline(tmp_path / "worktree", logs=tmp_path / "logs") as pipeline, pytest.raises(StageError) as caught:
+        pipeline.run("train", [sys.executable, "-c", "raise SystemExit('why')"], LOG)
+    assert str(caught.value).endswith(f"why; log: {tmp_path}/logs/train.log")
+    assert caught.value.log is not None and caught.value.log.read_text() == "why\n"
