@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.params import Promotion
+from stages.registry import ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED
 
+_EVIDENCE = {
+    "artefact": (ARTEFACT_VERIFICATION, "verification of the artefact against what was trained"),
+    "data": (DATA_VALIDATION, "validation of the training data"),
+}
 _ROUNDING = 6
 """Digits of AP that count: a difference below that is rounding, not progress."""
 
@@ -26,8 +31,12 @@ class Check:
 
 def checks(comparison: Mapping[str, Any], rules: Promotion) -> list[Check]:
     """Every rule of `params.yaml: promotion` that is switched on, judged."""
-    judged = [_better(comparison, rules), _classes(comparison, rules)]
-    ours = comparison["challenger"]
+    return [_better(comparison, rules), _classes(comparison, rules), *budgets(comparison["challenger"], rules)]
+
+
+def budgets(ours: Mapping[str, Any], rules: Promotion) -> list[Check]:
+    """The rules that hold for a model by itself, also for the first champion; `ours` is its side of a comparison."""
+    judged = []
     if rules.max_latency_ms:
         found = f"{ours['latency_ms']:.1f} ms an image, {rules.max_latency_ms:g} ms allowed"
         judged.append(Check("latency", ours["latency_ms"] <= rules.max_latency_ms, found))
@@ -36,6 +45,12 @@ def checks(comparison: Mapping[str, Any], rules: Promotion) -> list[Check]:
         found = "size unknown" if size is None else f"{size:.1f} MB, {rules.max_size_mb:g} MB allowed"
         judged.append(Check("size", size is not None and size <= rules.max_size_mb, found))
     return judged
+
+
+def evidence(tags: Mapping[str, str]) -> list[Check]:
+    """What registration has noted of the stages before it: their success has to be on record, not to be assumed."""
+    found = [(rule, what, tags.get(tag, "not on record")) for rule, (tag, what) in _EVIDENCE.items()]
+    return [Check(rule, result == PASSED, f"{what}: {result}") for rule, what, result in found]
 
 
 def _better(comparison: Mapping[str, Any], rules: Promotion) -> Check:

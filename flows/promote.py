@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from flows import gate
 from flows.gate import Check, checks
 from flows.pipeline import Pipeline
 from stages import params as params_module
@@ -55,7 +56,7 @@ class Decision:
     champion_ap: float | None
     test_data_sha256: str
     checks: tuple[Check, ...] = ()
-    """The rules judged; none where there was nothing to compare."""
+    """The rules judged; none where there was nothing to decide."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     """The comparison the checks are about."""
     dry_run: bool = False
@@ -102,9 +103,9 @@ def _decide(
         reason = f"version {challenger.number} was rolled back on {challenger.tags['rolled_back']}; train a new one"
         return replace(plain, reason=reason)
     if champion is None:
-        return replace(plain, outcome="promoted", reason="there was no champion")
+        return _first(plain, challenger, rules, compare)
     comparison = compare(challenger, champion)
-    judged = tuple(checks(comparison, rules))
+    judged = (*checks(comparison, rules), *gate.evidence(challenger.tags))
     failed = [check for check in judged if not check.passed]
     return replace(
         plain,
@@ -115,6 +116,24 @@ def _decide(
         test_data_sha256=comparison["test_data_sha256"],
         checks=judged,
         evidence=comparison,
+    )
+
+
+def _first(plain: Decision, challenger: Version, rules: Promotion, compare: Compare) -> Decision:
+    """The first champion has nobody to exceed, and to keep to the budgets all the same."""
+    measured: Mapping[str, Any] = {}
+    if rules.max_latency_ms or rules.max_size_mb:
+        measured = compare(challenger, challenger)["challenger"]
+    judged = (*gate.budgets(measured, rules), *gate.evidence(challenger.tags))
+    failed = [check for check in judged if not check.passed]
+    reason = "; ".join(["there was no champion", *(check.finding for check in failed)])
+    return replace(
+        plain,
+        outcome="kept" if failed else "promoted",
+        reason=reason,
+        challenger_ap=measured.get("AP", plain.challenger_ap),
+        checks=judged,
+        evidence={"challenger": measured} if measured else {},
     )
 
 

@@ -16,7 +16,15 @@ from typing import Any
 from stages.command import Interrupted, run_stage
 from stages.params import Evaluate, Params
 from stages.provenance import INGESTED, UNTRACKED, code_origin, dataset_document, dvc_hash
-from stages.registry import DATA_STATISTICS, ModelRegistry, RegistryUnavailableError, Version
+from stages.registry import (
+    ARTEFACT_VERIFICATION,
+    DATA_STATISTICS,
+    DATA_VALIDATION,
+    PASSED,
+    ModelRegistry,
+    RegistryUnavailableError,
+    Version,
+)
 from stages.tracking import JOURNALS, flush
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
@@ -24,6 +32,7 @@ from yolov7.files import sha256_file, write_json
 log = logging.getLogger(__name__)
 
 STATISTICS = Path("reports/validation/statistics.json")
+RESULTS = Path("reports/validation/results.json")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -47,7 +56,7 @@ def register(params: Params, variant: str) -> dict[str, Any]:
         name=name,
         run_id=run_id,
         origin=_origin(variant),
-        measured=evaluation_tags(metrics, params.evaluate),
+        measured={**evaluation_tags(metrics, params.evaluate), **_verdicts(models / "export/verify.json")},
         example=_example_image(),
     )
     _keep_statistics(registry, version)
@@ -79,6 +88,16 @@ def evaluation_tags(metrics: dict[str, Any], settings: Evaluate) -> dict[str, st
         "AP50": f"{metrics['AP50']:.6f}",
         "test_data_sha256": str(metrics["test_data_sha256"]),
         "evaluation": how,
+    }
+
+
+def _verdicts(verification: Path) -> dict[str, str]:
+    """How the artefact's verification and the data's validation have ended, where their results are there."""
+    found = {ARTEFACT_VERIFICATION: (verification, "passed"), DATA_VALIDATION: (RESULTS, "success")}
+    return {
+        tag: PASSED if _read(path, "dvc repro").get(key) is True else "failed"
+        for tag, (path, key) in found.items()
+        if path.is_file()
     }
 
 

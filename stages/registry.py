@@ -36,6 +36,8 @@ MANIFEST = "model.json"
 ARTEFACT = "model.onnx"
 DATA_STATISTICS = "data_statistics"
 """Tag of a version: the path under which its run keeps the statistics of the data it was trained on."""
+ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED = "artefact_verification", "data_validation", "passed"
+"""Tags of a version: how the stages export and validate have ended; the promotion gate wants both `passed`."""
 SIGNATURE = "signature"
 """Tag of a version: its signature (:mod:`yolov7.signature`), in base64."""
 DOWNLOADS = Path(".local/models")

@@ -82,6 +82,7 @@ def with_real_registration(folder: Path, export: Path, image: bytes, *, ap: floa
     document = yaml.safe_load((folder / "dvc.yaml").read_text())
     stages, at = document["stages"], "models/${item.variant}"
     stages["export"] |= {"cmd": f"mkdir -p {at}/export && cp {export}/* {at}/export", "outs": [f"{at}/export"]}
+    stages["export"]["cmd"] += f""" && echo '{{"passed": true}}' > {at}/export/verify.json"""
     stages["evaluate"] |= {"cmd": "python measure.py ${item.variant}", "deps": [f"{at}/export", "measure.py"]}
     stages["register"] |= {"cmd": "python -m stages.register --variant ${item.variant}"}
     (folder / "dvc.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
@@ -92,6 +93,8 @@ def with_real_registration(folder: Path, export: Path, image: bytes, *, ap: floa
         f"out.write_text(json.dumps({figures!r}))\n"
         "out.with_name('report.html').write_text('<!doctype html><title>report</title>')\n"
     )
+    (folder / "reports/validation").mkdir(parents=True)
+    (folder / "reports/validation/results.json").write_text('{"success": true}')
     images = folder / "data/ingested/test/images"
     images.mkdir(parents=True)
     (images / "first.png").write_bytes(image)

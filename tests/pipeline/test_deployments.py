@@ -79,6 +79,7 @@ def version_of(registry: ModelRegistry, model: str, alias: str, ap: float) -> in
     if not registry.aliases(model):
         registry.client.create_registered_model(model)
     tags = {"AP": str(ap), "variant": VARIANT, "test_data_sha256": "old"}
+    tags |= {"artefact_verification": "passed", "data_validation": "passed"}
     number = int(registry.client.create_model_version(model, "file:///nowhere", tags=tags).version)
     registry.set_aliases(model, {alias: number})
     return number

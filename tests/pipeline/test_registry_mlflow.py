@@ -65,7 +65,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def tags(ap: float, data: str = "d1") -> dict[str, str]:
-    return {"AP": f"{ap:.6f}", "AP50": "0.9", "test_data_sha256": data, "evaluation": "confidence=0.001"}
+    figures = {"AP": f"{ap:.6f}", "AP50": "0.9", "test_data_sha256": data, "evaluation": "confidence=0.001"}
+    return {**figures, "artefact_verification": "passed", "data_validation": "passed"}
 
 
 def register(
@@ -247,9 +248,28 @@ def test_what_was_measured_for_a_decision_is_remembered(
     assert trial.outcome == "promoted" and trial.champion_ap == 0.55
     assert registry.resolve(f"models:/{name}/1").tags["AP"] == "0.800000", "a dry run changes nothing"
     decision = judge(registry, name, rules=Promotion(), compare=on_new_data)
-    assert [check.rule for check in decision.checks] == ["AP", "classes"]
+    assert [check.rule for check in decision.checks] == ["AP", "classes", "artefact", "data"]
     assert registry.resolve(f"models:/{name}/1").tags["AP"] == "0.550000"
     assert registry.resolve(f"models:/{name}/1").tags["test_data_sha256"] == "new data"
+
+
+def test_the_first_champion_keeps_to_the_budgets_and_has_its_checks_on_record(
+    registry: ModelRegistry, name: str, export: Path
+) -> None:
+    register(registry, name, export, 0.5)
+    slow = judge(registry, name, rules=Promotion(max_latency_ms=4.0), compare=by_tags)
+    assert (slow.outcome, slow.reason) == ("kept", "there was no champion; 5.0 ms an image, 4 ms allowed")
+    assert registry.aliases(name) == {CHALLENGER: 1}
+    version = registry.resolve(f"models:/{name}/1")
+    registry.set_tags(version, {"data_validation": "failed", "artefact_verification": None})
+    doubtful = judge(registry, name, rules=Promotion(), compare=never)
+    assert doubtful.outcome == "kept"
+    assert doubtful.reason.endswith("trained: not on record; validation of the training data: failed")
+    registry.set_tags(version, tags(0.5))
+    fast = judge(registry, name, rules=Promotion(max_latency_ms=5.0, max_size_mb=2.0), compare=by_tags)
+    assert (fast.outcome, fast.champion_now, fast.reason) == ("promoted", 1, "there was no champion")
+    assert [check.rule for check in fast.checks] == ["latency", "size", "artefact", "data"]
+    assert fast.evidence["challenger"]["latency_ms"] == 5.0
 
 
 def test_no_previous_champion(registry: ModelRegistry, name: str, export: Path, capsys: Any) -> None:

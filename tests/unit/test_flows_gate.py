@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.gate import checks
+from flows.gate import checks, evidence
 from stages.params import Promotion
 
 
@@ -61,3 +61,11 @@ def test_budgets_hold_only_where_they_are_set():
     assert failed(slow, max_latency_ms=30.0, max_size_mb=24.5) == ["latency", "size"]
     assert failed(slow, max_latency_ms=31.0, max_size_mb=25.0) == []
     assert failed(comparison(size_mb=None), max_size_mb=1.0) == ["size"]
+
+
+def test_what_the_stages_before_have_found_must_be_on_record():
+    good = {"artefact_verification": "passed", "data_validation": "passed"}
+    assert all(check.passed for check in evidence(good))
+    bad = [check for check in evidence({**good, "data_validation": "failed"}) if not check.passed]
+    assert [check.finding for check in bad] == ["validation of the training data: failed"]
+    assert [check.passed for check in evidence({})] == [False, False], "not to be assumed"
