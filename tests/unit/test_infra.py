@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
 from functools import cache
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,16 @@ def test_work_pools_are_what_prefect_takes(name):
     shipped = yaml.safe_load((ROOT / "prefect.yaml").read_text())["definitions"]["work_pool"]["job_variables"]["env"]
     assert variables["properties"]["env"]["default"] == shipped, "those of a deployment take the place of the pool's"
     assert shipped["PREFECT_CLIENT_RETRY_EXTRA_CODES"] == "500", "a database that restarts"
+
+
+def test_pull_steps_of_the_readme_are_those_of_prefect():
+    (text,) = re.findall(r"```yaml\n(pull:.*?)```", (INFRA / "README.md").read_text(), re.S)
+    steps = [next(iter(step.items())) for step in yaml.safe_load(text)["pull"]]
+    assert len(steps) == 2
+    for path, arguments in steps:
+        module, _, name = path.rpartition(".")
+        step = getattr(import_module(module), name)
+        inspect.signature(step).bind(**{key: value for key, value in arguments.items() if key != "id"})
 
 
 def test_process_pool_has_the_shape_of_the_installed_worker():
