@@ -12,9 +12,10 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 from pydantic import PositiveFloat
 
-from flows.pipeline import Pipeline, StageResult, only_run
+from flows.pipeline import Outcome, Pipeline, StageResult, only_run
 from flows.report import duration, escape
 from flows.tasks import fetch_reference as fetch_champions_reference
 from flows.tasks import prepare_data
@@ -59,6 +60,10 @@ class InvalidDataError(DataError):
         self.report = report
 
 
+CHANGED = "yolov7.data.changed"
+"""Event: the folder has other data than before, and it has passed. `prefect.yaml` measures the champions on it."""
+
+
 @flow(name="validate-data", persist_result=False)
 def validate_data(
     refresh: bool = False, fetch_reference: bool = False, timeout_hours: PositiveFloat = 12.0
@@ -84,7 +89,14 @@ def validate_data(
     log.info("%s", report.summary)
     if report.error is not None:
         raise InvalidDataError(report)
+    announce(report)
     return report
+
+
+def announce(report: DataReport) -> None:
+    """One event where the data that has passed is not what was judged last time, for whoever measures a champion."""
+    if any(one.stage == "validate" and one.outcome is not Outcome.UNCHANGED for one in report.stages):
+        emit_event(CHANGED, resource={"prefect.resource.id": "yolov7.data"}, payload={"summary": report.summary})
 
 
 def _read_report(folder: Path, report: DataReport) -> None:

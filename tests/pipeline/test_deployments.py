@@ -27,6 +27,7 @@ from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
 from flows import train_family as family
+from flows import validate_data as data
 from flows.evaluate_champion import DriftError, DriftReport, evaluate_champion
 from flows.pipeline import Outcome, Pipeline, StageResult, only_run
 from flows.promote import chosen_models
@@ -168,6 +169,18 @@ def test_the_gate_waits_for_the_event_that_a_run_without_gate_sends(monkeypatch:
     assert payload == {"model": "yolov7-tiny", "version": 3, "variant": "yolov7-tiny"}
 
 
+def test_the_champions_are_measured_on_the_event_of_new_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    (trigger,) = (DeploymentEventTrigger.model_validate(one) for one in DEPLOYMENTS["drift"]["triggers"])
+    sent: list[tuple[str, dict[str, str]]] = []
+    monkeypatch.setattr(data, "emit_event", lambda event, resource, payload: sent.append((event, resource)))
+    ingested = StageResult("ingest", Outcome.RAN, 1.0)
+    data.announce(data.DataReport(stages=[ingested, StageResult("validate", Outcome.UNCHANGED, 1.0)]))
+    assert sent == [], "the same data as before"
+    data.announce(data.DataReport(stages=[ingested, StageResult("validate", Outcome.RAN, 1.0)]))
+    ((event, resource),) = sent
+    assert event in trigger.expect and trigger.match.includes([resource])
+
+
 @pytest.fixture
 def deployed(here: Path, prefect_server: PrefectServer) -> Iterator[dict[str, Any]]:
     """The deployments of prefect.yaml on the server, by name; no worker runs them."""
@@ -196,7 +209,13 @@ def test_events_start_what_they_should(deployed: dict[str, Any], prefect_server:
     # A version is registered.
     event = {"id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": family.REGISTERED}
     event |= {"resource": {"prefect.resource.id": "yolov7.model.mine"}, "payload": {"model": "mine", "version": 1}}
-    prefect_server.client.post("/events", json=[event]).raise_for_status()
+    changed = {
+        **event,
+        "id": str(uuid.uuid4()),
+        "event": data.CHANGED,
+        "resource": {"prefect.resource.id": "yolov7.data"},
+    }
+    prefect_server.client.post("/events", json=[event, changed]).raise_for_status()
     # A nightly run crashes.
     with get_client(sync_client=True) as client:
         run = client.create_flow_run_from_deployment(uuid.UUID(deployed["nightly"]["id"]))
@@ -208,7 +227,8 @@ def test_events_start_what_they_should(deployed: dict[str, Any], prefect_server:
     wait_for("the crash starts another run", lambda: started("nightly"), 120)
     (again,) = started("nightly")
     assert again["parameters"] == DEPLOYMENTS["nightly"]["parameters"]
-    assert not started("weekly") and not started("drift")
+    wait_for("new data starts the measurement", lambda: started("drift"), 120)
+    assert len(started("drift")) == 1 and not started("weekly")
 
 
 def test_automations_are_accepted(prefect_server: PrefectServer) -> None:
