@@ -7,16 +7,21 @@ outputs with DVC's run cache, from which the asking run then restores them as if
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
 from prefect.tasks import exponential_backoff
 from pydantic import PositiveFloat
 
@@ -34,6 +39,7 @@ from yolov7.errors import ConfigError
 _STATE = Path(".state")
 _SHARED_STATE = ("train", "mlflow")
 """What outlives the worktree: states of unfinished trainings, and MLflow records that were not delivered."""
+_POLL_SECONDS = 5.0
 _FETCH_RETRIES, _FETCH_SECONDS = 4, 15
 """A git server that is away: the params.yaml that says how often to try is in the revision still to be fetched."""
 
@@ -136,7 +142,7 @@ def train_elsewhere(pipeline: Pipeline, params: Params, stage: str, fresh: bool 
     hours = params.flow.stage_timeout_hours
     parameters = {"variant": variant, "revision": revision, "timeout_hours": hours}
     parameters["data"] = hashes_of(pipeline.root, DATA_STAGES)
-    _ask(params.flow.remote_training, parameters, stage, hours, log)
+    _ask(params.flow.remote_training, parameters, stage, hours, log, asker=str(flow_run.id or uuid.uuid4()))
     with Pipeline(pipeline.root, timeout_seconds=pipeline.timeout_seconds, variables={RESTORE_ONLY: "1"}) as restoring:
         result = restoring.reproduce(stage, log, pull=True)
     log.info("%s: trained by %s, %s", stage, params.flow.remote_training, result.outcome)
@@ -155,19 +161,43 @@ def _committed(stage: str) -> str:
     return revision
 
 
-def _ask(deployment: str, parameters: dict[str, Any], stage: str, hours: float, log: Log) -> None:
-    """Run the deployment to its end. Raises :class:`StageError`, lasting where the training itself has failed."""
+def _ask(deployment: str, parameters: dict[str, Any], stage: str, hours: float, log: Log, *, asker: str) -> None:
+    """Run the deployment to its end. Raises :class:`StageError`, lasting where the training itself has failed.
+
+    `hours` are counted from the run's start: a queue may be long. Whoever asks again, as the same `asker`, comes back
+    to the run that still goes on.
+    """
     log.info("%s: %s is asked to train revision %s", stage, deployment, parameters["revision"][:12])
-    try:
-        run: Any = run_deployment(deployment, parameters=parameters, timeout=hours * 3600, poll_interval=5)
-    except ObjectNotFound:
-        message = f"flow.remote_training: no deployment {deployment!r} on this Prefect server; `prefect deploy --all`"
-        raise ConfigError(message) from None
-    state = run.state
-    if state is None or not state.is_final():
-        raise StageError(f"{stage}: {deployment} ({run.name}) did not end within {hours:g} h", stage=stage)
-    if not state.is_completed():
+    run = _run_of(deployment, parameters, f"{asker}-{stage}-{parameters['revision']}")
+    with get_client(sync_client=True) as client:
+        started: float | None = None
+        while run.state is None or not run.state.is_final():
+            if started is None and run.state is not None and (run.state.is_running() or run.state.is_cancelling()):
+                started = time.monotonic()
+            if started is not None and time.monotonic() - started > hours * 3600:
+                client.set_flow_run_state(run.id, Cancelling(message=f"not at its end after {hours:g} h"))
+                message = f"{stage}: {deployment} ({run.name}) did not end within {hours:g} h and was cancelled"
+                raise StageError(message, stage=stage)
+            time.sleep(_POLL_SECONDS)
+            run = client.read_flow_run(run.id)
+    if not run.state.is_completed():
         # The run has made its own retries; one that was lost with its machine is asked for again.
-        said = " ".join((state.message or state.name).split())
-        message = f"{stage}: run {run.name!r} of {deployment} has ended {state.name}: {said}"
-        raise StageError(message, stage=stage, lasting=state.is_failed() or state.is_cancelled())
+        said = " ".join((run.state.message or run.state.name).split())
+        message = f"{stage}: run {run.name!r} of {deployment} has ended {run.state.name}: {said}"
+        raise StageError(message, stage=stage, lasting=run.state.is_failed() or run.state.is_cancelled())
+
+
+def _run_of(deployment: str, parameters: dict[str, Any], key: str) -> Any:
+    """The run with that key which has not ended badly yet, or a new one."""
+    for number in itertools.count():
+        try:
+            run: Any = run_deployment(deployment, parameters=parameters, timeout=0, idempotency_key=f"{key}-{number}")
+        except ObjectNotFound:
+            message = (
+                f"flow.remote_training: no deployment {deployment!r} on this Prefect server; `prefect deploy --all`"
+            )
+            raise ConfigError(message) from None
+        ended = run.state is not None and (run.state.is_final() or run.state.is_cancelling())
+        if not ended or run.state.is_completed():
+            return run
+    raise AssertionError  # the numbers do not end

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,6 +147,42 @@ def test_a_training_by_revision_on_another_machine_comes_back_by_the_run_cache(
     done = subprocess.run(command, cwd=third, env=loopback_environment(), capture_output=True, text=True, timeout=200)
     assert f"'{STAGE}' is cached - skipping run" in done.stdout, done.stdout + done.stderr
     assert clones.counted.read_text().count("\n") == 1
+
+
+def test_time_is_counted_from_the_start_and_a_run_that_takes_too_long_is_cancelled(
+    prefect_server: PrefectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_variant, "_POLL_SECONDS", 0.2)
+    child = deploy(prefect_server, tmp_path, "train-variant", "flows.train_variant.train_variant", "waits", "nobody")
+    parameters, hours = {"variant": VARIANT, "revision": "a" * 40}, 1 / 3600
+
+    def runs() -> dict[str, str]:
+        found = prefect_server.ask("/flow_runs/filter", {"deployments": {"id": {"any_": [child]}}})
+        return {run["id"]: run["state_type"] for run in found}
+
+    def ask() -> None:
+        train_variant._ask("train-variant/waits", parameters, STAGE, hours, LOG, asker="one")
+
+    def set_state(number: str, kind: str) -> None:
+        prefect_server.ask(f"/flow_runs/{number}/set_state", {"state": {"type": kind}, "force": True})
+
+    with ThreadPoolExecutor(2) as pool:
+        first, same = pool.submit(ask), pool.submit(ask)
+        wait_for("it is asked for", runs, 60)
+        time.sleep(2.5)
+        assert not first.done() and not same.done() and list(runs().values()) == ["SCHEDULED"], "it waits in a queue"
+        (number,) = runs()
+        set_state(number, "RUNNING")
+        for each in (first, same):
+            with pytest.raises(StageError, match=r"did not end within .* h and was cancelled") as caught:
+                each.result(60)
+            assert not caught.value.lasting
+        assert runs()[number] in ("CANCELLING", "CANCELLED")
+        again = pool.submit(ask)
+        wait_for("another is asked for", lambda: len(runs()) == 2, 60)
+        (second,) = set(runs()) - {number}
+        set_state(second, "COMPLETED")
+        again.result(60)
 
 
 def test_code_that_no_other_machine_can_have_is_not_asked_for(
