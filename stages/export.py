@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -24,6 +25,7 @@ from yolov7.export.model_card import MODEL_CARD, model_card
 from yolov7.export.samples import spread
 from yolov7.files import write_json, write_text
 from yolov7.model import load_checkpoint
+from yolov7.predict.load import DESCRIPTION
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )
+    description["figures"] = figures(report)
+    write_json(out / DESCRIPTION, description)
     write_json(out / "verify.json", report.to_dict())
     write_json(out / "metrics.json", headline(report))
     write_text(out / MODEL_CARD, model_card(description, report.to_dict(), read_json(out / FORMATS_FILE, "dvc repro")))
@@ -76,6 +80,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if not report.passed:
         problems = "; ".join(report.problems)
         raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see verify.json")
+
+
+def figures(report: VerifyReport) -> dict[str, Any]:
+    """What model.json tells of the verification: AP of every file, and the trained network's at the same thresholds."""
+    forms = {form.name: {"AP": form.ap, "trained_AP": form.trained_ap, "passed": form.passed} for form in report.forms}
+    return {"validation_images": len(report.images), "forms": forms}
 
 
 def limits(settings: Export) -> VerifyLimits:

@@ -256,9 +256,9 @@ def _known_format(name: Any) -> Any:
 
 
 FormatName = Annotated[
-    Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8"], BeforeValidator(_known_format)
+    Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"], BeforeValidator(_known_format)
 ]
-FORMATS = ("openvino", "openvino-float16", "onnx-int8", "openvino-int8")
+FORMATS = ("openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw")
 
 
 class Export(Group):
@@ -275,7 +275,7 @@ class Export(Group):
     max_detections: int = Field(default=100, ge=1)
     """Most detections per image the NMS graph returns."""
     formats: tuple[FormatName, ...] = ("openvino",)
-    """What is written besides .safetensors and ONNX: OpenVINO, and int8 for either runtime (docs/export.md)."""
+    """What is written besides .safetensors and ONNX: OpenVINO, int8, ONNX with raw maps (docs/export.md)."""
     int8: Int8 = Int8()
     """The int8 files."""
     verify_images: int = Field(default=32, ge=1)

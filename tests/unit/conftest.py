@@ -24,7 +24,7 @@ def exported(tmp_path_factory, trained):
     with FileLock(f"{folder}.lock"):
         if not (folder / "model.json").is_file():  # written last
             metadata = metadata_of(trained, run="r1")
-            formats = ("openvino", "openvino-float16")
+            formats = ("openvino", "openvino-float16", "onnx-raw")
             thresholds = {"confidence": 0.2, "iou": 0.5, "max_detections": 20}
             export_folder(trained, folder, metadata=metadata, formats=formats, **thresholds)
     return folder

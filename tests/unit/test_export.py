@@ -95,7 +95,7 @@ def test_a_lone_file_describes_itself(exported, trained):
 def test_model_json_lists_every_file_with_its_sha256(exported):
     description = json.loads((exported / "model.json").read_text())
     assert set(description["files"]) == {
-        "model.safetensors", "model.onnx", "model-nms.onnx", "optional/formats.json",
+        "model.safetensors", "model.onnx", "model-nms.onnx", "optional/formats.json", "optional/model-raw.onnx",
         "optional/openvino.xml", "optional/openvino.bin",
         "optional/openvino-float16.xml", "optional/openvino-float16.bin",
     }  # fmt: skip
@@ -138,8 +138,13 @@ def test_raw_maps_are_those_of_the_network(exported, trained, tmp_path):
     position = 1 * 16 * 24 + 5 * 24 + 7  # anchor, row, column
     box = np.concatenate([centre - sides / 2, centre + sides / 2])
     np.testing.assert_allclose(box, decoded[0, position, :4].numpy(), atol=1e-2)
+    batch = torch.from_numpy((images * 255).astype(np.uint8))
+    runtime = open_onnx(tmp_path / "raw.onnx")
+    torch.testing.assert_close(
+        runtime.decoded(batch), open_onnx(exported / "model.onnx").decoded(batch), atol=5e-3, rtol=0
+    )
     with pytest.raises(ModelError, match="its output is 'raw', 'decoded' is needed"):
-        open_onnx(tmp_path / "raw.onnx")
+        OnnxRuntime(runtime.file)
     with pytest.raises(ModelError, match="decoded output is needed"):
         export_onnx_raw(exported / "model-nms.onnx", tmp_path / "x.onnx")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +16,11 @@ import torch
 from onnx import helper, numpy_helper
 from small_detector import metadata_of, pictures, small_detector, small_index
 
+import stages.export as stage
+from stages.params import Export, Params
 from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, export_openvino, verify
+from yolov7.export.folder import FILE_OF_FORMAT
 from yolov7.export.matching import agreement
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.quantize import calibrate, quantizable, quantized
@@ -23,7 +28,7 @@ from yolov7.export.samples import Samples
 from yolov7.files import write_json
 from yolov7.model import save_checkpoint
 from yolov7.nms import Detections
-from yolov7.predict import Predictor, TorchRuntime, open_onnx
+from yolov7.predict import Predictor, TorchRuntime, load_detector, open_onnx
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,33 @@ def test_a_good_export_passes_and_the_figures_mean_something(exported, trained, 
             assert 0 < form["max_box_difference"] < 1e-2
     write_json(tmp_path / "verify.json", said)
     assert json.loads((tmp_path / "verify.json").read_text())["forms"]["onnx"]["passed"] is True
+
+
+def test_the_stage_tells_the_figures_in_model_json(exported, trained, index, tmp_path, monkeypatch):
+    """Around the export itself, which is made already."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(exported, "models/small/export")
+    save_checkpoint(Path("models/small/train/best.safetensors"), trained, metadata_of(trained))
+    write_json("models/small/train/run.json", {"run_id": "r1"})
+    description = json.loads((exported / "model.json").read_text())
+    for name, answer in {
+        "dataset_document": lambda: {"sha256": "d" * 64},
+        "open_index": lambda split: index,
+        "export_folder": lambda *_, **more: description | {"run_id": more["extra"]["run_id"]},
+        "dvc_hash": lambda path: "h",
+        "git_revision": lambda: "abc",
+    }.items():
+        monkeypatch.setattr(stage, name, answer)
+    settings = Export(confidence=0.2, iou=0.5, max_detections=20, formats=("openvino", "onnx-raw"), verify_images=4)
+    stage.main(Params(export=settings), argparse.Namespace(variant="small"))
+    said, verified = (
+        json.loads(Path("models/small/export", name).read_text()) for name in ("model.json", "verify.json")
+    )
+    assert said["figures"]["validation_images"] == 4 and said["files"] == description["files"]
+    assert set(said["figures"]["forms"]) == {"deploy", "onnx", "onnx-nms", "openvino", "onnx-raw"}
+    for name, form in said["figures"]["forms"].items():
+        assert form["AP"] == verified["forms"][name]["ap"] > 0 and form["passed"]
+    assert load_detector(folder).predict(pictures(1))
 
 
 def test_some_images_only(exported, trained, index):
@@ -167,6 +199,18 @@ def test_openvino_and_int8_have_limits_that_pass_good_files_and_no_broken_ones(
     assert set(failed) == (set() if change is None else set(more)), failed
     if change is not None:
         assert all(any("unmatched" in problem for problem in problems) for problems in failed.values())
+
+
+def test_raw_maps_are_verified_by_tensor_and_by_detection(exported, trained, index, tmp_path):
+    metadata, raw = metadata_of(trained), exported / FILE_OF_FORMAT["onnx-raw"]
+    assert "optional/model-raw.onnx" in json.loads((exported / "model.json").read_text())["files"]
+    files = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
+    for file, good in ((raw, True), (broken(raw, tmp_path / "broken.onnx", missing_fold), False)):
+        report = verify(trained, *files, index, metadata=metadata, more={"onnx-raw": (file, VerifyLimits())})
+        assert report.passed == good, report.problems
+        form = report.forms[-1]
+        assert form.name == "onnx-raw" and (form.max_raw_difference < 1e-5) == good
+        assert good or any("probability difference" in problem for problem in form.problems)
 
 
 def test_a_missing_fold_in_the_checkpoint_is_caught(exported, trained, index, tmp_path):

@@ -17,7 +17,7 @@ def test_a_card_has_the_facts_of_the_folder(exported):
     }  # fmt: skip
     without = {**form, "max_raw_difference": None, "max_box_difference": None, "passed": False}
     formats = json.loads((exported / "optional/formats.json").read_text())
-    assert formats["formats"] == ["openvino", "openvino-float16"]
+    assert formats["formats"] == ["openvino", "openvino-float16", "onnx-raw"]
     formats["int8"] = {
         "onnx-int8": {
             "kept_in_float": ["node_7"], "steps": [{"in_float": 0, "AP": 0.4}, {"in_float": 1, "AP": 0.5}], "layers": 6,

@@ -15,6 +15,7 @@ from yolov7.errors import ConfigError
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import contract_of, export_onnx, export_onnx_nms
 from yolov7.export.openvino import export_openvino
+from yolov7.export.raw import export_onnx_raw
 from yolov7.export.tensorrt import check_tensorrt
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
@@ -25,12 +26,13 @@ SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx
 FORMATS_FILE = f"{OPTIONAL}/formats.json"
 """Says which optional files there are, what was kept in float in those of int8, and whether the ONNX suits TensorRT."""
 
-FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8"]
+FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"]
 FILE_OF_FORMAT: dict[FormatName, str] = {
     "openvino": FILES["openvino", "float32"],
     "openvino-float16": FILES["openvino", "float16"],
     "onnx-int8": FILES["onnx", "int8"],
     "openvino-int8": FILES["openvino", "int8"],
+    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime's choice of a file: the same network as model.onnx
 }
 """Optional formats, and the file of each inside the folder."""
 
@@ -97,6 +99,8 @@ def _write_optional(
         if name.endswith("int8"):
             assert exporter is not None
             reports[name] = asdict(exporter.export(file, "onnx" if name.startswith("onnx") else "openvino"))
+        elif name == "onnx-raw":
+            export_onnx_raw(graph, file)
         else:
             export_openvino(graph, file, half=name.endswith("float16"))
         written += [f"{OPTIONAL}/{one.name}" for one in (file, file.with_suffix(".bin")) if one.is_file()]

@@ -23,6 +23,7 @@ from yolov7.device import Precision, autocast, autocast_dtype
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
+from yolov7.model.head import decode
 from yolov7.nms import Detections
 
 METADATA_KEY = "yolov7"
@@ -107,7 +108,7 @@ class About:
     contract: dict[str, Any]
     """What goes in and what comes out (see yolov7.export)."""
     kind: str
-    """Of the output: `decoded` or `nms`."""
+    """Of the output: `decoded`, `nms` or `raw`."""
     stride: int
 
     @classmethod
@@ -169,14 +170,21 @@ class OnnxFile:
         """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
-        return [self._run(part) for part in scaled_parts(batch, self.input_shape[0])]
+        return [self._run(part)[0] for part in scaled_parts(batch, self.input_shape[0])]
 
-    def _run(self, scaled: np.ndarray) -> np.ndarray:
+    def maps(self, images: Batch) -> list[np.ndarray]:
+        """As :meth:`run`, every output of the file, each of the whole batch."""
+        batch = images.cpu().numpy() if isinstance(images, Tensor) else images
+        check_batch(batch, self.metadata, self.input_shape, self.stride)
+        parts = [self._run(part) for part in scaled_parts(batch, self.input_shape[0])]
+        return [np.concatenate(outputs)[: len(batch)] for outputs in zip(*parts, strict=True)]
+
+    def _run(self, scaled: np.ndarray) -> list[np.ndarray]:
         try:
-            output: np.ndarray = self.session.run(["detections"], {"images": scaled})[0]
+            outputs: list[np.ndarray] = self.session.run(None, {"images": scaled})
         except _ORT_ERRORS as error:
             raise ModelError(f"{self.path}: ONNX Runtime failed: {_first_line(error)}") from None
-        return output
+        return outputs
 
 
 class DecodingFile:
@@ -219,9 +227,28 @@ class OnnxNmsRuntime(DetectingFile):
     """ONNX Runtime on a file with the suppression inside."""
 
 
-def open_onnx(path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu") -> OnnxRuntime | OnnxNmsRuntime:
+class OnnxRawRuntime:
+    """ONNX Runtime on a file with raw maps, which are decoded here by what its contract says."""
+
+    def __init__(self, file: OnnxFile):
+        _require(file, "raw")
+        self.file, self.metadata = file, file.metadata
+        self.input_shape, self.stride = file.input_shape, file.stride
+        self._anchors = torch.tensor(file.about.contract["output"]["anchors"], dtype=torch.float32)  # (L, A, 2)
+
+    def decoded(self, images: Batch) -> Tensor:
+        """See :class:`Runtime`."""
+        maps = [torch.from_numpy(one) for one in self.file.maps(images)]  # L of (B, A, h, w, 5 + C)
+        return decode(maps, self._anchors, [images.shape[2] // one.shape[2] for one in maps])
+
+
+def open_onnx(
+    path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"
+) -> OnnxRuntime | OnnxNmsRuntime | OnnxRawRuntime:
     """The runtime that fits the file: what it puts out stands in its metadata. Raises as :class:`OnnxFile` does."""
     file = OnnxFile(path, threads=threads, device=device)
+    if file.about.kind == "raw":
+        return OnnxRawRuntime(file)
     return OnnxNmsRuntime(file) if file.about.kind == "nms" else OnnxRuntime(file)
 
 
