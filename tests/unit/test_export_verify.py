@@ -80,9 +80,8 @@ def test_the_stage_tells_the_figures_in_model_json(exported, trained, index, tmp
         monkeypatch.setattr(stage, name, answer)
     settings = Export(confidence=0.2, iou=0.5, max_detections=20, formats=("openvino", "onnx-raw"), verify_images=4)
     stage.main(Params(export=settings), argparse.Namespace(variant="small"))
-    said, verified = (
-        json.loads(Path("models/small/export", name).read_text()) for name in ("model.json", "verify.json")
-    )
+    folder = Path("models/small/export")
+    said, verified = (json.loads((folder / name).read_text()) for name in ("model.json", "verify.json"))
     assert said["figures"]["validation_images"] == 4 and said["files"] == description["files"]
     assert set(said["figures"]["forms"]) == {"deploy", "onnx", "onnx-nms", "openvino", "onnx-raw"}
     for name, form in said["figures"]["forms"].items():
