@@ -193,3 +193,25 @@ def test_errors_of_openvino_lose_their_sources():
         "Exception from src/inference/src/cpp/core.cpp:97:\nException from src/core.cpp:5:\nUnable to read the model\n"
     )
     assert openvino_runtime.first_line(RuntimeError(text)) == "Unable to read the model"
+
+
+SIGNALS = """
+import faulthandler, os, signal, sys
+import numpy as np
+from yolov7.predict import open_openvino
+faulthandler.enable()  # gives signal handlers a stack of their own
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+image = np.zeros((1, 3, 64, 64), np.uint8)
+first, second = (open_openvino(sys.argv[1], threads=1) for _ in range(2))
+for one in (first, second):
+    one.file.run(image)
+del first
+del second, one
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_after_networks_are_gone(files):
+    """OpenVINO's processor plugin replaces the stack of signal handlers and does not give it back in order."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS, str(files / "m.xml")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

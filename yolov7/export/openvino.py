@@ -18,7 +18,7 @@ import onnx
 from yolov7.errors import ModelError
 from yolov7.export.onnx import described, load_graph
 from yolov7.files import sha256_file, write_atomic
-from yolov7.predict.openvino_runtime import WEIGHTS_KEY, first_line, import_openvino
+from yolov7.predict.openvino_runtime import WEIGHTS_KEY, first_line, import_openvino, openvino_core
 from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY
 
 
@@ -60,7 +60,7 @@ def _written(
     onnx.save(graph, folder / "graph.onnx")
     out = folder / "model.xml"
     try:
-        model = openvino.Core().read_model(os.fspath(folder / "graph.onnx"))
+        model = openvino_core().read_model(os.fspath(folder / "graph.onnx"))
         _rename(model)
         for key, value in said.items():
             model.set_rt_info(value, [key])

@@ -38,6 +38,10 @@ _SHAPES = 3
 """So many shapes of a batch get a network of their own, which is up to a third faster than one for any shape."""
 
 
+_core: Any = None
+_core_lock = threading.Lock()
+
+
 def import_openvino() -> Any:
     """The package, without its telemetry. Raises :class:`ModelError` where it is not installed."""
     # None makes an import fail. Who has imported OpenVINO before us has decided about telemetry already.
@@ -46,6 +50,20 @@ def import_openvino() -> Any:
         return importlib.import_module("openvino")
     except ImportError as error:
         raise ModelError(f"OpenVINO is not installed ({error}); `pip install yolov7-pipeline[openvino]`") from None
+
+
+def openvino_core() -> Any:
+    """The one core of this process, which is never given up.
+
+    OpenVINO's processor plugin gives the thread that loads it a new stack for signal handlers, and frees that stack
+    when its core goes. With several cores, or another thread, the freed one stays in use, and the next signal (the end
+    of a child process, say) ends the program without a word.
+    """
+    global _core
+    with _core_lock:
+        if _core is None:
+            _core = import_openvino().Core()
+        return _core
 
 
 class OpenvinoFile:
@@ -70,7 +88,7 @@ class OpenvinoFile:
         }
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
-        self._core = self._openvino.Core()
+        self._core = openvino_core()
         self._model = self._read()
         self._lock = threading.Lock()
         self._requests: dict[tuple[int, ...] | None, Any] = {}
