@@ -1,4 +1,4 @@
-"""The page that compares variants, made by its stage in a small workspace and opened in a real browser."""
+"""The page that compares variants, and the report of one, made by their stages and opened in a real browser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import yaml
 
@@ -54,6 +55,30 @@ def compare(workspace: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True, timeout=300)
 
 
+def browser(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    assert BROWSER is not None
+    base = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={workspace / 'browser'}"]
+    base += ["--disable-dev-shm-usage", "--window-size=1200,2400"]
+    return subprocess.run([*base, *arguments], capture_output=True, text=True, errors="replace", timeout=300)
+
+
+def screenshot(page: Path, workspace: Path) -> np.ndarray:
+    """The page as it looks in a window of 1200 x 2400."""
+    picture = workspace / "page.png"
+    shot = browser(workspace, f"--screenshot={picture}", page.as_uri())
+    assert picture.is_file(), shot.stderr[-2000:]
+    image = cv2.imread(str(picture))
+    assert image.shape[:2] == (2400, 1200)
+    return image
+
+
+def dom_of(page: Path, workspace: Path) -> str:
+    """What its scripts have made of the page."""
+    done = browser(workspace, "--dump-dom", page.as_uri())
+    assert done.stdout, done.stderr[-2000:]
+    return done.stdout
+
+
 def test_the_stage_compares_what_is_evaluated(workspace: Path) -> None:
     (workspace / "reports/yolov7/metrics.json").unlink()
     done = compare(workspace)
@@ -70,8 +95,7 @@ def test_the_stage_compares_what_is_evaluated(workspace: Path) -> None:
 def test_the_page_in_a_browser(workspace: Path) -> None:
     done = compare(workspace)
     assert done.returncode == 0, done.stderr
-    page, picture = workspace / "reports/comparison.html", workspace / "page.png"
-    assert BROWSER is not None
+    page = workspace / "reports/comparison.html"
     # A click on "AP" sorts; the page then says in its title what stands first.
     probe = (
         "<script>addEventListener('load', () => { const table = document.querySelector('table.sorts');"
@@ -79,16 +103,35 @@ def test_the_page_in_a_browser(workspace: Path) -> None:
         "</script></body>"
     )
     (workspace / "probe.html").write_text(page.read_text().replace("</body>", probe))
-    base = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={workspace / 'browser'}"]
-    base += ["--disable-dev-shm-usage", "--window-size=1200,2400"]
-    shot = subprocess.run([*base, f"--screenshot={picture}", page.as_uri()], capture_output=True, timeout=300)
-    assert picture.is_file(), shot.stderr.decode(errors="replace")[-2000:]
-    image = cv2.imread(str(picture))
-    assert image.shape[:2] == (2400, 1200)
+    image = screenshot(page, workspace)
     inked = (image.min(axis=2) < 128).mean(axis=1)
     assert (inked > 0).mean() > 0.2, "text and charts from top to bottom"
-    dom = subprocess.run(
-        [*base, "--dump-dom", (workspace / "probe.html").as_uri()], capture_output=True, text=True, timeout=300
+    dom = dom_of(workspace / "probe.html", workspace)
+    assert "<title>yolov7</title>" in dom, dom[:300]
+    assert dom.count("<svg") == 6
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at the page with")
+def test_the_report_of_a_variant_in_a_browser(workspace: Path) -> None:
+    # What the evaluation stage does not find in this workspace but reads.
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.evaluate", "--variant", "yolov7"],
+        cwd=workspace, env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = workspace / "reports/yolov7/report.html"
+    assert "http://" not in page.read_text().replace("http://www.w3.org/", "") and "https://" not in page.read_text()
+    image = screenshot(page, workspace)
+    inked = (image.min(axis=2) < 128).mean(axis=1)
+    assert (inked > 0).mean() > 0.2, "text and charts from top to bottom"
+    probe = (
+        "<script>addEventListener('load', () => { const images = [...document.images];"
+        "const table = document.querySelector('table.sorts'); table.querySelectorAll('th')[0].click();"
+        "table.querySelectorAll('th')[0].click(); const first = table.tBodies[0].rows[0].cells[0].textContent;"
+        "document.title = [images.length > 0, images.every(one => one.naturalWidth > 0),"
+        "document.documentElement.scrollWidth <= innerWidth, first].join(' '); })</script></body>"
     )
-    assert "<title>yolov7</title>" in dom.stdout, dom.stdout[:300] + dom.stderr[-2000:]
-    assert dom.stdout.count("<svg") == 6
+    (workspace / "probe.html").write_text(page.read_text().replace("</body>", probe))
+    titles = dom_of(workspace / "probe.html", workspace)
+    assert "<title>true true true " in titles, titles[:300]
+    assert titles.count("<svg") >= 2
