@@ -8,11 +8,14 @@ examples in every run, so that a change is judged by itself; `HYPOTHESIS_PROFILE
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
+from stages import tracking
 from stages.command import NO_TELEMETRY
 
 settings.register_profile("same", derandomize=True, database=None)
@@ -20,3 +23,12 @@ settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 os.environ.update(NO_TELEMETRY)
+
+
+@pytest.fixture(scope="session")
+def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh MLflow database to copy, made once for all test processes: its many migrations take a while."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "new-mlflow.db"
+    tracking.ensure_database(f"sqlite:///{path}")  # once, whoever comes first
+    return path

@@ -51,19 +51,19 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
 
 
 @pytest.fixture(scope="session")
-def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+def mlflow_file(tmp_path_factory: pytest.TempPathFactory, new_database: Path) -> str:
     """Address of a fresh MLflow database in a SQLite file."""
-    address = f"sqlite:///{tmp_path_factory.mktemp('mlflow-file')}/mlflow.db"
-    tracking.ensure_database(address)
-    return address
+    path = tmp_path_factory.mktemp("mlflow-file") / "mlflow.db"
+    shutil.copyfile(new_database, path)
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory, new_database: Path) -> Iterator[str]:
     """Address of an MLflow server with a SQLite file behind it, which also passes the artifacts on."""
     folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
     database = f"sqlite:///{folder}/mlflow.db"
-    tracking.ensure_database(database)
+    shutil.copyfile(new_database, folder / "mlflow.db")
     # Its job runner is eight more processes, which nothing here uses.
     env = loopback_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]

@@ -13,7 +13,7 @@ import yaml
 from tests.pipeline.project import configure, make_trouble
 from tests.pipeline.servers import PrefectServer, wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 REPOSITORY = Path(__file__).resolve().parents[2]
 VARIANT = "yolov7-tiny"
 

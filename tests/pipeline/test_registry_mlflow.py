@@ -55,7 +55,9 @@ def registry(tracking: None) -> ModelRegistry:
     return ModelRegistry()
 
 
-either = pytest.mark.parametrize("tracking", ["sqlite", "http"], indirect=True)
+either = pytest.mark.parametrize(
+    "tracking", ["sqlite", pytest.param("http", marks=pytest.mark.thorough)], indirect=True
+)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, image_bytes, sam
 from tests.pipeline.served_model import png_bomb, serving, split, text
 from yolov7.predict import load_detector
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 MAX_IMAGES, MAX_PIXELS = Limits().max_images, Limits().max_pixels
 

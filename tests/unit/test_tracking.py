@@ -14,14 +14,6 @@ from stages import tracking
 from stages.tracking import RunJournal, journal_lock, metric_name
 
 
-@pytest.fixture(scope="module")
-def new_database(tmp_path_factory) -> Path:
-    """A database as `connect` makes it on first use; making one takes seconds, so the tests copy it."""
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    tracking.ensure_database(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def workspace(tmp_path, monkeypatch, new_database):
     monkeypatch.chdir(tmp_path)
