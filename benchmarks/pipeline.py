@@ -64,7 +64,8 @@ import pathlib, sys
 for name in sys.argv[1:]:
     path = pathlib.Path(name)
     count = 650 if "data" in name else 3
-    files = [path] if path.suffix else [path / "statistics.json", *(path / f"{one:06d}.jpg" for one in range(count))]
+    names = ["statistics.json", "results.json", *(f"{one:06d}.jpg" for one in range(count))]
+    files = [path] if path.suffix else [path / name for name in names]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{file}\\n")
