@@ -26,19 +26,11 @@ from typing import Any
 
 import yaml
 
+from yolov7.model import list_variants
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the small project and the servers of the tests
 
-FAMILY = (
-    "yolov7-tiny",
-    "yolov7-tiny-silu",
-    "yolov7",
-    "yolov7-x",
-    "yolov7-w6",
-    "yolov7-e6",
-    "yolov7-d6",
-    "yolov7-e6e",
-)
 DVC = [sys.executable, "-m", "dvc"]
 Times = tuple[float, float]
 """Wall and processor seconds, of a command and all it started. On a machine with other work only the second compare."""
@@ -139,7 +131,7 @@ def stages(arguments: argparse.Namespace, base: Path) -> None:
     from tests.pipeline.servers import loopback_environment
 
     folder, rounds = make_project(base / "project"), arguments.rounds
-    configure(folder, FAMILY[:2])
+    configure(folder, list_variants()[:2])
     source, env = folder / "source.txt", loopback_environment()
     commands = [words.split() for words in _commands(folder)]
     stale: dict[str, list[Times]] = {"the commands alone": [], "`dvc repro`": []}
@@ -173,7 +165,7 @@ def _commands(folder: Path) -> list[str]:
     documents = yaml.safe_load((folder / "dvc.yaml").read_text())["stages"].values()
     lines = []
     for stage in documents:
-        variants = FAMILY[:2] if "matrix" in stage else [""]
+        variants = list_variants()[:2] if "matrix" in stage else [""]
         lines += [stage["cmd"].replace("${item.variant}", variant) for variant in variants]
     return lines
 
@@ -208,7 +200,7 @@ def family_project(folder: Path) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(NOTHING)
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values |= {"variants": list(FAMILY), "per_variant": {name: {} for name in FAMILY}}
+    values |= {"variants": list_variants(), "per_variant": {name: {} for name in list_variants()}}
     values["flow"]["push"] = False
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
     document = yaml.safe_load((ROOT / "dvc.yaml").read_text())
@@ -378,7 +370,7 @@ def schedules(arguments: argparse.Namespace, base: Path) -> None:
     from tests.pipeline.servers import running, wait_for
 
     folder = make_project(base / "project")
-    configure(folder, FAMILY[:1])
+    configure(folder, list_variants()[:1])
     looks = [count for count in (5, 20, 35, 50, 100, 200) if count < arguments.runs] + [arguments.runs]
     rows = []
     with prefect_server(base / "server") as server:

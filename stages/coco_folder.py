@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.image_set import ImageSet
-from stages.params import Coco
+from stages.params_data import Coco
 from yolov7.data.coco import read_coco
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.ingested import SPLITS, annotations_file, images_folder
-from stages.params import Digits
+from stages.params_data import Digits
 from yolov7.data.coco import CocoAnnotations, write_coco
 
 # How far the scans of a class, and the columns of a photograph, go to each split, cumulated.

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from stages.command import run_stage
 from stages.folders import replace_folder
 from stages.ingested import SPLITS, SourceReport, describe
-from stages.params import Data, Params, check_data
+from stages.params import Params
+from stages.params_data import Data, check_data
 from stages.provenance import INGESTED
 from stages.remote import DOWNLOADS, fetched
 from yolov7.errors import ConfigError

@@ -5,203 +5,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field
 
+from stages.params_data import Data, check_address, check_data
 from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
 from yolov7.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
-
-
-class Digits(Group):
-    """The embedded data set: real handwritten digits composited onto crops of real photographs."""
-
-    seed: int = Field(default=0, ge=0)
-    """Same seed, same bytes."""
-    image_size: int = Field(default=160, ge=64, le=1024)
-    """Side of the square images in pixels."""
-    train_images: int = Field(default=400, ge=1)
-    """Number of training images."""
-    val_images: int = Field(default=100, ge=1)
-    """Number of validation images (checkpoint selection)."""
-    test_images: int = Field(default=150, ge=1)
-    """Number of test images (the reported figures)."""
-    digits_per_image: tuple[int, int] = (1, 6)
-    """Fewest and most digits on an image."""
-    digit_size: tuple[float, float] = (0.1, 0.35)
-    """Smallest and largest side of a digit, as a share of the image side."""
-
-
-class CocoSplit(Group):
-    """One set of images of a COCO-format data set."""
-
-    images: str
-    """Folder that the `file_name` entries are relative to; itself relative to data.folder."""
-    annotations: str
-    """Annotation json (instances format), relative to data.folder."""
-
-
-class VocSplit(Group):
-    """One set of images of a Pascal VOC data set."""
-
-    images: str
-    """Folder of the images, relative to data.folder."""
-    annotations: str
-    """Folder of the XML files, relative to data.folder."""
-    listed_in: str | None = None
-    """Text file (an image set of VOC: a name a line) or CSV (column `filename`) that names the files of this set;
-    without one, every XML file belongs to it."""
-
-
-class YoloSplit(Group):
-    """One set of images with YOLO text labels."""
-
-    images: str
-    """Folder of the images, relative to data.folder."""
-    labels: str
-    """Folder of the label files, relative to data.folder: `a/b.txt` for the image `a/b.jpg`."""
-    listed_in: str | None = None
-    """Text file or CSV that names the images of this set; without one, every image of the folder belongs to it."""
-
-
-S = TypeVar("S", CocoSplit, VocSplit, YoloSplit)
-
-
-class Sets(Group, Generic[S]):
-    """The images: either train, val and perhaps test, or all of them in one set that data.split divides."""
-
-    train: S | None = None
-    """Trained on."""
-    val: S | None = None
-    """Chooses the checkpoint."""
-    test: S | None = None
-    """Gives the reported figures; without one the val split does, and the report says so."""
-    all: S | None = None
-    """One set, to be divided as data.split says."""
-
-    def given(self, where: str) -> dict[str, S]:
-        """The sets by name: `all` alone, or train, val and perhaps test. Raises :class:`ConfigError` otherwise."""
-        sets = {"train": self.train, "val": self.val, "test": self.test, "all": self.all}
-        given = {name: one for name, one in sets.items() if one is not None}
-        if "all" in given and len(given) > 1:
-            raise ConfigError(f"{where}: give either `all`, or `train` and `val` (and `test`), not both")
-        if "all" not in given and not {"train", "val"} <= given.keys():
-            raise ConfigError(
-                f"{where}: give `train` and `val` (and `test`), or `all` to have it divided by data.split"
-            )
-        return given
-
-
-class Coco(Sets[CocoSplit]):
-    """A COCO-format data set of yours: an image folder and an annotation json per set."""
-
-
-class Voc(Sets[VocSplit]):
-    """A Pascal VOC data set of yours: a folder of XML files beside the images."""
-
-    classes: tuple[str, ...] | None = None
-    """Class names in the order of their numbers; another name is then an error. Without: those that occur, sorted."""
-    one_based: bool = False
-    """Pixels are numbered from 1 and the last one is included, as in the original VOC data (left = xmin - 1);
-    false: xmin to ymax are the edges of the box, as annotation tools write them."""
-    difficult_is_crowd: bool = False
-    """Objects marked difficult are ignored in training and evaluation."""
-
-
-class Yolo(Sets[YoloSplit]):
-    """Images of yours with YOLO text labels."""
-
-    names: tuple[str, ...] | str
-    """Class names in the order of their numbers, or a file that has them: one a line, or YAML with `names`."""
-
-
-class Split(Group):
-    """How `all` is divided into train, val and test. Same seed and same images: same splits."""
-
-    train: float = Field(default=0.7, gt=0.0, lt=1.0)
-    """Share of the images."""
-    val: float = Field(default=0.15, gt=0.0, lt=1.0)
-    """Share of the images."""
-    test: float = Field(default=0.15, ge=0.0, lt=1.0)
-    """Share of the images; 0: none, the val split then gives the reported figures."""
-    seed: int = Field(default=0, ge=0)
-    """Another seed, another division."""
-    stratify: bool = True
-    """Give every split its share of every class, not only of the images."""
-    near_duplicate_bits: int | None = Field(default=10, ge=0, le=32)
-    """Images whose difference hashes (128 bits) differ in at most this many bits stay together; null: do not look."""
-    group_pattern: str | None = None
-    """Regular expression on the file name; images with the same match (of its groups, if it has any) stay together."""
-    group_field: str | None = None
-    """Field of the image records (COCO); images with the same value stay together."""
-
-
-class Remote(Group):
-    """A data set that is brought here first. `coco`, `voc` or `yolo` then says where its parts are inside."""
-
-    url: str
-    """Its address, without credentials: those come from the environment (docs/data.md)."""
-    format: Literal["coco", "voc", "yolo"] = "coco"
-    """Format of what is brought; data.folder plays no part in where its files are looked for."""
-
-
-class Http(Remote):
-    """An archive (zip, tar, tar.gz) on a web server."""
-
-    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """What the archive's bytes must hash to; without it, the server is asked each time whether the archive changed."""
-    size: int | None = Field(default=None, ge=1)
-    """What the archive's size must be, in bytes."""
-
-
-class S3(Remote):
-    """All objects below a prefix of a bucket: `s3://bucket/prefix`."""
-
-    endpoint: str | None = None
-    """Address of a server other than Amazon's; AWS_ENDPOINT_URL does the same."""
-    anonymous: bool = False
-    """Ask without credentials, as public buckets allow."""
-    parallel: int = Field(default=8, ge=1, le=64)
-    """Objects fetched at a time."""
-
-
-class Coco2017(Group):
-    """COCO 2017, train and val, from its official archives: 20 GB to fetch, twice that while they are unpacked."""
-
-    url: str = "http://images.cocodataset.org"
-    """A mirror with the same archives under the same paths; their checksums are known."""
-
-
-class Data(Group):
-    """Where the data comes from."""
-
-    source: Literal["digits", "coco", "voc", "yolo", "http", "s3", "coco2017"] = "digits"
-    """`digits`: the embedded set; `coco`, `voc`, `yolo`: formats of the folders named below; the others are fetched."""
-    folder: str = "datasets"
-    """Folder of your data. The ingest stage depends on all of it, so that a changed file is seen."""
-    http: Http | None = None
-    """Needed with `source: http`."""
-    s3: S3 | None = None
-    """Needed with `source: s3`."""
-    coco2017: Coco2017 = Coco2017()
-    """Used with `source: coco2017`."""
-    digits: Digits = Digits()
-    """The embedded set."""
-    coco: Coco | None = None
-    """Needed with `source: coco`."""
-    voc: Voc | None = None
-    """Needed with `source: voc`."""
-    yolo: Yolo | None = None
-    """Needed with `source: yolo`."""
-    split: Split = Split()
-    """Used where a source gives `all`."""
 
 
 def _off(value: Any) -> Any:
@@ -430,50 +245,6 @@ def _check(params: Params, file: Path) -> None:
         params.train_for(name)
     check_data(params.data, where=f"{file}: data")
     if params.flow.state_remote.startswith("s3:"):
-        _check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))
+        check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))
     if params.flow.remote_training.count("/") != bool(params.flow.remote_training):
         raise ConfigError(f"{file}: flow.remote_training: a deployment is FLOW/NAME, as `prefect deployment ls` says")
-    low, high = params.data.digits.digits_per_image
-    if not 1 <= low <= high:
-        raise ConfigError(f"{file}: data.digits.digits_per_image: give fewest and most, for example [1, 6]")
-    small, large = params.data.digits.digit_size
-    if not 0.0 < small <= large <= 1.0:
-        raise ConfigError(f"{file}: data.digits.digit_size: give smallest and largest share, for example [0.1, 0.35]")
-
-
-def check_data(data: Data, *, where: str) -> None:
-    """What the fields of `data` cannot tell one by one. Raises :class:`ConfigError`."""
-    kind: str = data.source
-    if kind in ("http", "s3"):
-        remote: Remote | None = getattr(data, kind)
-        if remote is None:
-            raise ConfigError(f"{where}.{kind}: needed with `source: {kind}`; see docs/data.md")
-        _check_address(remote.url, where=f"{where}.{kind}.url", schemes=("s3",) if kind == "s3" else ("http", "https"))
-        kind = remote.format
-    elif kind == "coco2017":
-        _check_address(data.coco2017.url, where=f"{where}.coco2017.url", schemes=("http", "https"))
-    if kind in ("coco", "voc", "yolo"):
-        sets: Coco | Voc | Yolo | None = getattr(data, kind)
-        if sets is None:
-            raise ConfigError(f"{where}.{kind}: needed with `source: {data.source}`; see datasets/README.md")
-        sets.given(f"{where}.{kind}")
-    split = data.split
-    if abs(split.train + split.val + split.test - 1.0) > 1e-6:
-        raise ConfigError(f"{where}.split: train, val and test must add up to 1")
-    try:
-        re.compile(split.group_pattern or "")
-    except re.error as error:
-        raise ConfigError(f"{where}.split.group_pattern: no regular expression: {error}") from None
-
-
-def _check_address(url: str, *, where: str, schemes: tuple[str, ...]) -> None:
-    """An address has one of the schemes and a host or bucket, and holds no password: params.yaml goes into git."""
-    try:
-        parts = urlsplit(url)
-        host, secret = parts.hostname, parts.username or parts.password
-    except ValueError as error:
-        raise ConfigError(f"{where}: no address: {error}") from None
-    if parts.scheme not in schemes or not host:
-        raise ConfigError(f"{where}: {url!r} is no address of the form {schemes[0]}://...")
-    if secret:
-        raise ConfigError(f"{where}: take user name and password out of the address; see docs/data.md for the places")

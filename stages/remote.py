@@ -17,7 +17,7 @@ from typing import Any
 from stages.archive import unpack
 from stages.download import Download, fetch, read_note
 from stages.folders import remove, require_space
-from stages.params import Coco, Coco2017, CocoSplit, Data
+from stages.params_data import Coco, Coco2017, CocoSplit, Data
 from yolov7.errors import ConfigError
 from yolov7.files import write_json
 

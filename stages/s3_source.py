@@ -25,7 +25,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, NoCredentialsError
 
 from stages.folders import gigabytes, remove, require_space
-from stages.params import S3
+from stages.params_data import S3
 from yolov7.data.label_files import unsafe_name
 from yolov7.errors import DataError
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from stages.image_set import ImageSet, locate
 from stages.near_duplicates import difference_hashes, near_pairs
-from stages.params import Split
+from stages.params_data import Split
 from yolov7.data.coco import CocoAnnotations, Record
 from yolov7.errors import DataError
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.image_folder import IMAGE_SUFFIXES, files_below, image_sizes, select_listed, shown, stem_of
 from stages.image_set import ImageSet
-from stages.params import Voc, VocSplit
+from stages.params_data import Voc, VocSplit
 from yolov7.data.voc import VocImage, read_voc_file, voc_to_coco
 from yolov7.errors import DataError
 

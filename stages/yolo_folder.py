@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.image_folder import IMAGE_SUFFIXES, by_stem, files_below, image_sizes, select_listed, shown, stem_of
 from stages.image_set import ImageSet
-from stages.params import Yolo, YoloSplit
+from stages.params_data import Yolo, YoloSplit
 from yolov7.data.yolo_txt import YoloImage, read_class_names, read_yolo
 from yolov7.errors import DataError
 

@@ -16,7 +16,7 @@ import pytest
 
 from stages import s3_source
 from stages.ingest import ingest
-from stages.params import S3, Data
+from stages.params_data import S3, Data
 from stages.s3_source import bring_prefix
 from tests.pipeline.servers import s3_credentials, s3_server
 from tests.unit.test_ingest import image, picture, write_source

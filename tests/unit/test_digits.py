@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from stages import digits
-from stages.params import Digits
+from stages.params_data import Digits
 from yolov7.data.coco import read_coco
 
 SPLITS = ("train", "val", "test")

@@ -14,7 +14,7 @@ import pytest
 from stages import download, remote
 from stages.download import Download, fetch, read_note
 from stages.ingest import ingest
-from stages.params import Data
+from stages.params_data import Data
 from tests.unit.loopback import Served, Server, serving
 from tests.unit.test_ingest import image, picture, write_source
 from yolov7.data.coco import read_coco

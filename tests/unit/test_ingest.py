@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stages.folders import replace_folder
 from stages.image_header import read_header
 from stages.ingest import ingest
-from stages.params import Data
+from stages.params_data import Data
 from yolov7.data.coco import read_coco
 from yolov7.errors import DataError
 

@@ -11,7 +11,7 @@ import pytest
 from stages.image_folder import select_listed
 from stages.image_header import read_header
 from stages.ingest import ingest
-from stages.params import Data
+from stages.params_data import Data
 from tests.unit.test_ingest import oriented_jpeg, picture
 from yolov7.data.coco import read_coco
 from yolov7.data.voc import write_voc

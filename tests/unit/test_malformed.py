@@ -30,7 +30,7 @@ from stages import image_pool
 from stages.image_header import read_header
 from stages.image_pool import _Worker, run_jobs
 from stages.ingest import ingest
-from stages.params import Data
+from stages.params_data import Data
 from tests.unit.test_ingest import image, oriented_jpeg, picture, source_of, write_source
 from tests.unit.test_ingest_sources import put, voc_data, xml, yolo_data
 from yolov7.data.coco import read_coco

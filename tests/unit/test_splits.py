@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.image_set import ImageSet
 from stages.near_duplicates import difference_hash, hash_pixels, near_pairs
-from stages.params import Split
+from stages.params_data import Split
 from stages.splits import make_splits
 from yolov7.data.coco import CocoAnnotations
 from yolov7.errors import DataError

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stages.digits import make_digits
-from stages.params import Digits
+from stages.params_data import Digits
 from yolov7.config import Train, train_parameters
 from yolov7.data.coco import read_coco
 from yolov7.data.index import Index, build_index

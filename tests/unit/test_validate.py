@@ -23,7 +23,8 @@ from PIL import Image
 
 from stages.ingest import ingest
 from stages.ingested import SourceReport, describe
-from stages.params import Data, Validation
+from stages.params import Validation
+from stages.params_data import Data
 from stages.validate import validate
 from stages.validation.check import list_findings, run_rules
 from stages.validation.images import ImageCheck, check_images

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from stages.ingest import ingest
-from stages.params import Data
+from stages.params_data import Data
 from stages.write_dataset import FORMATS, write_dataset
 from tests.unit.test_ingest import image, picture, source_of, write_source
 from yolov7.data.coco import read_coco
