@@ -157,6 +157,8 @@ class Train(Group):
     """Resize every batch to a random size between half and one and a half times image_size."""
     weights: str = ""
     """A .safetensors checkpoint or a published .pt to start from; empty: random weights."""
+    weights_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """What that file must hash to. The train stage asks for it, because DVC watches params.yaml and not the file."""
     freeze: tuple[str, ...] = ()
     """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
