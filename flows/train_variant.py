@@ -28,7 +28,7 @@ from pydantic import PositiveFloat
 from flows import dvc_remote
 from flows.pipeline import LOGS, Log, Outcome, Pipeline, StageError, StageResult
 from flows.tasks import DATA_STAGES, Slots, retried, run_stage, worth_retrying
-from flows.worktree import DataHashes, bring, commit_of, hashes_of, worktree
+from flows.worktree import DataHashes, added_weights, bring, bring_weights, commit_of, hashes_of, worktree
 from stages import params as params_module
 from stages.command import RESTORE_ONLY
 from stages.params import Params
@@ -71,7 +71,7 @@ def train_variant(
         logs = root / LOGS / "by-revision" / variant  # those in the worktree would go with it
         with Pipeline(folder, timeout_seconds=timeout_hours * 3600, variables=variables, logs=logs) as pipeline:
             deliver(pipeline, log)
-            retried(bring_data, params)(pipeline, data or hashes_of(folder, DATA_STAGES))
+            retried(bring_data, params)(pipeline, variant, data or hashes_of(folder, DATA_STAGES))
             # Where the remote's run cache has it already, nothing is trained.
             try:
                 result = retried(run_stage, params)(pipeline, stage, Slots(1), pull=True)
@@ -96,8 +96,9 @@ def find_commit(root: Path, revision: str) -> str:
 
 
 @task(name="bring", task_run_name="bring", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
-def bring_data(pipeline: Pipeline, hashes: DataHashes) -> None:
-    """The data into the worktree, from DVC's cache or a remote."""
+def bring_data(pipeline: Pipeline, variant: str, hashes: DataHashes) -> None:
+    """The data, and the weights the training starts from, into the worktree, from DVC's cache or a remote."""
+    bring_weights(pipeline, variant, get_run_logger())
     bring(pipeline, hashes, get_run_logger())
 
 
@@ -138,7 +139,9 @@ def train_elsewhere(pipeline: Pipeline, params: Params, stage: str, fresh: bool 
         return StageResult(stage, Outcome.UNCHANGED, 0.0)
     revision = _committed(stage)
     variant = stage.partition("@")[2]
-    dvc_remote.push(pipeline, log, *DATA_STAGES, name=f"push-data@{variant}")  # as the other variants may just do
+    weights = added_weights(pipeline.root, variant)
+    wanted = (*DATA_STAGES, *([weights] if weights else []))
+    dvc_remote.push(pipeline, log, *wanted, name=f"push-data@{variant}")  # as the other variants may just do
     hours = params.flow.stage_timeout_hours
     parameters = {"variant": variant, "revision": revision, "timeout_hours": hours}
     parameters["data"] = hashes_of(pipeline.root, DATA_STAGES)

@@ -18,6 +18,7 @@ import yaml
 from flows import dvc_remote
 from flows.pipeline import Log, Pipeline, StageError, end_leftovers
 from stages.folders import remove
+from stages.params import PARAMS_FILE
 from stages.tracking import file_lock
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
@@ -137,23 +138,58 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
         outs = [{"path": path, "hash": "md5", "md5": value} for path, value in outputs.items()]
         stages[stage] = {"cmd": "brought by hash", "outs": outs}
     write_text(pipeline.root / "dvc.lock", yaml.safe_dump({"schema": "2.0", **document}, sort_keys=False))
+    _bring(pipeline, list(hashes), {path: value for one in hashes.values() for path, value in one.items()}, log)
+
+
+def added_weights(root: Path, variant: str) -> str | None:
+    """The .dvc file of the weights that a training of `variant` starts from; None without any, or where it has none."""
+    target = f"{_weights(root, variant)}.dvc"
+    return target if (root / target).is_file() else None
+
+
+def bring_weights(pipeline: Pipeline, variant: str, log: Log) -> None:
+    """Put the weights that a training of `variant` starts from into the worktree, if they are not in git.
+
+    Raises :class:`ConfigError` where they were not given to DVC either; otherwise as :func:`bring`.
+    """
+    weights, target = _weights(pipeline.root, variant), added_weights(pipeline.root, variant)
+    if not weights or (pipeline.root / weights).is_file():
+        return
+    if target is None:
+        raise ConfigError(
+            f"train.weights: {weights} is not in a checkout of this revision: it is neither in git nor added to DVC; "
+            f"`dvc add {weights}`, commit {weights}.dvc, and `dvc push` where other machines train"
+        )
+    document = _document(pipeline.root / target)
+    _bring(pipeline, [target], {weights: str(document["outs"][0]["md5"])}, log)
+
+
+def _weights(root: Path, variant: str) -> str:
+    """Read from the file as it is: the parameters of an old revision may not be those of today."""
+    values = _document(root / PARAMS_FILE)
+    own = (values.get("per_variant") or {}).get(variant) or {}
+    return str(own.get("weights", (values.get("train") or {}).get("weights", "")))
+
+
+def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], log: Log) -> None:
+    """Let DVC put `targets` there, whose outputs, path -> hash, are those of `hashes`. Raises as :func:`bring`."""
     found = dvc_remote.settings(pipeline.root)
     objects = _cache(pipeline.root, found) / "files/md5"
-    if all((objects / value[:2] / value[2:]).exists() for outputs in hashes.values() for value in outputs.values()):
+    if all((objects / value[:2] / value[2:]).exists() for value in hashes.values()):
         try:
-            pipeline.run("checkout", [sys.executable, "-m", "dvc", "checkout", "--force", *hashes], log)
+            pipeline.run("checkout", [sys.executable, "-m", "dvc", "checkout", "--force", *targets], log)
             return
         except StageError:
             log.info("the cache of this clone has only a part of the data; the remotes are asked")
     tried, passing = [], False
     for name in dvc_remote.remotes(found):
         try:
-            dvc_remote.pull(pipeline, log, *hashes, remote=name)
+            dvc_remote.pull(pipeline, log, *targets, remote=name)
             return
         except StageError as error:
             tried.append(f"{name}: {error}")
             passing = passing or not error.lasting
-    wanted = ", ".join(f"{path} ({value})" for outputs in hashes.values() for path, value in outputs.items())
+    wanted = ", ".join(f"{path} ({value})" for path, value in hashes.items())
     missing = "; ".join(tried) or "there is no remote"
     if passing:
         raise StageError(f"{wanted} is not in DVC's cache, and not to be had at present ({missing})", stage="pull")
@@ -161,7 +197,10 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
 
 
 def _lock(root: Path) -> dict[str, Any]:
-    path = root / "dvc.lock"
+    return _document(root / "dvc.lock")
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except FileNotFoundError:

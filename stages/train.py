@@ -34,7 +34,7 @@ from stages.tracking import JOURNALS, RunJournal, file_lock, journal_lock
 from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.device import choose_device, peak_memory_gib
-from yolov7.errors import TrainingError, YoloError
+from yolov7.errors import ConfigError, TrainingError, YoloError
 from yolov7.files import atomic_path, sha256_file, write_json, write_text
 from yolov7.model import ModelMetadata
 from yolov7.model.spec_json import network_to_json
@@ -54,19 +54,28 @@ PICTURES = "epoch-*-batch-*.jpg"
 INDEX = Path("data/index")
 _KEPT_RUNS = 3
 # What a run may change without becoming another run.
-_NOT_IDENTITY = ("checkpoint_minutes", "cache", "cache_folder", "max_bad_batches", "max_bad_images", "preset")
+_NOT_IDENTITY = (
+    "checkpoint_minutes",
+    "cache",
+    "cache_folder",
+    "max_bad_batches",
+    "max_bad_images",
+    "preset",
+    "weights_sha256",  # what it names is in the identity itself
+)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Train, and write `models/V/train`."""
     variant = args.variant
     train = params.train_for(variant)
+    weights = start_weights(train)
     command = ["-m", "stages.train", "--variant", variant, *(["--fresh"] if args.fresh else [])]
     status = start_processes(command, batch_size=train.batch_size)
     if status is not None:
         sys.exit(status)
     document = dataset_document()
-    identity = run_identity(variant, train, document)
+    identity = run_identity(variant, train, document, weights)
     key = fingerprint(identity)
     folder = STATES / variant / key
     path = JOURNALS / f"{variant}-{key}.jsonl"
@@ -114,10 +123,35 @@ def _prepare(variant: str, states: StateFolder, remote: StateRemote | None, *, f
     prune(states.folder.parent, _KEPT_RUNS, states.folder)
 
 
-def run_identity(variant: str, train: Train, document: dict[str, Any]) -> dict[str, Any]:
+def start_weights(train: Train) -> str | None:
+    """The sha256 of `train.weights`, None without any. Raises :class:`ConfigError` where params.yaml names another.
+
+    DVC follows params.yaml and not that file: only a digest there makes other weights another training.
+    """
+    if not train.weights:
+        return None
+    path, tracked = Path(train.weights), Path(f"{train.weights}.dvc")
+    if not path.is_file():
+        how = f"`dvc pull {tracked}` brings it" if tracked.is_file() else "put it there"
+        raise ConfigError(f"params.yaml: train.weights: {path}: no such file; {how}")
+    found = sha256_file(path)
+    if not train.weights_sha256:
+        raise ConfigError(
+            f"params.yaml: train.weights_sha256: missing beside `weights: {path}`, which DVC does not look into; "
+            f"write `weights_sha256: {found}`"
+        )
+    if found != train.weights_sha256:
+        how = f"`dvc checkout {tracked}` or `dvc pull {tracked}`" if tracked.is_file() else "put that file back"
+        raise ConfigError(
+            f"params.yaml: train.weights_sha256: {train.weights_sha256} is to be trained from, and {path} is {found}; "
+            f"write that one to train from this file, or bring the other: {how}"
+        )
+    return found
+
+
+def run_identity(variant: str, train: Train, document: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """What makes a run this run: network, parameters that change the result, data and start weights by content."""
     parameters = {k: v for k, v in train.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
-    weights = sha256_file(train.weights) if train.weights and Path(train.weights).is_file() else None
     # A network of the user's own may change behind its name.
     network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
     return {"variant": variant, "network": network, "train": parameters, "data": document["sha256"], "weights": weights}

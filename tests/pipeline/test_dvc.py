@@ -119,6 +119,7 @@ def test_metrics_plots_and_graph_are_worth_reading(project):
         (lambda v: v["export"].update(confidence=0.3), {"export"}),
         (lambda v: v["train"].update(seed=5), {"train"}),
         (lambda v: v["per_variant"][VARIANT].update(seed=5), {"train"}),
+        (lambda v: v["train"].update(weights_sha256="0" * 64), {"train"}),
         (lambda v: v["validation"].update(max_findings=7), {"validate"}),
         (lambda v: v["data"]["digits"].update(seed=5), {"ingest"}),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from flows import worktree as worktree_module
 from flows.pipeline import Pipeline, StageError
-from flows.worktree import bring, commit_of
+from flows.worktree import added_weights, bring, bring_weights, commit_of
 from yolov7.errors import ConfigError, DataError
 
 LOG = logging.getLogger("test")
@@ -83,3 +85,33 @@ def test_data_that_no_remote_has_is_told_from_a_remote_that_is_away(tmp_path: Pa
         with pytest.raises(StageError, match="not to be had at present") as caught:
             bring(pipeline, wanted, LOG)
     assert not caught.value.lasting
+
+
+@pytest.mark.slow
+def test_start_weights_come_into_a_worktree_by_their_dvc_file(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text(f"['remote \"store\"']\n    url = {tmp_path / 'store'}\n")
+    weights, md5 = tmp_path / "start.pt", hashlib.md5(b"kernels").hexdigest()
+    (tmp_path / "params.yaml").write_text("train: {weights: other.pt}\nper_variant: {v: {weights: start.pt}}\n")
+    with Pipeline(tmp_path) as pipeline:
+        with pytest.raises(
+            ConfigError, match=r"start\.pt is not in a checkout .*`dvc add start\.pt`, commit start\.pt\.dvc"
+        ):
+            bring_weights(pipeline, "v", LOG)
+        assert added_weights(tmp_path, "v") is None
+        (tmp_path / "start.pt.dvc").write_text(f"outs:\n- {{md5: {md5}, size: 7, hash: md5, path: start.pt}}\n")
+        assert added_weights(tmp_path, "v") == "start.pt.dvc"
+        with pytest.raises(DataError, match=rf"start\.pt \({md5}\) is neither in DVC's cache nor in a remote"):
+            bring_weights(pipeline, "v", LOG)
+        stored = tmp_path / "store/files/md5" / md5[:2] / md5[2:]
+        stored.parent.mkdir(parents=True)
+        stored.write_bytes(b"kernels")
+        bring_weights(pipeline, "v", LOG)
+        assert weights.read_bytes() == b"kernels"
+        weights.unlink()
+        shutil.rmtree(tmp_path / "store")
+        bring_weights(pipeline, "v", LOG)
+        assert weights.read_bytes() == b"kernels", "from the cache of the clone"
+    (tmp_path / "params.yaml").write_text("variants: [v]\n")
+    bring_weights(pipeline, "v", LOG)  # nothing to start from
