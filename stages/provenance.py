@@ -22,7 +22,7 @@ champion's data, by `flow.fetch_reference`; it judges data and changes none."""
 
 
 def git_revision() -> str:
-    """The commit of the working tree, with `-dirty` where tracked files differ from it; `unknown` outside git."""
+    """The commit of the working tree, with `-dirty` where it differs (:func:`git_changes`); `unknown` outside git."""
     try:
         revision = _git("rev-parse", "HEAD")
         changed = git_changes()
@@ -32,9 +32,13 @@ def git_revision() -> str:
 
 
 def git_changes() -> list[str]:
-    """Tracked files that differ from the commit. Raises what `subprocess.run` does outside git."""
-    lines = _git("status", "--porcelain", "--untracked-files=no").splitlines()
-    names = (line.split(maxsplit=1)[1] for line in lines)
+    """Tracked files that differ from the commit, and Python files that it lacks: they may be a network of the user's.
+
+    Raises what `subprocess.run` does outside git.
+    """
+    lines = _git("status", "--porcelain", "--untracked-files=all").splitlines()
+    found = (line.split(maxsplit=1) for line in lines)
+    names = [name for state, name in found if state != "??" or name.strip('"').endswith(".py")]
     return [name for name in names if Path(name).name not in _WRITTEN]
 
 

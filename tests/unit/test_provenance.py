@@ -1,4 +1,4 @@
-"""Which code made a thing: what the pipeline itself writes makes no revision another one."""
+"""Which code made a thing: what the pipeline itself writes makes no revision another one, code that git lacks does."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ def test_what_the_pipeline_writes_is_no_change(tmp_path: Path, monkeypatch: pyte
     assert git_changes() == [] and git_revision() == git("rev-parse", "HEAD")
     (tmp_path / "params.yaml").write_text("2")
     assert git_changes() == ["params.yaml"] and git_revision().endswith(DIRTY)
+
+
+def test_python_files_that_git_lacks_are_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("/models/\n")
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    for name in ("notes.txt", "models/copy.py", "mine/my networks.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [name.strip('"') for name in git_changes()] == ["mine/my networks.py"], "train.network may name it"
+    assert git_revision().endswith(DIRTY)
+    git("add", "-A")
+    git("commit", "-qm", "mine")
+    assert git_changes() == [] and git_revision() == git("rev-parse", "HEAD")
