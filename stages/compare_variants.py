@@ -18,6 +18,7 @@ from stages.command import run_stage
 from stages.evaluate import IMAGES, INDEX
 from stages.params import Evaluate, Params
 from stages.provenance import dataset_document, read_json
+from stages.registry import ModelRegistry, RegistryUnavailableError
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import DataError
@@ -53,6 +54,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if absent:
         facts["Not evaluated yet"] = ", ".join(absent)
     write_text(OUTPUT, render_comparison(facts, compared, family_info()))
+    _keep(list(figures))
     log.info("%s: %s", OUTPUT, ", ".join(figures))
 
 
@@ -72,6 +74,19 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
     if not figures:
         raise DataError("no variant is evaluated on the present test data; run `dvc repro` first", path="reports")
     return figures
+
+
+def _keep(variants: list[str]) -> None:
+    """The page goes to the MLflow run of every variant on it that is registered; MLflow away is no error here."""
+    records = [Path("models") / variant / "registered.json" for variant in variants]
+    runs = {read_json(record, "dvc repro")["run_id"] for record in records if record.is_file()}
+    try:
+        registry = ModelRegistry() if runs else None
+        for run_id in sorted(runs):
+            assert registry is not None
+            registry.log_page(run_id, OUTPUT)
+    except RegistryUnavailableError as error:
+        log.warning("%s; %s is not in MLflow", error, OUTPUT)
 
 
 def _export(variant: str) -> Path:

@@ -16,10 +16,11 @@ import onnx
 from stages.command import run_stage
 from stages.params import Export, Params
 from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision, read_json
+from stages.tracking import delivered
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
-from yolov7.export.folder import FILE_OF_FORMAT, FORMATS_FILE, ONNX, ONNX_NMS, SAFETENSORS, FormatName
+from yolov7.export.folder import FILE_OF_FORMAT, FORMATS_FILE, ONNX, ONNX_NMS, SAFETENSORS, FormatName, listed
 from yolov7.export.int8 import Int8Exporter, Int8Settings
 from yolov7.export.model_card import MODEL_CARD, model_card
 from yolov7.export.samples import spread
@@ -30,6 +31,7 @@ from yolov7.predict.load import DESCRIPTION
 log = logging.getLogger(__name__)
 
 INDEX = Path("data/index")
+VERIFICATION, FIGURES = "verify.json", "metrics.json"
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -56,7 +58,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
             "data_sha256": document["sha256"],
             "data_dvc": dvc_hash("data/ingested"),
             "git_revision": git_revision(),
-            "run_id": run["run_id"],
+            "run_id": delivered(run)["run_id"],
+            "training": run["fingerprint"],
         },
     )
     report = verify(
@@ -71,15 +74,16 @@ def main(params: Params, args: argparse.Namespace) -> None:
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )
     description["figures"] = figures(report)
-    write_json(out / DESCRIPTION, description)
-    write_json(out / "verify.json", report.to_dict())
-    write_json(out / "metrics.json", headline(report))
+    write_json(out / VERIFICATION, report.to_dict())
+    write_json(out / FIGURES, headline(report))
     write_text(out / MODEL_CARD, model_card(description, report.to_dict(), read_json(out / FORMATS_FILE, "dvc repro")))
+    description["files"] |= listed(out, [VERIFICATION, FIGURES, MODEL_CARD])
+    write_json(out / DESCRIPTION, description)  # last: the manifest of all the others
     for line in summary(report):
         log.info("%s", line)
     if not report.passed:
         problems = "; ".join(report.problems)
-        raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see verify.json")
+        raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see {VERIFICATION}")
 
 
 def figures(report: VerifyReport) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from stages.registry import (
     RegistryUnavailableError,
     Version,
 )
-from stages.tracking import JOURNALS, flush
+from stages.tracking import delivered, flush
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
 
@@ -50,7 +50,7 @@ def register(params: Params, variant: str) -> dict[str, Any]:
     metrics = _read(Path("reports") / variant / "metrics.json", f"dvc repro evaluate@{variant}")
     flush()  # a training that went on while MLflow was away may still have a run to deliver
     registry = ModelRegistry()
-    run_id = registry.run_for(_delivered(run), experiment=params.registry.experiment, name=variant)
+    run_id = registry.run_for(delivered(run), experiment=params.registry.experiment, name=variant)
     version, new = registry.register(
         models / "export",
         name=name,
@@ -120,14 +120,6 @@ def _keep_statistics(registry: ModelRegistry, version: Version) -> None:
     if version.tags.get(DATA_STATISTICS) != path:
         registry.record(version, path, _read(STATISTICS, "dvc repro validate"))
         registry.set_tags(version, {DATA_STATISTICS: path})
-
-
-def _delivered(run: dict[str, Any]) -> dict[str, Any]:
-    """`run.json`, with the id from the journal where the run reached MLflow only after the training."""
-    journal = JOURNALS / f"{run.get('variant')}-{run.get('fingerprint')}.json"
-    if run.get("run_id") or not journal.is_file():
-        return run
-    return {**run, "run_id": json.loads(journal.read_text(encoding="utf-8")).get("run_id")}
 
 
 def _example_image() -> bytes:

@@ -406,6 +406,14 @@ def flush(folder: Path = JOURNALS) -> int:
     return left
 
 
+def delivered(run: Mapping[str, Any]) -> dict[str, Any]:
+    """A training's `run.json`, with the id from the journal where the run reached MLflow only after the training."""
+    journal = JOURNALS / f"{run.get('variant')}-{run.get('fingerprint')}.json"
+    if run.get("run_id") or not journal.is_file():
+        return dict(run)
+    return {**run, "run_id": json.loads(journal.read_text(encoding="utf-8")).get("run_id")}
+
+
 def main() -> None:
     """Deliver what could not be delivered while the MLflow server was away."""
     log_to_stderr()

@@ -18,6 +18,7 @@ from small_detector import metadata_of, pictures, small_detector, small_index
 
 import stages.export as stage
 from stages.params import Export, Params
+from stages.registry import verify_export
 from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, export_openvino, verify
 from yolov7.export.folder import FILE_OF_FORMAT
@@ -68,12 +69,14 @@ def test_the_stage_tells_the_figures_in_model_json(exported, trained, index, tmp
     monkeypatch.chdir(tmp_path)
     shutil.copytree(exported, "models/small/export")
     save_checkpoint(Path("models/small/train/best.safetensors"), trained, metadata_of(trained))
-    write_json("models/small/train/run.json", {"run_id": "r1"})
+    # MLflow was away when the training ended; the run has been delivered since.
+    write_json("models/small/train/run.json", {"run_id": None, "variant": "small", "fingerprint": "f1"})
+    write_json(".state/mlflow/small-f1.json", {"run_id": "r1"})
     description = json.loads((exported / "model.json").read_text())
     for name, answer in {
         "dataset_document": lambda: {"sha256": "d" * 64},
         "open_index": lambda split: index,
-        "export_folder": lambda *_, **more: description | {"run_id": more["extra"]["run_id"]},
+        "export_folder": lambda *_, **more: copy.deepcopy(description) | more["extra"],
         "dvc_hash": lambda path: "h",
         "git_revision": lambda: "abc",
     }.items():
@@ -82,11 +85,19 @@ def test_the_stage_tells_the_figures_in_model_json(exported, trained, index, tmp
     stage.main(Params(export=settings), argparse.Namespace(variant="small"))
     folder = Path("models/small/export")
     said, verified = (json.loads((folder / name).read_text()) for name in ("model.json", "verify.json"))
-    assert said["figures"]["validation_images"] == 4 and said["files"] == description["files"]
+    assert said["figures"]["validation_images"] == 4 and (said["run_id"], said["training"]) == ("r1", "f1")
     assert set(said["figures"]["forms"]) == {"deploy", "onnx", "onnx-nms", "openvino", "onnx-raw"}
     for name, form in said["figures"]["forms"].items():
         assert form["AP"] == verified["forms"][name]["ap"] > 0 and form["passed"]
     assert load_detector(folder).predict(pictures(1))
+    later = {"verify.json", "metrics.json", "MODEL_CARD.md"}
+    assert said["files"].keys() == description["files"].keys() | later == verify_export(folder).keys()
+    for name in later:
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept.replace(b"0", b"9", 1))
+        with pytest.raises(ModelError, match=name):
+            verify_export(folder)
+        (folder / name).write_bytes(kept)
 
 
 def test_some_images_only(exported, trained, index):

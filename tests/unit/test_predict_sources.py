@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import threading
 
 import cv2
 import numpy as np
@@ -93,6 +95,31 @@ def test_a_video_that_is_cut_gives_its_frames_and_says_so(video, tmp_path):
     assert str(cut) in str(caught.value)
     frames = open_source(cut).frames()
     assert [next(frames).name, next(frames).name] == ["cut.avi/000000.jpg", "cut.avi/000001.jpg"]
+
+
+def test_a_live_picture_that_stops_is_no_success(tmp_path):
+    video = cv2.VideoWriter(str(tmp_path / "live.ts"), cv2.VideoWriter_fourcc(*"MPG2"), 25, (64, 64))
+    assert video.isOpened()
+    for value in range(10):
+        video.write(np.full((64, 64, 3), 20 * value, np.uint8))
+    video.release()
+    sent = (tmp_path / "live.ts").read_bytes()
+
+    def send():
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(sent)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=send)
+        thread.start()
+        frames = open_source(f"tcp://127.0.0.1:{server.getsockname()[1]}").frames()
+        seen = []
+        with pytest.raises(DataError, match=r"stopped after \d+ frames"):  # noqa: PT012 - what came before is kept
+            for frame in frames:
+                seen.append(frame.name)
+        thread.join()
+    assert len(seen) > 5
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def export_folder(
         "dynamic": dynamic,
         "contracts": {ONNX: contract_of(graph), ONNX_NMS: contract_of(with_nms)},
         **(extra or {}),
-        "files": {name: _bytes_of(folder / name) for name in written},
+        "files": listed(folder, written),
     }
     files.write_json(folder / DESCRIPTION, description)
     return description
@@ -109,5 +109,8 @@ def _write_optional(
     return [*written, FORMATS_FILE]
 
 
-def _bytes_of(file: Path) -> dict[str, Any]:
-    return {"sha256": files.sha256_file(file), "bytes": file.stat().st_size}
+def listed(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What the manifest (`files` of model.json) says of files of the folder: sha256 and bytes, by name."""
+    return {
+        name: {"sha256": files.sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names
+    }

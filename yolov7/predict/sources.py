@@ -30,6 +30,9 @@ _COMPLETE = 0.9
 
 _STREAM = re.compile(r"^(rtsp|rtsps|rtmp|rtp|udp|tcp|http|https)://", re.IGNORECASE)
 
+_LIVE = re.compile(r"^(rtsp|rtsps|rtmp|rtp|udp|tcp)://", re.IGNORECASE)
+"""Streams that announce no length have no end either: one that ends has broken off."""
+
 OnError = Callable[[DataError], None]
 
 
@@ -104,6 +107,8 @@ class Source:
             capture.release()
         if number == 0:
             raise DataError("no frame can be read; is it a video, and a complete one?", path=self.name)
+        if announced <= 0 and (isinstance(video, int) or _LIVE.match(video)):
+            raise DataError(f"the picture has stopped after {number} frames; start again to go on", path=self.name)
         # Some containers only estimate it, from the duration.
         if number < _COMPLETE * announced - 1:
             raise DataError(f"ends after {number} of {announced:.0f} frames: cut off, or damaged there", path=self.name)
