@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +206,41 @@ with join_processes(torch.device("cpu")) as processes:
 """
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     assert launch(["-c", program], processes=2, restarts=1) == 0
+
+
+def test_on_two_machines_too_whatever_each_counts_as_its_restarts(tmp_path):
+    """Torch counts restarts for each machine, and not those that another one asked for: 0 here may be 1 there."""
+    program = f"""
+import os, pathlib, signal, torch
+from yolov7.train.distributed import join_processes
+count = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+os.environ["TORCHELASTIC_RESTART_COUNT"] = str(count + int(os.environ["COUNTS_OTHERWISE"]))
+again, me = pathlib.Path({str(tmp_path)!r}, "again"), pathlib.Path({str(tmp_path)!r}, "node-" + os.environ["NODE"])
+with join_processes(torch.device("cpu")) as processes:
+    assert processes.sum(torch.ones(1)) == 2
+    if processes.rank == 1 and not again.exists():
+        again.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes.wait()
+    me.write_text(str(processes.sum(torch.ones(1)).item()))
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        rendezvous = f"127.0.0.1:{free.getsockname()[1]}"
+    start = (
+        "import sys; from yolov7.train.launch import launch;"
+        f"sys.exit(launch(['-c', {program!r}], processes=1, nodes=2, rendezvous={rendezvous!r}, restarts=3))"
+    )
+    nodes = [
+        subprocess.Popen([sys.executable, "-c", start], env={**os.environ, "NODE": node, "COUNTS_OTHERWISE": node})
+        for node in ("0", "1")
+    ]
+    try:
+        assert [node.wait(240) for node in nodes] == [0, 0]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [(tmp_path / f"node-{node}").read_text() for node in (0, 1)] == ["2.0", "2.0"]
 
 
 def test_a_request_to_stop_reaches_every_process_and_is_waited_for(tmp_path):

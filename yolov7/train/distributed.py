@@ -193,8 +193,11 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
     if missing:
         raise ConfigError(f"WORLD_SIZE is set but not {', '.join(missing)}; start the processes with torchrun")
     store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    # torchrun keeps its store when it starts the processes again, with the addresses of those that died.
-    store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    # torchrun lends its own store and keeps it when it starts the processes again, with the addresses of those that
+    # died. The count of restarts is the machine's own, and that of the machine that waited may be another one: where
+    # every start has a new store, as with `launch`, nothing is to depend on it.
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = distributed_backend(device)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
