@@ -16,6 +16,8 @@ _EVIDENCE = {
     "artefact": (ARTEFACT_VERIFICATION, "verification of the artefact against what was trained"),
     "data": (DATA_VALIDATION, "validation of the training data"),
 }
+_NAMED = 5
+"""Class names that a finding lists; their number stands beside them."""
 _ROUNDING = 6
 """Digits of AP that count: a difference below that is rounding, not progress."""
 
@@ -27,6 +29,23 @@ class Check:
     rule: str
     passed: bool
     finding: str
+
+
+def other_classes(comparison: Mapping[str, Any]) -> str | None:
+    """How the champion's classes differ from the challenger's; None where both know the same, in the same order."""
+    names = comparison.get("class_names")
+    if names is None:
+        return None
+    ours, theirs = names["challenger"], names["champion"]
+    sides = [("new", set(ours) - set(theirs), ours), ("gone", set(theirs) - set(ours), theirs)]
+    moved = [f"{what}: {_listed([name for name in order if name in some])}" for what, some, order in sides if some]
+    counts = f"{len(theirs)}, the challenger {len(ours)}"
+    return f"the champion knows other classes ({counts}; {'; '.join(moved) or 'in another order'})"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:_NAMED]))
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 def checks(comparison: Mapping[str, Any], rules: Promotion) -> list[Check]:

@@ -1,11 +1,14 @@
 """The promotion gate: `challenger` becomes `champion` if it is better on the same test data.
 
     python -m flows.promote [NAME ...] [--dry-run]     judge the challengers (default: every variant in params.yaml)
+    python -m flows.promote NAME ... --new-classes     promote also where the champion knows other classes
     python -m flows.promote --rollback NAME            `previous` becomes champion again
 
 Both are measured anew, side by side, on the present test images with the present settings (:mod:`stages.compare`), and
 the challenger must pass every check of `params.yaml: promotion` (:mod:`flows.gate`). MLflow has no compare-and-set for
-aliases, so a lock lets one promotion through at a time. A version that was rolled back is not promoted again by itself.
+aliases: what a decision was about is read once more under a lock, and judged again if it has changed meanwhile. A
+version that was rolled back is not promoted again by itself. A model with other classes than the champion's cannot be
+measured against it: the champion stays, unless somebody accepts the new classes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,18 +28,32 @@ from typing import Any
 
 from flows import gate
 from flows.gate import Check, checks
-from flows.pipeline import Pipeline
+from flows.pipeline import Pipeline, only_run
 from stages import params as params_module
 from stages.command import NO_TELEMETRY
 from stages.params import Params, Promotion
 from stages.redaction import log_to_stderr, redacted
-from stages.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, Version
+from stages.registry import (
+    ARTEFACT_VERIFICATION,
+    CHALLENGER,
+    CHAMPION,
+    DATA_VALIDATION,
+    PREVIOUS,
+    SIGNATURE,
+    ModelRegistry,
+    Version,
+)
 from stages.tracking import file_lock
 from yolov7.errors import ConfigError, ModelError, YoloError
 
 log = logging.getLogger(__name__)
 
 LOCK = Path(".state/promote.lock")
+"""Held while aliases move, which takes a moment; never while models are measured, for a rollback must not wait."""
+_ROUNDS = 3
+"""A gate whose models change under every measurement gives up after so many."""
+_GROUNDS = ("rolled_back", "manifest_sha256", SIGNATURE, ARTEFACT_VERIFICATION, DATA_VALIDATION)
+"""Tags of the challenger that a decision rests on."""
 
 Compare = Callable[[Version, Version], Mapping[str, Any]]
 """Measures a challenger and a champion side by side: the document of :mod:`stages.compare`."""
@@ -67,24 +85,71 @@ class Decision:
         return self.challenger if self.outcome == "promoted" and not self.dry_run else self.champion
 
 
-def judge(registry: ModelRegistry, name: str, *, rules: Promotion, compare: Compare, dry_run: bool = False) -> Decision:
+def judge(
+    registry: ModelRegistry,
+    name: str,
+    *,
+    rules: Promotion,
+    compare: Compare,
+    dry_run: bool = False,
+    new_classes: bool = False,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Decision:
     """Decide on the challenger of `name` and act on it.
 
-    Raises :class:`ModelError` where there is no challenger, or where it is not signed and the environment asks for it.
+    `new_classes`: where the champion knows other classes, judge the challenger as a first champion is judged. `alone`
+    keeps the gates of other folders waiting while this one acts. Raises :class:`ModelError` where there is no
+    challenger, where it is not signed and the environment asks for it, or where both changed in every measurement.
     """
-    with file_lock(LOCK):
-        challenger = registry.resolve(f"models:/{name}@{CHALLENGER}")
-        registry.require_signature(challenger)
-        champion = registry.by_alias(name, CHAMPION)
-        decision = _decide(challenger, champion, rules, compare, dry_run)
+    for _ in range(_ROUNDS):
+        challenger, champion = _contenders(registry, name)
+        decision = _decide(challenger, champion, rules, compare, dry_run, new_classes)
         # What was recorded of a version that was rolled back stays as it is: it is the evidence of its promotion.
-        if not dry_run and decision.outcome != "unchanged" and "rolled_back" not in challenger.tags:
-            _act(registry, challenger, champion, decision)
-    return decision
+        if dry_run or decision.outcome == "unchanged" or "rolled_back" in challenger.tags:
+            return decision
+        with alone(), file_lock(LOCK):
+            now = _contenders(registry, name)
+            if _standing(*now) == _standing(challenger, champion):
+                _act(registry, challenger, champion, decision)
+                return decision
+        _overtaken(registry, challenger, decision, *now)
+    raise ModelError(f"{name}: challenger or champion changed during each of {_ROUNDS} measurements; judge it again")
+
+
+def _contenders(registry: ModelRegistry, name: str) -> tuple[Version, Version | None]:
+    challenger = registry.resolve(f"models:/{name}@{CHALLENGER}")
+    registry.require_signature(challenger)
+    return challenger, registry.by_alias(name, CHAMPION)
+
+
+def _standing(challenger: Version, champion: Version | None) -> tuple[object, ...]:
+    """What must still hold when a decision is acted upon."""
+    grounds = [challenger.tags.get(tag) for tag in _GROUNDS]
+    return champion.number if champion else None, challenger.number, *grounds
+
+
+def _overtaken(
+    registry: ModelRegistry, challenger: Version, decision: Decision, now: Version, champion_now: Version | None
+) -> None:
+    """Keep a decision that nothing came of; the version's tags are those of whoever was quicker."""
+    champion = f"version {champion_now.number}" if champion_now else "none"
+    found = f"overtaken: now the challenger is version {now.number} and the champion {champion}"
+    log.info("%s: version %d was %s; judging again", decision.name, challenger.number, found)
+    document = {**asdict(decision), "outcome": "overtaken", "reason": f"{found}; {decision.reason}", "time": _now()}
+    registry.record(challenger, _document(_subject(decision)), document)
+
+
+def _subject(decision: Decision) -> str:
+    return f"v{decision.challenger}-against-{'none' if decision.champion is None else f'v{decision.champion}'}"
 
 
 def _decide(
-    challenger: Version, champion: Version | None, rules: Promotion, compare: Compare, dry_run: bool
+    challenger: Version,
+    champion: Version | None,
+    rules: Promotion,
+    compare: Compare,
+    dry_run: bool,
+    new_classes: bool,
 ) -> Decision:
     plain = Decision(
         name=challenger.name,
@@ -103,8 +168,18 @@ def _decide(
         reason = f"version {challenger.number} was rolled back on {challenger.tags['rolled_back']}; train a new one"
         return replace(plain, reason=reason)
     if champion is None:
-        return _first(plain, challenger, rules, compare)
+        return _by_itself(plain, challenger, rules, compare, "there was no champion")
     comparison = compare(challenger, champion)
+    difference = gate.other_classes(comparison)
+    if difference is not None:
+        plain = replace(plain, test_data_sha256=comparison["test_data_sha256"], evidence=comparison)
+        if new_classes:
+            accepted = Check("classes", True, f"{difference}, which was accepted")
+            return _by_itself(plain, challenger, rules, compare, accepted.finding, accepted)
+        refused = Check("classes", False, f"{difference}: nothing to measure both by; --new-classes accepts that")
+        judged = (refused, *gate.evidence(challenger.tags))
+        reason = "; ".join(check.finding for check in judged if not check.passed)
+        return replace(plain, reason=reason, checks=judged)
     judged = (*checks(comparison, rules), *gate.evidence(challenger.tags))
     failed = [check for check in judged if not check.passed]
     return replace(
@@ -119,21 +194,23 @@ def _decide(
     )
 
 
-def _first(plain: Decision, challenger: Version, rules: Promotion, compare: Compare) -> Decision:
-    """The first champion has nobody to exceed, and to keep to the budgets all the same."""
+def _by_itself(
+    plain: Decision, challenger: Version, rules: Promotion, compare: Compare, why: str, *more: Check
+) -> Decision:
+    """The first champion of its classes has nobody to exceed, and to keep to the budgets all the same."""
     measured: Mapping[str, Any] = {}
     if rules.max_latency_ms or rules.max_size_mb:
         measured = compare(challenger, challenger)["challenger"]
-    judged = (*gate.budgets(measured, rules), *gate.evidence(challenger.tags))
+    judged = (*more, *gate.budgets(measured, rules), *gate.evidence(challenger.tags))
     failed = [check for check in judged if not check.passed]
-    reason = "; ".join(["there was no champion", *(check.finding for check in failed)])
+    reason = "; ".join([why, *(check.finding for check in failed)])
     return replace(
         plain,
         outcome="kept" if failed else "promoted",
         reason=reason,
         challenger_ap=measured.get("AP", plain.challenger_ap),
         checks=judged,
-        evidence={"challenger": measured} if measured else {},
+        evidence={**plain.evidence, "challenger": measured} if measured else plain.evidence,
     )
 
 
@@ -154,9 +231,7 @@ def _act(registry: ModelRegistry, challenger: Version, champion: Version | None,
     registry.set_tags(
         challenger, {"promotion": decision.outcome, "promotion_reason": decision.reason, "promotion_time": now}
     )
-    against = f"v{champion.number}" if champion else "none"
-    path = f"v{challenger.number}-against-{against}"
-    registry.record(challenger, _document(path), {**asdict(decision), "time": now})
+    registry.record(challenger, _document(_subject(decision)), {**asdict(decision), "time": now})
     if decision.outcome == "promoted":
         previous = {PREVIOUS: champion.number} if champion else {}
         registry.set_aliases(challenger.name, {**previous, CHAMPION: challenger.number})
@@ -232,14 +307,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.promote", description="Promote challengers, or roll back.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered models (default: those of params.yaml)")
     parser.add_argument("--dry-run", action="store_true", help="print the decision and change nothing")
+    parser.add_argument(
+        "--new-classes",
+        action="store_true",
+        help="where the champion of NAME knows other classes, promote without the comparison that cannot be made",
+    )
     parser.add_argument("--rollback", metavar="NAME", help="make the previous champion of NAME the champion again")
     args = parser.parse_args(arguments)
-    if args.rollback and (args.names or args.dry_run):
+    if args.rollback and (args.names or args.dry_run or args.new_classes):
         parser.error("--rollback stands alone")
+    if args.new_classes and not args.names:
+        parser.error("--new-classes: name the models whose new classes are meant")
     os.environ.update(NO_TELEMETRY)
     log_to_stderr()
     try:
-        _roll_back(args.rollback) if args.rollback else _promote(args.names, args.dry_run)
+        _roll_back(args.rollback) if args.rollback else _promote(args.names, args.dry_run, args.new_classes)
     except YoloError as error:
         print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return 2
@@ -251,13 +333,15 @@ def _roll_back(name: str) -> None:
     print(f"{name}: champion is version {now.number} again (was version {before.number})")  # noqa: T201
 
 
-def _promote(names: list[str], dry_run: bool) -> None:
+def _promote(names: list[str], dry_run: bool, new_classes: bool) -> None:
     params = params_module.load()
-    registry = ModelRegistry()
-    with Pipeline(timeout_seconds=params.flow.stage_timeout_hours * 3600) as pipeline:
+    registry, root = ModelRegistry(), Path.cwd()
+    # A nightly run must not replace the test images while two models are measured on them.
+    with only_run(root, log), Pipeline(root, timeout_seconds=params.flow.stage_timeout_hours * 3600) as pipeline:
         compare = compared_now(pipeline, params)
+        options: dict[str, Any] = {"dry_run": dry_run, "new_classes": new_classes}
         for name in names or registered_names(params):
-            decision = judge(registry, name, rules=params.promotion, compare=compare, dry_run=dry_run)
+            decision = judge(registry, name, rules=params.promotion, compare=compare, **options)
             print(describe(decision))  # noqa: T201
 
 

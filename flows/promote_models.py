@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -13,11 +14,11 @@ from pydantic import PositiveFloat
 from flows.pipeline import Pipeline, only_run
 from flows.promote import Decision, chosen_models, compared_now, describe, judge, verdict
 from flows.report import decision_lines, escape
-from flows.tasks import result_of, retried, words, worth_retrying
+from flows.tasks import alone, result_of, retried, words, worth_retrying
 from stages import params as params_module
 from stages.params import Params
 from stages.registry import ModelRegistry
-from yolov7.errors import YoloError
+from yolov7.errors import ConfigError, YoloError
 
 
 @dataclass
@@ -44,33 +45,41 @@ class PromotionError(YoloError):
 
 
 @task(name="promote", task_run_name="promote@{name}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
-def promote_one(pipeline: Pipeline, params: Params, name: str, dry_run: bool) -> Decision:
+def promote_one(pipeline: Pipeline, params: Params, name: str, dry_run: bool, new_classes: bool = False) -> Decision:
     """The gate for one registered model."""
     compare = compared_now(pipeline, params)
-    decision = judge(ModelRegistry(), name, rules=params.promotion, compare=compare, dry_run=dry_run)
+    options: dict[str, Any] = {"dry_run": dry_run, "new_classes": new_classes, "alone": alone}
+    decision = judge(ModelRegistry(), name, rules=params.promotion, compare=compare, **options)
     get_run_logger().info("%s", describe(decision))
     return decision
 
 
 @flow(name="promote", persist_result=False)
 def promote(
-    models: list[str] | None = None, dry_run: bool = False, timeout_hours: PositiveFloat = 2.0
+    models: list[str] | None = None,
+    dry_run: bool = False,
+    new_classes: bool = False,
+    timeout_hours: PositiveFloat = 12.0,
 ) -> PromotionReport:
     """Let the gate decide whether each model's challenger becomes its champion; the page holds the grounds.
 
     Args:
         models: names of registered models; those of `params.yaml: variants` where none are given.
         dry_run: say what would be decided and change nothing.
-        timeout_hours: a measurement of challenger against champion is stopped after this time.
+        new_classes: for the models named, promote also where the champion knows other classes, so that nothing
+            can be compared.
+        timeout_hours: a data stage or a measurement of challenger against champion is stopped after this time.
     """
     params = params_module.load()
     chosen = chosen_models(models, params)
+    if new_classes and models is None:
+        raise ConfigError("new_classes: name the models whose new classes are meant")
     log, root = get_run_logger(), Path.cwd()
     report = PromotionReport()
     # The test images must not be replaced while two models are measured on them.
     with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
         for name in chosen:
-            state = retried(promote_one, params)(pipeline, params, name, dry_run, return_state=True)
+            state = retried(promote_one, params)(pipeline, params, name, dry_run, new_classes, return_state=True)
             result = result_of(state)
             if isinstance(result, Decision):
                 report.decisions.append(result)

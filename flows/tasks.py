@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -24,8 +24,9 @@ from stages.registry import RegistryUnavailableError
 from yolov7.errors import YoloError
 
 DATA_STAGES = ("ingest", "validate")
-GPU_LIMIT = "gpu"
-"""Prefect's global concurrency limit that holds for all flow runs of a server: `prefect gcl create gpu --limit N`."""
+GPU_LIMIT, PROMOTION_LIMIT = "gpu", "promotion"
+"""Prefect's global concurrency limits, which hold for all flow runs of a server: `prefect gcl create gpu --limit N` and
+`prefect gcl create promotion --limit 1`."""
 _LEASE_SECONDS = 60.0
 """A slot whose holder is gone is free after this time; the least that Prefect's server takes."""
 
@@ -42,19 +43,25 @@ class Slots:
     @contextmanager
     def one(self) -> Iterator[None]:
         """Hold a slot."""
-        with self._own:
-            if PREFECT_API_URL.value() is None:
-                yield
-                return
-            # A lease that could not be renewed for a moment is no reason to throw a training away.
-            with concurrency(
-                GPU_LIMIT,
-                occupy=1,
-                strict=False,
-                lease_duration=_LEASE_SECONDS,
-                raise_on_lease_renewal_failure=False,
-            ):
-                yield
+        with self._own, held(GPU_LIMIT):
+            yield
+
+
+@contextmanager
+def held(limit: str) -> Iterator[None]:
+    """Hold a slot of one of the server's limits; without a server, or where it has no such limit, at once."""
+    if PREFECT_API_URL.value() is None:
+        yield
+        return
+    # A lease that could not be renewed for a moment is no reason to throw a training away.
+    options: dict[str, Any] = {"lease_duration": _LEASE_SECONDS, "raise_on_lease_renewal_failure": False}
+    with concurrency(limit, occupy=1, strict=False, **options):
+        yield
+
+
+def alone() -> AbstractContextManager[None]:
+    """One gate at a time moves aliases, over all runs of a server."""
+    return held(PROMOTION_LIMIT)
 
 
 def worth_retrying(task: Any, run: Any, state: State[Any]) -> bool:

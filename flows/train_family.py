@@ -26,6 +26,7 @@ from flows.report import FamilyReport, VariantReport, markdown
 from flows.tasks import (
     DATA_STAGES,
     Slots,
+    alone,
     fetch_reference,
     prepare_data,
     result_of,
@@ -60,7 +61,8 @@ def promote(pipeline: Pipeline, params: Params, variant: str) -> Decision:
     log = get_run_logger()
     ensure_registered(pipeline, variant, log)
     name = f"{params.registry.model_prefix}{variant}"
-    decision = judge(ModelRegistry(), name, rules=params.promotion, compare=compared_now(pipeline, params))
+    compare = compared_now(pipeline, params)
+    decision = judge(ModelRegistry(), name, rules=params.promotion, compare=compare, alone=alone)
     log.info("%s", describe(decision))
     return decision
 

@@ -3,7 +3,8 @@
     python -m stages.compare --variant V --challenger MODEL --champion MODEL --output FILE
 
 What the promotion gate decides by. Both are run now, on the same images, with the same settings and code, so that
-nothing but the models differs; the interval of the difference is drawn in pairs (yolov7/evaluate/bootstrap.py).
+nothing but the models differs; the interval of the difference is drawn in pairs (yolov7/evaluate/bootstrap.py). Models
+that do not know the same classes are not measured: the document then holds both lists of names, as `class_names`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     index = Index.open(INDEX, image_root=IMAGES)
     sha256 = dataset_document()["splits"]["test"]["sha256"]
     predictors = {role: load_detector(getattr(args, role)) for role in ("challenger", "champion")}
+    names = {role: list(predictor.metadata.class_names) for role, predictor in predictors.items()}
+    if names["challenger"] != names["champion"]:
+        write_json(args.output, {"test_data_sha256": sha256, "class_names": names})
+        log.info("the two know other classes: there is nothing to compare")
+        return
     results = {role: run_evaluation(predictor, index, params.evaluate) for role, predictor in predictors.items()}
     difference = ap_difference_interval(
         results["challenger"].matches, results["champion"].matches, resamples=params.evaluate.resamples

@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
+from flows import promote_models
 from flows import train_family as family
 from flows import validate_data as data
 from flows.evaluate_champion import DriftError, DriftReport, evaluate_champion
@@ -33,6 +36,7 @@ from flows.pipeline import Outcome, Pipeline, StageResult, only_run
 from flows.promote import chosen_models
 from flows.promote_models import PromotionError, promote
 from flows.report import FamilyReport, VariantReport
+from flows.tasks import PROMOTION_LIMIT, alone, held
 from flows.validate_data import InvalidDataError, validate_data
 from stages import params as params_module
 from stages.registry import CHALLENGER, CHAMPION, ModelRegistry
@@ -223,7 +227,7 @@ def test_events_start_what_they_should(deployed: dict[str, Any], prefect_server:
 
     wait_for("the event starts the gate", lambda: started("gate"), 120)
     (gate,) = started("gate")
-    assert gate["parameters"] == {"models": ["mine"], "dry_run": False, "timeout_hours": 2}
+    assert gate["parameters"] == {"models": ["mine"], "dry_run": False, "new_classes": False, "timeout_hours": 12}
     wait_for("the crash starts another run", lambda: started("nightly"), 120)
     (again,) = started("nightly")
     assert again["parameters"] == DEPLOYMENTS["nightly"]["parameters"]
@@ -359,6 +363,35 @@ def test_gate_decides_and_records(registry: ModelRegistry, prefect_server: Prefe
     assert caught.value.report.summary == f"{VARIANT}: version {number} promoted; 1 could not be judged."
     text = page(prefect_server, "promote")
     assert f"- `{VARIANT}`: **version {number} promoted**, there was no champion" in text and "## Not judged" in text
+
+
+def test_gates_of_one_server_take_turns(
+    registry: ModelRegistry, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = prefect_server.ask("/v2/concurrency_limits/", {"name": PROMOTION_LIMIT, "limit": 1})["id"]
+    version_of(registry, "turns", CHALLENGER, 0.6)
+    gate, asks = threading.Thread(target=lambda: promote(models=["turns"])), threading.Event()
+
+    def its_turn() -> AbstractContextManager[None]:
+        asks.set()
+        return alone()
+
+    monkeypatch.setattr(promote_models, "alone", its_turn)
+    try:
+        with held(PROMOTION_LIMIT):
+            gate.start()
+            wait_for("the gate asks for its turn", asks.is_set, 120)
+            time.sleep(1)  # long enough for a gate that does not wait
+            assert CHAMPION not in registry.aliases("turns")
+        gate.join(120)
+    finally:
+        prefect_server.client.delete(f"/v2/concurrency_limits/{limit}")
+    assert CHAMPION in registry.aliases("turns")
+
+
+def test_new_classes_are_accepted_for_models_that_are_named(here: Path) -> None:
+    with pytest.raises(ConfigError, match="name the models"):
+        promote(new_classes=True)
 
 
 # evaluate-champion ---------------------------------------------------------------------------------------------------

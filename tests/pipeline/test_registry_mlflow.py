@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.promote import judge, main, roll_back
+from flows import promote
+from flows.promote import LOCK, judge, main, roll_back
 from stages.command import EXIT_RESUMABLE, run_stage
 from stages.params import Promotion
 from stages.registry import (
@@ -28,7 +30,7 @@ from stages.registry import (
 )
 from stages.serving import COLUMNS
 from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, another, image_bytes, sample_image
-from tests.pipeline.servers import free_port
+from tests.pipeline.servers import free_port, wait_for
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.predict import load_detector
@@ -272,6 +274,149 @@ def test_the_first_champion_keeps_to_the_budgets_and_has_its_checks_on_record(
     assert (fast.outcome, fast.champion_now, fast.reason) == ("promoted", 1, "there was no champion")
     assert [check.rule for check in fast.checks] == ["latency", "size", "artefact", "data"]
     assert fast.evidence["challenger"]["latency_ms"] == 5.0
+
+
+def unlike(challenger: Version, champion: Version) -> Mapping[str, Any]:
+    """What the comparison says of two that know other classes; the challenger by itself can be measured."""
+    if challenger.number == champion.number:
+        return measured(0.6, 0.6)
+    return {"test_data_sha256": "d1", "class_names": {"challenger": ["cat", "owl"], "champion": ["cat"]}}
+
+
+def test_other_classes_are_kept_until_somebody_accepts_them(
+    registry: ModelRegistry, name: str, export: Path, tmp_path: Path
+) -> None:
+    register(registry, name, export, 0.5)
+    judge(registry, name, rules=MARGIN, compare=never)
+    register(registry, name, another(tmp_path / "two", export, "two"), 0.4)
+    kept = judge(registry, name, rules=MARGIN, compare=unlike)
+    assert (kept.outcome, kept.champion_now) == ("kept", 1)
+    assert kept.reason.startswith("the champion knows other classes (1, the challenger 2; new: 'owl'): nothing to")
+    assert (kept.checks[0].rule, kept.checks[0].passed) == ("classes", False)
+    two = registry.resolve(f"models:/{name}/2")
+    (evidence,) = records(registry, two, "v2-against-v1")
+    assert evidence["evidence"]["class_names"] == {"challenger": ["cat", "owl"], "champion": ["cat"]}
+
+    slow = judge(registry, name, rules=Promotion(max_latency_ms=4.0), compare=unlike, new_classes=True)
+    assert slow.outcome == "kept" and slow.reason.endswith("5.0 ms an image, 4 ms allowed")
+    assert registry.aliases(name) == {CHALLENGER: 2, CHAMPION: 1}
+    won = judge(registry, name, rules=MARGIN, compare=unlike, new_classes=True)
+    assert (won.outcome, won.champion_now) == ("promoted", 2)
+    assert won.reason.endswith("new: 'owl'), which was accepted")
+    assert registry.aliases(name) == {CHALLENGER: 2, CHAMPION: 2, PREVIOUS: 1}
+
+    register(registry, name, another(tmp_path / "three", export, "three"), 0.3)
+    worse = judge(registry, name, rules=MARGIN, compare=by_tags, new_classes=True)
+    assert worse.outcome == "kept", "where both can be measured, they are"
+
+
+def test_a_rollback_does_not_wait_for_a_measurement_which_is_then_made_again(
+    registry: ModelRegistry, name: str, export: Path, tmp_path: Path
+) -> None:
+    for number, note in enumerate(("one", "two", "three")):
+        register(registry, name, another(tmp_path / note, export, note), 0.5 + number / 10)
+        if note != "three":
+            judge(registry, name, rules=MARGIN, compare=by_tags)
+    asked: list[tuple[int, int]] = []
+
+    def compare(challenger: Version, champion: Version) -> Mapping[str, Any]:
+        asked.append((challenger.number, champion.number))
+        if len(asked) == 1:
+            with LOCK.open("a") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            roll_back(registry, name)
+        return by_tags(challenger, champion)
+
+    decision = judge(registry, name, rules=MARGIN, compare=compare)
+    assert asked == [(3, 2), (3, 1)] and (decision.outcome, decision.champion) == ("promoted", 1)
+    assert registry.aliases(name) == {CHALLENGER: 3, CHAMPION: 3, PREVIOUS: 1}
+    (overtaken,) = records(registry, registry.resolve(f"models:/{name}/3"), "v3-against-v2")
+    assert overtaken["outcome"] == "overtaken" and overtaken["reason"].startswith("overtaken: now the challenger is")
+
+
+def test_a_gate_whose_models_change_all_the_time_gives_up(registry: ModelRegistry, name: str, export: Path) -> None:
+    registry.client.create_registered_model(name)
+    for number in (1, 2):
+        registry.client.create_model_version(name, "file:///nowhere", tags=tags(0.5 + number / 10))
+    registry.set_aliases(name, {CHALLENGER: 2, CHAMPION: 1})
+
+    def compare(challenger: Version, champion: Version) -> Mapping[str, Any]:
+        registry.client.create_model_version(name, "file:///nowhere", tags=tags(0.9))
+        registry.set_aliases(name, {CHALLENGER: challenger.number + 1})
+        return by_tags(challenger, champion)
+
+    with pytest.raises(ModelError, match="changed during each of 3 measurements"):
+        judge(registry, name, rules=MARGIN, compare=compare)
+    assert registry.aliases(name) == {CHALLENGER: 5, CHAMPION: 1}
+
+
+GATE = """
+import json, sys, time
+from pathlib import Path
+from flows.promote import judge
+from stages.params import Promotion
+from stages.registry import ModelRegistry
+from tests.pipeline.test_registry_mlflow import by_tags
+
+def compare(challenger, champion):
+    Path("measuring").touch()
+    while not Path("go").exists():
+        time.sleep(0.05)
+    return by_tags(challenger, champion)
+
+decision = judge(ModelRegistry(), sys.argv[1], rules=Promotion(), compare=compare)
+print(json.dumps([decision.outcome, decision.challenger, decision.champion]))
+"""
+
+
+def test_gates_of_two_folders_at_once_end_in_one_winner(
+    registry: ModelRegistry, name: str, export: Path, tmp_path: Path
+) -> None:
+    register(registry, name, export, 0.5)
+    judge(registry, name, rules=MARGIN, compare=never)
+    second, _ = register(registry, name, another(tmp_path / "two", export, "two"), 0.6)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    root = Path(__file__).resolve().parents[2]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    log = folder / "log"
+    with log.open("w") as said:
+        gate = subprocess.Popen([sys.executable, "-c", GATE, name], cwd=folder, env=env, stdout=said, stderr=said)
+    try:
+        wait_for("the other gate measures", (folder / "measuring").exists, 120, log, gate)
+        # While it measures version 2 against 1, a better one is registered and promoted from this folder.
+        third, _ = register(registry, name, another(tmp_path / "three", export, "three"), 0.7)
+        assert judge(registry, name, rules=MARGIN, compare=by_tags).outcome == "promoted"
+        (folder / "go").touch()
+        assert gate.wait(120) == 0, log.read_text()
+    finally:
+        gate.kill()
+    assert json.loads(log.read_text().splitlines()[-1]) == ["unchanged", 3, 3]
+    assert registry.aliases(name) == {CHALLENGER: 3, CHAMPION: 3, PREVIOUS: 1}
+    (overtaken,) = records(registry, second, "v2-against-v1")
+    (promoted,) = records(registry, third, "v3-against-v1")
+    assert (overtaken["outcome"], promoted["outcome"]) == ("overtaken", "promoted")
+
+
+def test_the_command_line_keeps_the_test_images_in_their_place(
+    registry: ModelRegistry, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "params.yaml").write_text("variants: [yolov7-tiny]\nper_variant: {yolov7-tiny: {}}\n")
+    registry.client.create_registered_model(name)
+    for number in (1, 2):
+        registry.client.create_model_version(name, "file:///nowhere", tags=tags(0.5 + number / 10))
+    registry.set_aliases(name, {CHALLENGER: 2, CHAMPION: 1})
+
+    def compare(challenger: Version, champion: Version) -> Mapping[str, Any]:
+        with (tmp_path / ".state/run.lock").open("a") as handle, pytest.raises(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return unlike(challenger, champion)
+
+    monkeypatch.setattr(promote, "compared_now", lambda pipeline, params: compare)
+    assert main([name]) == 0 and "version 2 kept: the champion knows" in capsys.readouterr().out
+    assert main([name, "--new-classes"]) == 0 and "version 2 promoted" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--new-classes"])
 
 
 def test_no_previous_champion(registry: ModelRegistry, name: str, export: Path, capsys: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.gate import checks, evidence
+from flows.gate import checks, evidence, other_classes
 from stages.params import Promotion
 
 
@@ -69,3 +69,14 @@ def test_what_the_stages_before_have_found_must_be_on_record():
     bad = [check for check in evidence({**good, "data_validation": "failed"}) if not check.passed]
     assert [check.finding for check in bad] == ["validation of the training data: failed"]
     assert [check.passed for check in evidence({})] == [False, False], "not to be assumed"
+
+
+def test_classes_that_differ_are_named():
+    def said(theirs: list[str], ours: list[str]) -> str | None:
+        return other_classes({"class_names": {"challenger": ours, "champion": theirs}})
+
+    assert other_classes(comparison()) is None
+    assert said(["cat"], ["cat", "owl"]) == "the champion knows other classes (1, the challenger 2; new: 'owl')"
+    assert said(["cat", "dog"], ["cat", "hound"]).endswith("(2, the challenger 2; new: 'hound'; gone: 'dog')")
+    assert said(["cat", "dog"], ["dog", "cat"]).endswith("(2, the challenger 2; in another order)")
+    assert said(list("abcdefg"), ["a"]).endswith("gone: 'b', 'c', 'd', 'e', 'f' and 1 more)")
