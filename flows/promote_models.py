@@ -14,7 +14,7 @@ from pydantic import PositiveFloat
 from flows.pipeline import Pipeline, only_run
 from flows.promote import Decision, chosen_models, compared_now, describe, judge, verdict
 from flows.report import decision_lines, escape
-from flows.tasks import alone, result_of, retried, words, worth_retrying
+from flows.tasks import alone, prepare_data, result_of, retried, words, worth_retrying
 from stages import params as params_module
 from stages.params import Params
 from stages.registry import ModelRegistry
@@ -63,6 +63,8 @@ def promote(
 ) -> PromotionReport:
     """Let the gate decide whether each model's challenger becomes its champion; the page holds the grounds.
 
+    The data is brought up to date first: a worker's folder may be a fresh checkout, which has no test images.
+
     Args:
         models: names of registered models; those of `params.yaml: variants` where none are given.
         dry_run: say what would be decided and change nothing.
@@ -78,6 +80,10 @@ def promote(
     report = PromotionReport()
     # The test images must not be replaced while two models are measured on them.
     with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
+        _, failure = prepare_data(pipeline, params)
+        if failure is not None:
+            report.errors.append(failure)
+            chosen = []
         for name in chosen:
             state = retried(promote_one, params)(pipeline, params, name, dry_run, new_classes, return_state=True)
             result = result_of(state)

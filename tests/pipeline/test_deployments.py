@@ -353,8 +353,11 @@ def test_what_belongs_to_a_living_process_is_left_alone(project: Path) -> None:
 
 def test_gate_decides_and_records(registry: ModelRegistry, prefect_server: PrefectServer) -> None:
     number = version_of(registry, VARIANT, CHALLENGER, 0.6)
+    here = Path.cwd()
+    assert not (here / "data").exists(), "a fresh checkout"
     trial = promote(dry_run=True)
     assert trial.summary == f"{VARIANT}: version {number} would be promoted."
+    assert (here / "data/index.json").is_file(), "the gate measures on it"
     assert registry.by_alias(VARIANT, CHAMPION) is None
     assert "A dry run: nothing was changed." in page(prefect_server, "promote")
     with pytest.raises(PromotionError, match=r"promote@unknown: .*no model 'unknown' with the alias") as caught:
@@ -363,6 +366,11 @@ def test_gate_decides_and_records(registry: ModelRegistry, prefect_server: Prefe
     assert caught.value.report.summary == f"{VARIANT}: version {number} promoted; 1 could not be judged."
     text = page(prefect_server, "promote")
     assert f"- `{VARIANT}`: **version {number} promoted**, there was no champion" in text and "## Not judged" in text
+    make_trouble(here, "validate", "always 2")
+    (here / "source.txt").write_text("2")
+    with pytest.raises(PromotionError, match="stage validate failed with exit code 2") as caught:
+        promote()
+    assert not caught.value.report.decisions, "without data nothing is measured"
 
 
 def test_gates_of_one_server_take_turns(
