@@ -19,9 +19,12 @@ from yolov7.errors import ConfigError
 from yolov7.train.distributed import launched, share_of_batch
 
 
-def start_processes(arguments: Sequence[str], *, batch_size: int) -> int | None:
+def start_processes(
+    arguments: Sequence[str], *, batch_size: int, before: Callable[[], None] = lambda: None
+) -> int | None:
     """Run `python ARGUMENTS` as the processes that the environment asks for; their exit status, None for one process.
 
+    `before` is called once if any are started; on several machines it has returned on each before the first begins.
     Raises :class:`ConfigError` for a setting that cannot be, or a batch that cannot be divided among the processes.
     """
     processes, nodes = _number("YOLOV7_PROCESSES", 1), _number("YOLOV7_NODES", 1)
@@ -34,6 +37,7 @@ def start_processes(arguments: Sequence[str], *, batch_size: int) -> int | None:
     from yolov7.train.launch import launch
 
     restarts = _number("YOLOV7_RESTARTS", 0)
+    before()
     return launch(
         arguments, processes=processes, nodes=nodes, rendezvous=rendezvous, restarts=restarts, stopped=EXIT_RESUMABLE
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -51,6 +52,23 @@ def code_origin() -> dict[str, str]:
     if PACKAGES.is_file():
         tags["packages_sha256"] = sha256_file(PACKAGES)
     return tags
+
+
+def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> str | None:
+    """A digest of the Python files that dvc.yaml names among the dependencies of a stage; None where it names none.
+
+    DVC runs the stage again when one of them changes; this tells the stage why.
+    """
+    try:
+        named = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    except (OSError, TypeError, KeyError, yaml.YAMLError):
+        return None
+    paths = [Path(one) for one in named if isinstance(one, str) and not one.startswith("data/")]
+    files = {file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    sums = [
+        f"{file.as_posix()} {sha256_file(file)}" for file in sorted(files) if file.suffix == ".py" and file.is_file()
+    ]
+    return hashlib.sha256("\n".join(sums).encode()).hexdigest() if sums else None
 
 
 def _git(*arguments: str) -> str:

@@ -27,7 +27,7 @@ from stages.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
 from stages.folders import replace_folder
 from stages.params import Params
 from stages.processes import loader_workers, restarted, start_processes, stop_requests
-from stages.provenance import INGESTED, UNTRACKED, dataset_document, dvc_hash, git_revision
+from stages.provenance import INGESTED, UNTRACKED, dataset_document, dvc_hash, git_revision, stage_code
 from stages.redaction import redacted
 from stages.state_remote import StateRemote, state_remote
 from stages.tracking import JOURNALS, RunJournal, file_lock, journal_lock
@@ -70,18 +70,28 @@ def main(params: Params, args: argparse.Namespace) -> None:
     variant = args.variant
     train = params.train_for(variant)
     weights = start_weights(train)
-    command = ["-m", "stages.train", "--variant", variant, *(["--fresh"] if args.fresh else [])]
-    status = start_processes(command, batch_size=train.batch_size)
-    if status is not None:
-        sys.exit(status)
     document = dataset_document()
     identity = run_identity(variant, train, document, weights)
     key = fingerprint(identity)
     folder = STATES / variant / key
     path = JOURNALS / f"{variant}-{key}.jsonl"
     remote = state_remote(params.flow, variant, key, folder, path)
-    states = StateFolder(folder, identity, on_saved=remote.offer if remote else lambda state: None)
-    fresh = args.fresh and not restarted()
+    states = StateFolder(
+        folder, identity, code=stage_code("train") or "", on_saved=remote.offer if remote else lambda state: None
+    )
+
+    def forget() -> None:
+        with file_lock(folder / "lock"), journal_lock(path):
+            _forget(states, remote)
+            RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=True)
+
+    # Before there are any processes: those that are started again after a failure must not begin anew.
+    command = ["-m", "stages.train", "--variant", variant]
+    before = forget if args.fresh else lambda: None
+    status = start_processes(command, batch_size=train.batch_size, before=before)
+    if status is not None:
+        sys.exit(status)
+    fresh = args.fresh and not restarted()  # under a torchrun of the user's they all have --fresh
     device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"), local_rank=local_rank())
     with (
         join_processes(device) as processes,
@@ -89,7 +99,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         journal_lock(path) if processes.main else nullcontext(),
     ):
         try:
-            processes.on_main(lambda: _prepare(variant, states, remote, fresh=fresh))
+            fresh = processes.on_main(lambda: _prepare(variant, states, remote, fresh=fresh))
             journal = None
             if processes.main:
                 journal = RunJournal(path, experiment=params.registry.experiment, run_name=variant, fresh=fresh)
@@ -111,16 +121,43 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise Interrupted(f"the state is saved in {folder}; the same command goes on from it")
 
 
-def _prepare(variant: str, states: StateFolder, remote: StateRemote | None, *, fresh: bool) -> None:
-    if fresh:
-        states.clear()
-        if remote is not None:
-            remote.forget()
-    else:
+def _prepare(variant: str, states: StateFolder, remote: StateRemote | None, *, fresh: bool) -> bool:
+    """Make the folder of states ready; whether the run begins anew."""
+    if not fresh:
         if remote is not None:
             remote.bring()
         refuse_changed(variant, states)  # before pruning: what is refused must not push older runs out
+        fresh = _made_by_other_code(variant, states)
+    if fresh:
+        _forget(states, remote)
     prune(states.folder.parent, _KEPT_RUNS, states.folder)
+    return fresh
+
+
+def _forget(states: StateFolder, remote: StateRemote | None) -> None:
+    states.clear()
+    if remote is not None:
+        remote.forget()
+
+
+def _made_by_other_code(variant: str, states: StateFolder) -> bool:
+    """Whether the run here had come to its end by code that has changed since: its result is then out of date.
+
+    An unfinished one goes on, for a mistake may just have been mended in mid-run; the log says so.
+    """
+    last = states.last()
+    if last is None or not last.code or not states.code or last.code == states.code:
+        return False
+    if last.finished:
+        log.info("%s: the code has changed since this training ended: it is trained anew", variant)
+        return True
+    log.warning(
+        "%s: the code has changed since the last state; the training goes on from there all the same "
+        "(`python -m stages.train --variant %s --fresh` starts afresh)",
+        variant,
+        variant,
+    )
+    return False
 
 
 def start_weights(train: Train) -> str | None:
@@ -171,8 +208,9 @@ def refuse_changed(variant: str, states: StateFolder) -> None:
     if any(states.folder.glob("state-*.safetensors")):
         return
     for folder in sorted(states.folder.parent.glob("*")):
-        old = None if folder == states.folder else StateFolder(folder, {}).stopped()
-        if old is not None and old.get("data") == states.identity["data"]:
+        last = None if folder == states.folder else StateFolder(folder, {}).last()
+        old = {} if last is None or last.finished else last.identity
+        if old and old.get("data") == states.identity["data"]:
             raise TrainingError(
                 f"{folder}: a training of {variant} with other parameters was stopped before its end "
                 f"({'; '.join(differences(old, states.identity))}); give the old parameters back to go on with it, "

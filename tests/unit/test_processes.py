@@ -29,7 +29,7 @@ def launches(monkeypatch) -> list:
 
 
 def test_one_process_starts_no_other(launches, monkeypatch):
-    assert start_processes(COMMAND, batch_size=7) is None
+    assert start_processes(COMMAND, batch_size=7, before=lambda: launches.append("not asked for")) is None
     monkeypatch.setenv("YOLOV7_PROCESSES", "4")
     monkeypatch.setenv("WORLD_SIZE", "4")
     # One of several already: it must not start four more.
@@ -41,7 +41,10 @@ def test_the_environment_says_how_many_and_their_status_is_that_of_the_stage(lau
     for name, value in {"PROCESSES": "2", "NODES": "3", "RENDEZVOUS": "10.0.0.1:29400", "RESTARTS": "5"}.items():
         monkeypatch.setenv(f"YOLOV7_{name}", value)
     assert start_processes(COMMAND, batch_size=12) == 75
-    ((arguments, options),) = launches
+    asked = []
+    assert start_processes(COMMAND, batch_size=12, before=lambda: asked.append(len(launches))) == 75
+    assert asked == [1], "once, and before they are launched"
+    (arguments, options), _ = launches
     assert arguments == (COMMAND,)
     assert options == {"processes": 2, "nodes": 3, "rendezvous": "10.0.0.1:29400", "restarts": 5, "stopped": 75}
     with pytest.raises(ConfigError, match=r"10 images cannot be divided among 6 processes; 6 or 12 would do"):

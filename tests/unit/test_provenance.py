@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.provenance import DIRTY, git_changes, git_revision
+from stages.provenance import DIRTY, git_changes, git_revision, stage_code
 
 
 def git(*arguments: str) -> str:
@@ -45,3 +45,21 @@ def test_python_files_that_git_lacks_are_a_change(tmp_path: Path, monkeypatch: p
     git("add", "-A")
     git("commit", "-qm", "mine")
     assert git_changes() == [] and git_revision() == git("rev-parse", "HEAD")
+
+
+def test_the_code_of_a_stage_is_what_dvc_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert stage_code("train") is None
+    Path("dvc.yaml").write_text("stages: {train: {deps: [data/index, lib, train.py, notes.txt]}, other: {cmd: a}}")
+    Path("lib/deep").mkdir(parents=True)
+    files = [Path("lib/deep/loss.py"), Path("train.py"), Path("notes.txt"), Path("lib/figure.png"), Path("other.py")]
+    for file in files:
+        file.write_text("1")
+    first = stage_code("train")
+    assert first is not None and stage_code("other") is None
+    changes = []
+    for file in files:
+        file.write_text("2")
+        changes.append(stage_code("train") != first)
+        file.write_text("1")
+    assert changes == [True, True, False, False, False] and stage_code("train") == first

@@ -43,16 +43,32 @@ class TrainingState:
         return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
 
 
+@dataclass(frozen=True)
+class Last:
+    """The run that a state belongs to, the code that saved it, and whether the run had come to its end."""
+
+    identity: dict[str, Any]
+    code: str
+    finished: bool
+
+
 class StateFolder:
     """Where the states of one run lie. `identity` says which run: parameters, data, network.
 
+    `code` is a digest of the program that saves, which may change in the middle of a run; empty: not known.
     `on_saved` is told the path of every state that has been written; it must not raise.
     """
 
     def __init__(
-        self, folder: Path, identity: Mapping[str, Any], *, on_saved: Callable[[Path], None] = lambda path: None
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        *,
+        code: str = "",
+        on_saved: Callable[[Path], None] = lambda path: None,
     ):
         self.folder = folder
+        self.code = code
         self.on_saved = on_saved
         self.identity = json.loads(json.dumps(identity, sort_keys=True))
 
@@ -62,7 +78,7 @@ class StateFolder:
         Raises :class:`TrainingError` where the disk is full; the states before stay.
         """
         path = self.folder / f"state-{iteration:09d}.safetensors"
-        document = json.dumps({"format": FORMAT, "identity": self.identity, "values": state.values})
+        document = json.dumps({"format": FORMAT, "identity": self.identity, "code": self.code, "values": state.values})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
         try:
             with atomic_path(path) as temporary:
@@ -92,12 +108,13 @@ class StateFolder:
             return TrainingState(tensors, document["values"])
         return None
 
-    def stopped(self) -> dict[str, Any] | None:
-        """The identity of the run whose newest complete state lies here, if that run has not come to its end."""
+    def last(self) -> Last | None:
+        """What the newest complete state says of its run, None without one."""
         for path in sorted(self._files(), reverse=True):
             try:
                 document = _header(path)
-                return None if document["values"]["position"]["finished"] else document["identity"]
+                finished = bool(document["values"]["position"]["finished"])
+                return Last(document["identity"], document.get("code", ""), finished)
             except (OSError, SafetensorError, ValueError, KeyError):
                 continue
         return None
