@@ -115,7 +115,7 @@ def test_a_live_picture_that_stops_is_no_success(tmp_path):
         thread.start()
         frames = open_source(f"tcp://127.0.0.1:{server.getsockname()[1]}").frames()
         seen = []
-        with pytest.raises(DataError, match=r"stopped after \d+ frames"):  # noqa: PT012 - what came before is kept
+        with pytest.raises(DataError, match=r"stopped after \d+ frames"):
             for frame in frames:
                 seen.append(frame.name)
         thread.join()
