@@ -36,6 +36,7 @@ from flows.tasks import (
     worth_retrying,
 )
 from flows.train_variant import train_elsewhere
+from flows.validate_data import announce_data
 from stages import params as params_module
 from stages.params import Params
 from stages.registry import CHALLENGER, ModelRegistry
@@ -112,6 +113,7 @@ def train_family(variants: list[str] | None = None, promote_challengers: bool = 
         if failure is not None:
             report.errors.append(failure)
         else:
+            announce_data(root, get_run_logger())
             _train_variants(pipeline, params, fresh, report)
             if params.flow.push:
                 _push(pipeline, params, report)

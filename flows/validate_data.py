@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
+from prefect.exceptions import PrefectException
+from prefect.variables import Variable
 from pydantic import PositiveFloat
 
-from flows.pipeline import Outcome, Pipeline, StageResult, only_run
+from flows.pipeline import Log, Pipeline, StageResult, only_run
 from flows.report import duration, escape
 from flows.tasks import fetch_reference as fetch_champions_reference
 from flows.tasks import prepare_data
 from stages import params as params_module
+from stages.provenance import INGESTED
 from yolov7.errors import DataError, YoloError
 
 REPORT = Path("reports/validation")
@@ -61,7 +65,9 @@ class InvalidDataError(DataError):
 
 
 CHANGED = "yolov7.data.changed"
-"""Event: the folder has other data than before, and it has passed. `prefect.yaml` measures the champions on it."""
+"""Event: other data than before has passed. `prefect.yaml` measures the champions on it."""
+PASSED = "yolov7_data_sha256"
+"""Variable of the Prefect server: the hash of the data that has passed last, whichever run and checkout it was in."""
 
 
 @flow(name="validate-data", persist_result=False)
@@ -89,14 +95,31 @@ def validate_data(
     log.info("%s", report.summary)
     if report.error is not None:
         raise InvalidDataError(report)
-    announce(report)
+    announce_data(root, log)
     return report
 
 
-def announce(report: DataReport) -> None:
-    """One event where the data that has passed is not what was judged last time, for whoever measures a champion."""
-    if any(one.stage == "validate" and one.outcome is not Outcome.UNCHANGED for one in report.stages):
-        emit_event(CHANGED, resource={"prefect.resource.id": "yolov7.data"}, payload={"summary": report.summary})
+def announce_data(root: Path, log: Log) -> None:
+    """One event where the data that has just passed is not what passed before, for whoever measures a champion.
+
+    The server that gets the event also remembers the data: a checkout that is made for one run knows no earlier one,
+    and what a stage did tells of code and rules too. The first data a server hears of are no change.
+    """
+    try:
+        present = json.loads((root / INGESTED / "dataset.json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("no event of new data: %s is not readable (%r)", INGESTED / "dataset.json", error)
+        return
+    try:
+        before = Variable.get(PASSED)
+        if before == present:
+            return
+        if before is not None:
+            payload = {"sha256": present, "before": before}
+            emit_event(CHANGED, resource={"prefect.resource.id": "yolov7.data"}, payload=payload)
+        Variable.set(PASSED, present, overwrite=True)
+    except (httpx.HTTPError, PrefectException) as error:  # the next run that passes compares again
+        log.warning("no event of new data: the Prefect server does not answer (%r)", error)
 
 
 def _read_report(folder: Path, report: DataReport) -> None:

@@ -173,16 +173,41 @@ def test_the_gate_waits_for_the_event_that_a_run_without_gate_sends(monkeypatch:
     assert payload == {"model": "yolov7-tiny", "version": 3, "variant": "yolov7-tiny"}
 
 
-def test_the_champions_are_measured_on_the_event_of_new_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_champions_are_measured_on_the_event_of_new_data(
+    here: Path, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (trigger,) = (DeploymentEventTrigger.model_validate(one) for one in DEPLOYMENTS["drift"]["triggers"])
-    sent: list[tuple[str, dict[str, str]]] = []
-    monkeypatch.setattr(data, "emit_event", lambda event, resource, payload: sent.append((event, resource)))
-    ingested = StageResult("ingest", Outcome.RAN, 1.0)
-    data.announce(data.DataReport(stages=[ingested, StageResult("validate", Outcome.UNCHANGED, 1.0)]))
-    assert sent == [], "the same data as before"
-    data.announce(data.DataReport(stages=[ingested, StageResult("validate", Outcome.RAN, 1.0)]))
-    ((event, resource),) = sent
+    sent: list[tuple[str, dict[str, str], dict[str, str]]] = []
+    monkeypatch.setattr(data, "emit_event", lambda event, resource, payload: sent.append((event, resource, payload)))
+    prefect_server.client.delete(f"/variables/name/{data.PASSED}")
+
+    def ingested(folder: Path, sha256: str) -> Path:
+        (folder / "data/ingested").mkdir(parents=True, exist_ok=True)
+        (folder / "data/ingested/dataset.json").write_text(json.dumps({"sha256": sha256}))
+        return folder
+
+    log = logging.getLogger(__name__)
+    data.announce_data(here / "nothing there", log)
+    data.announce_data(ingested(here, "1"), log)
+    data.announce_data(ingested(here / "a fresh clone", "1"), log)
+    assert sent == [], "the first, and the same again elsewhere"
+    data.announce_data(ingested(here, "2"), log)
+    data.announce_data(here, log)
+    ((event, resource, payload),) = sent
     assert event in trigger.expect and trigger.match.includes([resource])
+    assert payload == {"sha256": "2", "before": "1"}
+
+    # Data that a nightly run brings are announced too, whatever comes of the run; those that do not pass are not.
+    ingested(here, "3")
+    make_trouble(here, "validate", "always 2")
+    with pytest.raises(family.FamilyError):
+        family.train_family()
+    assert len(sent) == 1
+    (here / "trouble/validate").unlink()
+    make_trouble(here, f"train@{VARIANT}", "always 2")
+    with pytest.raises(family.FamilyError):
+        family.train_family()
+    assert [one[2]["before"] for one in sent] == ["1", "2"]
 
 
 @pytest.fixture
