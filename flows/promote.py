@@ -3,6 +3,7 @@
     python -m flows.promote [NAME ...] [--dry-run]     judge the challengers (default: every variant in params.yaml)
     python -m flows.promote NAME ... --new-classes     promote also where the champion knows other classes
     python -m flows.promote --rollback NAME            `previous` becomes champion again
+    python -m flows.promote --sign models:/NAME@ALIAS  sign a version that was registered without a key
 
 Both are measured anew, side by side, on the present test images with the present settings (:mod:`stages.compare`), and
 the challenger must pass every check of `params.yaml: promotion` (:mod:`flows.gate`). MLflow has no compare-and-set for
@@ -42,6 +43,7 @@ from stages.registry import (
     SIGNATURE,
     ModelRegistry,
     Version,
+    manifest_of,
 )
 from stages.tracking import file_lock
 from yolov7.errors import ConfigError, ModelError, YoloError
@@ -313,15 +315,23 @@ def main(arguments: list[str] | None = None) -> int:
         help="where the champion of NAME knows other classes, promote without the comparison that cannot be made",
     )
     parser.add_argument("--rollback", metavar="NAME", help="make the previous champion of NAME the champion again")
+    parser.add_argument("--sign", metavar="MODEL", help="sign the version models:/NAME@ALIAS or models:/NAME/VERSION")
     args = parser.parse_args(arguments)
-    if args.rollback and (args.names or args.dry_run or args.new_classes):
-        parser.error("--rollback stands alone")
+    if (args.rollback or args.sign) and (
+        args.names or args.dry_run or args.new_classes or (args.rollback and args.sign)
+    ):
+        parser.error("--rollback and --sign each stand alone")
     if args.new_classes and not args.names:
         parser.error("--new-classes: name the models whose new classes are meant")
     os.environ.update(NO_TELEMETRY)
     log_to_stderr()
     try:
-        _roll_back(args.rollback) if args.rollback else _promote(args.names, args.dry_run, args.new_classes)
+        if args.rollback:
+            _roll_back(args.rollback)
+        elif args.sign:
+            _sign(args.sign)
+        else:
+            _promote(args.names, args.dry_run, args.new_classes)
     except YoloError as error:
         print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return 2
@@ -331,6 +341,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _roll_back(name: str) -> None:
     now, before = roll_back(ModelRegistry(), name)
     print(f"{name}: champion is version {now.number} again (was version {before.number})")  # noqa: T201
+
+
+def _sign(uri: str) -> None:
+    registry = ModelRegistry()
+    version = registry.resolve(uri)
+    registry.sign(version)
+    print(f"{version} is signed: its files are those of its manifest {manifest_of(version)}")  # noqa: T201
 
 
 def _promote(names: list[str], dry_run: bool, new_classes: bool) -> None:

@@ -26,7 +26,7 @@ from stages import tracking
 from stages.command import UnavailableError
 from stages.redaction import in_one_line, redacted
 from yolov7 import signature
-from yolov7.errors import ModelError
+from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
@@ -231,6 +231,21 @@ class ModelRegistry:
         # Last: a version with the tag has both.
         self.set_tags(version, {SIGNATURE: signed})
 
+    def sign(self, version: Version) -> None:
+        """Sign a version that is registered already, once its files are found to be those of its manifest.
+
+        Raises :class:`ConfigError` where no signing key is set, and :class:`ModelError` for a changed byte, or for a
+        signature that is none of the keys to verify with: that one is for a person to look into.
+        """
+        manifest = manifest_of(version)
+        signed = signature.sign(version.name, manifest)
+        if signed is None:
+            raise ConfigError(f"{version} cannot be signed: {signature.SIGNING_KEY} is not set")
+        if version.tags.get(SIGNATURE):
+            self.require_signature(version)
+        _fetched(version, manifest, DOWNLOADS)
+        self._sign(version, manifest, signed)
+
     def require_signature(self, version: Version) -> None:
         """Refuse a version without a good signature where the environment has keys to verify with (ModelError)."""
         manifest, signed = version.tags.get("manifest_sha256", ""), version.tags.get(SIGNATURE)
@@ -308,14 +323,24 @@ def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
     or a byte differs from what was registered or signed, and :class:`RegistryUnavailableError` where MLflow cannot be
     reached.
     """
-    import mlflow
-
     registry = ModelRegistry()
     version = registry.resolve(uri)
-    expected = version.tags.get("manifest_sha256")
-    if expected is None:
-        raise ModelError(f"{uri}: {version} has no tag manifest_sha256; it was not registered by this project")
+    manifest = manifest_of(version)
     registry.require_signature(version)
+    return _fetched(version, manifest, folder)
+
+
+def manifest_of(version: Version) -> str:
+    """The sha256 of the manifest a version was registered with. Raises :class:`ModelError` where it has none."""
+    try:
+        return version.tags["manifest_sha256"]
+    except KeyError:
+        raise ModelError(f"{version} has no tag manifest_sha256; it was not registered by this project") from None
+
+
+def _fetched(version: Version, expected: str, folder: Path) -> Path:
+    import mlflow
+
     target = folder / version.name / f"{version.number}-{expected[:12]}"
     if target.is_dir():
         try:
@@ -328,7 +353,7 @@ def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
             fetched = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=temporary))
         manifests = list(fetched.glob(f"artifacts/*/{MANIFEST}"))
         if len(manifests) != 1:
-            raise ModelError(f"{uri}: {version} holds no export folder")
+            raise ModelError(f"{version} holds no export folder")
         _verified(manifests[0].parent, expected)
         shutil.rmtree(target, ignore_errors=True)
         manifests[0].parent.replace(target)

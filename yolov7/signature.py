@@ -49,7 +49,7 @@ def require(name: str, manifest_sha256: str, signature: str | None, *, what: str
         return
     keys = _public_keys(pem)
     if not signature:
-        raise ModelError(f"{what}: not signed, and {VERIFY_KEY} is set; register it with {SIGNING_KEY} set")
+        raise ModelError(f"{what}: not signed, and {VERIFY_KEY} is set; register or sign it with {SIGNING_KEY} set")
     if not any(_signed_by(key, _statement(name, manifest_sha256), signature) for key in keys):
         raise ModelError(
             f"{what}: the signature is not one of the keys in {VERIFY_KEY} over this model: "
