@@ -48,7 +48,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     predictor = load_detector(model)
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
-    figures = _figures(result, analysis, index, document)
+    figures = _figures(predictor, result, analysis, index, document)
     if args.output:
         write_json(args.output, figures)
     else:
@@ -58,6 +58,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures)
         write_text(out / "report.html", page)
     shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("AP", "AP50", "AP75"))
+    if predictor.suppression_inside:
+        log.warning("%s: measured with the thresholds it has inside: %s", model, figures["suppression_inside"])
     log.info("%s on %d test images: %s", model, len(index), shown)
 
 
@@ -81,7 +83,9 @@ def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedR
     return AugmentedRuntime(predictor.runtime, views)  # type: ignore[arg-type]  # it looks for itself
 
 
-def _figures(result: Evaluation, analysis: Analysis, index: Index, document: dict[str, Any]) -> dict[str, Any]:
+def _figures(
+    predictor: Predictor, result: Evaluation, analysis: Analysis, index: Index, document: dict[str, Any]
+) -> dict[str, Any]:
     """The COCO tool's twelve figures, AP's interval, AP by class, kinds of mistakes, and what they were measured on."""
     return {
         **result.metrics,
@@ -95,6 +99,7 @@ def _figures(result: Evaluation, analysis: Analysis, index: Index, document: dic
         "boxes": index.num_boxes,
         "test_data_sha256": document["splits"]["test"]["sha256"],
         "test_is_val": document["test_is_val"],
+        **({"suppression_inside": predictor.suppression_inside} if predictor.suppression_inside else {}),
     }
 
 

@@ -20,6 +20,7 @@ import stages.export as stage
 from stages.params import Export, Params
 from stages.registry import verify_export
 from yolov7.errors import ModelError
+from yolov7.evaluate import evaluate
 from yolov7.export import FLOAT16, INT8, VerifyLimits, export_openvino, verify
 from yolov7.export.folder import FILE_OF_FORMAT
 from yolov7.export.matching import agreement
@@ -98,6 +99,13 @@ def test_the_stage_tells_the_figures_in_model_json(exported, trained, index, tmp
         with pytest.raises(ModelError, match=name):
             verify_export(folder)
         (folder / name).write_bytes(kept)
+
+
+def test_a_file_with_the_suppression_inside_is_evaluated_with_its_own_thresholds(exported, trained, index):
+    form = next(form for form in check(exported, trained, index).forms if form.name == "onnx-nms")
+    measured = evaluate(load_detector(exported / "model-nms.onnx"), index, confidence=0.9, batch_size=3)
+    assert measured.metrics["AP"] == pytest.approx(form.ap, abs=1e-9) and measured.metrics["AP"] > 0
+    assert min(result["score"] for result in measured.results) < 0.9
 
 
 def test_some_images_only(exported, trained, index):

@@ -232,3 +232,11 @@ def test_gradients_reach_every_parameter():
     model = create_model(planned_network(), 2)
     sum(item.square().mean() for item in model.raw(torch.rand(2, 3, 16, 16))).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_the_deployed_network_can_be_exported_by_torch_itself():
+    network = create_model("yolov7-tiny", 3).eval().reparameterize()
+    images = torch.rand(1, 3, 64, 64)
+    program = torch.export.export(network, (images,))
+    for exported, own in zip(program.module()(images), network(images), strict=True):
+        assert torch.allclose(exported, own, atol=1e-5)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -46,6 +46,17 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Suppressing(Protocol):
+    """A predictor whose file may have the suppression inside, with thresholds of its own."""
+
+    suppression_inside: Mapping[str, float] | None
+
+    def detect(self, batch: Tensor, /) -> list[Detections]:
+        """uint8 (B, 3, H, W) RGB -> detections of each image, in pixels of the input."""
+        ...
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What came of an evaluation."""
@@ -81,7 +92,8 @@ def evaluate(
     Images are letterboxed to the square of `image_size` (default: what the model was trained at), or with `rectangular`
     to the smallest shape of their batch; a file whose sides were fixed when it was exported gets those.
     Every class of a box above `confidence` counts; per image `max_detections` are kept, of which the COCO tool
-    looks at 100; there is no time limit. `truth` saves building the ground truth again.
+    looks at 100; there is no time limit. A file with the suppression inside is measured with its own thresholds, which
+    leave out low scores that AP would count. `truth` saves building the ground truth again.
     Raises :class:`ModelError` if the model's classes are not the data set's, or its sides are fixed to others,
     :class:`DataError` for an image that is unreadable or not of the annotated size.
     """
@@ -121,6 +133,7 @@ def find_results(
     The shares cover every image exactly once; scored together they give what one process finds. See :func:`evaluate`.
     """
     check_classes(predictor.metadata, index)
+    inside = isinstance(predictor, Suppressing) and predictor.suppression_inside is not None
     results: list[Result] = []
     done = 0
     batches = evaluation_batches(
@@ -134,13 +147,17 @@ def find_results(
         world_size=world_size,
     )
     for batch in batches:
-        found = select(
-            predictor.decoded(batch.images),
-            confidence=confidence,
-            iou=iou,
-            max_detections=max_detections,
-            multi_label=len(index.class_names) > 1,
-        )
+        if inside:
+            assert isinstance(predictor, Suppressing)
+            found = predictor.detect(batch.images)
+        else:
+            found = select(
+                predictor.decoded(batch.images),
+                confidence=confidence,
+                iou=iou,
+                max_detections=max_detections,
+                multi_label=len(index.class_names) > 1,
+            )
         results += _results_of_batch(batch, found, index.category_ids)
         done += len(batch)
         if progress is not None:

@@ -91,6 +91,14 @@ class Predictor:
         """Fixed batch size, height and width of the network's input; None where any will do."""
         return self.runtime.input_shape
 
+    @property
+    def suppression_inside(self) -> dict[str, float] | None:
+        """The thresholds that a file with the suppression inside was exported with; None for any other."""
+        if not isinstance(self.runtime, DetectingRuntime):
+            return None
+        inside = self.runtime
+        return {"confidence": inside.confidence, "iou": inside.iou, "max_detections": inside.max_detections}
+
     def decoded(self, batch: Batch) -> Tensor:
         """uint8 (B, 3, H, W) RGB -> float32 (B, N, 5 + C), before the suppression. See :class:`Runtime`."""
         if not isinstance(self.runtime, Runtime):
