@@ -43,11 +43,20 @@ class Drift:
     images: int
     same_data: bool
     """The test split is the one that the recorded AP was measured on."""
+    conditions: str
+    """How `ap` was measured (params.yaml: evaluate)."""
+    recorded_conditions: str
+    """How the recorded AP was: the `evaluation` tag of its version."""
 
     @property
     def fall(self) -> float:
         """How far AP has fallen; negative where it has risen."""
         return self.recorded_ap - self.ap
+
+    @property
+    def comparable(self) -> bool:
+        """Both were measured alike: test-time augmentation that was switched off, say, is no drift."""
+        return self.conditions == self.recorded_conditions
 
 
 @dataclass
@@ -67,13 +76,26 @@ class DriftReport:
             f"{one.name} version {one.version}: AP {one.ap:.4f} on the present test data, {one.fall:.4f} below the "
             f"recorded {one.recorded_ap:.4f}; {self.max_ap_drop:g} allowed"
             for one in self.measured
-            if one.fall > self.max_ap_drop
+            if one.comparable and one.fall > self.max_ap_drop
+        ]
+
+    @property
+    def incomparable(self) -> list[str]:
+        """One line for every champion whose recorded AP was measured otherwise than it is measured now."""
+        return [
+            f"{one.name} version {one.version}: AP {one.ap:.4f} on the present test data cannot be compared with the "
+            f"recorded {one.recorded_ap:.4f}: that was measured with {one.recorded_conditions}, params.yaml: evaluate "
+            f"now says {one.conditions}"
+            for one in self.measured
+            if not one.comparable
         ]
 
     @property
     def summary(self) -> str:
         """One sentence."""
-        parts = [f"{len(self.fallen)} of {len(self.measured)} champions fell by more than {self.max_ap_drop:g}"]
+        compared = len(self.measured) - len(self.incomparable)
+        parts = [f"{len(self.fallen)} of {compared} champions fell by more than {self.max_ap_drop:g}"]
+        parts += [f"{len(self.incomparable)} measured otherwise than recorded"] if self.incomparable else []
         parts += [f"{len(self.absent)} models have no champion"] if self.absent else []
         parts += [f"{len(self.errors)} failed"] if self.errors else []
         return "; ".join(parts) + "."
@@ -107,6 +129,8 @@ def measure(pipeline: Pipeline, params: Params, name: str) -> Drift | None:
         interval=(figures["AP_low"], figures["AP_high"]),
         images=figures["images"],
         same_data=figures["test_data_sha256"] == champion.tags.get("test_data_sha256"),
+        conditions=params.evaluate.conditions,
+        recorded_conditions=champion.tags.get("evaluation", params.evaluate.conditions),
     )
 
 
@@ -146,7 +170,7 @@ def evaluate_champion(
         else:
             _measure_all(pipeline, params, chosen, report)
     create_markdown_artifact(markdown(report), key="evaluate-champion", description=report.summary)
-    for line in report.fallen:
+    for line in report.fallen + report.incomparable:
         log.warning("%s", line)
     log.info("%s", report.summary)
     failures = report.errors + (report.fallen if on_drop == "fail" else [])
@@ -176,11 +200,14 @@ def markdown(report: DriftReport) -> str:
     for one in report.measured:
         low, high = one.interval
         change = f"**{-one.fall:+.4f}**" if one.fall > report.max_ap_drop else f"{-one.fall:+.4f}"
+        change = change if one.comparable else "measured otherwise"
         data = "the same" if one.same_data else "other than recorded"
         lines.append(
             f"| {escape(one.name)} version {one.version} | {one.recorded_ap:.4f} | {one.ap:.4f} "
             f"| {low:.4f} to {high:.4f} | {change} | {one.images} | {data} |"
         )
+    if report.incomparable:
+        lines += ["", "## Measured otherwise than recorded", "", *(f"- {escape(one)}" for one in report.incomparable)]
     if report.absent:
         lines += ["", f"Without a champion: {', '.join(report.absent)}."]
     if report.errors:

@@ -125,6 +125,13 @@ class Evaluate(Group):
     resamples: int = Field(default=200, ge=20)
     """Times the test images are drawn again for the interval of AP."""
 
+    @property
+    def conditions(self) -> str:
+        """What AP depends on besides model and data, in one line: where it differs, AP cannot be compared."""
+        text = f"confidence={self.confidence:g} iou={self.iou:g} max_detections={self.max_detections}"
+        text += f" rectangular={self.rectangular}" if self.rectangular else ""
+        return text + (f" augment={self.augment}" if self.augment else "")
+
 
 class Registry(Group):
     """MLflow."""

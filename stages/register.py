@@ -80,14 +80,11 @@ def register(params: Params, variant: str) -> dict[str, Any]:
 
 def evaluation_tags(metrics: dict[str, Any], settings: Evaluate) -> dict[str, str]:
     """What was measured, on what, and how: two versions may be compared where the last two agree."""
-    how = f"confidence={settings.confidence:g} iou={settings.iou:g} max_detections={settings.max_detections}"
-    how += f" rectangular={settings.rectangular}" if settings.rectangular else ""
-    how += f" augment={settings.augment}" if settings.augment else ""
     return {
         "AP": f"{metrics['AP']:.6f}",
         "AP50": f"{metrics['AP50']:.6f}",
         "test_data_sha256": str(metrics["test_data_sha256"]),
-        "evaluation": how,
+        "evaluation": settings.conditions,
     }
 
 

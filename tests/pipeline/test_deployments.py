@@ -444,7 +444,7 @@ def measured(here: Path, registry: ModelRegistry) -> Callable[[float], str]:
 
 
 def test_a_champion_that_fell_too_far_fails_the_run(
-    here: Path, measured: Callable[[float], str], prefect_server: PrefectServer
+    here: Path, measured: Callable[[float], str], registry: ModelRegistry, prefect_server: PrefectServer
 ) -> None:
     uri = measured(0.6)
     report = evaluate_champion(models=["drifting", "absent"], max_ap_drop=0.03, on_drop="warn")
@@ -455,3 +455,12 @@ def test_a_champion_that_fell_too_far_fails_the_run(
     assert DriftReport(0.2, report.measured).fallen == [], "a fall within the limit"
     with pytest.raises(DriftError, match=r"AP 0\.5000 on the present test data, 0\.1000 below the recorded 0\.6000"):
         evaluate_champion(models=["drifting"], max_ap_drop=0.03)
+
+    # It was measured with test-time augmentation, which is off now.
+    champion = registry.resolve(uri)
+    registry.set_tags(champion, {"evaluation": f"{params_module.Evaluate().conditions} augment=True"})
+    report = evaluate_champion(models=["drifting"], max_ap_drop=0.03)
+    assert report.summary == "0 of 0 champions fell by more than 0.03; 1 measured otherwise than recorded."
+    text = page(prefect_server, "evaluate-champion")
+    assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | measured otherwise | 7 |" in text
+    assert "that was measured with confidence=0.001 iou=0.65 max_detections=300 augment=True, params.yaml" in text
