@@ -339,15 +339,31 @@ def manifest_of(version: Version) -> str:
 
 
 def _fetched(version: Version, expected: str, folder: Path) -> Path:
+    """The export folder on this machine, verified."""
+    target = folder / version.name / f"{version.number}-{expected[:12]}"
+    if _is_whole(target, expected):
+        return target
+    # One process fetches: a second one would remove what the first has just put in place and opens.
+    with tracking.file_lock(target.with_name(f".{target.name}.lock")):
+        if not _is_whole(target, expected):
+            _fetch(version, expected, target)
+    return target
+
+
+def _is_whole(target: Path, expected: str) -> bool:
+    if not target.is_dir():
+        return False
+    try:
+        _verified(target, expected)
+    except (ModelError, FileNotFoundError) as error:  # the latter where another process is replacing it
+        log.warning("%s; it is fetched again", error)
+        return False
+    return True
+
+
+def _fetch(version: Version, expected: str, target: Path) -> None:
     import mlflow
 
-    target = folder / version.name / f"{version.number}-{expected[:12]}"
-    if target.is_dir():
-        try:
-            return _verified(target, expected)
-        except ModelError as error:
-            log.warning("%s; it is fetched again", error)
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
         with _reported():
             fetched = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=temporary))
@@ -357,14 +373,12 @@ def _fetched(version: Version, expected: str, folder: Path) -> Path:
         _verified(manifests[0].parent, expected)
         shutil.rmtree(target, ignore_errors=True)
         manifests[0].parent.replace(target)
-    return target
 
 
-def _verified(folder: Path, manifest_sha256: str) -> Path:
+def _verified(folder: Path, manifest_sha256: str) -> None:
     verify_export(folder)
     if sha256_file(folder / MANIFEST) != manifest_sha256:
         raise ModelError(f"{folder / MANIFEST}: not the manifest that was registered: the model was changed")
-    return folder
 
 
 # What MLflow is told about a model -----------------------------------------------------------------------------------

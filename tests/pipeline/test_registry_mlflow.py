@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +197,27 @@ def test_a_changed_byte_in_the_registry_is_refused(registry: ModelRegistry, name
     (stored / "model.json").write_text(json.dumps(manifest))
     with pytest.raises(ModelError, match="not the manifest that was registered"):
         download_model(version.uri)
+
+
+def test_two_who_fetch_at_once_fetch_once(
+    registry: ModelRegistry, name: str, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    version, _ = register(registry, name, export, 0.5)
+    real, both, fetched = mlflow.artifacts.download_artifacts, threading.Barrier(2), []
+
+    def slow(*args: Any, **options: Any) -> str:
+        fetched.append(real(*args, **options))
+        with suppress(threading.BrokenBarrierError):
+            both.wait(2)  # for the other one, who would now hold a copy too
+        return fetched[-1]
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", slow)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(download_model, [version.uri] * 2))
+    assert len(fetched) == 1 and found[0] == found[1]
+    assert sha256_file(found[0] / "model.onnx") == version.tags["artefact_sha256"]
 
 
 def test_promotion_and_rollback(registry: ModelRegistry, name: str, export: Path, tmp_path: Path) -> None:
