@@ -137,7 +137,7 @@ def measure(pipeline: Pipeline, params: Params, name: str) -> Drift | None:
 def _figures(pipeline: Pipeline, what: str, command: list[str], log: Log) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
         output = Path(folder) / "figures.json"
-        pipeline.run(what, [*command, "--output", str(output)], log)
+        pipeline.run(what, [*command, "--output", str(output)], log, measures=True)
         figures: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
         return figures
 

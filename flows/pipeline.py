@@ -35,6 +35,8 @@ from yolov7.errors import YoloError
 
 LOGS = Path(".local/logs")
 LOCK = Path(".state/run.lock")
+_MEASUREMENTS = ("evaluate",)
+"""Stages that begin anew each time, and wait for nobody: what was too slow once is too slow again."""
 _GROWING = ".running"
 _MARK = "YOLOV7_PIPELINE_CHILD"
 _OWNER = "YOLOV7_PIPELINE_OWNER"
@@ -147,7 +149,7 @@ class Pipeline:
         started = time.monotonic()
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
         command += ["--force"] * force + ["--pull"] * pull + ["--no-commit"] * (not commit)
-        lines = self.run(stage, command, log)
+        lines = self.run(stage, command, log, measures=stage.partition("@")[0] in _MEASUREMENTS)
         return StageResult(stage, _outcome(lines), time.monotonic() - started)
 
     def up_to_date(self, stages: Sequence[str]) -> set[str]:
@@ -164,8 +166,11 @@ class Pipeline:
             return set()
         return set(stages) - set(changed)
 
-    def run(self, name: str, command: Sequence[str], log: Log) -> list[str]:
-        """Run a command to its end; returns its lines. Raises :class:`StageError` with the cause and the log's path."""
+    def run(self, name: str, command: Sequence[str], log: Log, *, measures: bool = False) -> list[str]:
+        """Run a command to its end; returns its lines. Raises :class:`StageError` with the cause and the log's path.
+
+        `measures`: it begins anew each time and waits for nobody, so that its time-out would only come again.
+        """
         mark = uuid.uuid4().hex
         file = _LogFile(self.logs / f"{name}.log", mark)
         try:
@@ -194,7 +199,8 @@ class Pipeline:
             where += f" (not whole: {file.error.strerror})"
         if timed_out:
             limit = f"{self.timeout_seconds:g} s"
-            raise StageError(f"{_named(name)} did not end within {limit} and was stopped; log: {where}", stage=name)
+            message = f"{_named(name)} did not end within {limit} and was stopped; log: {where}"
+            raise StageError(message, stage=name, lasting=measures)
         path = file.path if file.path.is_file() else None
         if self._closed and process.returncode:
             raise StageError(f"{_named(name)} was stopped; log: {where}", stage=name, lasting=True, log=path)

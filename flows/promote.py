@@ -288,7 +288,8 @@ def compared_now(pipeline: Pipeline, params: Params) -> Compare:
             output = Path(folder) / "comparison.json"
             command = [sys.executable, "-m", "stages.compare", "--variant", variant, "--output", str(output)]
             command += ["--challenger", challenger.uri, "--champion", champion.uri]
-            pipeline.run(f"compare-{challenger.name}-{challenger.number}-{champion.number}", command, log)
+            what = f"compare-{challenger.name}-{challenger.number}-{champion.number}"
+            pipeline.run(what, command, log, measures=True)
             found: Mapping[str, Any] = json.loads(output.read_text(encoding="utf-8"))
             return found
 

@@ -12,6 +12,9 @@ import psutil
 import pytest
 
 from flows.pipeline import LOGS, Outcome, Pipeline, StageError, only_run
+from flows.promote import compared_now
+from stages.params import Params
+from stages.registry import Version
 from tests.pipeline.project import make_trouble
 
 LOG = logging.getLogger("test")
@@ -82,6 +85,23 @@ def test_time_limit_ends_the_whole_tree(tmp_path: Path) -> None:
         pipeline.run("push", [sys.executable, "-c", parent], LOG)
     assert not caught.value.lasting, "what hung may succeed the next time"
     assert not alive(int((tmp_path / LOGS / "push.log").read_text()))
+
+
+def test_a_measurement_that_takes_too_long_is_not_made_again(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    version, params = Version("tiny", 1), Params(variants=("yolov7-tiny",))
+    with Pipeline(tmp_path, timeout_seconds=0.5) as pipeline:
+        with pytest.raises(StageError, match=r"within 0\.5 s") as caught:
+            pipeline.run("evaluate", sleep, LOG, measures=True)
+        assert caught.value.lasting
+        with pytest.raises(StageError, match=r"stage compare-tiny-1-1 did not end within 0\.5 s") as caught:
+            compared_now(pipeline, params)(version, version)
+        assert caught.value.lasting
+    with Pipeline(tmp_path, timeout_seconds=0.01) as pipeline:  # no DVC is that quick
+        for stage, again in (("evaluate@yolov7-tiny", False), ("train@yolov7-tiny", True)):
+            with pytest.raises(StageError, match="did not end") as caught:
+                pipeline.reproduce(stage, LOG)
+            assert caught.value.lasting is not again
 
 
 def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> None:
