@@ -10,6 +10,7 @@ import argparse
 import csv
 import io
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
     model = args.model or str(Path("models") / args.variant / "export/model.onnx")
-    predictor = load_detector(model)
+    predictor = load_detector(model, device=device_for(model))
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
     figures = _figures(predictor, result, analysis, index, document)
@@ -61,6 +62,11 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if predictor.suppression_inside:
         log.warning("%s: measured with the thresholds it has inside: %s", model, figures["suppression_inside"])
     log.info("%s on %d test images: %s", model, len(index), shown)
+
+
+def device_for(model: str) -> str:
+    """`YOLOV7_DEVICE` for PyTorch's files. Exported ones run on the CPU: their figures are then those of any machine."""
+    return os.environ.get("YOLOV7_DEVICE", "auto") if Path(model).suffix.lower() == ".safetensors" else "cpu"
 
 
 def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
