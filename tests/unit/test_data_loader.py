@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,7 @@ from yolov7.data.dataset import TrainDataset
 from yolov7.data.decode import decode_image
 from yolov7.data.index import build_index
 from yolov7.data.loader import TrainLoader, epoch_keys, epoch_order, make_loader
+from yolov7.data.workers import OrderedMap
 from yolov7.errors import DataError
 
 SIDE, COUNT = 96, 11
@@ -357,17 +359,54 @@ def test_when_all_images_are_gone_the_loader_says_so(fragile):
             loaded(dataset_of(fragile), workers=workers)
 
 
-def test_workers_end_on_sigterm_whatever_handler_the_parent_has(index):
-    before = signal.signal(signal.SIGTERM, lambda *_: None)
-    try:
-        loader = TrainLoader(dataset_of(index), batch_size=1, workers=1)
-        next(loader.epoch(0))
-        worker = loader._build._loader._iterator._workers[0]
+def test_a_request_to_stop_that_reaches_the_workers_too_costs_no_batch(index):
+    loader = TrainLoader(dataset_of(index), batch_size=1, workers=2)
+    batches = loader.epoch(0)
+    seen = [next(batches)]
+    workers = loader._build._loader._iterator._workers
+    for worker in workers:
         os.kill(worker.pid, signal.SIGTERM)
-        worker.join(10)
-        assert worker.exitcode == 0  # quietly, because its own parent asked for it
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        os.kill(worker.pid, signal.SIGINT)
+    seen += batches
+    assert_same(seen, list(make_loader(dataset_of(index), batch_size=1, epoch=0)))
+    loader.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_requests_wait_until_a_worker_ignores_them():
+    def held(_key):
+        return signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    read = OrderedMap(held, workers=1)
+    assert list(read([0])) == [True]  # from its first moment on
+    assert not held(0)
+    read.close()
+
+
+def test_a_worker_that_hangs_is_killed_at_the_end(monkeypatch):
+    monkeypatch.setattr("yolov7.data.workers._GRACE_SECONDS", 0.2)
+    read = OrderedMap(lambda key: time.sleep(100 * key), workers=1)
+    next(read([0, 1]))
+    (worker,) = read._loader._iterator._workers
+    read.close()
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+ORPHANS = """
+import os, signal, torch.utils.data._utils.worker as torch_worker
+from yolov7.data.workers import OrderedMap
+torch_worker.MP_STATUS_CHECK_INTERVAL = 0.1
+print(*OrderedMap(lambda key: os.getpid(), workers=2)(range(2)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_training_that_is_killed():
+    done = subprocess.run([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, timeout=200)
+    # run() returns when the last process that has inherited the pipe is gone.
+    assert done.returncode == -signal.SIGKILL
+    assert len(set(done.stdout.split())) == 2
 
 
 def test_large_photographs_are_reduced_while_decoded_and_boxes_stay_where_they_are(tmp_path, monkeypatch):

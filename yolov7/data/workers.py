@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import cv2
@@ -17,6 +19,10 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from yolov7.errors import DataError
 
 log = logging.getLogger(__name__)
+
+_REQUESTS = (signal.SIGTERM, signal.SIGINT)
+_GRACE_SECONDS = 3.0
+"""Between the end of the work and the kill of a worker that does not notice: one that hangs in a file system."""
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -71,7 +77,9 @@ class OrderedMap(Generic[K, R]):
     def __call__(self, keys: Iterable[K]) -> Iterator[R]:
         """Results for `keys`. One round at a time: a new call ends the one before."""
         self._keys[:] = keys
-        for result in self._loader:
+        with _requests_held():
+            results = iter(self._loader)
+        for result in results:
             if isinstance(result, _Failure):
                 raise result.error
             yield result
@@ -80,14 +88,22 @@ class OrderedMap(Generic[K, R]):
         """End the worker processes; a later call starts new ones."""
         iterator, self._loader._iterator = self._loader._iterator, None
         # An abandoned round may still hold the iterator: dropping our reference would not end the processes then.
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            try:
-                iterator._shutdown_workers()
-            except RuntimeError as error:
-                # All results have arrived. A forked process also takes over what other libraries of this one want done
-                # at the end of a process (Prefect's services), and dies of it where it needs a thread that was not
-                # taken over.
-                log.debug("a worker process did not end by itself: %s", error)
+        if not isinstance(iterator, _MultiProcessingDataLoaderIter):
+            return
+        workers = tuple(iterator._workers)
+        # torch would wait for each of them in turn, and then ask by SIGTERM, which they ignore.
+        patience = threading.Timer(_GRACE_SECONDS, _kill, [workers])
+        patience.start()
+        try:
+            iterator._shutdown_workers()
+        except RuntimeError as error:
+            # All results have arrived. A forked process also takes over what other libraries of this one want done
+            # at the end of a process (Prefect's services), and dies of it where it needs a thread that was not
+            # taken over.
+            log.debug("a worker process did not end by itself: %s", error)
+        finally:
+            patience.cancel()
+            _kill(workers)
 
 
 class _Keys:
@@ -102,10 +118,32 @@ class _Keys:
 
 
 def initialize_worker(_worker: int) -> None:
-    """One thread per worker; Ctrl-C is the main process's business, which then ends its workers."""
+    """One thread per worker; a request to stop is the main process's business, which then ends its workers.
+
+    Such a request often reaches all processes at once: by Ctrl-C, from a supervisor, from a batch system. A worker that
+    heeded it would take its training along, in the middle of a batch. It ends with its parent, however that ends.
+    """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _requests_held() -> Iterator[None]:
+    """Requests to stop wait: a worker that starts here does not see one before it has learned to ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            log.debug("worker process %s does not end; it is killed", worker.pid)
+            worker.kill()
 
 
 def _unchanged(value: R) -> R:
