@@ -65,7 +65,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def device_for(model: str) -> str:
-    """`YOLOV7_DEVICE` for PyTorch's files. Exported ones run on the CPU: their figures are then of any machine."""
+    """`YOLOV7_DEVICE` for PyTorch's files. Exported ones run on the CPU, for figures that any machine repeats."""
     return os.environ.get("YOLOV7_DEVICE", "auto") if Path(model).suffix.lower() == ".safetensors" else "cpu"
 
 
