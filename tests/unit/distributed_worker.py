@@ -136,7 +136,7 @@ def normalize(processes: Processes) -> dict:
 def stopped_and_resumed(folder: Path, states: Path, processes: Processes) -> dict:
     """The second process is asked to stop after the third batch; then the same again to the end."""
     calls = iter(range(100))
-    first = train(folder, states, processes, stop=lambda: processes.rank == 1 and next(calls) == 1)
+    first = train(folder, states, processes, stop=lambda: processes.rank == 1 and next(calls) == 2)
     return {"first": first, "second": train(folder, states, processes)}
 
 

@@ -106,7 +106,7 @@ def test_without_synchronised_norms_the_statistics_are_those_of_all_images(folde
 
 def test_a_stop_asked_of_one_is_met_by_all_and_resumed_to_the_last_bit(folder, two):
     first, second = ([process["resumed"][part] for process in two] for part in ("first", "second"))
-    # In the middle of an accumulation window; each process could be asked once in the epoch's first batch.
+    # In the middle of an accumulation window.
     assert [part["iteration"] for part in first] == [3, 3]
     assert [part["finished"] for part in first] == [False, False]
     assert [part["iteration"] for part in second] == [10, 10]

@@ -19,8 +19,9 @@ from yolov7.data.index import Index
 from yolov7.errors import ModelError, TrainingError
 from yolov7.files import why_not_written
 from yolov7.model import load_checkpoint, save_checkpoint
+from yolov7.predict import TorchRuntime
 from yolov7.train.loop import Trainer
-from yolov7.train.state import StateFolder, TrainingState
+from yolov7.train.state import StateFolder, TrainingState, newest_iteration
 
 
 @pytest.fixture(scope="module")
@@ -190,8 +191,9 @@ def test_a_kill_inside_a_save_leaves_the_state_before(tmp_path, monkeypatch):
 def in_pieces(index: Index, folder: Path, params, batches: int, **more):
     """Stop after every `batches` batches and begin anew with a new trainer; returns outcome, trainer and pieces."""
     for piece in range(1, 100):
-        left = iter(range(batches - 1))
-        run = trainer(index, folder, params, stop=lambda left=left: next(left, None) is None, **more)
+        goal = max(newest_iteration(folder), 0) + batches
+        run = trainer(index, folder, params, **more)
+        run.stop = lambda run=run, goal=goal: run.position.iteration >= goal
         outcome = run.fit()
         if outcome.finished:
             return outcome, run, piece
@@ -228,6 +230,47 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_whole_one(index, tmp_path, monk
     if params.precision == "float16":
         assert run.scaler.get_scale() > 4
     assert ours.values["ema_updates"] == theirs.values["ema_updates"] > 0
+
+
+def test_a_request_to_stop_at_the_end_of_an_epoch_does_not_wait_for_the_evaluation(index, tmp_path, monkeypatch):
+    params = parameters(epochs=1)
+    whole = trainer(index, tmp_path / "straight", params).fit()
+    run = trainer(index, tmp_path / "pieces", params)
+    run.stop = lambda: run.position.batch == run.schedule.batches_per_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_evaluate", lambda self: pytest.fail("evaluated"))
+        assert not run.fit().finished
+    assert (run.position.epoch, run.position.batch) == (0, 3)
+    assert same_outcome(trainer(index, tmp_path / "pieces", params).fit(), whole)
+
+
+def test_a_request_to_stop_within_an_evaluation_ends_it_and_keeps_the_epoch(index, tmp_path, monkeypatch):
+    decoded, seen = TorchRuntime.decoded, []
+    monkeypatch.setattr(
+        TorchRuntime, "decoded", lambda self, images: (seen.append(len(images)), decoded(self, images))[1]
+    )
+    params = parameters(epochs=1)
+    whole = trainer(index, tmp_path / "straight", params).fit()
+    assert seen == [2, 2, 2]
+    seen.clear()
+    first = trainer(index, tmp_path / "pieces", params, stop=lambda: bool(seen)).fit()
+    assert (first.finished, seen) == (False, [2])
+    second = trainer(index, tmp_path / "pieces", params)
+    monkeypatch.setattr(second, "_step", lambda batch: pytest.fail("trained again"))
+    assert same_outcome(second.fit(), whole)
+
+
+def test_an_evaluation_that_fails_costs_nothing_of_its_epoch(index, tmp_path, monkeypatch):
+    params = parameters(epochs=2, checkpoint_minutes=1e-9)
+    whole = trainer(index, tmp_path / "straight", params).fit()
+    run = trainer(index, tmp_path / "run", params)
+    with monkeypatch.context() as patch:
+        patch.setattr("yolov7.train.loop.find_results", lambda *a, **k: pytest.fail("an image is broken"))
+        with pytest.raises(pytest.fail.Exception):
+            run.fit()
+    state = run.states.newest()
+    assert (state.values["position"]["epoch"], state.values["position"]["batch"]) == (0, 3)
+    assert same_outcome(trainer(index, tmp_path / "run", params).fit(), whole)
 
 
 def test_patience_counts_on_across_a_stop(index, tmp_path, monkeypatch):

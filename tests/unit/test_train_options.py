@@ -17,6 +17,7 @@ from yolov7.errors import ConfigError, ModelError
 from yolov7.loss import create_criterion
 from yolov7.model import load_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
+from yolov7.train import loop
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.loop import Trainer
 
@@ -82,6 +83,14 @@ def test_rectangular_evaluation_of_the_artefact_is_an_option(index, rectangular)
         Predictor(Watched(model, metadata_of(model))), index, Evaluate(rectangular=rectangular, batch_size=2)
     )
     assert (set(shapes) == {(SIDE, SIDE)}) != rectangular
+
+
+def test_validation_inside_training_has_as_many_loader_processes(index, tmp_path, monkeypatch):
+    asked = []
+    find = loop.find_results
+    monkeypatch.setattr(loop, "find_results", lambda *a, **k: (asked.append(k["workers"]), find(*a, **k))[1])
+    assert trainer(index, tmp_path, parameters(epochs=1), workers=2).fit().finished
+    assert asked == [2]
 
 
 # Class weights --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,7 @@ def evaluation_batches(
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[EvalBatch]:
+) -> Generator[EvalBatch, None, None]:
     """Every image of `index` exactly once, over all ranks together.
 
     Each image is resized so that its long side is `image_size` (areas averaged where it shrinks) and centred on grey.

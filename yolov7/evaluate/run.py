@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -131,6 +132,7 @@ def find_results(
     """COCO result records of every image of `index`, or of the share of process `rank` of `world_size`.
 
     The shares cover every image exactly once; scored together they give what one process finds. See :func:`evaluate`.
+    An exception of `progress` ends it.
     """
     check_classes(predictor.metadata, index)
     inside = isinstance(predictor, Suppressing) and predictor.suppression_inside is not None
@@ -146,22 +148,23 @@ def find_results(
         rank=rank,
         world_size=world_size,
     )
-    for batch in batches:
-        if inside:
-            assert isinstance(predictor, Suppressing)
-            found = predictor.detect(batch.images)
-        else:
-            found = select(
-                predictor.decoded(batch.images),
-                confidence=confidence,
-                iou=iou,
-                max_detections=max_detections,
-                multi_label=len(index.class_names) > 1,
-            )
-        results += _results_of_batch(batch, found, index.category_ids)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(index))
+    with closing(batches):  # whatever ends this, no worker stays
+        for batch in batches:
+            if inside:
+                assert isinstance(predictor, Suppressing)
+                found = predictor.detect(batch.images)
+            else:
+                found = select(
+                    predictor.decoded(batch.images),
+                    confidence=confidence,
+                    iou=iou,
+                    max_detections=max_detections,
+                    multi_label=len(index.class_names) > 1,
+                )
+            results += _results_of_batch(batch, found, index.category_ids)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(index))
     return results
 
 

@@ -32,6 +32,7 @@ from yolov7.device import (
 )
 from yolov7.errors import ConfigError, TrainingError
 from yolov7.evaluate import coco_metrics, find_results
+from yolov7.evaluate.coco import Result
 from yolov7.loss import create_criterion
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
@@ -53,6 +54,12 @@ BEST = "best.safetensors"
 LAST = "last.safetensors"
 PICTURED = 3
 """So many of the first batches are shown with their assignment."""
+_WORTH_SAVING_SECONDS = 60.0
+"""An evaluation may end badly (an image, memory, a kill): what is older than this is saved before it begins."""
+
+
+class _Stopped(Exception):  # noqa: N818 - a request, not an error
+    """Leaves an evaluation that is no longer wanted."""
 
 
 class Trainer:
@@ -142,6 +149,8 @@ class Trainer:
         self.average = AveragedModel(self.model, params.ema)
         self.position = Position()
         self.epoch_losses = torch.zeros(len(LOSS_PARTS), dtype=torch.float64)
+        self.saved = time.monotonic()
+        self.workers = workers
 
     # The run ---------------------------------------------------------------------------------------------------------
 
@@ -156,12 +165,12 @@ class Trainer:
             self._restore(state)
         for listener in self.listeners:
             listener.started(self)
+        self.saved = time.monotonic()
         try:
             while not self.position.finished:
-                if not self._train_epoch():
+                if not (self._train_epoch() and self._end_epoch()):
                     self._save()
                     break
-                self._end_epoch()
         finally:
             self.loader.close()
         return self._outcome()
@@ -179,12 +188,12 @@ class Trainer:
         )
 
     def _train_epoch(self) -> bool:
-        """The rest of the present epoch; False if `stop()` asked for an end before its last batch."""
+        """The rest of the present epoch; False if `stop()` asked for an end after one of its batches."""
         position = self.position
         self.model.train()
         for module in self.frozen:
             module.eval()
-        started = saved = time.monotonic()
+        started = time.monotonic()
         spent = position.epoch_seconds
         done_before = position.batch
         for batch in self.loader.epoch(position.epoch, position.batch):
@@ -195,23 +204,33 @@ class Trainer:
             now = time.monotonic()
             position.epoch_seconds = spent + now - started
             self._report(now - started, position.batch - done_before)
-            asked = position.batch < self.schedule.batches_per_epoch and self.stop()
-            due = self.processes.main and now - saved > self.params.checkpoint_minutes * 60
-            asked, due = self.processes.any(asked, due)
+            asked, due = self.processes.any(self.stop(), self._due(self.params.checkpoint_minutes * 60))
             if asked:
                 return False
             if due:
                 self._save()
-                saved = time.monotonic()
         return True
 
-    def _end_epoch(self) -> None:
+    def _due(self, seconds: float) -> bool:
+        return self.processes.main and time.monotonic() - self.saved > seconds
+
+    def _end_epoch(self) -> bool:
+        """Evaluate, save, report; False if `stop()` asked for an end before the figures were there.
+
+        A state that is saved before the figures are there goes on here.
+        """
         position, params = self.position, self.params
         last = position.epoch + 1 == params.epochs
         row = self._row()
         best = False
         if last or (position.epoch + 1) % params.evaluate_every == 0:
-            row |= {f"val/{name}": value for name, value in self._evaluate().items()}
+            (due,) = self.processes.any(self._due(min(_WORTH_SAVING_SECONDS, params.checkpoint_minutes * 60)))
+            if due:
+                self._save()
+            figures = self._evaluate()
+            if figures is None:
+                return False
+            row |= {f"val/{name}": value for name, value in figures.items()}
             # Without a single object to find, AP is -1 for ever: the first weights are then as good as any.
             best = position.best_epoch < 0 or row["val/AP"] > position.best_ap
         if best:
@@ -231,6 +250,7 @@ class Trainer:
             listener.epoch_ended(row, best=best)
             if not patient and not last:
                 listener.note(f"no better validation AP for {params.patience} epochs: stopped after {position.epoch}")
+        return True
 
     # One batch -------------------------------------------------------------------------------------------------------
 
@@ -395,22 +415,39 @@ class Trainer:
         for listener in self.listeners:
             listener.stepped(report)
 
-    def _evaluate(self) -> dict[str, float]:
-        """COCO figures of the averaged weights on the validation split, in the form that will be deployed."""
+    def _evaluate(self) -> dict[str, float] | None:
+        """COCO figures of the averaged weights on the validation split, in the form that will be deployed.
+
+        None if `stop()` asked for an end between two batches. Of several processes the others finish their share first.
+        """
         runtime = TorchRuntime(self.average.model.reparameterize(), self.metadata)
         processes = self.processes
+        results: list[Result] = []
+        stopped = False
         with self._memory_advice(f"an evaluation of {self.share} images at a time"):
-            results = find_results(
-                Predictor(runtime),
-                self.val_index,
-                image_size=self.params.image_size,
-                batch_size=self.share,
-                rectangular=self.params.evaluate_rectangular,
-                rank=processes.rank,
-                world_size=processes.world_size,
-            )
+            try:
+                results = find_results(
+                    Predictor(runtime),
+                    self.val_index,
+                    image_size=self.params.image_size,
+                    batch_size=self.share,
+                    rectangular=self.params.evaluate_rectangular,
+                    workers=self.workers,
+                    rank=processes.rank,
+                    world_size=processes.world_size,
+                    progress=self._go_on,
+                )
+            except _Stopped:
+                stopped = True
+        (stopped,) = processes.any(stopped)
+        if stopped:
+            return None
         everything = processes.gather(results)
         return processes.on_main(lambda: coco_metrics(self.val_index, everything))
+
+    def _go_on(self, done: int, images: int) -> None:
+        if done < images and self.stop():
+            raise _Stopped
 
     # State -----------------------------------------------------------------------------------------------------------
 
@@ -424,6 +461,7 @@ class Trainer:
         tensors["epoch_losses"] = self.epoch_losses
         values["position"] = self.position.__dict__
         self.processes.on_main(lambda: self.states.save(TrainingState(tensors, values), self.position.iteration))
+        self.saved = time.monotonic()
 
     def _restore(self, state: TrainingState) -> None:
         restore(state, self.model, self.average, self.optimizer, self.scaler)
