@@ -15,12 +15,15 @@ from small_detector import SIDE, metadata_of, small_detector
 from small_training import Watcher, parameters, same_outcome, same_weights, trainer, training_data
 
 from stages.train import _prepare, refuse_changed
+from yolov7.config import Ema
 from yolov7.data.index import Index
 from yolov7.errors import ModelError, TrainingError
 from yolov7.files import why_not_written
 from yolov7.model import load_checkpoint, save_checkpoint
 from yolov7.predict import TorchRuntime
+from yolov7.train.ema import AveragedModel
 from yolov7.train.loop import Trainer
+from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState, newest_iteration
 
 
@@ -230,6 +233,29 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_whole_one(index, tmp_path, monk
     if params.precision == "float16":
         assert run.scaler.get_scale() > 4
     assert ours.values["ema_updates"] == theirs.values["ema_updates"] > 0
+
+
+@pytest.mark.parametrize(("old", "new"), [(1024.0, None), (None, 1024.0), (1024.0, 4.0)])
+def test_summed_gradients_follow_the_loss_scale_to_another_precision(old, new):
+    def scaler(scale):
+        return torch.amp.GradScaler("cpu", enabled=scale is not None, init_scale=scale or 1.0)
+
+    def parts():
+        model = torch.nn.Conv2d(2, 3, 1)
+        return model, AveragedModel(model, Ema()), torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+    saved, then = parts(), scaler(old)
+    then.scale(saved[0](torch.ones(1, 2, 4, 4)).sum()).backward()
+    tensors, values = snapshot(*saved, then)
+    again, now = parts(), scaler(new)
+    restore(TrainingState({name: tensor.clone() for name, tensor in tensors.items()}, values), *again, now)
+    # A state knows its own scale, and an enabled scaler takes that over.
+    assert now.get_scale() == (1.0 if new is None else old or new)
+    for scaling, (_, _, optimizer) in ((then, saved), (now, again)):
+        scaling.scale(torch.ones(()))  # a scaler begins with its first loss
+        scaling.unscale_(optimizer)
+    for ours, theirs in zip(again[0].parameters(), saved[0].parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
 
 
 def test_a_request_to_stop_at_the_end_of_an_epoch_does_not_wait_for_the_evaluation(index, tmp_path, monkeypatch):

@@ -36,14 +36,22 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Put everything of :func:`snapshot` back to where it was."""
+    """Put everything of :func:`snapshot` back to where it was.
+
+    Device and precision may be others by now: gradients are saved as they were summed, times the loss scale.
+    """
     model.load_state_dict(state.part("model"))
     average.model.load_state_dict(state.part("ema"))
     average.updates = state.values["ema_updates"]
+    saved = state.values["scaler"]  # empty where there was no scaling
+    if saved:
+        scaler.load_state_dict(saved)
+    change = scaler.get_scale() / (saved["scale"] if saved else 1.0)
     gradients = state.part("grad")
     for name, parameter in model.named_parameters():
         if name in gradients:
-            parameter.grad = _laid_out_like(parameter, gradients[name])
+            gradient = _laid_out_like(parameter, gradients[name])
+            parameter.grad = gradient if change == 1.0 else gradient * change
     slots: dict[int, dict[str, Any]] = {int(n): dict(s) for n, s in state.values["optimizer"].items()}
     # The optimiser numbers its parameters in the order of its groups.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -52,8 +60,6 @@ def restore(
         slots.setdefault(int(number), {})[slot] = _laid_out_like(parameters[int(number)], tensor)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    if state.values["scaler"]:
-        scaler.load_state_dict(state.values["scaler"])
 
 
 def _laid_out_like(parameter: Tensor, saved: Tensor) -> Tensor:
