@@ -2,12 +2,15 @@
 
 `python benchmarks/runtimes.py yolov7-tiny yolov7 --rounds 10 --threads 2`: random weights and noise, which take as long
 as trained ones; the runtimes take turns in every round. Preparation and suppression are those of a 1280 x 720 image.
+Above them stands how fast the processor multiplies large float32 matrices, and how long the convolutions would take at
+that rate: what no direct float32 convolution gets much below.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from yolov7.export import export_onnx, export_openvino
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.quantize import calibrate, quantizable, quantized
 from yolov7.model import ModelMetadata, create_model
+from yolov7.model.info import conv_gflops
 from yolov7.predict import load_detector
 from yolov7.predict.benchmark import compare, reference
 
@@ -43,6 +47,17 @@ def export_all(variant: str, folder: Path, side: int) -> dict[str, Path]:
     }
 
 
+def matrix_rate(side: int = 2048, rounds: int = 15) -> float:
+    """The best rate of PyTorch's matrix product on the threads it has, in GFLOP/s."""
+    left, right = torch.rand(side, side), torch.rand(side, side)
+    best = 0.0
+    for _ in range(rounds):
+        started = time.perf_counter()
+        left @ right
+        best = max(best, 2 * side**3 / (time.perf_counter() - started) / 1e9)
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="+")
@@ -53,6 +68,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     image = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), dtype=np.uint8)
+    rate = matrix_rate()
+    print(f"large matrices: {rate:.0f} GFLOP/s on {args.threads} threads")
     for variant in args.variants:
         with tempfile.TemporaryDirectory() as folder:
             files = export_all(variant, Path(folder), args.image_size)
@@ -60,7 +77,9 @@ def main() -> None:
             predictors = {"training form": reference(loaded["onnx"]), **loaded}
             results = compare(predictors, [image], rounds=args.rounds, warmup=args.warmup, threads=args.threads)
         first = results["training form"].timings[1].median
+        work = conv_gflops(create_model(variant, 80).eval().reparameterize(), args.image_size)
         print(f"\n{variant}, {args.image_size} px, batch 1, {args.threads} threads, {args.rounds} rounds in turn, ms")
+        print(f"{'matrices':14} {work:.1f} GFLOP at that rate {1000 * work / rate:.1f}")
         for name, result in results.items():
             before, network, after, _ = result.timings
             print(
