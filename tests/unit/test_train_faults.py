@@ -21,6 +21,7 @@ from yolov7.errors import ModelError, TrainingError
 from yolov7.files import why_not_written
 from yolov7.model import load_checkpoint, save_checkpoint
 from yolov7.predict import TorchRuntime
+from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
 from yolov7.train.loop import Trainer
 from yolov7.train.snapshot import restore, snapshot
@@ -73,6 +74,46 @@ def test_too_many_broken_images_stop_the_run_which_goes_on_when_they_are_back(br
     again = Watcher()
     assert trainer(data, tmp_path / "run", params, listeners=[again]).fit().finished
     assert again.notes[0].startswith("going on from epoch")
+
+
+def test_a_broken_image_counts_once_an_epoch_however_often_it_is_asked_for(tmp_path, caplog):
+    data = training_data(tmp_path / "data")
+    data.image_path(2).unlink()
+    # A mosaic asks for four of six images.
+    params = parameters(max_bad_images=1, evaluate_every=3, augment={"mosaic": 1.0, "close_mosaic_epochs": 0})
+    val_index = training_data(tmp_path / "val", 2)
+    whole = trainer(data, tmp_path / "straight", params, val_index=val_index).fit()
+    assert [row["bad_images"] for row in whole.history] == [1, 1, 1]
+    assert len([line for line in caplog.messages if "image left out" in line]) == 3
+    (tmp_path / "pieces").mkdir()
+    outcome, _, pieces = in_pieces(data, tmp_path / "pieces", params, 1, val_index=val_index)
+    assert pieces > 3
+    assert same_outcome(outcome, whole)
+
+
+def test_images_that_several_processes_find_broken_are_counted_once(index, tmp_path, caplog):
+    class Second(Processes):
+        """The first of two processes, of which the other tells of two images."""
+
+        found = ("1.png: truncated", "9.png: no such image file")
+
+        def any(self, *flags):
+            return tuple(flag or bool(self.found) for flag in flags)
+
+        def gather(self, items):
+            found, self.found = self.found, ()
+            return [*items, *found]
+
+    run = trainer(index, tmp_path, parameters(max_bad_images=2), processes=Second())
+    batch = next(run.loader.epoch(0))
+    batch.skipped = ["1.png: truncated", "1.png: truncated"]
+    run._count_bad_images(batch)
+    run._count_bad_images(batch)
+    assert run.position.epoch_bad_images == 2
+    assert caplog.messages == ["image left out: 1.png: truncated", "image left out: 9.png: no such image file"]
+    batch.skipped = ["3.png: truncated"]
+    with pytest.raises(TrainingError, match=r"3 training images could not be read in epoch 0.*the last: 3\.png"):
+        run._count_bad_images(batch)
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

@@ -239,7 +239,7 @@ class Trainer:
         position.history.append(row)
         position.epoch += 1
         position.batch = 0
-        position.epoch_bad_images, position.epoch_seconds = 0, 0.0
+        position.epoch_bad_images, position.unreadable, position.epoch_seconds = 0, [], 0.0
         self.epoch_losses.zero_()
         patient = params.patience == 0 or position.epoch - 1 - position.best_epoch < params.patience
         position.finished = last or not patient
@@ -366,17 +366,22 @@ class Trainer:
             )
 
     def _count_bad_images(self, batch: Batch) -> None:
-        for line in batch.skipped:
-            log.warning("image left out: %s", line)
-        unreadable = self.processes.sum(torch.tensor(len(batch.skipped)))
-        if not unreadable:
+        """Every image once an epoch: a mosaic asks for it time and again."""
+        position = self.position
+        known = set(position.unreadable)
+        new = [line for line in batch.skipped if line not in known]
+        if self.processes.any(bool(new)) == (False,):
             return
-        self.position.epoch_bad_images += int(unreadable)
-        if self.position.epoch_bad_images > self.params.max_bad_images:
-            last = batch.skipped[-1] if batch.skipped else "named by another process"
+        gathered = self.processes.gather(new)
+        new = self.processes.on_main(lambda: list(dict.fromkeys(gathered)))
+        position.unreadable += new
+        position.epoch_bad_images += len(new)
+        for line in new if self.processes.main else ():
+            log.warning("image left out: %s", line)
+        if position.epoch_bad_images > self.params.max_bad_images:
             raise TrainingError(
-                f"{self.position.epoch_bad_images} training images could not be read in epoch {self.position.epoch} "
-                f"(train.max_bad_images: {self.params.max_bad_images}); the last: {last}"
+                f"{position.epoch_bad_images} training images could not be read in epoch {position.epoch} "
+                f"(train.max_bad_images: {self.params.max_bad_images}); the last: {new[-1]}"
             )
 
     # Figures ---------------------------------------------------------------------------------------------------------

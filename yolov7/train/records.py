@@ -63,6 +63,9 @@ class Position:
     skipped_steps: int = 0
     """Skipped steps of the whole run."""
     epoch_bad_images: int = 0
+    """Images that could not be read in this epoch."""
+    unreadable: list[str] = field(default_factory=list)
+    """What was said of each of them."""
     epoch_seconds: float = 0.0
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
