@@ -118,6 +118,32 @@ def test_synchronised_batch_norm_folds_too():
         assert torch.allclose(synced.reparameterize()(images), expected, atol=1e-5)
 
 
+class WithoutFloat64(torch.Tensor):
+    """Stands in for a tensor on a device that lacks the type, such as MPS."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return result.as_subclass(torch.Tensor)
+        if isinstance(result, cls) and result.dtype == torch.float64:
+            raise TypeError("the device has no float64")
+        return result
+
+
+def test_devices_without_float64_are_not_asked_for_it():
+    unit = randomise(nn.Sequential(RepConvModule(8, 8), ConvUnit(8, 6, before=("add",), after=("multiply",))), 0)
+    expected = convert(copy.deepcopy(unit))
+    for module in unit.modules():
+        for tensors, wrap in ((module._parameters, nn.Parameter), (module._buffers, lambda tensor: tensor)):
+            floating = {name: t for name, t in tensors.items() if t is not None and t.is_floating_point()}
+            tensors |= {name: wrap(t.detach().as_subclass(WithoutFloat64)) for name, t in floating.items()}
+    with pytest.raises(TypeError):
+        unit[0].dense.conv.weight.double()
+    found = convert(unit).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
+
+
 def test_norm_without_statistics_cannot_be_folded():
     unit = ConvUnit(4, 4)
     unit.bn = nn.BatchNorm2d(4, track_running_stats=False)

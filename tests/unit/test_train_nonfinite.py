@@ -114,6 +114,21 @@ def test_an_overflowing_gradient_halves_the_loss_scale_and_starts_its_count_anew
     assert (scaled.position.skipped_steps, scaled.position.bad_batches) == (1, 0)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_gradients_are_measured_tensor_by_tensor_where_the_device_knows_no_other_way(
+    folder, tmp_path, monkeypatch, clip
+):
+    measuring = run(folder, tmp_path, optimizer={"gradient_clip": clip})
+    for parameter in measuring.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    count = sum(parameter.numel() for parameter in measuring.model.parameters())
+    # As on MPS, in its older versions.
+    monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: False)
+    monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: False)
+    assert float(measuring._gradient_norm()) == pytest.approx(count**0.5, rel=1e-5)
+    assert float(gradient(measuring).norm()) == pytest.approx(clip or count**0.5, rel=1e-3)
+
+
 def test_bad_batches_in_a_row_stop_the_run_and_a_good_one_between_them_does_not(folder, tmp_path):
     every_other = breaking(run(folder, tmp_path / "a", max_bad_batches=1), {0, 2})
     assert every_other.fit().skipped_steps == 2

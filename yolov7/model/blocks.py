@@ -60,8 +60,8 @@ class ImplicitAdd(nn.Module):
         return x + self.implicit
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(scale, shift), each (C,) float64."""
-        shift = self.implicit.detach().double().flatten()
+        """(scale, shift), each (C,) float64 on the CPU."""
+        shift = fold.float64(self.implicit).flatten()
         return torch.ones_like(shift), shift
 
 
@@ -76,8 +76,8 @@ class ImplicitMultiply(nn.Module):
         return x * self.implicit
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(scale, shift), each (C,) float64."""
-        scale = self.implicit.detach().double().flatten()
+        """(scale, shift), each (C,) float64 on the CPU."""
+        scale = fold.float64(self.implicit).flatten()
         return scale, torch.zeros_like(scale)
 
 

@@ -1,8 +1,9 @@
 """From the trained form to the deployed one (reference sheet: reparameterization, section 1).
 
 :func:`convert` walks a network and lets every module that knows a deploy form replace itself; nothing depends on layer
-numbers, class counts or variants. The other functions are the algebra: kernels and biases travel in float64 and are
-rounded once, when :func:`biased_conv` stores them in the dtype of the convolution they came from (float32).
+numbers, class counts or variants. The other functions are the algebra: kernels and biases travel in float64 on the CPU,
+since not every accelerator has that type (MPS), and are rounded once, when :func:`biased_conv` stores them in the dtype
+and on the device of the convolution they came from.
 """
 
 from __future__ import annotations
@@ -38,10 +39,15 @@ def convert(module: nn.Module) -> nn.Module:
     return module
 
 
+def float64(tensor: Tensor) -> Tensor:
+    """The values in float64 on the CPU, apart from the graph."""
+    return tensor.detach().cpu().double()
+
+
 def kernel_and_bias(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """(kernel (O, I/groups, k, k), bias (O,)) in float64; a missing bias is zero."""
-    kernel = conv.weight.detach().double()
-    bias = kernel.new_zeros(kernel.shape[0]) if conv.bias is None else conv.bias.detach().double()
+    kernel = float64(conv.weight)
+    bias = kernel.new_zeros(kernel.shape[0]) if conv.bias is None else float64(conv.bias)
     return kernel, bias
 
 
@@ -49,13 +55,13 @@ def batch_norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """What a batch norm does in inference, as (scale, shift), each (C,) float64. Synchronised norms count too."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise ModelError(f"{type(norm).__name__} keeps no running statistics, so it cannot be folded")
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
+    mean, variance = float64(norm.running_mean), float64(norm.running_var)
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
+        scale = scale * float64(norm.weight)
     shift = -mean * scale
     if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+        shift = shift + float64(norm.bias)
     return scale, shift
 
 
@@ -91,9 +97,10 @@ def identity_kernel(like: Tensor, groups: int = 1) -> Tensor:
 def biased_conv(source: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
     """A convolution shaped like `source`, with this kernel and bias in the dtype and on the device of `source`."""
     conv = laid_out(source)
-    dtype, layout = source.weight.dtype, _layout_of(source.weight)
-    conv.weight = nn.Parameter(kernel.to(dtype).contiguous(memory_format=layout), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    dtype, device, layout = source.weight.dtype, source.weight.device, _layout_of(source.weight)
+    # First the type, then the device, which may not have float64.
+    conv.weight = nn.Parameter(kernel.to(dtype).contiguous(memory_format=layout).to(device), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(dtype).to(device), requires_grad=False)
     return conv
 
 

@@ -349,8 +349,8 @@ class Trainer:
         """Norm of all gradients, which are clipped to `gradient_clip` on the way if that is set."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.params.optimizer.gradient_clip > 0:
-            return nn.utils.clip_grad_norm_(parameters, self.params.optimizer.gradient_clip, foreach=True)
-        return nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+            return nn.utils.clip_grad_norm_(parameters, self.params.optimizer.gradient_clip)
+        return nn.utils.get_total_norm([p.grad for p in parameters])
 
     def _skip(self, batch: Batch, why: str) -> None:
         position = self.position
