@@ -163,7 +163,7 @@ def evaluate_champion(
     chosen = chosen_models(models, params)
     log, root = get_run_logger(), Path.cwd()
     report = DriftReport(max_ap_drop)
-    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
+    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600, pull=params.flow.pull) as pipeline:
         _, failure = prepare_data(pipeline, params, refresh=refresh)
         if failure is not None:
             report.errors.append(failure)

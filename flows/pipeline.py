@@ -112,12 +112,15 @@ class Pipeline:
         timeout_seconds: float | None = None,
         variables: Mapping[str, str] | None = None,
         logs: Path | None = None,
+        pull: bool = False,
     ):
-        """`variables` are added to the environment of every child; `logs`: a folder other than that of the project."""
+        """`variables` are added to the environment of every child; `logs`: a folder other than that of the project;
+        `pull`: no stage runs whose outputs the DVC remote has."""
         self.root = (root or Path.cwd()).resolve()
         self.logs = (logs or self.root / LOGS).resolve()
         self.timeout_seconds = timeout_seconds
         self.variables = dict(variables or {})
+        self.pull = pull
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._guard = threading.Lock()
         self._closed = False
@@ -148,7 +151,7 @@ class Pipeline:
         """
         started = time.monotonic()
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-        command += ["--force"] * force + ["--pull"] * pull + ["--no-commit"] * (not commit)
+        command += ["--force"] * force + ["--pull"] * (pull or self.pull) + ["--no-commit"] * (not commit)
         lines = self.run(stage, command, log, measures=stage.partition("@")[0] in _MEASUREMENTS)
         return StageResult(stage, _outcome(lines), time.monotonic() - started)
 
@@ -391,7 +394,7 @@ def _outcome(lines: Sequence[str]) -> Outcome:
     text = "\n".join(lines)
     if re.search(r"^Running stage '", text, re.MULTILINE):
         return Outcome.RAN
-    if re.search(r"^Stage '.*' is cached - skipping run", text, re.MULTILINE):
+    if re.search(r"^(Stage '.*' is cached - skipping run|Pulling data for stage)", text, re.MULTILINE):
         return Outcome.RESTORED
     if re.search(r"^(Stage )?'.*' didn't change, skipping", text, re.MULTILINE):
         return Outcome.UNCHANGED

@@ -79,7 +79,7 @@ def promote(
     log, root = get_run_logger(), Path.cwd()
     report = PromotionReport()
     # The test images must not be replaced while two models are measured on them.
-    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
+    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600, pull=params.flow.pull) as pipeline:
         _, failure = prepare_data(pipeline, params)
         if failure is not None:
             report.errors.append(failure)

@@ -105,7 +105,10 @@ def train_family(variants: list[str] | None = None, promote_challengers: bool = 
     started = time.monotonic()
     report = FamilyReport(variants=[VariantReport(variant) for variant in chosen])
     root = Path.cwd()
-    with only_run(root, get_run_logger()), Pipeline(root, timeout_seconds=_timeout(params)) as pipeline:
+    with (
+        only_run(root, get_run_logger()),
+        Pipeline(root, timeout_seconds=_timeout(params), pull=params.flow.pull) as pipeline,
+    ):
         if params.flow.fetch_reference:
             fetch_reference(pipeline, get_run_logger())
         fresh = _fresh(pipeline, chosen)

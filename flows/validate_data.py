@@ -84,7 +84,7 @@ def validate_data(
     params = params_module.load()
     log, root = get_run_logger(), Path.cwd()
     report = DataReport()
-    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600) as pipeline:
+    with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600, pull=params.flow.pull) as pipeline:
         if fetch_reference:
             fetch_champions_reference(pipeline, log)
         report.stages, report.error = prepare_data(pipeline, params, refresh=refresh)

@@ -175,6 +175,9 @@ class Flow(Group):
     scheduled run judges drift from the present champion; false: by the file that is there."""
     push: bool = True
     """Push the results to the DVC remote when all is done."""
+    pull: bool = False
+    """Take from the DVC remote what is made already: outputs that dvc.lock names, and results of the run cache. For
+    runs in fresh checkouts, which have neither; where folder and cache stay, it only asks the remote in vain."""
     remote_training: str = ""
     """A deployment, FLOW/NAME, whose workers train instead of this machine (`train-variant/by-revision`); empty: here.
     """

@@ -84,6 +84,23 @@ def test_a_fresh_clone_ingests_a_folder_that_was_added(folder_project: Path) -> 
         assert (clone / name).read_text() == (folder_project / name).read_text()
 
 
+@pytest.mark.parametrize("locked", [True, False])
+def test_a_fresh_clone_makes_nothing_again_that_the_remote_has(folder_project: Path, *, locked: bool) -> None:
+    with Pipeline(folder_project) as pipeline:
+        dvc(pipeline, "add", "datasets/mine")
+        pipeline.reproduce("ingest", LOG)
+        dvc_remote.push(pipeline, LOG)
+    git(folder_project, "add", "-A")
+    if not locked:  # then the run cache knows
+        git(folder_project, "rm", "-qf", "--cached", "dvc.lock")
+    clone = cloned(folder_project, "clone")
+    bring_added(clone)
+    with Pipeline(clone, pull=True) as pipeline:
+        outcomes = [pipeline.reproduce("ingest", LOG).outcome for _ in range(2)]
+    assert outcomes == [Outcome.RESTORED, Outcome.UNCHANGED]
+    assert (clone / "data/ingested.json").read_text() == (folder_project / "data/ingested.json").read_text()
+
+
 @pytest.mark.thorough
 def test_a_folder_that_was_not_added_can_still_be_worked_on_from_what_was_made_of_it(folder_project: Path) -> None:
     with Pipeline(folder_project) as pipeline:
