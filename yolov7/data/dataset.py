@@ -1,4 +1,4 @@
-"""Training samples as a pure function of (seed, epoch, index)."""
+"""Training samples as a pure function of (seed, epoch, index, how often it came before in the epoch)."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _REPLACEMENT = 2
 class TrainDataset:
     """`dataset[(epoch, index)]` is the augmented sample around image `index`, the same wherever and whenever asked.
 
+    `dataset[(epoch, index, n)]` is another one around it, for the n-th time that it comes again in the epoch.
     Nothing changes between calls, so workers may be forked, spawned, killed and restarted at will.
     """
 
@@ -65,19 +66,20 @@ class TrainDataset:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The sample for (epoch, index).
+    def __getitem__(self, key: tuple[int, ...]) -> Sample:
+        """The sample for (epoch, index), or (epoch, index, n); n = 0 is the one without it.
 
         An image that cannot be read is replaced, wherever it would have appeared, by a random other one, and named in
         `Sample.skipped`; :class:`DataError` when that happens more than 16 times for one sample.
         """
         epoch, index = int(key[0]), int(key[1])
+        entropy = [self.seed, epoch, index, *(int(repeat) for repeat in key[2:] if repeat)]
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         replacements: dict[int, int] = {}
         skipped: list[str] = []
         while True:
-            rng = np.random.default_rng([self.seed, epoch, index])
+            rng = np.random.default_rng(entropy)
             source = _ReplacingSource(self, replacements)
             try:
                 sample = augment_sample(
@@ -93,7 +95,7 @@ class TrainDataset:
                 if len(skipped) > MAX_BROKEN or len(skipped) >= len(self):
                     message = f"{len(skipped)} images of one sample could not be read; the last: {broken.reason}"
                     raise DataError(message) from None
-                replacements[broken.image] = self._replacement(epoch, index, broken.image, replacements)
+                replacements[broken.image] = self._replacement(entropy, broken.image, replacements)
             else:
                 sample.skipped = tuple(skipped)
                 return sample
@@ -102,9 +104,9 @@ class TrainDataset:
         """Whether mosaic, mixup and pasting are off in this epoch."""
         return self.epochs is not None and epoch >= self.epochs - self.augment.close_mosaic_epochs
 
-    def _replacement(self, epoch: int, index: int, image: int, taken: dict[int, int]) -> int:
+    def _replacement(self, entropy: list[int], image: int, taken: dict[int, int]) -> int:
         """A random image that was not found broken in this sample."""
-        stream = np.random.SeedSequence([self.seed, epoch, index], spawn_key=(_REPLACEMENT, image))
+        stream = np.random.SeedSequence(entropy, spawn_key=(_REPLACEMENT, image))
         rng = np.random.default_rng(stream)
         while True:
             other = int(rng.integers(len(self)))

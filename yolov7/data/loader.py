@@ -7,7 +7,7 @@ batches of B see, step by step, the images that one process sees with batches of
 Unless images are drawn by weights, every one is seen in every epoch: the last, shorter batch is kept, because data
 sets of a few hundred images cannot spare it. Where the images do not divide among the ranks, the epoch's first ones
 (at most `world_size - 1`) are seen twice, so that all ranks take equally many steps of equal size and none waits for
-another.
+another. An image that comes again in an epoch is augmented otherwise each time.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class BatchKey(NamedTuple):
     epoch: int
     batch_index: int
     indices: tuple[int, ...]
+    repeats: tuple[int, ...]
+    """How often each of them has come before in the epoch."""
 
 
 def epoch_order(length: int, *, seed: int, epoch: int, weights: NDArray[np.float64] | None = None) -> NDArray[np.int64]:
@@ -88,9 +90,24 @@ def epoch_keys(
     order = epoch_order(length, seed=seed, epoch=epoch, weights=weights)
     missing = -length % world_size
     order = np.concatenate([order, np.resize(order, missing)])
+    repeats = _repeats(order)  # over all ranks and from the first batch on, wherever this call begins
     step = batch_size * world_size
-    starts = range(start_batch * step, len(order), step)
-    return [BatchKey(epoch, s // step, tuple(order[s : s + step][rank::world_size].tolist())) for s in starts]
+    keys = []
+    for start in range(start_batch * step, len(order), step):
+        own = slice(start + rank, start + step, world_size)
+        keys.append(BatchKey(epoch, start // step, tuple(order[own].tolist()), tuple(repeats[own].tolist())))
+    return keys
+
+
+def _repeats(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each place of `order` (n,) how often its image stands before it."""
+    places = np.argsort(order, kind="stable")
+    # Equal images side by side, in the order of their places: each counts from the first of its kind.
+    ranked = order[places]
+    first = np.searchsorted(ranked, ranked)
+    repeats = np.empty_like(order)
+    repeats[places] = np.arange(len(order)) - first
+    return repeats
 
 
 @dataclass(frozen=True)
@@ -104,8 +121,8 @@ class _BatchBuilder:
         pixels = np.empty((len(key.indices), size, size, 3), np.uint8)
         targets = [np.zeros((0, 6), np.float32)]
         skipped: list[str] = []
-        for position, index in enumerate(key.indices):
-            sample = self.dataset[key.epoch, index]
+        for position, (index, repeat) in enumerate(zip(key.indices, key.repeats, strict=True)):
+            sample = self.dataset[key.epoch, index, repeat]
             pixels[position] = sample.image
             rows = np.full((len(sample.boxes), 6), position, np.float32)
             rows[:, 1], rows[:, 2:] = sample.labels, sample.boxes
@@ -150,6 +167,12 @@ class TrainLoader:
     def batches_per_epoch(self) -> int:
         """Number of batches of an epoch, the last, shorter one included; the same on all ranks."""
         return -(-len(self.dataset) // (self.batch_size * self.world_size))
+
+    def image_ids(self, epoch: int, batch: int) -> list[int]:
+        """COCO ids of the images of batch number `batch` of `epoch`, those of all ranks."""
+        order = epoch_order(len(self.dataset), seed=self.dataset.seed, epoch=epoch, weights=self.weights)
+        step = self.batch_size * self.world_size
+        return [self.dataset.index.image_id(index) for index in order[batch * step : (batch + 1) * step].tolist()]
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start_batch` on: exactly those an uninterrupted run would see there."""
