@@ -18,12 +18,12 @@ from stages import params as params_module
 from stages.params import Params
 from stages.redaction import log_to_stderr, redacted
 from yolov7.config import nearest
-from yolov7.errors import ConfigError, DataError, YoloError
+from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError
 
 EXIT_ERROR = 2
 EXIT_RESUMABLE = 75
-"""Start the same command again: a training was told to stop and has saved its state, or a server is away (sysexits'
-EX_TEMPFAIL)."""
+"""Start the same command again: a training was told to stop and has saved its state, a server is away, or a process
+that loads data was killed (sysexits' EX_TEMPFAIL)."""
 RESTORE_ONLY = "YOLOV7_RESTORE_ONLY"
 """Environment: a stage whose outputs were to come from the DVC remote does not make them itself."""
 
@@ -62,8 +62,8 @@ def run_stage(
 ) -> None:
     """Parse the command line, check `params.yaml`, run `main`, and leave with an exit code.
 
-    0 done; 2 a mistake that the message explains; 75 stopped on request, or a server that it needs is away: the
-    same command may go on.
+    0 done; 2 a mistake that the message explains; 75 stopped on request, or a server that it needs is away, or a
+    process that loads data was killed: the same command may go on.
     """
     sys.exit(_run(main, variant, options, arguments))
 
@@ -102,7 +102,7 @@ def _run(
         main(params, args)
     except YoloError as error:
         print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
-        return EXIT_RESUMABLE if isinstance(error, UnavailableError) else EXIT_ERROR
+        return EXIT_RESUMABLE if isinstance(error, UnavailableError | LostWorkerError) else EXIT_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -59,8 +59,8 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Accelerators have a class of their own for it, the CPU and MPS allocators only a text."""
-    texts = ("can't allocate memory", "out of memory")
+    """Accelerators have a class of their own for it, their libraries and the CPU and MPS allocators only a text."""
+    texts = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 

@@ -31,6 +31,10 @@ class DataError(YoloError):
         super().__init__(": ".join([*where, message]))
 
 
+class LostWorkerError(YoloError):
+    """A process that loads data was killed from outside; the same command may go on."""
+
+
 class ModelError(YoloError):
     """A network, a checkpoint or an exported artefact is unknown, damaged, or does not fit."""
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,7 @@ from yolov7.data.decode import decode_image
 from yolov7.data.index import build_index
 from yolov7.data.loader import TrainLoader, epoch_keys, epoch_order, make_loader
 from yolov7.data.workers import OrderedMap
-from yolov7.errors import DataError
+from yolov7.errors import DataError, TrainingError
 
 SIDE, COUNT = 96, 11
 BUSY = Augment(degrees=10, mixup=0.5, mosaic9=0.5, copy_paste=0.5, paste_in=0.5, flip_up_down=0.5)
@@ -161,6 +162,40 @@ def test_resume_in_mid_epoch_equals_the_uninterrupted_run(index, start, workers)
     whole = loaded(dataset)
     assert_same(loaded(dataset_of(index), start_batch=start, workers=workers), whole[start:])
     assert [batch.batch_index for batch in whole] == [0, 1, 2, 3]
+
+
+WEIGHTS = np.array([30.0] + [1.0] * (COUNT - 1))  # as `image_sampling` gives them: the first comes again and again
+
+
+def test_an_image_that_is_drawn_again_is_another_sample(index):
+    dataset = dataset_of(index)
+    np.testing.assert_array_equal(dataset[2, 0, 0].image, dataset[2, 0].image)
+    assert not np.array_equal(dataset[2, 0, 1].image, dataset[2, 0].image)
+    batches = list(TrainLoader(dataset, batch_size=1, weights=WEIGHTS).epoch(0))
+    pictures = [batch.images for batch in batches if batch.image_ids == [1000]]
+    assert len(pictures) > 3
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(pictures, 2))
+    assert torch.equal(pictures[0][0].permute(1, 2, 0), torch.from_numpy(dataset[0, 0].image))
+    workers = TrainLoader(dataset, batch_size=1, weights=WEIGHTS, workers=1)
+    assert_same(list(workers.epoch(0, 4)), batches[4:])
+    workers.close()
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.booleans())
+def test_repeats_are_counted_over_the_whole_epoch(length, batch_size, world_size, start, drawn):
+    weights = np.arange(1.0, length + 1) ** 2 if drawn else None
+    ranks = [
+        epoch_keys(length, seed=1, epoch=0, batch_size=batch_size, rank=rank, world_size=world_size, weights=weights)
+        for rank in range(world_size)
+    ]
+    seen = {}
+    for keys in zip(*ranks, strict=True):
+        for place in itertools.zip_longest(*(zip(key.indices, key.repeats, strict=True) for key in keys)):
+            for i, repeat in place:
+                assert repeat == seen.get(i, 0)
+                seen[i] = repeat + 1
+    common = {"seed": 1, "epoch": 0, "batch_size": batch_size, "world_size": world_size, "weights": weights}
+    assert epoch_keys(length, start_batch=start, **common) == ranks[0][start:]
 
 
 def test_every_epoch_shows_every_image_in_another_order(index):
@@ -391,6 +426,39 @@ def test_a_worker_that_hangs_is_killed_at_the_end(monkeypatch):
     read.close()
     worker.join(10)
     assert worker.exitcode == -signal.SIGKILL
+
+
+@dataclass
+class Held:
+    values: torch.Tensor
+    empty: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 6))
+
+
+def test_results_that_find_no_room_in_shared_memory_end_the_work_instead_of_being_waited_for():
+    def large(key):
+        limit = 2**16 if key else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))  # counts there too
+        return Held(torch.arange(2**18))
+
+    read = OrderedMap(large, workers=1)
+    results = read([0, 1])
+    assert torch.equal(next(results).values, torch.arange(2**18))
+    with pytest.raises(TrainingError, match=r"no room for a batch in /dev/shm \(.*\); make it larger.*YOLOV7_WORKERS"):
+        next(results)
+    read.close()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_out_of_memory_while_images_are_loaded_is_explained(workers):
+    def full(key):
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    read = OrderedMap(full, workers=workers)
+    with pytest.raises(
+        TrainingError, match="out of memory while images are loaded: Unable to allocate 3 GiB; try fewer"
+    ):
+        next(read([0]))
+    read.close()
 
 
 ORPHANS = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 from pathlib import Path
 
 import cv2
@@ -14,13 +15,16 @@ from safetensors.torch import save_file
 from small_detector import SIDE, metadata_of, small_detector
 from small_training import Watcher, parameters, same_outcome, same_weights, trainer, training_data
 
+from stages.command import run_stage
 from stages.train import _prepare, refuse_changed
 from yolov7.config import Ema
 from yolov7.data.index import Index
-from yolov7.errors import ModelError, TrainingError
+from yolov7.device import is_out_of_memory
+from yolov7.errors import LostWorkerError, ModelError, TrainingError
+from yolov7.evaluate import find_results
 from yolov7.files import why_not_written
 from yolov7.model import load_checkpoint, save_checkpoint
-from yolov7.predict import TorchRuntime
+from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
 from yolov7.train.loop import Trainer
@@ -139,6 +143,60 @@ def test_out_of_memory_says_what_failed_and_what_to_try(index, tmp_path, error, 
         TrainingError, match=rf"out of memory with a batch of {batch_size} images of {SIDE} px.*{advice}"
     ):
         run.fit()
+
+
+def test_out_of_memory_at_several_scales_names_the_one_that_failed(index, tmp_path):
+    run = trainer(index, tmp_path, parameters(multi_scale=True, epochs=9))
+    raw = run.model.raw
+
+    def full(images):
+        if images.shape[-1] > SIDE:
+            raise torch.OutOfMemoryError(f"CUDA out of memory at {images.shape[-1]}.")
+        return raw(images)
+
+    run.model.raw = full  # type: ignore[method-assign]
+    run.model.forward = full  # type: ignore[method-assign]
+    with pytest.raises(
+        TrainingError, match=r"2 images of (\d+) px; try train.batch_size: 1, or train.multi_scale"
+    ) as told:
+        run.fit()
+    assert str(told.value.__cause__).endswith(f"{run._side()}.")
+    assert f" {run._side()} px; try" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", "cuDNN: CUDNN_STATUS_ALLOC_FAILED"]
+)
+def test_libraries_of_the_device_run_out_of_memory_too(text):
+    assert is_out_of_memory(RuntimeError(text))
+
+
+def test_a_loader_process_that_is_killed_ends_the_training_with_a_word(index, tmp_path, monkeypatch):
+    def killed(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("yolov7.data.loader._BatchBuilder.__call__", killed)
+    with pytest.raises(LostWorkerError, match=r"died: DataLoader worker .*\w\. If .*YOLOV7_WORKERS"):
+        trainer(index, tmp_path, parameters(), workers=1).fit()
+    monkeypatch.setattr("yolov7.data.evaluation._EvalReader.__call__", killed)
+    predictor = Predictor(TorchRuntime(small_detector().reparameterize(), metadata_of(small_detector())))
+    with pytest.raises(LostWorkerError, match="a process that loads data died"):
+        find_results(predictor, index, workers=1)
+
+
+def test_a_stage_whose_loader_process_was_killed_may_be_started_again(monkeypatch, capsys):
+    def main(params, args):
+        raise LostWorkerError("a process that loads data died")
+
+    monkeypatch.setattr("stages.command.log_to_stderr", lambda **_: None)
+    monkeypatch.setattr("stages.command.params_module.load", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="75"):
+            run_stage(main, arguments=[])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "error: a process that loads data died\n"
 
 
 def test_other_errors_of_the_device_are_not_taken_for_lack_of_memory(index, tmp_path):

@@ -114,6 +114,17 @@ def test_an_overflowing_gradient_halves_the_loss_scale_and_starts_its_count_anew
     assert (scaled.position.skipped_steps, scaled.position.bad_batches) == (1, 0)
 
 
+def test_every_image_of_a_window_that_was_lost_is_named(folder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("yolov7.train.loop._SHOWN_IDS", 2)
+    # The window of iterations 1 to 3, whose second batch overflows.
+    lost = breaking(run(folder, tmp_path, window=3, max_bad_batches=0), {2}, factor=1e38)
+    lost.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    ids = ", ".join(str(image) for number in (1, 2, 3) for image in lost.loader.image_ids(0, number))
+    with pytest.raises(TrainingError, match=rf"a gradient is not finite; .* image ids {ids}\. Lower"):
+        lost.fit()
+    assert f"(image ids {ids[:8]} and 1 more)" in caplog.text
+
+
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
 def test_gradients_are_measured_tensor_by_tensor_where_the_device_knows_no_other_way(
     folder, tmp_path, monkeypatch, clip

@@ -13,16 +13,19 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from yolov7.errors import DataError
+from yolov7.errors import LostWorkerError, TrainingError, YoloError
 
 log = logging.getLogger(__name__)
 
 _REQUESTS = (signal.SIGTERM, signal.SIGINT)
 _GRACE_SECONDS = 3.0
 """Between the end of the work and the kill of a worker that does not notice: one that hangs in a file system."""
+
+_LESS = "fewer loader processes (YOLOV7_WORKERS), or a smaller train.batch_size"
 
 K = TypeVar("K")
 R = TypeVar("R")
@@ -31,7 +34,7 @@ R = TypeVar("R")
 class _Failure:
     """A user's error on its way out of a worker: it must arrive as it was, not wrapped into a traceback."""
 
-    def __init__(self, error: DataError) -> None:
+    def __init__(self, error: YoloError) -> None:
         self.error = error
 
     def pin_memory(self) -> _Failure:
@@ -46,16 +49,22 @@ class _Calls(Dataset[Any], Generic[K, R]):
 
     def __getitem__(self, key: K) -> R | _Failure:
         try:
-            return self.function(key)
-        except DataError as error:
+            result = self.function(key)
+            if get_worker_info() is not None:
+                _share(result)
+        except YoloError as error:
             return _Failure(error)
+        except MemoryError as error:
+            why = str(error) or "the system gives no more"
+            return _Failure(TrainingError(f"out of memory while images are loaded: {why}; try {_LESS}"))
+        return result
 
 
 class OrderedMap(Generic[K, R]):
     """`function` over keys, in `workers` processes (0: in this one), which live until :meth:`close`.
 
     Results come in the order of the keys whatever the number of workers. `function` must be picklable where processes
-    are not forked. A :class:`DataError` raised inside a worker is raised here as it was.
+    are not forked. A :class:`YoloError` raised inside a worker is raised here as it was.
     """
 
     def __init__(self, function: Callable[[K], R], *, workers: int = 0, pin_memory: bool = False) -> None:
@@ -104,6 +113,37 @@ class OrderedMap(Generic[K, R]):
         finally:
             patience.cancel()
             _kill(workers)
+
+
+@contextmanager
+def lost_workers_explained() -> Iterator[None]:
+    """Turn the death of a worker into a :class:`LostWorkerError`. torch reports it by a signal, at any line."""
+    try:
+        yield
+    except RuntimeError as error:
+        what = str(error).strip().rstrip(".")
+        if not what.startswith("DataLoader worker (pid"):
+            raise
+        raise LostWorkerError(
+            f"a process that loads data died: {what}. If the system has killed it for memory, as its journal would say, "
+            f"try {_LESS}"
+        ) from error
+
+
+def _share(result: object) -> None:
+    """Move the tensors of a result into the memory that processes share.
+
+    torch would do it on the way out, in a thread whose failure nobody hears of: the training would wait for ever.
+    """
+    for value in vars(result).values() if hasattr(result, "__dict__") else ():
+        if isinstance(value, Tensor) and value.numel():
+            try:
+                value.share_memory_()
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"a process that loads data finds no room for a batch in /dev/shm ({error}); make it larger "
+                    f"(containers: --shm-size), or try {_LESS}"
+                ) from error
 
 
 class _Keys:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from yolov7.data.evaluation import EvalBatch, evaluation_batches
 from yolov7.data.index import Index
+from yolov7.data.workers import lost_workers_explained
 from yolov7.errors import ModelError
 from yolov7.evaluate.coco import Result, Scores, evaluate_detections, ground_truth
 from yolov7.evaluate.curves import PrecisionRecall
@@ -148,7 +149,7 @@ def find_results(
         rank=rank,
         world_size=world_size,
     )
-    with closing(batches):  # whatever ends this, no worker stays
+    with lost_workers_explained(), closing(batches):  # whatever ends this, no worker stays
         for batch in batches:
             if inside:
                 assert isinstance(predictor, Suppressing)

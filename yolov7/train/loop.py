@@ -21,6 +21,7 @@ from yolov7.config import Train
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
+from yolov7.data.workers import lost_workers_explained
 from yolov7.device import (
     allow_tf32,
     autocast,
@@ -54,6 +55,8 @@ BEST = "best.safetensors"
 LAST = "last.safetensors"
 PICTURED = 3
 """So many of the first batches are shown with their assignment."""
+_SHOWN_IDS = 16
+"""So many image ids are in the line about a skipped step."""
 _WORTH_SAVING_SECONDS = 60.0
 """An evaluation may end badly (an image, memory, a kill): what is older than this is saved before it begins."""
 
@@ -167,13 +170,17 @@ class Trainer:
             listener.started(self)
         self.saved = time.monotonic()
         try:
-            while not self.position.finished:
-                if not (self._train_epoch() and self._end_epoch()):
-                    self._save()
-                    break
+            with lost_workers_explained():
+                self._run()
         finally:
             self.loader.close()
         return self._outcome()
+
+    def _run(self) -> None:
+        while not self.position.finished:
+            if not (self._train_epoch() and self._end_epoch()):
+                self._save()
+                return
 
     def _outcome(self) -> Outcome:
         position = self.position
@@ -258,14 +265,14 @@ class Trainer:
         """Add the gradients of a batch, and let the optimiser use them at the end of an accumulation window."""
         position = self.position
         settings = self.schedule.at(position.iteration)
-        with self._memory_advice(f"a batch of {len(batch)} images"):
+        with self._memory_advice(f"a batch of {len(batch)} images", self._side()):
             finite = self._add_gradients(batch)
             if not self.synchronized:
                 average_statistics(self.model, self.processes)
             if not finite:
                 # What the window has summed up so far is sound; only this batch is left out of it.
                 self.average.heal()
-                self._skip(batch, "the loss is not finite")
+                self._skip("the loss is not finite", range(position.iteration, position.iteration + 1))
             if position.iteration % settings.accumulate:
                 return
             if not any(p.grad is not None for p in self.model.parameters()):
@@ -276,7 +283,7 @@ class Trainer:
                 # Loss scaling overshoots now and then by design: the scale shrinks and the step is left out.
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
-                self._skip(batch, "a gradient is not finite")
+                self._skip("a gradient is not finite", self._window())
                 return
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -307,11 +314,14 @@ class Trainer:
         images = batch.images.to(self.device, non_blocking=True)
         images = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         targets = batch.targets.to(self.device, non_blocking=True)
+        return resize_batch(images, targets, self._side())
+
+    def _side(self) -> int:
+        """S of the present batch."""
         if not self.params.multi_scale:
-            return images, targets
+            return self.params.image_size
         place = {"seed": self.params.seed, "epoch": self.position.epoch, "batch": self.position.batch}
-        size = multi_scale_size(self.params.image_size, self.model.stride, **place)
-        return resize_batch(images, targets, size)
+        return multi_scale_size(self.params.image_size, self.model.stride, **place)
 
     @torch.no_grad()
     def _show_assignment(self, batch: Batch, images: Tensor, targets: Tensor, raw: list[Tensor]) -> None:
@@ -334,16 +344,18 @@ class Trainer:
             listener.assigned(seen)
 
     @contextmanager
-    def _memory_advice(self, load: str) -> Iterator[None]:
+    def _memory_advice(self, load: str, side: int) -> Iterator[None]:
         """Turn running out of memory into an error that says under what load, and what to try."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            size, half = self.params.image_size, self.share // 2 * self.processes.world_size
+            given, half = self.params.image_size, self.share // 2 * self.processes.world_size
             hint = f"train.batch_size: {half}" if half else "a smaller train.image_size"
-            raise TrainingError(f"out of memory with {load} of {size} px; try {hint}") from error
+            if side > given:
+                hint += f", or train.multi_scale: false, which keeps to {given} px"
+            raise TrainingError(f"out of memory with {load} of {side} px; try {hint}") from error
 
     def _gradient_norm(self) -> Tensor:
         """Norm of all gradients, which are clipped to `gradient_clip` on the way if that is set."""
@@ -352,16 +364,26 @@ class Trainer:
             return nn.utils.clip_grad_norm_(parameters, self.params.optimizer.gradient_clip)
         return nn.utils.get_total_norm([p.grad for p in parameters])
 
-    def _skip(self, batch: Batch, why: str) -> None:
-        position = self.position
+    def _window(self) -> range:
+        """The iterations whose gradients are summed by now: all since the last step, this one included."""
+        now = first = self.position.iteration
+        while first and (first - 1) % self.schedule.at(first - 1).accumulate:
+            first -= 1
+        return range(first, now + 1)
+
+    def _skip(self, why: str, iterations: range) -> None:
+        """Count a skipped step; the images of `iterations` have led to it."""
+        position, batches = self.position, self.schedule.batches_per_epoch
         position.bad_batches += 1
         position.skipped_steps += 1
-        ids = ", ".join(str(image) for image in batch.image_ids[:16])
-        log.warning("epoch %d, batch %d skipped: %s (image ids %s)", position.epoch, position.batch, why, ids)
+        ids = [image for one in iterations for image in self.loader.image_ids(*divmod(one, batches))]
+        shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + f" and {len(ids) - _SHOWN_IDS} more" * (len(ids) > _SHOWN_IDS)
+        if self.processes.main:
+            log.warning("epoch %d, batch %d skipped: %s (image ids %s)", position.epoch, position.batch, why, shown)
         if position.bad_batches > self.params.max_bad_batches:
             raise TrainingError(
                 f"{position.bad_batches} batches in a row were skipped because {why}; the last one held the image ids "
-                f"{ids}. Lower train.optimizer.learning_rate, or set train.precision to float32; "
+                f"{', '.join(map(str, ids))}. Lower train.optimizer.learning_rate, or set train.precision to float32; "
                 f"the state of {self.states.folder} is from before"
             )
 
@@ -429,7 +451,7 @@ class Trainer:
         processes = self.processes
         results: list[Result] = []
         stopped = False
-        with self._memory_advice(f"an evaluation of {self.share} images at a time"):
+        with self._memory_advice(f"an evaluation of {self.share} images at a time", self.params.image_size):
             try:
                 results = find_results(
                     Predictor(runtime),
