@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 from yolov7 import memory
 from yolov7.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -64,13 +69,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
+@functools.cache
+def float16_works(device: torch.device) -> bool:
+    """Whether convolutions in float16 are right there: some GPUs answer NaN (reference sheet: known problems, 13)."""
+    generator = torch.Generator().manual_seed(0)
+    for inputs, outputs, side, stride in ((16, 32, 3, 1), (64, 128, 1, 1), (32, 64, 3, 2)):
+        images = torch.rand(2, inputs, 40, 40, generator=generator)
+        kernels = torch.randn(outputs, inputs, side, side, generator=generator) / (inputs * side**2) ** 0.5
+        convolve = functools.partial(F.conv2d, stride=stride, padding=side // 2)
+        half = [
+            one.to(device, torch.float16).contiguous(memory_format=torch.channels_last) for one in (images, kernels)
+        ]
+        found = convolve(half[0], half[1]).float().cpu()
+        if not torch.allclose(found, convolve(images, kernels), rtol=0.02, atol=0.02):
+            log.warning("%s computes convolutions in float16 wrongly: float32 is used instead", device)
+            return False
+    return True
+
+
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
     """The type to compute convolutions in, or None for plain float32.
 
-    `auto` is what the published training uses: float16 on CUDA, float32 elsewhere (training sheet, section 2).
+    `auto` is what the published training uses: float16 on CUDA, float32 elsewhere (training sheet, section 2), and on a
+    CUDA device that fails :func:`float16_works`.
     """
     if precision == "auto":
-        return torch.float16 if device.type == "cuda" else None
+        return torch.float16 if device.type == "cuda" and float16_works(device) else None
     return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
 
 
