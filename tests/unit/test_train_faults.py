@@ -111,13 +111,13 @@ def test_images_that_several_processes_find_broken_are_counted_once(index, tmp_p
     run = trainer(index, tmp_path, parameters(max_bad_images=2), processes=Second())
     batch = next(run.loader.epoch(0))
     batch.skipped = ["1.png: truncated", "1.png: truncated"]
-    run._count_bad_images(batch)
-    run._count_bad_images(batch)
+    run.guard.count_bad_images(run.position, batch)
+    run.guard.count_bad_images(run.position, batch)
     assert run.position.epoch_bad_images == 2
     assert caplog.messages == ["image left out: 1.png: truncated", "image left out: 9.png: no such image file"]
     batch.skipped = ["3.png: truncated"]
     with pytest.raises(TrainingError, match=r"3 training images could not be read in epoch 0.*the last: 3\.png"):
-        run._count_bad_images(batch)
+        run.guard.count_bad_images(run.position, batch)
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------

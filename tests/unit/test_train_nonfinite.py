@@ -115,7 +115,7 @@ def test_an_overflowing_gradient_halves_the_loss_scale_and_starts_its_count_anew
 
 
 def test_every_image_of_a_window_that_was_lost_is_named(folder, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("yolov7.train.loop._SHOWN_IDS", 2)
+    monkeypatch.setattr("yolov7.train.guard._SHOWN_IDS", 2)
     # The window of iterations 1 to 3, whose second batch overflows.
     lost = breaking(run(folder, tmp_path, window=3, max_bad_batches=0), {2}, factor=1e38)
     lost.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)

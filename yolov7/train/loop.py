@@ -6,10 +6,8 @@ model's head, so networks with an auxiliary head need no trainer of their own.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +26,9 @@ from yolov7.device import (
     autocast_dtype,
     gradient_scaler,
     has_fused_sgd,
-    is_out_of_memory,
     peak_memory_gib,
 )
-from yolov7.errors import ConfigError, TrainingError
+from yolov7.errors import ConfigError
 from yolov7.evaluate import coco_metrics, find_results
 from yolov7.evaluate.coco import Result
 from yolov7.loss import create_criterion
@@ -40,6 +37,7 @@ from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch
 from yolov7.train.ema import AveragedModel
+from yolov7.train.guard import Guard
 from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
 from yolov7.train.pictures import AssignedBatch
 from yolov7.train.records import Listener, Outcome, Position, StepReport
@@ -48,15 +46,11 @@ from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState
 from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
 
-log = logging.getLogger(__name__)
-
 LOSS_PARTS = ("box", "objectness", "classification")
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 PICTURED = 3
 """So many of the first batches are shown with their assignment."""
-_SHOWN_IDS = 16
-"""So many image ids are in the line about a skipped step."""
 _WORTH_SAVING_SECONDS = 60.0
 """An evaluation may end badly (an image, memory, a kill): what is older than this is saved before it begins."""
 
@@ -127,6 +121,7 @@ class Trainer:
             batches_per_epoch=self.loader.batches_per_epoch,
             batch_size=params.batch_size,
         )
+        self.guard = Guard(params, self.processes, self.loader, self.schedule, share=self.share, states=states.folder)
         self.synchronized = params.sync_batchnorm and self.processes.world_size > 1
         if self.synchronized:
             synchronize_batchnorm(self.model, self.device)
@@ -204,7 +199,7 @@ class Trainer:
         spent = position.epoch_seconds
         done_before = position.batch
         for batch in self.loader.epoch(position.epoch, position.batch):
-            self._count_bad_images(batch)
+            self.guard.count_bad_images(position, batch)
             self._step(batch)
             position.batch += 1
             position.iteration += 1
@@ -265,14 +260,14 @@ class Trainer:
         """Add the gradients of a batch, and let the optimiser use them at the end of an accumulation window."""
         position = self.position
         settings = self.schedule.at(position.iteration)
-        with self._memory_advice(f"a batch of {len(batch)} images", self._side()):
+        with self.guard.memory_advice(f"a batch of {len(batch)} images", self._side()):
             finite = self._add_gradients(batch)
             if not self.synchronized:
                 average_statistics(self.model, self.processes)
             if not finite:
                 # What the window has summed up so far is sound; only this batch is left out of it.
                 self.average.heal()
-                self._skip("the loss is not finite", range(position.iteration, position.iteration + 1))
+                self.guard.skip(position, "the loss is not finite", range(position.iteration, position.iteration + 1))
             if position.iteration % settings.accumulate:
                 return
             if not any(p.grad is not None for p in self.model.parameters()):
@@ -283,7 +278,7 @@ class Trainer:
                 # Loss scaling overshoots now and then by design: the scale shrinks and the step is left out.
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
-                self._skip("a gradient is not finite", self._window())
+                self.guard.skip(position, "a gradient is not finite", self.guard.window(position.iteration))
                 return
             self.scaler.step(self.optimizer)
             self.scaler.update()
@@ -343,68 +338,12 @@ class Trainer:
         for listener in self.listeners:
             listener.assigned(seen)
 
-    @contextmanager
-    def _memory_advice(self, load: str, side: int) -> Iterator[None]:
-        """Turn running out of memory into an error that says under what load, and what to try."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            given, half = self.params.image_size, self.share // 2 * self.processes.world_size
-            hint = f"train.batch_size: {half}" if half else "a smaller train.image_size"
-            if side > given:
-                hint += f", or train.multi_scale: false, which keeps to {given} px"
-            raise TrainingError(f"out of memory with {load} of {side} px; try {hint}") from error
-
     def _gradient_norm(self) -> Tensor:
         """Norm of all gradients, which are clipped to `gradient_clip` on the way if that is set."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.params.optimizer.gradient_clip > 0:
             return nn.utils.clip_grad_norm_(parameters, self.params.optimizer.gradient_clip)
         return nn.utils.get_total_norm([p.grad for p in parameters])
-
-    def _window(self) -> range:
-        """The iterations whose gradients are summed by now: all since the last step, this one included."""
-        now = first = self.position.iteration
-        while first and (first - 1) % self.schedule.at(first - 1).accumulate:
-            first -= 1
-        return range(first, now + 1)
-
-    def _skip(self, why: str, iterations: range) -> None:
-        """Count a skipped step; the images of `iterations` have led to it."""
-        position, batches = self.position, self.schedule.batches_per_epoch
-        position.bad_batches += 1
-        position.skipped_steps += 1
-        ids = [image for one in iterations for image in self.loader.image_ids(*divmod(one, batches))]
-        shown = ", ".join(map(str, ids[:_SHOWN_IDS])) + f" and {len(ids) - _SHOWN_IDS} more" * (len(ids) > _SHOWN_IDS)
-        if self.processes.main:
-            log.warning("epoch %d, batch %d skipped: %s (image ids %s)", position.epoch, position.batch, why, shown)
-        if position.bad_batches > self.params.max_bad_batches:
-            raise TrainingError(
-                f"{position.bad_batches} batches in a row were skipped because {why}; the last one held the image ids "
-                f"{', '.join(map(str, ids))}. Lower train.optimizer.learning_rate, or set train.precision to float32; "
-                f"the state of {self.states.folder} is from before"
-            )
-
-    def _count_bad_images(self, batch: Batch) -> None:
-        """Every image once an epoch: a mosaic asks for it time and again."""
-        position = self.position
-        known = set(position.unreadable)
-        new = [line for line in batch.skipped if line not in known]
-        if self.processes.any(bool(new)) == (False,):
-            return
-        gathered = self.processes.gather(new)
-        new = self.processes.on_main(lambda: list(dict.fromkeys(gathered)))
-        position.unreadable += new
-        position.epoch_bad_images += len(new)
-        for line in new if self.processes.main else ():
-            log.warning("image left out: %s", line)
-        if position.epoch_bad_images > self.params.max_bad_images:
-            raise TrainingError(
-                f"{position.epoch_bad_images} training images could not be read in epoch {position.epoch} "
-                f"(train.max_bad_images: {self.params.max_bad_images}); the last: {new[-1]}"
-            )
 
     # Figures ---------------------------------------------------------------------------------------------------------
 
@@ -451,7 +390,7 @@ class Trainer:
         processes = self.processes
         results: list[Result] = []
         stopped = False
-        with self._memory_advice(f"an evaluation of {self.share} images at a time", self.params.image_size):
+        with self.guard.memory_advice(f"an evaluation of {self.share} images at a time", self.params.image_size):
             try:
                 results = find_results(
                     Predictor(runtime),
