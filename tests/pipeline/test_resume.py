@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VARIANT = "yolov7-tiny"
 TIMES = {"seconds", "images_per_second"}
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def project(folder: Path, **train) -> Path:

@@ -288,7 +288,7 @@ def test_work_pools_are_what_prefect_takes(name):
 def test_pull_steps_of_the_readme_are_those_of_prefect():
     (text,) = re.findall(r"```yaml\n(pull:.*?)```", (INFRA / "README.md").read_text(), re.S)
     steps = [next(iter(step.items())) for step in yaml.safe_load(text)["pull"]]
-    assert len(steps) == 2
+    assert len(steps) == 3
     for path, arguments in steps:
         module, _, name = path.rpartition(".")
         step = getattr(import_module(module), name)
