@@ -223,7 +223,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "warmup_momentum": 0.9,
             "warmup_bias_learning_rate": 0.0,
         },
-        "loss": {"objectness": 0.3, "classification": 0.3, "scale_gains": False},
+        "loss": {"objectness": 1.0, "classification": 0.3, "scale_gains": False},
         "augment": {"translate": 0.1, "scale": 0.5, "mixup": 0.0, "paste_in": 0.0},
         "ema": {"decay": 0.998, "ramp": 200.0},
         "cache": "ram",
