@@ -19,8 +19,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.tasks import exponential_backoff
 
 from flows.pipeline import Log, Outcome, Pipeline, StageError, StageResult
+from stages.mlflow_errors import RegistryUnavailableError
 from stages.params import Params
-from stages.registry import RegistryUnavailableError
 from yolov7.errors import YoloError
 
 DATA_STAGES = ("ingest", "validate")

@@ -16,9 +16,10 @@ import numpy as np
 
 from stages.command import run_stage
 from stages.evaluate import IMAGES, INDEX
+from stages.mlflow_errors import RegistryUnavailableError
 from stages.params import Evaluate, Params
 from stages.provenance import dataset_document, read_json
-from stages.registry import ModelRegistry, RegistryUnavailableError
+from stages.registry import ModelRegistry
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import DataError

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.command import Interrupted, run_stage
+from stages.mlflow_errors import RegistryUnavailableError
 from stages.params import Evaluate, Params
 from stages.provenance import INGESTED, UNTRACKED, code_origin, dataset_document, dvc_hash
 from stages.registry import (
@@ -22,7 +23,6 @@ from stages.registry import (
     DATA_VALIDATION,
     PASSED,
     ModelRegistry,
-    RegistryUnavailableError,
     Version,
 )
 from stages.tracking import delivered, flush

@@ -18,13 +18,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stages import tracking
-from stages.command import UnavailableError
-from stages.redaction import in_one_line, redacted
+from stages.logged_model import log_model
+from stages.mlflow_errors import reported
+from stages.redaction import redacted
 from yolov7 import signature
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file, write_json
@@ -41,16 +41,8 @@ ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED = "artefact_verification", "data_
 SIGNATURE = "signature"
 """Tag of a version: its signature (:mod:`yolov7.signature`), in base64."""
 DOWNLOADS = Path(".local/models")
-_SERVING = Path(__file__).with_name("serving.py")
 _LOCKS = Path(".state")
 _URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
-_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST")
-"""The last is also what MLflow calls most errors of a database that is just being restarted."""
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
-
-
-class RegistryUnavailableError(ModelError, UnavailableError):
-    """The MLflow server or its database cannot be reached now; the same command may work later."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class ModelRegistry:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        with _reported():
+        with reported():
             self.client = tracking.connect()
             self._marks = _marks_client()
 
@@ -107,18 +99,18 @@ class ModelRegistry:
     def by_manifest(self, name: str, manifest_sha256: str) -> Version | None:
         """The newest version that holds the export folder of this manifest, or None."""
         query = f"name = '{name}' and tags.manifest_sha256 = '{manifest_sha256}'"
-        with _reported():
+        with reported():
             found = [_version(one) for one in self.client.search_model_versions(query) if one.status == "READY"]
         return max(found, key=lambda version: version.number, default=None)
 
     def aliases(self, name: str) -> dict[str, int]:
         """Alias -> version number; empty for a model that is not registered."""
-        with _reported(absent={}) as absent:
+        with reported(absent={}) as absent:
             return {alias: int(number) for alias, number in self.client.get_registered_model(name).aliases.items()}
         return absent.value
 
     def _one(self, ask: Any) -> Version | None:
-        with _reported(absent=None) as absent:
+        with reported(absent=None) as absent:
             return _version(ask())
         return absent.value
 
@@ -136,13 +128,13 @@ class ModelRegistry:
 
     def set_aliases(self, name: str, aliases: Mapping[str, int]) -> None:
         """Point aliases at versions, one after the other in the order given."""
-        with _reported():
+        with reported():
             for alias, number in aliases.items():
                 self._marks.set_registered_model_alias(name, alias, str(number))
 
     def set_tags(self, version: Version, tags: Mapping[str, object]) -> None:
         """Set tags of a version; None removes one."""
-        with _reported():
+        with reported():
             for key, value in tags.items():
                 if value is not None:
                     self._marks.set_model_version_tag(version.name, str(version.number), key, str(value))
@@ -153,14 +145,14 @@ class ModelRegistry:
         """Keep a JSON document with the run the version came from; a run deleted meanwhile is no obstacle."""
         if version.run_id is None:
             return
-        with _reported(absent=None):
+        with reported(absent=None):
             self.client.log_dict(version.run_id, dict(document), path)
 
     def recorded(self, version: Version, path: str) -> dict[str, Any] | None:
         """The document that :meth:`record` has kept under `path`; None where there is none."""
         if version.run_id is None:
             return None
-        with tempfile.TemporaryDirectory() as folder, _reported(absent=None):
+        with tempfile.TemporaryDirectory() as folder, reported(absent=None):
             kept = self.client.list_artifacts(version.run_id, str(Path(path).parent))
             if path not in [entry.path for entry in kept]:
                 return None
@@ -211,9 +203,9 @@ class ModelRegistry:
     ) -> Version:
         import mlflow
 
-        with _reported(), self._run_as_it_was(run_id):
+        with reported(), self._run_as_it_was(run_id):
             with mlflow.start_run(run_id=run_id):
-                logged = _log_model(export, example)
+                logged = log_model(export, example)
             # Tags go in with the version: a kill between the two would leave a version nobody can recognise.
             text = {key: str(value) for key, value in tags.items() if value is not None}
             return _version(mlflow.register_model(logged.model_uri, name, tags=text))
@@ -223,7 +215,7 @@ class ModelRegistry:
         if signed is None or version.tags.get(SIGNATURE) == signed:
             return
         document = {"name": version.name, "manifest_sha256": manifest_sha256, "signature": signed}
-        with _reported(), tempfile.TemporaryDirectory() as folder:
+        with reported(), tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / signature.SIGNATURE
             write_json(file, document)
             source = self.client.get_model_version(version.name, str(version.number)).source
@@ -270,9 +262,9 @@ class ModelRegistry:
         """Id of the run a training left in `run.json`; a run of its own where this server does not know it."""
         run_id = run.get("run_id")
         if run_id:
-            with _reported(absent=None):
+            with reported(absent=None):
                 return self.client.get_run(run_id).info.run_id
-        with _reported():
+        with reported():
             identifier = tracking.experiment_id(self.client, experiment)
             mark = str(run.get("fingerprint", ""))
             found = self.client.search_runs([identifier], f"tags.fingerprint = '{mark}'", max_results=1) if mark else []
@@ -288,13 +280,13 @@ class ModelRegistry:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        with _reported():
+        with reported():
             items = [Metric(tracking.metric_name(key), value, now, 0) for key, value in metrics.items()]
             self.client.log_batch(run_id, metrics=items)
 
     def log_page(self, run_id: str, page: Path) -> None:
         """A page of a run, under `reports`."""
-        with _reported():
+        with reported():
             self.client.log_artifact(run_id, str(page), "reports")
 
 
@@ -365,7 +357,7 @@ def _fetch(version: Version, expected: str, target: Path) -> None:
     import mlflow
 
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-        with _reported():
+        with reported():
             fetched = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=temporary))
         manifests = list(fetched.glob(f"artifacts/*/{MANIFEST}"))
         if len(manifests) != 1:
@@ -381,56 +373,6 @@ def _verified(folder: Path, manifest_sha256: str) -> None:
         raise ModelError(f"{folder / MANIFEST}: not the manifest that was registered: the model was changed")
 
 
-# What MLflow is told about a model -----------------------------------------------------------------------------------
-
-
-def _log_model(export: Path, example: bytes | None) -> Any:
-    import mlflow
-    import pandas as pd
-
-    import yolov7
-
-    return mlflow.pyfunc.log_model(
-        name="model",
-        python_model=str(_SERVING),
-        artifacts={"export": str(export)},
-        # The library travels along: the version goes on working when this checkout has moved on.
-        code_paths=[str(Path(yolov7.__file__).parent)],
-        signature=_signature(export),
-        input_example=None if example is None else pd.DataFrame({"image": [example]}),
-        pip_requirements=_requirements(),
-    )
-
-
-def _signature(export: Path) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    from stages.serving import COLUMNS
-    from yolov7.predict import load_detector
-
-    detector = load_detector(export)
-    kinds = {"int64": DataType.long, "float64": DataType.double, "object": DataType.string}
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([ColSpec(kinds[kind], name) for name, kind in COLUMNS.items()]),
-        params=ParamSchema(
-            [
-                ParamSpec("confidence", DataType.double, float(detector.confidence)),
-                ParamSpec("iou", DataType.double, float(detector.iou)),
-            ]
-        ),
-    )
-
-
-def _requirements() -> list[str]:
-    """The library's own dependencies and the server's, pinned to what is installed here."""
-    needed = [line for line in metadata.requires("yolov7-pipeline") or [] if "extra ==" not in line]
-    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed]
-    # A build such as 2.13.0+cpu exists on this kind of machine only.
-    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in ["mlflow", *names, "pandas", "pillow"]]
-
-
 def _marks_client() -> Any:
     """What sets tags and aliases without reading the whole registered model, with all its versions, before each.
 
@@ -440,37 +382,6 @@ def _marks_client() -> Any:
 
     uri = tracking.tracking_uri()
     return ModelRegistryClient(uri, uri)
-
-
-# Errors and types ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Absent:
-    value: Any
-
-
-_RAISE = object()
-
-
-@contextmanager
-def _reported(absent: Any = _RAISE) -> Iterator[_Absent]:
-    """MLflow's exceptions as ours; with `absent` given, a thing that does not exist ends the block quietly."""
-    import requests
-    import sqlalchemy.exc
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield _Absent(absent)
-    except MlflowException as error:
-        if absent is not _RAISE and error.error_code in _ABSENT:
-            return
-        message = f"MLflow at {redacted(tracking.tracking_uri())}: {in_one_line(error, 500)}"
-        # Without the cause: its own words may hold the address with a password, and a traceback would show them.
-        raise (RegistryUnavailableError if error.error_code in _AWAY else ModelError)(message) from None
-    except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
-        where = redacted(tracking.tracking_uri())
-        raise RegistryUnavailableError(f"MLflow at {where} cannot be reached: {in_one_line(error, 300)}") from None
 
 
 def _version(found: Any) -> Version:

@@ -20,13 +20,13 @@ import pytest
 from flows import promote
 from flows.promote import LOCK, judge, main, roll_back
 from stages.command import EXIT_RESUMABLE, run_stage
+from stages.mlflow_errors import RegistryUnavailableError
 from stages.params import Promotion
 from stages.registry import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
     ModelRegistry,
-    RegistryUnavailableError,
     Version,
     _reported,
     download_model,

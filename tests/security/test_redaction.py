@@ -13,8 +13,9 @@ import pytest
 
 from flows.pipeline import LOGS, Pipeline, StageError
 from stages.download import Download
+from stages.mlflow_errors import RegistryUnavailableError
 from stages.redaction import RedactingFormatter, in_one_line, redacted
-from stages.registry import RegistryUnavailableError, download_model
+from stages.registry import download_model
 from stages.tracking import RunJournal
 
 PLANTED = "planted-9f2c"
