@@ -20,7 +20,7 @@ import pytest
 from flows import promote
 from flows.promote import LOCK, judge, main, roll_back
 from stages.command import EXIT_RESUMABLE, run_stage
-from stages.mlflow_errors import RegistryUnavailableError
+from stages.mlflow_errors import RegistryUnavailableError, reported
 from stages.params import Promotion
 from stages.registry import (
     CHALLENGER,
@@ -28,7 +28,6 @@ from stages.registry import (
     PREVIOUS,
     ModelRegistry,
     Version,
-    _reported,
     download_model,
 )
 from stages.serving import COLUMNS
@@ -465,7 +464,7 @@ def test_a_database_that_is_restarted_is_no_mistake_of_ours() -> None:
     from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
     said = "(psycopg2.errors.AdminShutdown) terminating connection due to administrator command"
-    with pytest.raises(RegistryUnavailableError, match="terminating connection"), _reported():
+    with pytest.raises(RegistryUnavailableError, match="terminating connection"), reported():
         raise MlflowException(said, error_code=BAD_REQUEST)
 
 
