@@ -80,10 +80,11 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
 def _keep(variants: list[str]) -> None:
     """The page goes to the MLflow run of every variant on it that is registered; MLflow away is no error here."""
     records = [Path("models") / variant / "registered.json" for variant in variants]
-    runs = {read_json(record, "dvc repro")["run_id"] for record in records if record.is_file()}
+    found = {read_json(record, "dvc repro").get("run_id") for record in records if record.is_file()}
+    runs = [str(run_id) for run_id in found if run_id]
     try:
         registry = ModelRegistry() if runs else None
-        for run_id in sorted(runs):
+        for run_id in runs:
             assert registry is not None
             registry.log_page(run_id, OUTPUT)
     except RegistryUnavailableError as error:

@@ -32,9 +32,19 @@ def wait_for(
     log: Path | None = None,
     process: subprocess.Popen[bytes] | None = None,
 ) -> None:
-    """Wait until `condition` holds; fails at once where `process` has ended meanwhile."""
+    """Wait until `condition` holds; fails at once where `process` has ended meanwhile.
+
+    A server that is too busy to answer in time says nothing about the condition: it is asked again.
+    """
+
+    def holds() -> bool:
+        try:
+            return bool(condition())
+        except httpx.TimeoutException:
+            return False
+
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not holds():
         if time.monotonic() > deadline or (process is not None and process.poll() is not None):
             tail = log.read_text(errors="replace")[-4000:] if log else ""
             raise AssertionError(f"{what}: not within {seconds} s, or it has ended\n{tail}")

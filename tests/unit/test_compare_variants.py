@@ -38,7 +38,8 @@ def test_the_page_goes_to_the_runs_of_its_variants(tmp_path, monkeypatch, caplog
     runs = {name: client.create_run(experiment).info.run_id for name in ("a", "b")}
     for name, run_id in runs.items():
         write_json(tmp_path / "models" / name / "registered.json", {"run_id": run_id})
-    compare_variants._keep(["a", "b", "c"])
+    write_json(tmp_path / "models/d/registered.json", {"run_id": None})  # a version without a run
+    compare_variants._keep(["a", "b", "c", "d"])
     for run_id in runs.values():
         assert [one.path for one in client.list_artifacts(run_id, "reports")] == ["reports/comparison.html"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
