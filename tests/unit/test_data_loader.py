@@ -404,9 +404,10 @@ def test_a_request_to_stop_that_reaches_the_workers_too_costs_no_batch(index):
         os.kill(worker.pid, signal.SIGINT)
     seen += batches
     assert_same(seen, list(make_loader(dataset_of(index), batch_size=1, epoch=0)))
+    # Before the close: what a fork of this process does at its end is up to every library that lives in it.
+    assert all(worker.is_alive() for worker in workers)
     loader.close()
-    # None ended by the signals. Where a service of Prefect lives in this process, its exit hook gives a fork of it a 1.
-    assert all(worker.exitcode in (0, 1) for worker in workers)
+    assert not any(worker.is_alive() for worker in workers)
 
 
 def test_requests_wait_until_a_worker_ignores_them():

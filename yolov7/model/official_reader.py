@@ -246,7 +246,7 @@ class Archive:
             if info.compress_type != zipfile.ZIP_STORED or info.file_size > (limit or info.file_size):
                 raise ModelError(f"{self.path}: {name} is compressed or too large; torch.save writes no such file")
             return self._zip.read(info)
-        except (KeyError, zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        except (KeyError, zipfile.BadZipFile, OSError, EOFError, RuntimeError) as error:
             raise ModelError(f"{self.path}: {name} is missing or damaged: {error}") from None
 
     def tensor(self, record: TensorRecord, name: str) -> Tensor:
