@@ -8,8 +8,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from yolov7.augment.affine import draw_matrix, pixel_matrix
 from yolov7.augment.color import draw_hsv_tables
-from yolov7.augment.geometry import draw_matrix, pixel_matrix
 from yolov7.augment.mosaic import plan_mosaic4, plan_mosaic9, plan_single
 
 

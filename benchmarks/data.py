@@ -29,7 +29,7 @@ LIMITS = {"validate": (120.0, 4.0), "index": (30.0, 2.0), "open": (0.1, None)}
 
 
 def write_dataset(folder: Path, scale: float) -> None:
-    from stages.ingested import SPLITS
+    from stages.dataset.layout import SPLITS
     from yolov7.files import write_json
 
     generator = np.random.default_rng(0)
@@ -82,14 +82,15 @@ def write_split(folder: Path, images: int, boxes: int, first: int, generator: np
 
 def measure(step: str) -> None:
     """One step in the working folder; prints seconds and peak GB as JSON."""
-    from yolov7.data.coco import read_coco
+    from yolov7.data.formats.coco import read_coco
     from yolov7.data.index import Index, build_index
     from yolov7.memory import peak_memory_gib
 
     ingested = Path("data/ingested/train")
     started, worked = time.perf_counter(), time.process_time()
     if step == "validate":
-        from stages import params, validate
+        from stages import validate
+        from stages.project import params
 
         validate.main(params.load(), argparse.Namespace())
     elif step == "index":

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from yolov7.config import Augment
-from yolov7.data.coco import CocoAnnotations
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.decode import decode_image, reduction_for, resize_to_long_side
+from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index, build_index
 from yolov7.data.loader import TrainLoader
 

@@ -191,7 +191,7 @@ def repro(arguments: argparse.Namespace, base: Path) -> None:
 
 def family_project(folder: Path) -> Path:
     """The repository's dvc.yaml with its params, deps and outs, all variants, and commands that just write files."""
-    from stages.command import environment
+    from stages.project.command import environment
 
     folder.mkdir(parents=True)
     for name in ("stages", "yolov7", "validation"):
@@ -220,7 +220,7 @@ NAME = "yolov7-tiny"
 
 
 def registry(arguments: argparse.Namespace, base: Path) -> None:
-    from stages import tracking
+    from stages.registry import tracking
     from tests.pipeline.export_folder import make_export
 
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -259,7 +259,7 @@ def fill(versions: int, points: int) -> None:
     """As many registered versions of one model, each with a run, and as many metric points, spread over the runs."""
     from mlflow.entities import Metric, Param, RunTag
 
-    from stages import tracking
+    from stages.registry import tracking
 
     client = tracking.connect()
     experiment = tracking.experiment_id(client, "yolov7")
@@ -309,10 +309,10 @@ def compare(
 
 def work(export: Path, mark: str) -> dict[str, float]:
     """What one run asks of MLflow, by the pipeline's own functions; seconds of each part."""
-    from flows.promote import judge
-    from stages.params import Promotion
-    from stages.registry import CHAMPION, ModelRegistry, download_model
-    from stages.tracking import RunJournal
+    from flows.promotion.judge import judge
+    from stages.project.params import Promotion
+    from stages.registry.tracking import RunJournal
+    from stages.registry.versions import CHAMPION, ModelRegistry, download_model
 
     clock = Clock()
     journal = RunJournal(Path(".state/mlflow") / f"{mark}.jsonl", experiment="yolov7", run_name=NAME)

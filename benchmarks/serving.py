@@ -17,7 +17,7 @@ import cv2
 import httpx
 import numpy as np
 
-from stages import tracking
+from stages.registry import tracking
 from tests.pipeline.served_model import Served, serving, split, text
 from yolov7.export.onnx import export_onnx
 from yolov7.files import sha256_file, write_json

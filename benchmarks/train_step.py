@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from yolov7.config import Train, train_parameters
-from yolov7.data.coco import CocoAnnotations
 from yolov7.data.dataset import TrainDataset
+from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index, build_index
 from yolov7.data.loader import TrainLoader
 from yolov7.device import autocast, autocast_dtype, choose_device, gradient_scaler

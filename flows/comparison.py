@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flows.pipeline import Log, Outcome, Pipeline, StageError
 from flows.report import FamilyReport
+from flows.runner.pipeline import Log, Outcome, Pipeline, StageError
 
 PAGE = Path("reports/comparison.html")
 

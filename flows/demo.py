@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from stages import params as params_module
-from stages.command import NO_TELEMETRY
+from stages.project import params as params_module
+from stages.project.command import NO_TELEMETRY
 from yolov7.errors import ConfigError, YoloError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _dvc(*arguments: str) -> None:
 
 
 def _print_report(console: Console, report: FamilyReport, seconds: float) -> None:
-    from flows.promote import describe
+    from flows.promotion.judge import describe
     from flows.report import COLUMNS, duration, rows
 
     table = Table(title="train-family")

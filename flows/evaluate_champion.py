@@ -18,13 +18,13 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field, PositiveFloat
 
-from flows.pipeline import Log, Pipeline, only_run
-from flows.promote import chosen_models, recorded_ap, variant_of
+from flows.promotion.judge import chosen_models, recorded_ap, variant_of
 from flows.report import escape
+from flows.runner.pipeline import Log, Pipeline, only_run
 from flows.tasks import prepare_data, result_of, retried, words, worth_retrying
-from stages import params as params_module
-from stages.params import Params
-from stages.registry import CHAMPION, ModelRegistry
+from stages.project import params as params_module
+from stages.project.params import Params
+from stages.registry.versions import CHAMPION, ModelRegistry
 from yolov7.errors import YoloError
 
 

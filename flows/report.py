@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.pipeline import Outcome, StageResult
-from flows.promote import Decision, verdict
+from flows.promotion.judge import Decision, verdict
+from flows.runner.pipeline import Outcome, StageResult
 
 
 @dataclass

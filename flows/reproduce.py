@@ -21,16 +21,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from flows.pipeline import Log, Pipeline, StageError
-from flows.promote import variant_of
+from flows.promotion.judge import variant_of
 from flows.report import duration
-from flows.worktree import bring, bring_weights, commit_of, hashes_of, worktree
-from stages import params as params_module
-from stages.command import NO_TELEMETRY
-from stages.provenance import DIRTY, UNKNOWN, UNTRACKED
-from stages.redaction import log_to_stderr, redacted
-from stages.registry import ARTEFACT, ModelRegistry, Version, download_model
-from stages.state_remote import SWITCH
+from flows.runner.pipeline import Log, Pipeline, StageError
+from flows.runner.worktree import bring, bring_weights, commit_of, hashes_of, worktree
+from stages.project import params as params_module
+from stages.project.command import NO_TELEMETRY
+from stages.project.provenance import DIRTY, UNKNOWN, UNTRACKED
+from stages.project.redaction import log_to_stderr, redacted
+from stages.registry.versions import ARTEFACT, ModelRegistry, Version, download_model
+from stages.training.state_remote import SWITCH
 from yolov7.errors import DataError, ModelError, YoloError
 from yolov7.files import sha256_file
 

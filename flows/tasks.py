@@ -18,9 +18,9 @@ from prefect.concurrency.sync import concurrency
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import exponential_backoff
 
-from flows.pipeline import Log, Outcome, Pipeline, StageError, StageResult
-from stages.mlflow_errors import RegistryUnavailableError
-from stages.params import Params
+from flows.runner.pipeline import Log, Outcome, Pipeline, StageError, StageResult
+from stages.project.params import Params
+from stages.registry.errors import RegistryUnavailableError
 from yolov7.errors import YoloError
 
 DATA_STAGES = ("ingest", "validate")

@@ -18,11 +18,11 @@ from prefect.events import emit_event
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import dvc_remote
 from flows.comparison import compare_variants
-from flows.pipeline import Log, Outcome, Pipeline, StageResult, only_run
-from flows.promote import Decision, compared_now, describe, judge
+from flows.promotion.judge import Decision, compared_now, describe, judge
 from flows.report import FamilyReport, VariantReport, markdown
+from flows.runner import remote as dvc_remote
+from flows.runner.pipeline import Log, Outcome, Pipeline, StageResult, only_run
 from flows.tasks import (
     DATA_STAGES,
     Slots,
@@ -37,9 +37,9 @@ from flows.tasks import (
 )
 from flows.train_variant import train_elsewhere
 from flows.validate_data import announce_data
-from stages import params as params_module
-from stages.params import Params
-from stages.registry import CHALLENGER, ModelRegistry
+from stages.project import params as params_module
+from stages.project.params import Params
+from stages.registry.versions import CHALLENGER, ModelRegistry
 from yolov7.config import nearest
 from yolov7.errors import ConfigError, YoloError
 

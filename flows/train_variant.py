@@ -25,15 +25,15 @@ from prefect.states import Cancelling
 from prefect.tasks import exponential_backoff
 from pydantic import PositiveFloat
 
-from flows import dvc_remote
-from flows.pipeline import LOGS, Log, Outcome, Pipeline, StageError, StageResult
+from flows.runner import remote as dvc_remote
+from flows.runner.pipeline import LOGS, Log, Outcome, Pipeline, StageError, StageResult
+from flows.runner.worktree import DataHashes, added_weights, bring, bring_weights, commit_of, hashes_of, worktree
 from flows.tasks import DATA_STAGES, Slots, retried, run_stage, worth_retrying
-from flows.worktree import DataHashes, added_weights, bring, bring_weights, commit_of, hashes_of, worktree
-from stages import params as params_module
-from stages.command import RESTORE_ONLY
-from stages.params import Params
-from stages.provenance import DIRTY, UNKNOWN, git_changes, git_revision
-from stages.tracking import DATABASE
+from stages.project import params as params_module
+from stages.project.command import RESTORE_ONLY
+from stages.project.params import Params
+from stages.project.provenance import DIRTY, UNKNOWN, git_changes, git_revision
+from stages.registry.tracking import DATABASE
 from yolov7.errors import ConfigError
 
 _STATE = Path(".state")
@@ -114,7 +114,7 @@ def deliver(pipeline: Pipeline, log: Log) -> None:
     A server that is still away is no reason to stop: the records wait for the next training.
     """
     try:
-        pipeline.run("deliver", [sys.executable, "-m", "stages.tracking"], log)
+        pipeline.run("deliver", [sys.executable, "-m", "stages.deliver"], log)
     except StageError as error:
         log.warning("%s", error)
 

@@ -18,12 +18,12 @@ from prefect.exceptions import PrefectException
 from prefect.variables import Variable
 from pydantic import PositiveFloat
 
-from flows.pipeline import Log, Pipeline, StageResult, only_run
 from flows.report import duration, escape
+from flows.runner.pipeline import Log, Pipeline, StageResult, only_run
 from flows.tasks import fetch_reference as fetch_champions_reference
 from flows.tasks import prepare_data
-from stages import params as params_module
-from stages.provenance import INGESTED
+from stages.project import params as params_module
+from stages.project.provenance import INGESTED
 from yolov7.errors import DataError, YoloError
 
 REPORT = Path("reports/validation")

@@ -14,10 +14,10 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from stages.command import run_stage
 from stages.evaluate import IMAGES, INDEX, run_evaluation
-from stages.params import Params
-from stages.provenance import dataset_document
+from stages.project.command import run_stage
+from stages.project.params import Params
+from stages.project.provenance import dataset_document
 from stages.register import evaluation_tags
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index

@@ -14,21 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from stages.command import run_stage
 from stages.evaluate import IMAGES, INDEX
-from stages.mlflow_errors import RegistryUnavailableError
-from stages.params import Evaluate, Params
-from stages.provenance import dataset_document, read_json
-from stages.registry import ModelRegistry
+from stages.project.command import run_stage
+from stages.project.params import Evaluate, Params
+from stages.project.provenance import dataset_document, read_json
+from stages.registry.errors import RegistryUnavailableError
+from stages.registry.versions import ModelRegistry
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import DataError
-from yolov7.evaluate.comparison import Compared, render_comparison
 from yolov7.files import write_text
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.info import conv_gflops, count_parameters, family_info
 from yolov7.predict import load_detector
 from yolov7.predict.benchmark import Benchmark, compare
+from yolov7.report.comparison import Compared, render_comparison
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from stages.command import Interrupted, run_stage
-from stages.mlflow_errors import RegistryUnavailableError
-from stages.params import Params
-from stages.registry import CHAMPION, DATA_STATISTICS, ModelRegistry, Version
+from stages.project.command import Interrupted, run_stage
+from stages.project.params import Params
+from stages.registry.errors import RegistryUnavailableError
+from stages.registry.versions import CHAMPION, DATA_STATISTICS, ModelRegistry, Version
 from stages.validation.statistics import Statistics
 from stages.validation.suite import REFERENCE
 from yolov7.errors import ModelError

@@ -18,19 +18,19 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stages.command import run_stage
-from stages.folders import replace_folder
-from stages.params import Evaluate, Params
-from stages.provenance import INGESTED, dataset_document
+from stages.project.command import run_stage
+from stages.project.folders import replace_folder
+from stages.project.params import Evaluate, Params
+from stages.project.provenance import INGESTED, dataset_document
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate, write_results
-from yolov7.evaluate.report import Analysis, analyse, render_report
 from yolov7.files import atomic_path, write_json, write_text
 from yolov7.predict import AugmentedRuntime, Predictor, load_detector
 from yolov7.predict.augmented import Views
 from yolov7.predict.draw import draw_boxes, draw_detections
+from yolov7.report.evaluation import Analysis, analyse, render_report
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import onnx
 
-from stages.command import run_stage
-from stages.params import Export, Params
-from stages.provenance import INGESTED, dataset_document, dvc_hash, git_revision, read_json
-from stages.tracking import delivered
+from stages.project.command import run_stage
+from stages.project.params import Export, Params
+from stages.project.provenance import INGESTED, dataset_document, dvc_hash, git_revision, read_json
+from stages.registry.tracking import delivered
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify

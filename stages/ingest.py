@@ -12,18 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.command import run_stage
-from stages.folders import replace_folder
-from stages.ingested import SPLITS, SourceReport, describe
-from stages.params import Params
-from stages.params_data import Data, check_data
-from stages.provenance import INGESTED
-from stages.remote import DOWNLOADS, fetched
+from stages.dataset.layout import SPLITS, SourceReport, describe
+from stages.project.command import run_stage
+from stages.project.folders import replace_folder
+from stages.project.params import Params
+from stages.project.params_data import Data, check_data
+from stages.project.provenance import INGESTED
+from stages.sources.remote import DOWNLOADS, fetched
 from yolov7.errors import ConfigError
 from yolov7.files import write_json
 
 if TYPE_CHECKING:
-    from stages.image_set import ImageSet
+    from stages.dataset.image_set import ImageSet
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ def ingest(data: Data, target: Path, downloads: Path = DOWNLOADS) -> None:
 
 
 def _read_source(data: Data, folder: Path, *, disposable: bool = False) -> SourceReport:
-    """Each source writes the three splits into `folder`; `disposable`: as :class:`stages.image_set.ImageSet` has it."""
+    """Each source writes the three splits into `folder`; `disposable`: see :class:`ImageSet`."""
     if data.source == "digits":
-        from stages.digits import make_digits
+        from stages.sources.digits import make_digits
 
         make_digits(data.digits, folder)
         return SourceReport()
-    from stages.image_set import copy_sets
-    from stages.splits import make_splits
+    from stages.dataset.image_set import copy_sets
+    from stages.dataset.splits import make_splits
 
     sets = {name: replace(one, disposable=disposable) for name, one in _read_sets(data).items()}
     if "all" not in sets:
@@ -79,15 +79,15 @@ def _read_sets(data: Data) -> dict[str, ImageSet]:
     """The annotated images of a source, whatever its format: train, val and perhaps test, or `all`."""
     base = Path(data.folder)
     if data.coco is not None and data.source == "coco":
-        from stages.coco_folder import read_coco_sets
+        from stages.sources.coco import read_coco_sets
 
         return read_coco_sets(data.coco, base)
     if data.voc is not None and data.source == "voc":
-        from stages.voc_folder import read_voc_sets
+        from stages.sources.voc import read_voc_sets
 
         return read_voc_sets(data.voc, base)
     if data.yolo is not None and data.source == "yolo":
-        from stages.yolo_folder import read_yolo_sets
+        from stages.sources.yolo import read_yolo_sets
 
         return read_yolo_sets(data.yolo, base)
     raise ConfigError(f"data.{data.source}: needed with `source: {data.source}`")

@@ -13,11 +13,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from stages.command import Interrupted, run_stage
-from stages.mlflow_errors import RegistryUnavailableError
-from stages.params import Evaluate, Params
-from stages.provenance import INGESTED, UNTRACKED, code_origin, dataset_document, dvc_hash
-from stages.registry import (
+from stages.project.command import Interrupted, run_stage
+from stages.project.params import Evaluate, Params
+from stages.project.provenance import INGESTED, UNTRACKED, code_origin, dataset_document, dvc_hash
+from stages.registry.errors import RegistryUnavailableError
+from stages.registry.tracking import delivered, flush
+from stages.registry.versions import (
     ARTEFACT_VERIFICATION,
     DATA_STATISTICS,
     DATA_VALIDATION,
@@ -25,7 +26,6 @@ from stages.registry import (
     ModelRegistry,
     Version,
 )
-from stages.tracking import delivered, flush
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
 

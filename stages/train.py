@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from stages.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
-from stages.folders import replace_folder
-from stages.params import Params
-from stages.processes import loader_workers, restarted, start_processes, stop_requests
-from stages.provenance import INGESTED, UNTRACKED, dataset_document, dvc_hash, git_revision, stage_code
-from stages.redaction import redacted
-from stages.state_remote import StateRemote, state_remote
-from stages.tracking import JOURNALS, RunJournal, file_lock, journal_lock
+from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
+from stages.project.folders import replace_folder
+from stages.project.params import Params
+from stages.project.provenance import INGESTED, UNTRACKED, dataset_document, dvc_hash, git_revision, stage_code
+from stages.project.redaction import redacted
+from stages.registry.tracking import JOURNALS, RunJournal, file_lock, journal_lock
+from stages.training.processes import loader_workers, restarted, start_processes, stop_requests
+from stages.training.state_remote import StateRemote, state_remote
 from yolov7.config import Train
 from yolov7.data.index import Index
 from yolov7.device import choose_device, peak_memory_gib

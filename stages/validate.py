@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.command import run_stage
-from stages.folders import replace_folder
-from stages.ingested import SPLITS, annotations_file, images_folder
-from stages.params import Params, Validation
-from stages.provenance import INGESTED
+from stages.dataset.layout import SPLITS, annotations_file, images_folder
+from stages.project.command import run_stage
+from stages.project.folders import replace_folder
+from stages.project.params import Params, Validation
+from stages.project.provenance import INGESTED
 from stages.validation.check import Finding, Outcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
 from stages.validation.judge import Verdict, dropped_document, judge
@@ -27,7 +27,7 @@ from stages.validation.pictures import sample_pictures, worst_pictures
 from stages.validation.statistics import Statistics, read_statistics
 from stages.validation.suite import REFERENCE, Skipped, choose, read_suite
 from stages.validation.tables import Context
-from yolov7.data.coco import CocoAnnotations, read_coco
+from yolov7.data.formats.coco import CocoAnnotations, read_coco
 from yolov7.data.index import build_index
 from yolov7.errors import DataError
 from yolov7.files import write_json, write_text

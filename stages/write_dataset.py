@@ -12,15 +12,15 @@ from pathlib import Path
 
 import yaml
 
-from stages.command import run_stage
-from stages.ingested import SPLITS, annotations_file, images_folder
-from stages.params import Params
-from stages.provenance import INGESTED, read_json
-from yolov7.data.coco import CocoAnnotations, read_coco, write_coco
+from stages.dataset.layout import SPLITS, annotations_file, images_folder
+from stages.project.command import run_stage
+from stages.project.params import Params
+from stages.project.provenance import INGESTED, read_json
+from yolov7.data.formats.coco import CocoAnnotations, read_coco, write_coco
+from yolov7.data.formats.label_files import fresh_folder
+from yolov7.data.formats.voc import write_voc
+from yolov7.data.formats.yolo_txt import write_yolo
 from yolov7.data.index_arrays import classes_of
-from yolov7.data.label_files import fresh_folder
-from yolov7.data.voc import write_voc
-from yolov7.data.yolo_txt import write_yolo
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from stages import tracking
-from stages.command import NO_TELEMETRY
+from stages.project.command import NO_TELEMETRY
+from stages.registry import tracking
 
 settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("random", deadline=None)

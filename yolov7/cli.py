@@ -203,7 +203,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _import_weights(args: argparse.Namespace) -> None:
-    from yolov7.model.official import import_official
+    from yolov7.model.published.convert import import_official
 
     report = import_official(args.file, args.variant, args.output, form=args.form)
     print(f"{args.output}: {report}")

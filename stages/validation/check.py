@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from stages.params import RuleSeverity
+from stages.project.params import RuleSeverity
 from stages.validation.suite import Rule, Skipped, check_columns
 from stages.validation.tables import Tables
 from yolov7.config import nearest

@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
 _CODE = (
-    "stages/image_header.py",
-    "stages/near_duplicates.py",
+    "stages/images/header.py",
+    "stages/images/near_duplicates.py",
     "stages/validation/images.py",
     "yolov7/data/decode.py",
 )

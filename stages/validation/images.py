@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.image_header import MAX_PIXELS, read_header
+from stages.images.header import MAX_PIXELS, read_header
 from stages.validation.image_cache import ImageCache
 from yolov7.errors import DataError
 from yolov7.files import sha256_file
@@ -66,7 +66,7 @@ class ImageCheck:
     contrast: float | None = None
     """Standard deviation of the grey image."""
     hash: str | None = None
-    """Difference hash, hexadecimal (see `stages.near_duplicates`)."""
+    """Difference hash, hexadecimal (see `stages.images.near_duplicates`)."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _identify(path: Path, data: bytes) -> ImageCheck:
 def _measure(check: ImageCheck, image: Image, path: Path) -> ImageCheck:
     import cv2
 
-    from stages.near_duplicates import difference_hash
+    from stages.images.near_duplicates import difference_hash
 
     height, width = image.shape[:2]
     mean, deviation = cv2.meanStdDev(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))

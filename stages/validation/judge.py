@@ -10,7 +10,7 @@ from stages.validation.check import Finding, Outcome, blocking, list_findings, r
 from stages.validation.images import ImageCheck
 from stages.validation.suite import Rule
 from stages.validation.tables import Context, Tables, make_tables
-from yolov7.data.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations
 
 WITH_ITS_IMAGE = "its image is left out"
 

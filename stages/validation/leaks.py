@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stages.near_duplicates import BITS, near_pairs
+from stages.images.near_duplicates import BITS, near_pairs
 
 _RANK = {"train": 0, "val": 1, "test": 2}
 """The higher, the more a stranger in it would falsify."""

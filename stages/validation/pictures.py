@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from stages.ingested import images_folder
+from stages.dataset.layout import images_folder
 from stages.validation.check import Finding
 from stages.validation.tables import Tables
 from yolov7.data.decode import read_image

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import Field
 
-from stages.params import RuleSeverity
+from stages.project.params import RuleSeverity
 from yolov7.config import Group, nearest, parse
 from yolov7.errors import ConfigError
 

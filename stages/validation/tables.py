@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stages.validation.images import ImageCheck
 from stages.validation.leaks import Picture, find_repetitions
 from stages.validation.statistics import Statistics, describe_data, distances
-from yolov7.data.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ class Context:
     test_is_val: bool = False
     """Test is a copy of val."""
     near_duplicate_bits: int | None = None
-    """See :class:`stages.params.Validation`."""
+    """See :class:`stages.project.params.Validation`."""
     reference: Statistics | None = None
     """The champion's data."""
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from yolov7.device import allow_tf32, choose_device
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))  # the small detector, and targets for the loss
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolov7.data.coco import read_coco
+from yolov7.data.formats.coco import read_coco
 from yolov7.data.index import build_index
 from yolov7.errors import DataError
 from yolov7.evaluate.coco import METRICS, coco_metrics, evaluate_detections

@@ -10,7 +10,7 @@ import torch
 
 from yolov7.model import create_model
 from yolov7.model.info import PUBLISHED, variant_info
-from yolov7.model.official_keys import published_keys, unit_modules
+from yolov7.model.published.yolov7 import published_keys, unit_modules
 from yolov7.model.variants import find_variant
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"

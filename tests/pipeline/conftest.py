@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages import tracking
+from stages.registry import tracking
 from tests.pipeline.project import make_project
 from tests.pipeline.servers import PrefectServer, answers, free_port, loopback_environment, running, wait_for
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import torch
 
-from yolov7.augment.letterbox import FILL
 from yolov7.export.onnx import export_onnx, export_onnx_nms
 from yolov7.files import sha256_file, write_json
+from yolov7.letterbox import FILL
 from yolov7.model import Detector, ModelMetadata, create_model, save_checkpoint
 from yolov7.model.scaling import scale
 from yolov7.model.variants import find_variant

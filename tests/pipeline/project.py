@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from stages.command import environment
+from stages.project.command import environment
 
 VARIANTS = ("yolov7-tiny", "yolov7")
 

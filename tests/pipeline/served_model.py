@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from stages.registry import ModelRegistry
+from stages.registry.versions import ModelRegistry
 from tests.pipeline.export_folder import image_bytes
 from tests.pipeline.servers import answers, free_port, loopback_environment, running, wait_for
 
@@ -54,7 +54,7 @@ def serving(export: Path, mlflow_file: str, folder: Path, **environment: str) ->
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/served@champion"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     env = loopback_environment(
-        MLFLOW_TRACKING_URI=mlflow_file, UVICORN_HTTP="stages.request_limits:LimitedProtocol", **environment
+        MLFLOW_TRACKING_URI=mlflow_file, UVICORN_HTTP="stages.serving.request_limits:LimitedProtocol", **environment
     )
     url, log = f"http://127.0.0.1:{port}", folder / "serve.log"
     with running([*command, "--timeout", "300"], log, env=env, cwd=folder) as process:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from stages.command import environment
+from stages.project.command import environment
 
 
 def free_port() -> int:

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from stages import tracking
+from stages.registry import tracking
 from tests.pipeline.servers import answers, free_port, loopback_environment, running, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.command import environment
+from stages.project.command import environment
 from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, image_bytes
-from yolov7.data.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]

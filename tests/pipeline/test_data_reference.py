@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from flows import train_family
-from flows.pipeline import StageError
+from flows.runner.pipeline import StageError
 from stages import register
-from stages.command import Interrupted
 from stages.data_reference import fetch_reference, main
-from stages.params import Params
-from stages.registry import CHAMPION, DATA_STATISTICS, ModelRegistry, Version
+from stages.project.command import Interrupted
+from stages.project.params import Params
+from stages.registry.versions import CHAMPION, DATA_STATISTICS, ModelRegistry, Version
 from stages.validation.statistics import QUANTITIES, read_statistics
 from tests.pipeline.servers import free_port
 from yolov7.errors import ModelError

@@ -28,18 +28,18 @@ from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
-from flows import promote_models
+from flows import promote as promote_models
 from flows import train_family as family
 from flows import validate_data as data
 from flows.evaluate_champion import DriftError, DriftReport, evaluate_champion
-from flows.pipeline import Outcome, Pipeline, StageResult, only_run
-from flows.promote import chosen_models
-from flows.promote_models import PromotionError, promote
+from flows.promote import PromotionError, promote
+from flows.promotion.judge import chosen_models
 from flows.report import FamilyReport, VariantReport
+from flows.runner.pipeline import Outcome, Pipeline, StageResult, only_run
 from flows.tasks import PROMOTION_LIMIT, alone, held
 from flows.validate_data import InvalidDataError, validate_data
-from stages import params as params_module
-from stages.registry import CHALLENGER, CHAMPION, ModelRegistry
+from stages.project import params as params_module
+from stages.registry.versions import CHALLENGER, CHAMPION, ModelRegistry
 from tests.pipeline.project import configure, make_trouble
 from tests.pipeline.servers import PrefectServer, running, wait_for
 from yolov7.errors import ConfigError
@@ -325,7 +325,7 @@ def test_a_second_run_in_the_same_folder_waits(here: Path) -> None:
 
 RUN = """
 import logging, pathlib
-from flows.pipeline import Pipeline, only_run
+from flows.runner.pipeline import Pipeline, only_run
 root, log = pathlib.Path.cwd(), logging.getLogger()
 with only_run(root, log), Pipeline(root) as pipeline:
     pipeline.reproduce("ingest", log)

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.pipeline import LOGS, Outcome, Pipeline, StageError, only_run
-from flows.promote import compared_now
-from stages.params import Params
-from stages.registry import Version
+from flows.promotion.judge import compared_now
+from flows.runner.pipeline import LOGS, Outcome, Pipeline, StageError, only_run
+from stages.project.params import Params
+from stages.registry.versions import Version
 from tests.pipeline.project import make_trouble
 
 LOG = logging.getLogger("test")

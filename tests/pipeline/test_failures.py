@@ -23,10 +23,11 @@ import yaml
 from safetensors.torch import load_file
 
 from flows.tasks import GPU_LIMIT
-from stages import s3_store, tracking
-from stages.state_remote import NEWEST, SWITCH, StateRemote
-from stages.state_store import open_store
-from stages.tracking import RunJournal
+from stages.registry import tracking
+from stages.registry.tracking import RunJournal
+from stages.training import s3_store
+from stages.training.state_remote import NEWEST, SWITCH, StateRemote
+from stages.training.state_store import open_store
 from tests.pipeline.faulty_s3 import FaultyS3, faulty_s3
 from tests.pipeline.project import configure
 from tests.pipeline.servers import (
@@ -66,8 +67,8 @@ def store(buckets: Path) -> Iterator[FaultyS3]:
 TRAIN = """
 import json, os, pathlib, time
 import torch
-from stages.params import Flow
-from stages.state_remote import state_remote
+from stages.project.params import Flow
+from stages.training.state_remote import state_remote
 from yolov7.train.state import StateFolder, TrainingState, newest_iteration
 folder = pathlib.Path(".state/train/{variant}/{key}")
 remote = state_remote(Flow(state_every_minutes=0), "{variant}", "{key}", folder, pathlib.Path(".state/journal.jsonl"))
@@ -203,7 +204,7 @@ def test_uploads_that_fail_do_not_stop_a_training_and_are_said_once(
             assert remote._changed.wait_for(lambda: remote._waiting is None and not remote._busy, 120)
 
     def told() -> list[str]:
-        return [one.getMessage() for one in caplog.records if one.name == "stages.state_remote"]
+        return [one.getMessage() for one in caplog.records if one.name == "stages.training.state_remote"]
 
     # For a while: tried again, or, where it would be refused again, left to the next save.
     store.release.clear()
@@ -290,7 +291,7 @@ def test_mlflow_that_is_away_for_a_while_gets_everything_in_order(
 NETWORK = """
 import os, signal
 from small_detector import small_network
-from stages.state_remote import StateRemote
+from stages.training.state_remote import StateRemote
 
 upload = StateRemote._upload
 
@@ -312,7 +313,7 @@ def stage(folder: Path, *arguments: str, limit: int | None = None, **more: str) 
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    paths = os.pathsep.join([str(folder.parent), str(ROOT / "tests/unit"), str(ROOT)])
+    paths = os.pathsep.join([str(folder.parent), str(ROOT / "tests/support"), str(ROOT)])
     env = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     return subprocess.run(
         [sys.executable, "-m", *arguments],

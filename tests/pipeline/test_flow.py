@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.pipeline import LOGS, Outcome
+from flows.runner.pipeline import LOGS, Outcome
 from flows.train_family import FamilyError, Slots, train_family
-from stages.registry import ModelRegistry
+from stages.registry.versions import ModelRegistry
 from tests.pipeline.export_folder import another, image_bytes
 from tests.pipeline.project import configure, make_trouble, with_real_registration
 from tests.pipeline.servers import PrefectServer, loopback_environment

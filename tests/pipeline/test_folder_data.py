@@ -15,9 +15,9 @@ import pytest
 import yaml
 from prefect.deployments.steps import run_shell_script
 
-from flows import dvc_remote
-from flows.pipeline import Outcome, Pipeline, StageError
-from stages.command import environment
+from flows.runner import remote as dvc_remote
+from flows.runner.pipeline import Outcome, Pipeline, StageError
+from stages.project.command import environment
 from tests.pipeline.project import configure
 
 pytestmark = pytest.mark.slow

@@ -12,14 +12,14 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.promote import judge, main, roll_back
+from flows.promotion.judge import judge, main, roll_back
 from stages import compare as stage
-from stages.params import Params, Promotion
-from stages.registry import CHALLENGER, CHAMPION, PREVIOUS, SIGNATURE, ModelRegistry, Version, download_model
+from stages.project.params import Params, Promotion
+from stages.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, SIGNATURE, ModelRegistry, Version, download_model
 from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, another, describe, image_bytes
 from tests.pipeline.test_registry_mlflow import register
 from tests.security.test_signature import private_pem, public_pem
-from yolov7.data.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
 from yolov7.errors import ModelError
 from yolov7.predict.runtimes import METADATA_KEY

@@ -19,7 +19,7 @@ import httpx
 import pytest
 import yaml
 
-from stages.registry import CHAMPION
+from stages.registry.versions import CHAMPION
 from tests.pipeline.export_folder import image_bytes
 from tests.pipeline.postgresql import PASSWORD, Cluster, postgresql
 from tests.pipeline.project import configure, with_real_registration
@@ -49,7 +49,7 @@ PLANTED = {
 # Logs a third of its steps, waits until the database is down, logs another, waits until it is back, and ends.
 TRAIN = """
 import json, pathlib, time
-from stages.tracking import JOURNALS, RunJournal
+from stages.registry.tracking import JOURNALS, RunJournal
 def wait(name):
     while not pathlib.Path(name).exists():
         time.sleep(0.1)

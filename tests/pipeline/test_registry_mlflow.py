@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows import promote
-from flows.promote import LOCK, judge, main, roll_back
-from stages.command import EXIT_RESUMABLE, run_stage
-from stages.mlflow_errors import RegistryUnavailableError, reported
-from stages.params import Promotion
-from stages.registry import (
+from flows.promotion import judge as promote
+from flows.promotion.judge import LOCK, judge, main, roll_back
+from stages.project.command import EXIT_RESUMABLE, run_stage
+from stages.project.params import Promotion
+from stages.registry.errors import RegistryUnavailableError, reported
+from stages.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
@@ -30,7 +30,7 @@ from stages.registry import (
     Version,
     download_model,
 )
-from stages.serving import COLUMNS
+from stages.serving.model import COLUMNS
 from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, another, image_bytes, sample_image
 from tests.pipeline.servers import free_port, wait_for
 from yolov7.errors import ModelError
@@ -376,9 +376,9 @@ def test_a_gate_whose_models_change_all_the_time_gives_up(registry: ModelRegistr
 GATE = """
 import json, sys, time
 from pathlib import Path
-from flows.promote import judge
-from stages.params import Promotion
-from stages.registry import ModelRegistry
+from flows.promotion.judge import judge
+from stages.project.params import Promotion
+from stages.registry.versions import ModelRegistry
 from tests.pipeline.test_registry_mlflow import by_tags
 
 def compare(challenger, champion):
@@ -482,7 +482,7 @@ def test_a_stage_whose_registry_is_away_may_be_started_again(tmp_path: Path, cap
 
 def test_two_registrations_at_once_make_one_version(export: Path, tmp_path: Path, mlflow_server: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from stages.registry import ModelRegistry; r = ModelRegistry();"
+        "import sys; from pathlib import Path; from stages.registry.versions import ModelRegistry; r = ModelRegistry();"
         "run = r.run_for({'fingerprint': sys.argv[2]}, experiment='tests', name='twice');"
         "print(r.register(Path(sys.argv[1]), name='twice', run_id=run, origin={}, measured={'AP': 1})[0].number)"
     )

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import dvc_remote, train_variant
-from flows.pipeline import LOGS, Pipeline, StageError
-from flows.worktree import WORKTREES, commit_of
-from stages.command import RESTORE_ONLY
-from stages.tracking import DATABASE, JOURNALS, RunJournal
+from flows import train_variant
+from flows.runner import remote as dvc_remote
+from flows.runner.pipeline import LOGS, Pipeline, StageError
+from flows.runner.worktree import WORKTREES, commit_of
+from stages.project.command import RESTORE_ONLY
+from stages.registry.tracking import DATABASE, JOURNALS, RunJournal
 from tests.pipeline.faulty_s3 import FaultyS3, faulty_s3
 from tests.pipeline.project import configure, make_project
 from tests.pipeline.servers import PrefectServer, loopback_environment, s3_credentials, s3_server, wait_for

@@ -18,9 +18,9 @@ from safetensors.numpy import load_file, save_file
 
 from flows import reproduce as module
 from flows.reproduce import largest_difference, main, origin_of
-from flows.worktree import WORKTREES
-from stages.command import environment
-from stages.registry import CHAMPION, ModelRegistry, Version
+from flows.runner.worktree import WORKTREES
+from stages.project.command import environment
+from stages.registry.versions import CHAMPION, ModelRegistry, Version
 from tests.pipeline.export_folder import describe, image_bytes
 from tests.pipeline.project import configure, make_project, with_real_registration
 from yolov7.errors import ModelError

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages import s3_source
 from stages.ingest import ingest
-from stages.params_data import S3, Data
-from stages.s3_source import bring_prefix
+from stages.project.params_data import S3, Data
+from stages.sources import s3 as s3_source
+from stages.sources.s3 import bring_prefix
 from tests.pipeline.servers import s3_credentials, s3_server
-from tests.unit.test_ingest import image, picture, write_source
+from tests.unit.stages.test_ingest import image, picture, write_source
 from yolov7.errors import DataError
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from stages.serving import Limits
+from stages.serving.model import Limits
 from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, image_bytes, sample_image
 from tests.pipeline.served_model import png_bomb, serving, split, text
 from yolov7.predict import load_detector

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.promote import judge, roll_back
-from stages.params import Promotion
-from stages.registry import CHALLENGER, CHAMPION, SIGNATURE, ModelRegistry, download_model
+from flows.promotion.judge import judge, roll_back
+from stages.project.params import Promotion
+from stages.registry.versions import CHALLENGER, CHAMPION, SIGNATURE, ModelRegistry, download_model
 from tests.pipeline.export_folder import another
 from tests.pipeline.test_registry_mlflow import by_tags, register
 from tests.security.test_signature import private_pem, public_pem

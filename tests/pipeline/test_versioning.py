@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.command import environment
+from stages.project.command import environment
 from tests.pipeline.servers import s3_credentials, s3_server
 
 ROOT = Path(__file__).resolve().parents[2]

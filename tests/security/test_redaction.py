@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.pipeline import LOGS, Pipeline, StageError
-from stages.download import Download
-from stages.mlflow_errors import RegistryUnavailableError
-from stages.redaction import RedactingFormatter, in_one_line, redacted
-from stages.registry import download_model
-from stages.tracking import RunJournal
+from flows.runner.pipeline import LOGS, Pipeline, StageError
+from stages.project.redaction import RedactingFormatter, in_one_line, redacted
+from stages.registry.errors import RegistryUnavailableError
+from stages.registry.tracking import RunJournal
+from stages.registry.versions import download_model
+from stages.sources.http import Download
 
 PLANTED = "planted-9f2c"
 SECRETS = {
@@ -104,7 +104,7 @@ def test_an_mlflow_that_is_away_is_named_without_its_password(
     journal.metrics({"loss": 1.0}, step=1)
     assert "MLflow cannot be reached" in caplog.text and PLANTED not in caplog.text
     done = subprocess.run(
-        [sys.executable, "-m", "stages.tracking"], capture_output=True, text=True, env=dict(os.environ), timeout=200
+        [sys.executable, "-m", "stages.deliver"], capture_output=True, text=True, env=dict(os.environ), timeout=200
     )
     assert done.returncode == 1 and "could not be delivered to http://***@127.0.0.1:9" in done.stderr
     kept = "".join(path.read_text() for path in (tmp_path / ".state").rglob("*.json*"))

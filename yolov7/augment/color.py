@@ -5,9 +5,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from yolov7.augment.letterbox import FILL
 from yolov7.augment.sample import Image
 from yolov7.config import Augment
+from yolov7.letterbox import FILL
 
 _HUES = 180
 """OpenCV's 8-bit hue counts half degrees."""

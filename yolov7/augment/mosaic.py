@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.augment.geometry import (
+from yolov7.augment.affine import (
     BOX_AREA_SHARE,
     POLYGON_AREA_SHARE,
     is_kept,
@@ -28,8 +28,8 @@ from yolov7.augment.geometry import (
     visible_extents,
     visible_region,
 )
-from yolov7.augment.letterbox import FILL, centre_pad
 from yolov7.augment.sample import Floats, Image, Polygons, Source, join_polygons
+from yolov7.letterbox import FILL, centre_pad
 
 Rectangle = tuple[int, int, int, int]
 """x1, y1, x2, y2 in whole pixels."""

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.augment.geometry import flip_boxes_left_right, visible_extents
+from yolov7.augment.affine import flip_boxes_left_right, visible_extents
 from yolov7.augment.mosaic import Overlay, Scene, gather, outline_mask, plan_mosaic4
 from yolov7.augment.sample import Floats, Image, Polygons, Source, join_polygons
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from yolov7.augment.affine import MIN_SIDE, draw_matrix, flip_boxes_left_right, flip_boxes_up_down
 from yolov7.augment.color import draw_hsv_tables, jitter
-from yolov7.augment.geometry import MIN_SIDE, draw_matrix, flip_boxes_left_right, flip_boxes_up_down
 from yolov7.augment.mixup import mix
 from yolov7.augment.mosaic import Rendered, gather, plan_mosaic4, plan_mosaic9, plan_single, render
 from yolov7.augment.paste import copy_paste, paste_in

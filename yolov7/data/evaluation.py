@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from yolov7.augment.letterbox import pad_to, unletterbox
 from yolov7.data.decode import decode_image, is_jpeg, load_size, read_file, resize_to_long_side
 from yolov7.data.index import Index
 from yolov7.data.workers import OrderedMap
 from yolov7.errors import DataError
+from yolov7.letterbox import pad_to, unletterbox
 
 
 @dataclass
@@ -78,11 +78,12 @@ def evaluation_batches(
     """Every image of `index` exactly once, over all ranks together.
 
     Each image is resized so that its long side is `image_size` (areas averaged where it shrinks) and centred on grey.
-    Square batches are `image_size` on both sides, images in the order of the index; of a (height, width) every batch has
-    that shape, and an image is fitted into it, its long side decides unless the other one would not fit. Rectangular ones (training sheet,
-    section 9) hold images of similar ratio, sorted by height / width, on the smallest shape that fits them, rounded up
-    to multiples of `stride` with half a stride to spare. Raises :class:`DataError` for an image that cannot be read
-    or whose size is not the annotated one: an evaluation on part of the data would be a wrong figure.
+    Square batches are `image_size` on both sides, images in the order of the index; of a (height, width) every batch
+    has that shape, and an image is fitted into it: its long side decides unless the other one would not fit.
+    Rectangular ones (training sheet, section 9) hold images of similar ratio, sorted by height / width, on the
+    smallest shape that fits them, rounded up to multiples of `stride` with half a stride to spare. Raises
+    :class:`DataError` for an image that cannot be read or whose size is not the annotated one: an evaluation on part
+    of the data would be a wrong figure.
     """
     if rectangular:
         if not isinstance(image_size, int):

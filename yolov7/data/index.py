@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov7.augment.sample import Polygons
-from yolov7.data.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index_arrays import ARRAYS, arrays_of, classes_of
 from yolov7.errors import DataError
 from yolov7.files import write_json

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.data.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.errors import DataError
 
 log = logging.getLogger(__name__)

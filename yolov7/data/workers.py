@@ -125,8 +125,8 @@ def lost_workers_explained() -> Iterator[None]:
         if not what.startswith("DataLoader worker (pid"):
             raise
         raise LostWorkerError(
-            f"a process that loads data died: {what}. If the system has killed it for memory, as its journal would say, "
-            f"try {_LESS}"
+            f"a process that loads data died: {what}. If the system has killed it for memory, "
+            f"as its journal would say, try {_LESS}"
         ) from error
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolov7.data.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index
 from yolov7.errors import DataError
 from yolov7.evaluate.curves import PrecisionRecall, curves_from

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolov7.data.index import Index
-from yolov7.evaluate.errors import Errors
 from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.mistakes import Errors
 
 _SIZES = (
     ("up to 16²", 0, 16**2),

@@ -19,11 +19,11 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from yolov7.augment.letterbox import FILL
 from yolov7.errors import ConfigError, ModelError
 from yolov7.export.suppression import append_suppression
 from yolov7.export.trace import trace_dynamic, trace_fixed
 from yolov7.files import write_atomic
+from yolov7.letterbox import FILL
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
 from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY

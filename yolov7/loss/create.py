@@ -18,8 +18,8 @@ from yolov7.assign import (
     PlainAssigner,
 )
 from yolov7.errors import ConfigError, ModelError
+from yolov7.loss.anchor import Criterion, Gains, MapLoss, Totals
 from yolov7.loss.cross_entropy import CrossEntropy
-from yolov7.loss.detection import Criterion, Gains, MapLoss, Totals
 
 # Weight of each level's objectness, small stride first (reference sheet: training, section 8).
 BALANCE_OF_3 = (4.0, 1.0, 0.4)

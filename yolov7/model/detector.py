@@ -16,7 +16,7 @@ from yolov7.model.spec import IMAGE, HeadModule, Network, Stage
 from yolov7.model.variants import find_variant
 
 if TYPE_CHECKING:
-    from yolov7.model.official_load import ImportReport
+    from yolov7.model.published.load import ImportReport
 
 Form = Literal["training", "deploy"]
 Anchors = Sequence[Sequence[Sequence[float]]]
@@ -136,7 +136,7 @@ class Detector(nn.Module):
         taken. The report says what was taken and what was left. Raises :class:`ModelError` for a file that is damaged,
         holds anything but tensors and plain metadata, or belongs to another variant.
         """
-        from yolov7.model.official_load import load_published
+        from yolov7.model.published.load import load_published
 
         return load_published(self, path)
 

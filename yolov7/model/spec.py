@@ -2,8 +2,8 @@
 
 A :class:`Network` is a backbone, a neck and a head. Backbone and neck are sequences of named :class:`Stage`, each a
 block applied to named maps; the head reads some of the maps. The blocks of the family stand in
-`yolov7.model.block_specs`, its head in `yolov7.model.head`. Whoever adds a block or a head writes one frozen dataclass
-with the methods below, and nothing else changes.
+`yolov7.model.block_specs`, its head in `yolov7.model.heads.anchor`. Whoever adds a block or a head writes one
+frozen dataclass with the methods below, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class HeadModule(Protocol):
 
 
 class Head(Protocol):
-    """A head as data. YOLOv7's is `yolov7.model.head.AnchorHead`; another family brings its own."""
+    """A head as data. YOLOv7's is `yolov7.model.heads.anchor.AnchorHead`; another family brings its own."""
 
     def reads(self) -> tuple[str, ...]:
         """Names of the maps it takes."""

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from yolov7.errors import ModelError
-from yolov7.model import block_specs, head, spec
+from yolov7.model import block_specs, spec
+from yolov7.model.heads import anchor as head
 
 KINDS: Mapping[str, type] = MappingProxyType(
     {

@@ -27,7 +27,7 @@ from yolov7.model.block_specs import (
     TinySpp,
     UpConcat,
 )
-from yolov7.model.head import AnchorHead, Level
+from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.scaling import extended, scale, with_down_sampling
 from yolov7.model.spec import Network, Stage
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from yolov7.augment.letterbox import FILL
 from yolov7.errors import ModelError
+from yolov7.letterbox import FILL
 from yolov7.predict.runtimes import Batch, Runtime
 
 Views = Literal["all", "scales", "flip"]

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolov7.augment.letterbox import pad_to, unletterbox
 from yolov7.data.decode import resize_to_long_side
 from yolov7.errors import ConfigError, DataError, ModelError
+from yolov7.letterbox import pad_to, unletterbox
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, select
 from yolov7.predict.augmented import AugmentedRuntime, Views

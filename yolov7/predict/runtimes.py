@@ -23,7 +23,7 @@ from yolov7.device import Precision, autocast, autocast_dtype
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
-from yolov7.model.head import decode
+from yolov7.model.heads.anchor import decode
 from yolov7.nms import Detections
 
 METADATA_KEY = "yolov7"

@@ -1,0 +1,1 @@
+"""The gate: rules, judgement, promotion and rollback."""

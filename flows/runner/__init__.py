@@ -1,0 +1,1 @@
+"""How flows run DVC stages: processes, output, the DVC remote, git worktrees."""

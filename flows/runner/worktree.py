@@ -1,0 +1,221 @@
+"""The project at another git revision: a worktree in `.local/worktrees`, which shares DVC's cache and remotes.
+
+Data comes to it by DVC's hash and not by what that revision's dvc.lock says: a run does not commit dvc.lock, so the
+lock of a revision may be older than the data that was used with it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.runner import remote as dvc_remote
+from flows.runner.pipeline import Log, Pipeline, StageError, end_leftovers
+from stages.project.folders import remove
+from stages.project.params import PARAMS_FILE
+from stages.registry.tracking import file_lock
+from yolov7.errors import ConfigError, DataError
+from yolov7.files import write_text
+
+WORKTREES = Path(".local/worktrees")
+FETCH_LOCK = Path(".state/fetch.lock")
+DataHashes = Mapping[str, Mapping[str, str]]
+"""Stage -> output's path -> DVC's hash of it."""
+
+
+def commit_of(root: Path, revision: str, *, fetch: bool = False) -> str:
+    """The full name of a commit; with `fetch`, the clone's remotes are asked for one that it lacks.
+
+    Raises :class:`ConfigError` outside git, or where no such commit is to be had; :class:`StageError`, not lasting,
+    where the remotes cannot be asked.
+    """
+    if not _git(root, "rev-parse", "--git-dir", check=False):
+        raise ConfigError(f"{root}: not a git clone: a revision cannot be checked out here")
+    wanted = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    found = _git(root, *wanted, check=False)
+    if not found and fetch:
+        # A worker may start all variants of a new revision at once, and two fetches in one clone break each other.
+        with file_lock(root / FETCH_LOCK):
+            found = _git(root, *wanted, check=False) or _fetched(root, wanted)
+    if not found:
+        where = "nor in its remotes; push it" if fetch else "`git fetch --all`, or use a clone that has it"
+        raise ConfigError(f"revision {revision} is not in this repository ({root}): {where}")
+    return found
+
+
+def _fetched(root: Path, wanted: tuple[str, ...]) -> str:
+    """What the remotes have under that name; one that is away is no obstacle where another has it."""
+    try:
+        _git(root, "fetch", "--quiet", "--all")
+    except ConfigError as error:
+        if found := _git(root, *wanted, check=False):
+            return found
+        # Whether a server is away for a while or for good cannot be told from git's words.
+        raise StageError(f"the remotes of {root} could not be asked: {error}", stage="fetch") from None
+    return _git(root, *wanted, check=False)
+
+
+@contextmanager
+def worktree(root: Path, revision: str, name: str, log: Log, *, keep: bool = False) -> Iterator[Path]:
+    """The project's folder at a commit, in `.local/worktrees/NAME`; removed in the end unless `keep`.
+
+    A second call of the same name waits for the end of the first; what a killed one has left is removed first.
+    Raises :class:`ConfigError` where git cannot make it.
+    """
+    folder = root / WORKTREES / name
+    with file_lock(folder.with_name(f"{name}.lock")):
+        _clear(root, folder, log)
+        _git(root, "worktree", "add", "--quiet", "--detach", str(folder), revision)
+        place = folder / _git(root, "rev-parse", "--show-prefix")
+        try:
+            _share_dvc(root, place)
+            yield place
+        finally:
+            if keep:
+                log.info("kept: %s (`git worktree remove --force %s` removes it)", place, folder.relative_to(root))
+            else:
+                _clear(root, folder, log)
+
+
+def _clear(root: Path, folder: Path, log: Log) -> None:
+    if folder.exists():
+        end_leftovers(folder, log)
+        _git(root, "worktree", "remove", "--force", "--force", str(folder), check=False)
+        remove(folder)
+    _git(root, "worktree", "prune", check=False)
+
+
+def _share_dvc(root: Path, folder: Path) -> None:
+    """Let the worktree use the cache, the remotes and the private settings of the clone it belongs to."""
+    if not (folder / ".dvc").is_dir():
+        raise ConfigError(f"{folder}: no DVC project at this revision; .dvc must be in git")
+    found = dvc_remote.settings(root)
+    sections: dict[str, list[str]] = {}
+    for key, value in {**found, "cache.dir": str(_cache(root, found))}.items():
+        section, _, name = key.rpartition(".")
+        kind, _, which = section.partition(".")
+        head = f"['{kind} \"{which}\"']" if which else f"[{kind}]"
+        sections.setdefault(head, []).append(f"    {name} = {_quoted(value)}")
+    lines = [line for head, values in sections.items() for line in (head, *values)]
+    private = folder / ".dvc/config.local"
+    write_text(private, "\n".join(lines) + "\n")
+    private.chmod(0o600)  # there may be secrets among them
+
+
+def _cache(root: Path, settings: Mapping[str, str]) -> Path:
+    return (root / ".dvc" / settings.get("cache.dir", "cache")).resolve()
+
+
+def _quoted(value: str) -> str:
+    return f"'{value}'" if '"' in value else f'"{value}"'
+
+
+def hashes_of(root: Path, stages: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """The outputs of `stages` as dvc.lock names them. Raises :class:`DataError` where it does not."""
+    known = _lock(root).get("stages", {})
+    found = {stage: {out["path"]: out["md5"] for out in known.get(stage, {}).get("outs", [])} for stage in stages}
+    for stage, outputs in found.items():
+        if not outputs:
+            raise DataError(f"no outputs of {stage}; run `dvc repro {stage}` first", path=root / "dvc.lock")
+    return found
+
+
+def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
+    """Put outputs of these hashes into the worktree, from the shared cache or else from a remote.
+
+    Raises :class:`DataError` where none of them has all of it; :class:`StageError`, not lasting, where one of them may
+    have it but cannot be asked at present.
+    """
+    document = _lock(pipeline.root)
+    stages = document.setdefault("stages", {})
+    for stage, outputs in hashes.items():
+        outs = [{"path": path, "hash": "md5", "md5": value} for path, value in outputs.items()]
+        stages[stage] = {"cmd": "brought by hash", "outs": outs}
+    write_text(pipeline.root / "dvc.lock", yaml.safe_dump({"schema": "2.0", **document}, sort_keys=False))
+    _bring(pipeline, list(hashes), {path: value for one in hashes.values() for path, value in one.items()}, log)
+
+
+def added_weights(root: Path, variant: str) -> str | None:
+    """The .dvc file of the weights that a training of `variant` starts from; None without any, or where it has none."""
+    target = f"{_weights(root, variant)}.dvc"
+    return target if (root / target).is_file() else None
+
+
+def bring_weights(pipeline: Pipeline, variant: str, log: Log) -> None:
+    """Put the weights that a training of `variant` starts from into the worktree, if they are not in git.
+
+    Raises :class:`ConfigError` where they were not given to DVC either; otherwise as :func:`bring`.
+    """
+    weights, target = _weights(pipeline.root, variant), added_weights(pipeline.root, variant)
+    if not weights or (pipeline.root / weights).is_file():
+        return
+    if target is None:
+        raise ConfigError(
+            f"train.weights: {weights} is not in a checkout of this revision: it is neither in git nor added to DVC; "
+            f"`dvc add {weights}`, commit {weights}.dvc, and `dvc push` where other machines train"
+        )
+    document = _document(pipeline.root / target)
+    _bring(pipeline, [target], {weights: str(document["outs"][0]["md5"])}, log)
+
+
+def _weights(root: Path, variant: str) -> str:
+    """Read from the file as it is: the parameters of an old revision may not be those of today."""
+    values = _document(root / PARAMS_FILE)
+    own = (values.get("per_variant") or {}).get(variant) or {}
+    return str(own.get("weights", (values.get("train") or {}).get("weights", "")))
+
+
+def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], log: Log) -> None:
+    """Let DVC put `targets` there, whose outputs, path -> hash, are those of `hashes`. Raises as :func:`bring`."""
+    found = dvc_remote.settings(pipeline.root)
+    objects = _cache(pipeline.root, found) / "files/md5"
+    if all((objects / value[:2] / value[2:]).exists() for value in hashes.values()):
+        try:
+            pipeline.run("checkout", [sys.executable, "-m", "dvc", "checkout", "--force", *targets], log)
+            return
+        except StageError:
+            log.info("the cache of this clone has only a part of the data; the remotes are asked")
+    tried, passing = [], False
+    for name in dvc_remote.remotes(found):
+        try:
+            dvc_remote.pull(pipeline, log, *targets, remote=name)
+            return
+        except StageError as error:
+            tried.append(f"{name}: {error}")
+            passing = passing or not error.lasting
+    wanted = ", ".join(f"{path} ({value})" for path, value in hashes.items())
+    missing = "; ".join(tried) or "there is no remote"
+    if passing:
+        raise StageError(f"{wanted} is not in DVC's cache, and not to be had at present ({missing})", stage="pull")
+    raise DataError(f"{wanted} is neither in DVC's cache nor in a remote ({missing}); `dvc push` where it still is")
+
+
+def _lock(root: Path) -> dict[str, Any]:
+    return _document(root / "dvc.lock")
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"not readable ({' '.join(str(error).split())})", path=path) from None
+
+
+def _git(root: Path, *arguments: str, check: bool = True) -> str:
+    """What git says; with `check`, a failure raises :class:`ConfigError`, otherwise it is an empty answer."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"`{' '.join(command)}` failed: {error}") from None
+    if done.returncode and check:
+        raise ConfigError(f"`{' '.join(command)}` failed: {' '.join(done.stderr.split())}")
+    return "" if done.returncode else done.stdout.strip()

@@ -1,0 +1,1 @@
+"""The one layout of ingested data: its files, its image sets, its splits."""

@@ -1,0 +1,242 @@
+"""A set of annotated images as a source gives it, and its way into the pipeline's layout.
+
+Whatever the format was, the records are COCO's by now and are kept as they are. Images keep their bytes, except those
+with an EXIF orientation, which are stored upright, and those that programs decode in different ways (CMYK, more than 8
+bits, several pictures in a file, unusual formats), which are stored as plain 8-bit RGB: nothing after this stage has to
+ask. Those are decoded in processes of their own (`stages.images.pool`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from stages.dataset.layout import SourceReport, annotations_file, images_folder
+from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
+from stages.images.pool import Job, run_jobs
+from yolov7.data.formats.coco import CocoAnnotations, Record, write_coco
+from yolov7.data.formats.label_files import unsafe_name
+from yolov7.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 5
+"""Missing or refused files a message names; it always tells how many there are."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Annotated images and the folder they lie in."""
+
+    coco: CocoAnnotations
+    root: Path
+    """Folder that the `file_name` entries are relative to."""
+    key: str
+    """Where params.yaml names the set, for messages."""
+    notes: tuple[str, ...] = ()
+    """What reading it left out or supplied; goes into dataset.json."""
+    disposable: bool = False
+    """The files were brought here for this one purpose: they are linked instead of copied, where that is possible."""
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise DataError(f"no such image folder; see {self.key}.images in params.yaml", path=self.root)
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """What became of the images of one split."""
+
+    turned: int
+    """Written anew because of their EXIF orientation."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _File:
+    """One image file on its way."""
+
+    source: Path
+    target: Path
+    record: Record
+    header: ImageHeader | None
+
+
+def copy_sets(sets: Mapping[str, ImageSet], folder: Path) -> SourceReport:
+    """Copy train, val and, where there is one, test into `folder`.
+
+    Raises :class:`DataError` for image files that are missing, for file names that point out of the image folder, for
+    images of more pixels than are ever decoded, and for such as cannot be decoded within the limits. Nothing is judged
+    beyond that: see the validate stage.
+    """
+    copied = {split: _copy_set(one, folder, split) for split, one in sets.items()}
+    turned = {split: one.turned for split, one in copied.items()}
+    notes = tuple(f"{split}: {note}" for split, one in sets.items() for note in (*one.notes, *copied[split].notes))
+    if "test" in sets:
+        return SourceReport(turned_upright=turned, notes=notes)
+    logger.warning("no test split is given: the val split gives the reported figures too")
+    shutil.copytree(folder / "val", folder / "test")
+    return SourceReport(test_is_val=True, turned_upright={**turned, "test": turned["val"]}, notes=notes)
+
+
+def _copy_set(one: ImageSet, folder: Path, split: str) -> _Copied:
+    """Copy one split."""
+    sources = locate(one.coco, one.root)
+    target = images_folder(folder, split)
+    target.mkdir(parents=True)
+    # One copy a file, even where two records name it: validation reports that.
+    records = {target / PurePosixPath(record["file_name"]): (path, record) for path, record in sources}
+    for parent in {path.parent for path in records}:
+        parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        headers = pool.map(lambda path: read_header(path), [source for source, _ in records.values()])
+        files = [
+            _File(source, place, record, header)
+            for (place, (source, record)), header in zip(records.items(), headers, strict=True)
+        ]
+        _refuse_huge(files, one.coco.path)
+        special = [file for file in files if not _is_plain(file.header)]
+        done = [answer.get("done", False) for answer in run_jobs([_job(file) for file in special])]
+        rewritten = [file for file, was_done in zip(special, done, strict=True) if was_done]
+        # What cannot be decoded is copied: validation names it.
+        left = {file.target for file in files} - {file.target for file in rewritten}
+        list(pool.map(lambda file: _copy_image(file, link=one.disposable), [f for f in files if f.target in left]))
+    write_coco(annotations_file(folder, split), one.coco)
+    turned = sum(file.header is not None and file.header.orientation != UPRIGHT for file in rewritten)
+    return _Copied(turned, (*_converted_note(rewritten), *_case_note(one.coco)))
+
+
+def _is_plain(header: ImageHeader | None) -> bool:
+    return header is not None and header.orientation == UPRIGHT and header.peculiarity is None
+
+
+def _refuse_huge(files: Sequence[_File], path: Path) -> None:
+    """Raise :class:`DataError` naming images that claim more pixels than are ever decoded."""
+    huge = [file for file in files if file.header is not None and file.header.width * file.header.height > MAX_PIXELS]
+    if not huge:
+        return
+    listed = "; ".join(
+        f"image {file.record['id']}: {file.record['file_name']!r} claims {file.header.width} x {file.header.height}"
+        for file in huge[:_LISTED]
+        if file.header is not None
+    )
+    more = f"; and {len(huge) - _LISTED} more" if len(huge) > _LISTED else ""
+    message = f"{len(huge)} images have more than the {MAX_PIXELS:,} pixels that are decoded: {listed}{more}"
+    raise DataError(f"{message}; cut or scale them down, or remove them", path=path)
+
+
+def _job(file: _File) -> Job:
+    """Have an image written as it is meant to be seen.
+
+    Which way is up follows from the annotations: where they were drawn on the pixels as stored (the record's size is
+    the stored one and not that of the image turned), the pixels stay and only the flag goes.
+    """
+    header, as_stored = file.header, False
+    if header is not None and header.lies_on_its_side:
+        size = (file.record["width"], file.record["height"])
+        as_stored = size == (header.width, header.height) != (header.height, header.width)
+    return {
+        "task": "plain",
+        "source": str(file.source),
+        "target": str(file.target),
+        "as_stored": as_stored,
+        "format": None if header is None else header.format,
+    }
+
+
+def _copy_image(file: _File, *, link: bool) -> None:
+    try:
+        if link:
+            with contextlib.suppress(OSError):  # another file system, or one without links
+                os.link(file.source, file.target)
+                return
+        shutil.copyfile(file.source, file.target)
+    except OSError as error:
+        record = f"image {file.record['id']}"
+        raise DataError(f"cannot be copied: {error.strerror}", path=file.source, record=record) from None
+
+
+def _converted_note(rewritten: Sequence[_File]) -> Iterator[str]:
+    """Which images are no longer the bytes they were, other than turned ones, and why."""
+    reasons: dict[str, list[str]] = {}
+    for file in rewritten:
+        reason = "an unusual format" if file.header is None else file.header.peculiarity
+        if reason is not None:
+            reasons.setdefault(reason, []).append(file.record["file_name"])
+    for reason, names in reasons.items():
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        listed = ", ".join(map(repr, names[:_LISTED]))
+        yield f"{len(names)} images were converted to 8-bit RGB ({reason}): {listed}{more}"
+
+
+def _case_note(coco: CocoAnnotations) -> Iterator[str]:
+    """File names that many a Mac and every Windows machine would take for one."""
+    spellings: dict[str, set[str]] = {}
+    for record in coco.images:
+        spellings.setdefault(record["file_name"].casefold(), set()).add(record["file_name"])
+    clashes = [sorted(names) for names in spellings.values() if len(names) > 1]
+    if clashes:
+        more = f" and {len(clashes) - _LISTED} more" if len(clashes) > _LISTED else ""
+        listed = ", ".join(" and ".join(map(repr, names)) for names in clashes[:_LISTED])
+        yield f"{len(clashes)} file names differ in case only and clash on other systems: {listed}{more}"
+
+
+def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
+    """The file of every image record, in their order; links are followed, but not out of the folder.
+
+    Raises :class:`DataError` for missing files and unsafe names: all are looked at before the first few are named.
+    """
+    inside = root.resolve()
+    found: list[tuple[Path, Record]] = []
+    refused: list[tuple[Record, str]] = []
+    for record in coco.images:
+        reason = unsafe_name(record["file_name"])
+        if reason is None:
+            path, reason = _existing(inside, record["file_name"])
+            if path is not None:
+                found.append((path, record))
+        if reason is not None:
+            refused.append((record, reason))
+    if refused:
+        listed = "; ".join(
+            f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
+        )
+        more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
+        message = f"{len(refused)} of {len(coco.images)} images cannot be taken from {root}: {listed}{more}"
+        raise DataError(message, path=coco.path)
+    return found
+
+
+def _existing(inside: Path, name: str) -> tuple[Path | None, str | None]:
+    """The regular file behind a name, links followed but not out of the folder; otherwise why there is none."""
+    try:
+        path = (inside / name).resolve(strict=True)
+    except FileNotFoundError:
+        return None, _missing(inside / name)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or "links in a circle"
+        return None, f"cannot be reached ({reason})"
+    if not path.is_relative_to(inside):
+        return None, "is a link that leaves the image folder"
+    if not path.is_file():
+        return None, "is not a file"
+    return path, None
+
+
+def _missing(path: Path) -> str:
+    """That a file is missing, and which one may be meant."""
+    with contextlib.suppress(OSError):
+        for other in path.parent.iterdir():
+            if other.name.casefold() == path.name.casefold():
+                return f"is missing; there is {other.name!r}, which differs in case"
+    return "is missing"
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 120 else name[:117] + "...")

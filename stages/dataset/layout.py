@@ -1,0 +1,90 @@
+"""The one layout every source of data is brought into, and its description.
+
+``data/ingested/{dataset.json, train|val|test/{annotations.json, images/}}``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolov7.data.formats.coco import CocoAnnotations, read_coco
+from yolov7.files import sha256_file
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What a source has to say about the data it wrote, beyond what the files themselves tell."""
+
+    test_is_val: bool = False
+    """There was no test split of its own: the val split was taken twice."""
+    turned_upright: Mapping[str, int] | None = None
+    """Images per split that were re-encoded because an EXIF orientation was applied or removed."""
+    notes: tuple[str, ...] = ()
+    """What reading the source left out or supplied, a sentence each."""
+    made_splits: Mapping[str, Any] | None = None
+    """How the splits were made and which images were kept together, where they were not given."""
+
+
+def annotations_file(ingested: Path, split: str) -> Path:
+    """The annotation file of a split."""
+    return ingested / split / "annotations.json"
+
+
+def images_folder(ingested: Path, split: str) -> Path:
+    """The folder a split's `file_name` entries are relative to."""
+    return ingested / split / "images"
+
+
+def describe(ingested: Path, source: str, report: SourceReport) -> dict[str, Any]:
+    """The content of `dataset.json`: source, classes, counts per split, and a hash of everything that was written.
+
+    `sha256` of a split covers the path and the bytes of its annotation file and of every image; the one at the top
+    covers the splits. Nothing in it depends on where the folder lies or when it was made.
+    """
+    splits = {split: read_coco(annotations_file(ingested, split)) for split in SPLITS}
+    turned = report.turned_upright or {}
+    counts = {
+        split: {**_counts(coco), "turned_upright": turned.get(split, 0), "sha256": _folder_hash(ingested / split)}
+        for split, coco in splits.items()
+    }
+    categories = sorted(splits["train"].categories, key=lambda category: category["id"])
+    digest = hashlib.sha256("".join(f"{split} {counts[split]['sha256']}\n" for split in SPLITS).encode())
+    return {
+        "source": source,
+        "classes": [category["name"] for category in categories],
+        "category_ids": [category["id"] for category in categories],
+        "test_is_val": report.test_is_val,
+        "notes": list(report.notes),
+        "made_splits": report.made_splits,
+        "splits": counts,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _counts(coco: CocoAnnotations) -> dict[str, int]:
+    annotated = {annotation["image_id"] for annotation in coco.annotations}
+    return {
+        "images": len(coco.images),
+        "annotations": len(coco.annotations),
+        "crowd": sum(bool(annotation.get("iscrowd")) for annotation in coco.annotations),
+        "images_without_annotations": sum(image["id"] not in annotated for image in coco.images),
+    }
+
+
+def _folder_hash(folder: Path) -> str:
+    """sha256 over the sorted relative paths and the content of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = pool.map(sha256_file, files)
+    total = hashlib.sha256()
+    for path, digest in zip(files, digests, strict=True):
+        total.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
+    return total.hexdigest()

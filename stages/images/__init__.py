@@ -1,0 +1,1 @@
+"""Untrusted image files: headers, the decoding sandbox, near-duplicates."""

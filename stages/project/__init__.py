@@ -1,0 +1,1 @@
+"""What every stage stands on: parameters, folders, provenance, redaction, the command line."""

@@ -1,0 +1,119 @@
+"""How every stage starts: parameters checked as a whole, no telemetry, one-line errors, exit code 2.
+
+A stage module ends with ``if __name__ == "__main__": run_stage(main)`` where ``main(params, args)`` does its work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from stages.project import params as params_module
+from stages.project.params import Params
+from stages.project.redaction import log_to_stderr, redacted
+from yolov7.config import nearest
+from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError
+
+EXIT_ERROR = 2
+EXIT_RESUMABLE = 75
+"""Start the same command again: a training was told to stop and has saved its state, a server is away, or a process
+that loads data was killed (sysexits' EX_TEMPFAIL)."""
+RESTORE_ONLY = "YOLOV7_RESTORE_ONLY"
+"""Environment: a stage whose outputs were to come from the DVC remote does not make them itself."""
+
+NO_TELEMETRY = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+}
+"""The one place that says so; the Makefile repeats it for what it starts directly."""
+
+
+class UnavailableError(YoloError):
+    """A server cannot be reached now; the same command may work later."""
+
+
+Option = tuple[str, dict[str, object]]
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """A stage was asked to stop and has left a state from which the same command goes on."""
+
+
+def environment(base: dict[str, str] | None = None) -> dict[str, str]:
+    """The environment for a child process: `base` (default: ours) without telemetry."""
+    return {**(os.environ if base is None else base), **NO_TELEMETRY}
+
+
+def run_stage(
+    main: Callable[[Params, argparse.Namespace], None],
+    *,
+    variant: bool = False,
+    options: Iterable[Option] = (),
+    arguments: list[str] | None = None,
+) -> None:
+    """Parse the command line, check `params.yaml`, run `main`, and leave with an exit code.
+
+    0 done; 2 a mistake that the message explains; 75 stopped on request, or a server that it needs is away, or a
+    process that loads data was killed: the same command may go on.
+    """
+    sys.exit(_run(main, variant, options, arguments))
+
+
+def _run(
+    main: Callable[[Params, argparse.Namespace], None],
+    variant: bool,
+    options: Iterable[Option],
+    arguments: list[str] | None,
+) -> int:
+    os.environ.update(NO_TELEMETRY)
+    log_to_stderr(force=True)
+    for noisy in ("alembic", "mlflow.store", "great_expectations", "onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").split("\n\n")[0])
+    if variant:
+        parser.add_argument("--variant", required=True, help="a network named in params.yaml: variants")
+    for name, details in options:
+        parser.add_argument(name, **details)  # type: ignore[arg-type]
+    args = parser.parse_args(arguments)
+    # A `dvc repro` or a Prefect worker stops a stage with SIGTERM; as an exception it unwinds through `finally`.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        params = params_module.load()
+        if variant and args.variant not in params.variants:
+            known = list(params.variants)
+            raise ConfigError(
+                f"--variant: {args.variant!r} is not in params.yaml: variants{nearest(args.variant, known)}"
+            )
+        if os.environ.get(RESTORE_ONLY):
+            raise DataError(
+                "the DVC remote's run cache has no outputs for the code, data and parameters of this folder; "
+                "the other machine worked with others, or has not pushed them"
+            )
+        main(params, args)
+    except YoloError as error:
+        print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        return EXIT_RESUMABLE if isinstance(error, UnavailableError | LostWorkerError) else EXIT_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or Path.cwd()
+        print(f"error: {place}: the disk is full; free some space and start again", file=sys.stderr)  # noqa: T201
+        return EXIT_ERROR
+    except Interrupted as stop:
+        print(f"stopped: {redacted(stop)}", file=sys.stderr)  # noqa: T201
+        return EXIT_RESUMABLE
+    return 0
+
+
+def _raise_exit(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)

@@ -1,0 +1,260 @@
+"""`params.yaml`, typed and strict: every knob of the pipeline in one file.
+
+:func:`load` reads the whole file and refuses an unknown key by name, whichever stage runs; a stage then uses its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field
+
+from stages.project.params_data import Data, check_address, check_data
+from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
+from yolov7.errors import ConfigError
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def _off(value: Any) -> Any:
+    """YAML reads the bare word `off` as false."""
+    return "off" if value is False else value
+
+
+RuleSeverity = Annotated[Literal["blocking", "warning", "off"], BeforeValidator(_off)]
+"""What a broken rule does: stop the pipeline, be reported, or nothing, because it is not judged."""
+
+
+class Validation(Group):
+    """What the data must satisfy before anything is trained on it."""
+
+    suite: str = "validation"
+    """Folder of the rules (YAML), and of the statistics of the champion's data they compare with (reference.json)."""
+    severity: dict[str, RuleSeverity] = Field(default_factory=dict)
+    """Severity of single rules where it is to differ from the one in their file: `rule-name: warning`."""
+    on_bad_record: Literal["stop", "drop"] = "stop"
+    """What a blocking finding about one image or annotation does: `stop` the pipeline, or leave the record out (`drop`)
+    and list it in the report; findings about splits and categories stop it in any case."""
+    check_images: bool = True
+    """Decode every image and compare its size with the annotation."""
+    near_duplicate_bits: int | None = Field(default=10, ge=0, le=32)
+    """Images of two splits whose difference hashes (128 bits) differ in at most this many bits are reported as nearly
+    the same; null: do not look."""
+    max_findings: int = Field(default=1000, ge=1)
+    """At most this many findings of one rule are listed one by one; the count is always exact."""
+    sample_pictures: int = Field(default=12, ge=0)
+    """Labelled samples drawn into the report."""
+    worst_pictures: int = Field(default=24, ge=0)
+    """Images with findings drawn into the report, the gravest first."""
+
+
+class Int8(Group):
+    """The int8 files among `export.formats`."""
+
+    max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
+    """AP on the validation images may fall by this much (0.005 is half a point of a hundred); beyond it, the layers
+    that cost most go back to float, one group after another."""
+    calibration_images: int = Field(default=64, ge=1)
+    """Training images that ranges are measured on."""
+    validation_images: int = Field(default=500, ge=1)
+    """Validation images that AP is measured on."""
+
+
+def _known_format(name: Any) -> Any:
+    """The nearest known name for one that is not."""
+    if name not in FORMATS:
+        raise ValueError(f"unknown format{nearest(str(name), list(FORMATS))}")
+    return name
+
+
+FormatName = Annotated[
+    Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"], BeforeValidator(_known_format)
+]
+FORMATS = ("openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw")
+
+
+class Export(Group):
+    """Re-parameterise, export, and verify the artefact against the trained model."""
+
+    opset: int = Field(default=18, ge=18)
+    """ONNX operator set."""
+    dynamic: bool = True
+    """Batch size and image sides may vary at run time; false fixes them to one image of image_size."""
+    confidence: float = Field(default=0.25, ge=0.0, le=1.0)
+    """Score threshold inside the NMS graph, and the default of `yolov7 predict`."""
+    iou: float = Field(default=0.45, gt=0.0, le=1.0)
+    """IoU threshold inside the NMS graph, and the default of `yolov7 predict`."""
+    max_detections: int = Field(default=100, ge=1)
+    """Most detections per image the NMS graph returns."""
+    formats: tuple[FormatName, ...] = ("openvino",)
+    """What is written besides .safetensors and ONNX: OpenVINO, int8, ONNX with raw maps (docs/export.md)."""
+    int8: Int8 = Int8()
+    """The int8 files."""
+    verify_images: int = Field(default=32, ge=1)
+    """Number of validation images the artefacts are compared on."""
+    max_raw_difference: float = Field(default=1e-3, gt=0.0)
+    """Largest absolute difference of a score or probability between any two forms."""
+    max_box_difference: float = Field(default=0.1, gt=0.0)
+    """Largest difference of a box side between any two forms, in pixels of the network's input."""
+    max_ap_difference: float = Field(default=0.002, ge=0.0)
+    """Largest difference in AP between any two forms on the verification images."""
+
+
+class Evaluate(Group):
+    """COCO evaluation of the ONNX artefact (training sheet, section 9)."""
+
+    confidence: float = Field(default=0.001, ge=0.0, le=1.0)
+    """Candidates below this score are dropped."""
+    iou: float = Field(default=0.65, gt=0.0, le=1.0)
+    """IoU threshold of the non-maximum suppression."""
+    max_detections: int = Field(default=300, ge=1)
+    """Detections kept per image before COCO's own limit of 100."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images per forward pass."""
+    rectangular: bool = False
+    """Batches of similar shape with little border instead of squares, as the published figures were measured; needs
+    export.dynamic."""
+    augment: bool | Literal["all", "scales", "flip"] = False
+    """Test-time augmentation: each image is seen several times, smaller and mirrored (true: `all`; `scales` leaves the
+    mirror out). AP of a detector that is used so, and several times slower; all but `flip` need export.dynamic."""
+    pictures: int = Field(default=12, ge=0)
+    """Test images drawn with their detections, and as many in the report."""
+    resamples: int = Field(default=200, ge=20)
+    """Times the test images are drawn again for the interval of AP."""
+
+    @property
+    def conditions(self) -> str:
+        """What AP depends on besides model and data, in one line: where it differs, AP cannot be compared."""
+        text = f"confidence={self.confidence:g} iou={self.iou:g} max_detections={self.max_detections}"
+        text += f" rectangular={self.rectangular}" if self.rectangular else ""
+        return text + (f" augment={self.augment}" if self.augment else "")
+
+
+class Registry(Group):
+    """MLflow."""
+
+    experiment: str = "yolov7"
+    """Experiment the runs are filed under."""
+    model_prefix: str = ""
+    """Put before the variant's name to make the registered model's name."""
+
+
+class Promotion(Group):
+    """When a challenger becomes the champion: measured side by side on the test split, it must pass every check."""
+
+    margin: float = Field(default=0.0, ge=0.0, le=1.0)
+    """The challenger's test AP must exceed the champion's by more than this."""
+    certain: bool = False
+    """The whole 95 % interval of the difference must lie above `margin`, not the measured difference alone."""
+    max_class_loss: float = Field(default=0.2, gt=0.0, le=1.0)
+    """No class's AP may fall by more than this."""
+    min_class_objects: int = Field(default=30, ge=1)
+    """Classes with fewer test objects are not held against the challenger: their AP is mostly luck."""
+    max_latency_ms: float = Field(default=0.0, ge=0.0)
+    """Median time of one test image, preparation and suppression included, on the machine of the gate (0: any)."""
+    max_size_mb: float = Field(default=0.0, ge=0.0)
+    """Size of the ONNX file (0: any)."""
+
+
+class Flow(Group):
+    """How the Prefect flow runs the stages."""
+
+    accelerator_slots: int = Field(default=1, ge=1)
+    """Variants that train at the same time."""
+    retries: int = Field(default=2, ge=0)
+    """Times a failed stage is started again (a training resumes where it stopped)."""
+    retry_seconds: int = Field(default=10, ge=0)
+    """Pause before the first retry; it doubles each time."""
+    stage_timeout_hours: float = Field(default=240.0, gt=0.0)
+    """A stage that runs longer is stopped."""
+    fetch_reference: bool = False
+    """Fetch the statistics of the champion's data before validation (`python -m stages.data_reference`), so that a
+    scheduled run judges drift from the present champion; false: by the file that is there."""
+    push: bool = True
+    """Push the results to the DVC remote when all is done."""
+    pull: bool = False
+    """Take from the DVC remote what is made already: outputs that dvc.lock names, and results of the run cache. For
+    runs in fresh checkouts, which have neither; where folder and cache stay, it only asks the remote in vain."""
+    remote_training: str = ""
+    """A deployment, FLOW/NAME, whose workers train instead of this machine (`train-variant/by-revision`); empty: here.
+    """
+    state_remote: str = ""
+    """Where copies of the newest training state go while a training runs, `s3://BUCKET/PREFIX` or a shared folder, so
+    that it goes on elsewhere when its machine is gone; empty: no copies."""
+    state_every_minutes: float = Field(default=10.0, ge=0.0)
+    """Time between two copies, at least; a copy is taken of a state that is saved (train.checkpoint_minutes)."""
+
+
+class Params(Group):
+    """The whole of `params.yaml`."""
+
+    variants: tuple[str, ...] = ("yolov7-tiny",)
+    """Networks to train; each gets its own train, export, evaluate and register stage."""
+    data: Data = Data()
+    """Where the data comes from."""
+    validation: Validation = Validation()
+    """What the data must satisfy."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Training parameters of every variant (yolov7.config.Train)."""
+    per_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What one variant does otherwise: training parameters by variant name."""
+    export: Export = Export()
+    """Export and verification."""
+    evaluate: Evaluate = Evaluate()
+    """COCO evaluation."""
+    registry: Registry = Registry()
+    """MLflow."""
+    promotion: Promotion = Promotion()
+    """Promotion gate."""
+    flow: Flow = Flow()
+    """Orchestration."""
+
+    def train_for(self, variant: str) -> Train:
+        """Training parameters of one variant: preset, then `train`, then `per_variant`."""
+        values = merge(self.train, self.per_variant.get(variant, {}))
+        return train_parameters(values, where=f"params.yaml: train (with per_variant.{variant})")
+
+
+def load(path: str | Path = PARAMS_FILE) -> Params:
+    """Read and check the whole file. Raises :class:`ConfigError` naming the key and the nearest known one."""
+    file = Path(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file; run from the project's root, where params.yaml lies") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{file}: a mapping of groups is expected, for example `train:`")
+    params = parse(Params, values, where=str(file))
+    _check(params, file)
+    return params
+
+
+def _check(params: Params, file: Path) -> None:
+    """What one field alone cannot tell."""
+    from yolov7.model import list_variants
+
+    if not params.variants:
+        raise ConfigError(f"{file}: variants: name at least one network")
+    # A network of the user's own is known by the entry that says where it is defined.
+    known = [*list_variants(), *(name for name, values in params.per_variant.items() if values.get("network"))]
+    for name in params.variants:
+        if name not in known:
+            raise ConfigError(f"{file}: variants: unknown variant {name!r}{nearest(name, known)}")
+        if name not in params.per_variant:
+            raise ConfigError(f"{file}: per_variant: no entry for {name!r}; add `{name}: {{}}`, because DVC tracks it")
+    for name in params.per_variant:
+        if name not in known:
+            raise ConfigError(f"{file}: per_variant: unknown variant {name!r}{nearest(name, known)}")
+    train_parameters(params.train, where=f"{file}: train")
+    for name in params.variants:
+        params.train_for(name)
+    check_data(params.data, where=f"{file}: data")
+    if params.flow.state_remote.startswith("s3:"):
+        check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))
+    if params.flow.remote_training.count("/") != bool(params.flow.remote_training):
+        raise ConfigError(f"{file}: flow.remote_training: a deployment is FLOW/NAME, as `prefect deployment ls` says")

@@ -1,0 +1,51 @@
+"""MLflow's exceptions as this project's: what cannot be reached now is told from what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stages.project.command import UnavailableError
+from stages.project.redaction import in_one_line, redacted
+from stages.registry import tracking
+from yolov7.errors import ModelError
+
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST")
+"""The last is also what MLflow calls most errors of a database that is just being restarted."""
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+
+
+class RegistryUnavailableError(ModelError, UnavailableError):
+    """The MLflow server or its database cannot be reached now; the same command may work later."""
+
+
+@dataclass
+class Absent:
+    """What the block stands for where the thing does not exist."""
+
+    value: Any
+
+
+_RAISE = object()
+
+
+@contextmanager
+def reported(absent: Any = _RAISE) -> Iterator[Absent]:
+    """MLflow's exceptions as ours; with `absent` given, a thing that does not exist ends the block quietly."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield Absent(absent)
+    except MlflowException as error:
+        if absent is not _RAISE and error.error_code in _ABSENT:
+            return
+        message = f"MLflow at {redacted(tracking.tracking_uri())}: {in_one_line(error, 500)}"
+        # Without the cause: its own words may hold the address with a password, and a traceback would show them.
+        raise (RegistryUnavailableError if error.error_code in _AWAY else ModelError)(message) from None
+    except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
+        where = redacted(tracking.tracking_uri())
+        raise RegistryUnavailableError(f"MLflow at {where} cannot be reached: {in_one_line(error, 300)}") from None

@@ -1,0 +1,58 @@
+"""What MLflow is told about a model: how it is served, what goes in and comes out, which packages it needs."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_SERVING = Path(__file__).parents[1] / "serving" / "model.py"
+
+
+def log_model(export: Path, example: bytes | None) -> Any:
+    """Log an export folder as a pyfunc model of the active run, with an image as its example; MLflow's record of it."""
+    import mlflow
+    import pandas as pd
+
+    import yolov7
+
+    return mlflow.pyfunc.log_model(
+        name="model",
+        python_model=str(_SERVING),
+        artifacts={"export": str(export)},
+        # The library travels along: the version goes on working when this checkout has moved on.
+        code_paths=[str(Path(yolov7.__file__).parent)],
+        signature=_signature(export),
+        input_example=None if example is None else pd.DataFrame({"image": [example]}),
+        pip_requirements=_requirements(),
+    )
+
+
+def _signature(export: Path) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    from stages.serving.model import COLUMNS
+    from yolov7.predict import load_detector
+
+    detector = load_detector(export)
+    kinds = {"int64": DataType.long, "float64": DataType.double, "object": DataType.string}
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(kinds[kind], name) for name, kind in COLUMNS.items()]),
+        params=ParamSchema(
+            [
+                ParamSpec("confidence", DataType.double, float(detector.confidence)),
+                ParamSpec("iou", DataType.double, float(detector.iou)),
+            ]
+        ),
+    )
+
+
+def _requirements() -> list[str]:
+    """The library's own dependencies and the server's, pinned to what is installed here."""
+    needed = [line for line in metadata.requires("yolov7-pipeline") or [] if "extra ==" not in line]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed]
+    # A build such as 2.13.0+cpu exists on this kind of machine only.
+    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in ["mlflow", *names, "pandas", "pillow"]]

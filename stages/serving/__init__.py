@@ -1,0 +1,1 @@
+"""What MLflow runs when a registered model is served."""

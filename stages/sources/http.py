@@ -1,0 +1,320 @@
+"""Files over HTTP: gone on with where they broke off, checked, and never mistaken for whole ones.
+
+A download grows in `NAME.part`; `NAME.json` beside it says what it is part of. A cut connection, a restarted process
+or a rebooted machine costs what was on the wire. The finished file takes its name in one step, after its size and,
+where one is known, its checksum were compared. Proxies and certificates are those of the environment (HTTPS_PROXY,
+REQUESTS_CA_BUNDLE); so are credentials: DATA_HTTP_TOKEN, or ~/.netrc.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import requests
+import urllib3
+
+from stages.project.folders import gigabytes, require_space
+from stages.project.redaction import redacted
+from yolov7.errors import DataError
+from yolov7.files import sha256_file, write_json
+
+logger = logging.getLogger(__name__)
+
+TOKEN = "DATA_HTTP_TOKEN"
+"""Environment variable: a bearer token for the server."""
+_ATTEMPTS = 6
+"""In a row without a new byte; as long as there is progress, nothing is given up."""
+_LONGEST_PAUSE = 30.0
+_TIMEOUT = (10.0, 60.0)
+"""Seconds to connect, and without a byte."""
+_PIECE = 1 << 20
+_REPORT_EVERY = 5.0
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Answers that another attempt may better."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file on a server."""
+
+    url: str
+    size: int | None = None
+    """Bytes, where known beforehand."""
+    sha256: str | None = None
+    """Hex, where known beforehand."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the address' path, as a file name."""
+        last = PurePosixPath(unquote(urlsplit(self.url).path)).name
+        return re.sub(r"[^\w.-]", "_", last).lstrip(".") or "download"
+
+    @property
+    def shown(self) -> str:
+        """The address without its query, user and password, which may be secrets."""
+        return redacted(self.url.partition("?")[0])
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the server said of a file; kept beside it."""
+
+    url: str
+    size: int | None = None
+    etag: str | None = None
+    modified: str | None = None
+    sha256: str | None = None
+    """Set when the file is complete."""
+
+
+class _Again(Exception):  # noqa: N818 - no error yet
+    """This attempt failed; the next one may not."""
+
+    def __init__(self, reason: str, wait: float = 0.0):
+        super().__init__(reason)
+        self.wait = wait
+
+
+def fetch(
+    one: Download,
+    folder: Path,
+    *,
+    spare: Callable[[int], int] = lambda size: 0,
+    pause: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Bring a file into `folder`; one that is there already and has not changed on the server is kept.
+
+    `spare(size)` is the disk space that what comes after the download needs: with that of the download itself it must
+    be free before the first byte. Raises :class:`DataError` where it is not, where the server refuses, where size or
+    checksum are others than expected, and after several attempts in a row that brought no new byte; what has arrived
+    by then is kept for the next call.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    transfer = _Transfer(one, folder, spare)
+    if transfer.is_complete():
+        return transfer.target
+    best, failures = transfer.have(), 0
+    while True:
+        try:
+            transfer.attempt()
+            return transfer.finish()
+        except _Again as again:
+            failures = 0 if transfer.have() > best else failures + 1
+            best = max(best, transfer.have())
+            if failures >= _ATTEMPTS:
+                message = f"{again}; given up after {failures} attempts without a new byte"
+                raise DataError(
+                    f"{message}, {gigabytes(best)} are kept: run it again to go on", path=one.shown
+                ) from None
+            wait = max(again.wait, min(_LONGEST_PAUSE, 2.0**failures))
+            logger.info("%s: %s; going on in %.0f s from %s", one.name, again, wait, gigabytes(transfer.have()))
+            pause(wait)
+        except OSError as error:  # of the disk: those of the network have been turned into _Again
+            raise DataError(f"cannot be written: {error.strerror}", path=transfer.part) from None
+
+
+class _Transfer:
+    """One file on its way: what is there of it, and the next attempt to get the rest."""
+
+    def __init__(self, one: Download, folder: Path, spare: Callable[[int], int]):
+        self.one, self.folder, self.spare = one, folder, spare
+        self.target = folder / one.name
+        self.part = folder / f"{one.name}.part"
+        self.note = folder / f"{one.name}.json"
+        self.known = _read_note(self.note)
+        if self.known is None or self.known.url != one.shown:
+            self._forget()
+
+    def have(self) -> int:
+        """Bytes that have arrived."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def is_complete(self) -> bool:
+        """Whether the file is here and is, by its checksum, the one that is meant."""
+        known, wanted = self.known, self.one.sha256
+        here = self.target.is_file() and known is not None and known.size == self.target.stat().st_size
+        return here and wanted is not None and known is not None and known.sha256 == wanted
+
+    def attempt(self) -> None:
+        """Ask for what is missing and append it. Raises :class:`_Again` where the rest must be asked for again."""
+        offset = self.have()
+        try:
+            with requests.get(self.one.url, headers=self._headers(offset), stream=True, timeout=_TIMEOUT) as response:
+                self._judge(response)
+                if response.status_code == requests.codes.not_modified:
+                    return
+                if response.status_code == requests.codes.requested_range_not_satisfiable:
+                    self._beyond_the_end(response, offset)
+                    return
+                start, total = self._start_and_total(response, offset)
+                self._expect(total)
+                self._remember(response, total)
+                self._append(response, start, total)
+        except requests.exceptions.SSLError as error:
+            raise DataError(f"no secure connection: {_words(error)}", path=self.one.shown) from None
+        except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+            raise _Again(f"the connection failed ({_words(error)})") from None
+        except requests.RequestException as error:
+            raise DataError(f"cannot be fetched: {_words(error)}", path=self.one.shown) from None
+
+    def _headers(self, offset: int) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity"}  # the bytes as they lie there, or lengths would mean nothing
+        token = os.environ.get(TOKEN)
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        known = self.known
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if known is not None and (known.etag or known.modified):
+                headers["If-Range"] = known.etag or known.modified or ""
+        elif self.target.is_file() and known is not None and known.sha256 is not None and self.one.sha256 is None:
+            if known.etag:
+                headers["If-None-Match"] = known.etag
+            elif known.modified:
+                headers["If-Modified-Since"] = known.modified
+        return headers
+
+    def _judge(self, response: requests.Response) -> None:
+        """Raise for answers that bring nothing."""
+        status, where = response.status_code, self.one.shown
+        if self.one.url.startswith("https:") and response.url.startswith("http:"):
+            raise DataError("the server leads from https to http; give the address it leads to", path=where)
+        if status in _AGAIN:
+            wait = response.headers.get("Retry-After", "")
+            raise _Again(f"the server answers {status}", min(float(wait), 120.0) if wait.isdecimal() else 0.0)
+        if status in (401, 403):
+            raise DataError(f"the server refuses access ({status}); give a token in {TOKEN}, or ~/.netrc", path=where)
+        if status in (404, 410):
+            raise DataError(f"there is no such file ({status}); correct the address", path=where)
+        if status not in (200, 206, 304, 416):
+            raise DataError(f"the server answers {status} {response.reason}", path=where)
+
+    def _beyond_the_end(self, response: requests.Response, offset: int) -> None:
+        """There is nothing after what we have: it is the whole, or no part of it."""
+        stated = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
+        if stated is None or int(stated[1]) != offset:
+            self._forget()
+            raise _Again("what was fetched so far is no part of the file any more")
+        self._expect(offset)
+
+    def _start_and_total(self, response: requests.Response, offset: int) -> tuple[int, int | None]:
+        """Where the answer's bytes belong, and how long the whole file is."""
+        if response.status_code == requests.codes.ok:  # the whole file: it has changed, or the server knows no ranges
+            length = response.headers.get("Content-Length", "")
+            return 0, int(length) if length.isdecimal() else None
+        stated = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if stated is None or int(stated[1]) != offset:
+            self._forget()
+            raise _Again("the server sent another range than the one asked for")
+        total = None if stated[2] == "*" else int(stated[2])
+        if self.known is not None and self.known.size not in (None, total):
+            self._forget()
+            raise _Again("the file has changed on the server")
+        return offset, total
+
+    def _expect(self, total: int | None) -> None:
+        expected = self.one.size
+        if expected is not None and total not in (None, expected):
+            raise DataError(f"has {total:,} bytes; {expected:,} are expected: is it another file?", path=self.one.shown)
+
+    def _remember(self, response: requests.Response, total: int | None) -> None:
+        etag = response.headers.get("ETag", "")
+        self.known = Known(
+            url=self.one.shown,
+            size=total,
+            etag=etag if etag.startswith('"') else None,  # a weak one promises nothing about bytes
+            modified=response.headers.get("Last-Modified"),
+        )
+        write_json(self.note, asdict(self.known))
+
+    def _append(self, response: requests.Response, start: int, total: int | None) -> None:
+        if total is not None:
+            require_space(self.folder, total - start + self.spare(total), self._purpose(total))
+        progress = _Progress(self.one.name, start, total)
+        mode = "ab" if start else "wb"
+        with self.part.open(mode) as file:
+            for piece in response.raw.stream(_PIECE, decode_content=False):
+                if total is None:  # it may go on for ever
+                    have = progress.have + len(piece)
+                    require_space(self.folder, len(piece) + self.spare(have), self._purpose(have))
+                file.write(piece)
+                progress.add(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+        if total is not None and self.have() != total:
+            raise _Again("the connection was cut")
+
+    def _purpose(self, total: int) -> str:
+        return f"{self.one.name} ({gigabytes(total)}) with what is made of it"
+
+    def finish(self) -> Path:
+        """Check the file and give it its name."""
+        if not self.part.exists():  # it was not modified
+            return self.target
+        assert self.known is not None
+        size = self.have()
+        self._expect(size)
+        digest = sha256_file(self.part)
+        if self.one.sha256 not in (None, digest):
+            self._forget()
+            message = f"the sha256 is {digest}; {self.one.sha256} is expected: what was fetched was removed"
+            raise DataError(f"{message}; run it again, or correct the checksum", path=self.one.shown)
+        self.part.replace(self.target)
+        self.known = Known(self.known.url, size, self.known.etag, self.known.modified, digest)
+        write_json(self.note, asdict(self.known))
+        logger.info("%s: complete, %s, sha256 %s", self.one.name, gigabytes(size), digest)
+        return self.target
+
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+        self.known = None
+
+
+def read_note(file: Path) -> Known:
+    """What the server said of a file that :func:`fetch` has brought, and its checksum."""
+    known = _read_note(file.with_name(f"{file.name}.json"))
+    if known is None:
+        raise DataError("there is no note on this download; remove the file and run it again", path=file)
+    return known
+
+
+def _read_note(path: Path) -> Known | None:
+    """None where there is none, or none that we wrote."""
+    try:
+        return Known(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+class _Progress:
+    """A line every few seconds."""
+
+    def __init__(self, name: str, have: int, total: int | None):
+        self.name, self.have, self.total = name, have, total
+        self._from, self._since = have, time.monotonic()
+        self._said = self._since
+
+    def add(self, count: int) -> None:
+        self.have += count
+        now = time.monotonic()
+        if now - self._said < _REPORT_EVERY:
+            return
+        self._said = now
+        speed = (self.have - self._from) / (now - self._since)
+        whole = "" if self.total is None else f" of {gigabytes(self.total)}"
+        logger.info("%s: %s%s, %.1f MB/s", self.name, gigabytes(self.have), whole, speed / 1e6)
+
+
+def _words(error: Exception) -> str:
+    """The innermost cause, in a line: requests wraps urllib3, which wraps the system."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else text[:157] + "..."

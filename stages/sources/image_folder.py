@@ -1,0 +1,156 @@
+"""Folders whose files belong together by name: images with their labels, and lists that name some of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from stages.images.header import read_header
+from yolov7.data.formats.label_files import read_text, text_lines
+from yolov7.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_LISTED = 5
+"""Files a message names; it always tells how many there are."""
+_NAME_COLUMNS = ("filename", "file_name", "image", "file", "path")
+"""Headings under which a CSV may name its files."""
+
+
+def stem_of(name: str) -> str:
+    """A relative file name without its extension: what an image and its labels share."""
+    return PurePosixPath(name).with_suffix("").as_posix()
+
+
+def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
+    """Names, relative to `root` and sorted, of the files below it that end in one of `suffixes` (in any case).
+
+    Hidden files and folders are passed over, and so are links to folders. Raises :class:`DataError` naming `key` of
+    params.yaml where there is no such folder, for a name that is not UTF-8, because no annotation can hold it, and for
+    links that leave the folder and what else is no file: a pipe would be waited for.
+    """
+    if not root.is_dir():
+        raise DataError(f"no such folder; see {key} in params.yaml", path=root)
+    found: list[str] = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = PurePosixPath(os.path.relpath(folder, root).replace(os.sep, "/"))
+        found += [str(inside / name) for name in files if name.lower().endswith(tuple(suffixes)) and name[0] != "."]
+    for name in found:
+        if not _is_text(name):
+            raise DataError(f"the file name {name!r} is not UTF-8; rename the file", path=root)
+        path = root / name
+        if not path.is_file():
+            raise DataError("is not a file; remove it", path=path)
+        if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
+            raise DataError("is a link that leaves its folder; bring the file itself", path=path)
+    return sorted(found)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:
+    """File names by stem. Raises :class:`DataError` where two differ in the extension only: whose labels are theirs?"""
+    result: dict[str, str] = {}
+    for name in names:
+        other = result.setdefault(stem_of(name), name)
+        if other != name:
+            message = f"{other!r} and {name!r} share the labels of {stem_of(name)!r}; rename one of them and its labels"
+            raise DataError(message, path=root)
+    return result
+
+
+def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Height and width of every image, upright, from its header.
+
+    Raises :class:`DataError` naming the files whose header cannot be read: damaged, or of a format that
+    `stages.images.header` does not know.
+    """
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        headers = list(pool.map(lambda name: read_header(root / name), names))
+    sizes: dict[str, tuple[int, int]] = {}
+    bad: list[str] = []
+    for name, header in zip(names, headers, strict=True):
+        if header is None or header.width == 0 or header.height == 0:
+            bad.append(name)
+        elif header.lies_on_its_side:
+            sizes[name] = (header.width, header.height)
+        else:
+            sizes[name] = (header.height, header.width)
+    if bad:
+        message = f"the size of {len(bad)} images cannot be read: {shown(bad)}"
+        raise DataError(f"{message}; they are damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF", path=root)
+    return sizes
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(repr, names[:_LISTED])) + more
+
+
+def select_listed(path: Path, known: Mapping[str, str]) -> list[str]:
+    """The values of `known` (by stem) that a list names, each once, in the order of the list.
+
+    The list is a CSV with a heading `filename`, or a text file with a name a line: with or without extension, with or
+    without leading folders, and with or without the -1, 0 or 1 that the class lists of VOC put behind it.
+    Raises :class:`DataError` for an empty list and for names that are not known, with their lines.
+    """
+    entries = _csv_names(path) if path.suffix.lower() == ".csv" else _text_names(path)
+    chosen: dict[str, None] = {}
+    missing: dict[str, int] = {}
+    for line, entry in entries:
+        stem = _known_stem(entry, known)
+        if stem is None:
+            missing.setdefault(entry, line)
+        else:
+            chosen[known[stem]] = None
+    if missing:
+        listed = [f"{entry} (line {line})" for entry, line in missing.items()]
+        raise DataError(f"{len(missing)} names of this list have no file: {shown(listed)}", path=path)
+    if not chosen:
+        raise DataError("names no file", path=path)
+    return list(chosen)
+
+
+def _text_names(path: Path) -> list[tuple[int, str]]:
+    lines = enumerate(text_lines(read_text(path)), 1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def _csv_names(path: Path) -> list[tuple[int, str]]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    try:
+        heading = [name.strip().lower() for name in next(reader, [])]
+        column = next((heading.index(name) for name in _NAME_COLUMNS if name in heading), None)
+        if column is None:
+            wanted = ", ".join(_NAME_COLUMNS)
+            raise DataError(f"no column that names files (one of: {wanted}) among {heading[:10]}", path=path)
+        return [(reader.line_num, row[column].strip()) for row in reader if len(row) > column and row[column].strip()]
+    except csv.Error as error:
+        raise DataError(f"not CSV: {error}", path=path, record=f"line {reader.line_num}") from None
+
+
+def _known_stem(entry: str, known: Mapping[str, str]) -> str | None:
+    """The known stem an entry means; leading folders are dropped one by one until one fits."""
+    entries = [entry]
+    name, _, flag = entry.rpartition(" ")
+    if flag in ("-1", "0", "1"):
+        entries.append(name.rstrip())
+    for candidate in entries:
+        parts = [part for part in candidate.replace("\\", "/").split("/") if part not in ("", ".")]
+        for start in range(len(parts)):
+            tail = "/".join(parts[start:])
+            for stem in (tail, stem_of(tail)):
+                if stem in known:
+                    return stem
+    return None

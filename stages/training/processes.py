@@ -1,0 +1,87 @@
+"""A training as several processes, on one machine or on many: how many is a matter of the machine, not of params.yaml.
+
+`YOLOV7_PROCESSES` (default 1) is the number on this machine, one for each GPU. For several machines the same command
+runs on each of them with `YOLOV7_NODES`, their number, and `YOLOV7_RENDEZVOUS`, HOST:PORT of one of them.
+`YOLOV7_RESTARTS` (default 0) is how often all are started again after one has died; they go on from the newest state.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from signal import SIGINT, SIGTERM, signal
+
+import torch
+
+from stages.project.command import EXIT_RESUMABLE
+from yolov7.errors import ConfigError
+from yolov7.train.distributed import launched, share_of_batch
+
+
+def start_processes(
+    arguments: Sequence[str], *, batch_size: int, before: Callable[[], None] = lambda: None
+) -> int | None:
+    """Run `python ARGUMENTS` as the processes that the environment asks for; their exit status, None for one process.
+
+    `before` is called once if any are started; on several machines it has returned on each before the first begins.
+    Raises :class:`ConfigError` for a setting that cannot be, or a batch that cannot be divided among the processes.
+    """
+    processes, nodes = _number("YOLOV7_PROCESSES", 1), _number("YOLOV7_NODES", 1)
+    if launched() or processes * nodes == 1:
+        return None
+    rendezvous = os.environ.get("YOLOV7_RENDEZVOUS", "")
+    if nodes > 1 and not rendezvous:
+        raise ConfigError("YOLOV7_NODES is set: set YOLOV7_RENDEZVOUS to HOST:PORT of one of the machines too")
+    share_of_batch(batch_size, processes * nodes)
+    from yolov7.train.launch import launch
+
+    restarts = _number("YOLOV7_RESTARTS", 0)
+    before()
+    return launch(
+        arguments, processes=processes, nodes=nodes, rendezvous=rendezvous, restarts=restarts, stopped=EXIT_RESUMABLE
+    )
+
+
+def restarted() -> bool:
+    """Whether the processes have been started again after one has died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def loader_workers(device: torch.device) -> int:
+    """Processes that load data for this one: `YOLOV7_WORKERS`, or 0 on a CPU, and up to 8 for an accelerator."""
+    if "YOLOV7_WORKERS" in os.environ or device.type == "cpu":
+        return _number("YOLOV7_WORKERS", 0)
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(cores, 1))
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGINT has asked the trainer to save and end; a second signal is not waited for.
+
+    One of several processes waits for the others whatever comes, and also stops when the process that started it is no
+    longer there, so that none is left behind to train on beside the next run.
+    """
+    asked: list[int] = []
+    several, parent = launched(), os.getppid()
+
+    def ask(signum: int, frame: object) -> None:
+        if asked and not several:
+            raise SystemExit(128 + signum)
+        asked.append(signum)
+
+    before = {number: signal(number, ask) for number in (SIGTERM, SIGINT)}
+    try:
+        yield lambda: bool(asked) or (several and os.getppid() != parent)
+    finally:
+        for number, handler in before.items():
+            signal(number, handler)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    least = min(default, 1)
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{name}: a number from {least} on is expected, got {text!r}")
+    return int(text)

@@ -1,0 +1,58 @@
+"""When a run compares its variants, and what it says of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from flows.comparison import PAGE, compare_variants
+from flows.report import FamilyReport, VariantReport, markdown
+from flows.runner.pipeline import Outcome, StageError, StageResult
+
+LOG = logging.getLogger("test")
+
+
+class Commands:
+    """Stands for the pipeline: keeps what it is to run, and makes the page or fails."""
+
+    def __init__(self, root: Path, fails: bool = False):
+        self.root, self.fails, self.ran = root, fails, []
+
+    def run(self, name, command, log):
+        self.ran.append((name, command[1:]))
+        if self.fails:
+            raise StageError("no variant is evaluated on the present test data", stage=name)
+        (self.root / PAGE).parent.mkdir(exist_ok=True)
+        (self.root / PAGE).write_text("<!doctype html>")
+
+
+def family(*aps: float | None, outcome: Outcome = Outcome.RAN) -> FamilyReport:
+    variants = [
+        VariantReport(f"v{i}", [StageResult(f"evaluate@v{i}", outcome, 1.0)], ap=ap) for i, ap in enumerate(aps)
+    ]
+    return FamilyReport(variants=variants)
+
+
+def test_several_variants_are_compared_when_one_is_new(tmp_path: Path) -> None:
+    pipeline, report = Commands(tmp_path), family(0.5, None, 0.6)
+    compare_variants(pipeline, report, LOG)
+    assert pipeline.ran == [("compare", ["-m", "stages.compare_variants"])]
+    assert f"`{PAGE}`" in markdown(report)
+    again = family(0.5, 0.6, outcome=Outcome.UNCHANGED)
+    compare_variants(pipeline, again, LOG)
+    assert len(pipeline.ran) == 1 and again.comparison == PAGE, "what is there already is only named"
+
+
+def test_one_variant_is_not_compared(tmp_path: Path) -> None:
+    pipeline, report = Commands(tmp_path), family(0.5, None)
+    compare_variants(pipeline, report, LOG)
+    assert not pipeline.ran and "comparison" not in markdown(report)
+
+
+def test_a_comparison_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    report = family(0.5, 0.6)
+    compare_variants(Commands(tmp_path, fails=True), report, LOG)
+    assert "the variants are not compared" in caplog.text
+    assert report.comparison is None and not report.failures

@@ -1,0 +1,65 @@
+"""Which code made a thing: what the pipeline itself writes makes no revision another one, code that git lacks does."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from stages.project.provenance import DIRTY, git_changes, git_revision, stage_code
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+
+
+def test_what_the_pipeline_writes_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "validation").mkdir()
+    written = ("dvc.lock", "validation/reference.json")
+    for name in (*written, "params.yaml"):
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    for name in written:
+        (tmp_path / name).write_text("2")
+    assert git_changes() == [] and git_revision() == git("rev-parse", "HEAD")
+    (tmp_path / "params.yaml").write_text("2")
+    assert git_changes() == ["params.yaml"] and git_revision().endswith(DIRTY)
+
+
+def test_python_files_that_git_lacks_are_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    git("init", "-q")
+    (tmp_path / ".gitignore").write_text("/models/\n")
+    git("add", "-A")
+    git("commit", "-qm", "start")
+    for name in ("notes.txt", "models/copy.py", "mine/my networks.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [name.strip('"') for name in git_changes()] == ["mine/my networks.py"], "train.network may name it"
+    assert git_revision().endswith(DIRTY)
+    git("add", "-A")
+    git("commit", "-qm", "mine")
+    assert git_changes() == [] and git_revision() == git("rev-parse", "HEAD")
+
+
+def test_the_code_of_a_stage_is_what_dvc_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert stage_code("train") is None
+    Path("dvc.yaml").write_text("stages: {train: {deps: [data/index, lib, train.py, notes.txt]}, other: {cmd: a}}")
+    Path("lib/deep").mkdir(parents=True)
+    files = [Path("lib/deep/loss.py"), Path("train.py"), Path("notes.txt"), Path("lib/figure.png"), Path("other.py")]
+    for file in files:
+        file.write_text("1")
+    first = stage_code("train")
+    assert first is not None and stage_code("other") is None
+    changes = []
+    for file in files:
+        file.write_text("2")
+        changes.append(stage_code("train") != first)
+        file.write_text("1")
+    assert changes == [True, True, False, False, False] and stage_code("train") == first

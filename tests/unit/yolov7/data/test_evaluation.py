@@ -1,0 +1,129 @@
+"""Letterbox and evaluation batches: every image once, and boxes that find their way there and back."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolov7.data.evaluation import evaluation_batches
+from yolov7.data.formats.coco import CocoAnnotations
+from yolov7.data.index import build_index
+from yolov7.errors import DataError
+from yolov7.letterbox import letterbox, unletterbox
+
+SIZES = [(48, 64), (64, 48), (100, 200), (37, 53), (64, 64), (20, 90), (91, 30)]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    rng = np.random.default_rng(0)
+    images, records = [], []
+    for i, (height, width) in enumerate(SIZES):
+        image = np.zeros((height, width, 3), np.uint8)
+        left, top = int(rng.integers(0, width // 2)), int(rng.integers(0, height // 2))
+        image[top : top + height // 4, left : left + width // 4] = 255
+        cv2.imwrite(str(folder / f"{i}.png"), image)
+        images.append({"id": 100 + i, "file_name": f"{i}.png", "width": width, "height": height})
+        box = [left, top, width // 4, height // 4]
+        records.append({"id": i, "image_id": 100 + i, "category_id": 1, "bbox": box})
+    coco = CocoAnnotations(Path("x.json"), images, records, [{"id": 1, "name": "thing"}])
+    return build_index(coco, folder, folder / "index")
+
+
+def batches(index, **keywords):
+    return list(evaluation_batches(index, **{"image_size": 64, "batch_size": 3, "stride": 32, **keywords}))
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_every_image_once_whatever_the_workers_and_ranks(index, rectangular):
+    alone = batches(index, rectangular=rectangular)
+    assert sorted(i for batch in alone for i in batch.indices) == list(range(len(SIZES)))
+    assert [len(batch) for batch in alone] == [3, 3, 1]
+    for other in (batches(index, rectangular=rectangular, workers=2), _interleaved(index, rectangular)):
+        assert [batch.indices for batch in other] == [batch.indices for batch in alone]
+        for mine, its in zip(alone, other, strict=True):
+            np.testing.assert_array_equal(mine.images.numpy(), its.images.numpy())
+            np.testing.assert_array_equal(mine.scales, its.scales)
+            np.testing.assert_array_equal(mine.pads, its.pads)
+
+
+def _interleaved(index, rectangular):
+    ranks = [batches(index, rectangular=rectangular, rank=rank, world_size=2) for rank in range(2)]
+    return [ranks[0][0], ranks[1][0], ranks[0][1]]
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_boxes_point_at_the_same_pixels_before_and_after(index, rectangular):
+    for batch in batches(index, rectangular=rectangular):
+        assert batch.images.dtype.is_floating_point is False and batch.images.is_contiguous()
+        for row, i in enumerate(batch.indices):
+            assert batch.image_ids[row] == index.image_id(i)
+            assert tuple(batch.original_sizes[row]) == index.size(i)
+            moved = batch.to_batch(row, index.boxes(i))
+            ys, xs = np.nonzero(batch.images[row, 0].numpy() > 150)
+            seen = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+            assert np.abs(seen - moved[0]).max() <= 1.01  # the edge pixel may be blended
+            np.testing.assert_allclose(batch.to_original(row, moved), index.boxes(i), atol=1e-4)
+
+
+def test_square_batches_have_the_image_size_and_a_grey_border(index):
+    for batch in batches(index):
+        assert batch.images.shape[1:] == (3, 64, 64)
+    first = batches(index)[0]
+    assert tuple(first.pads[0]) == (0, 8) and tuple(first.pads[1]) == (8, 0)
+    assert (first.images[0, :, :8] == 114).all() and (first.images[0, :, 56:] == 114).all()
+
+
+def test_rectangular_batches_follow_the_ratios(index):
+    alone = batches(index, rectangular=True)
+    ratios = [SIZES[i][0] / SIZES[i][1] for batch in alone for i in batch.indices]
+    assert ratios == sorted(ratios)
+    # Wide: ratios 20/90, 100/200, 37/53; ceil(0.698 * 2 + 0.5) = 2 rows of 32, ceil(1 * 2 + 0.5) = 3 columns.
+    assert alone[0].images.shape[2:] == (64, 96)
+    # Mixed: square, 3 strides each. Tall: 91/30: ceil(30/91 * 2 + 0.5) = 2.
+    assert alone[1].images.shape[2:] == (96, 96)
+    assert alone[2].images.shape[2:] == (96, 64)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_stops_the_evaluation(index, tmp_path, workers):
+    other = type(index).open(index.folder, image_root=tmp_path)
+    with pytest.raises(DataError, match=r"0\.png: no such image file$"):
+        batches(other, workers=workers)
+
+
+def test_an_image_of_another_size_stops_the_evaluation(index, tmp_path):
+    for i in range(len(SIZES)):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.zeros((10, 12, 3), np.uint8))
+    other = type(index).open(index.folder, image_root=tmp_path)
+    with pytest.raises(DataError, match=r"image 100: the image is 12 x 10 but annotated as 64 x 48"):
+        batches(other)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(16, 200), st.integers(16, 200), st.booleans(), st.data())
+def test_letterbox_fits_and_boxes_come_back(height, width, new_height, new_width, enlarge, data):
+    image = np.full((height, width, 3), 200, np.uint8)
+    boxed, scale, (x, y) = letterbox(image, new_height, new_width, enlarge=enlarge)
+    assert boxed.shape == (new_height, new_width, 3)
+    assert enlarge or scale <= 1
+    inside = boxed[:, :, 0] == 200
+    rows, columns = int(inside.any(1).sum()), int(inside.any(0).sum())
+    assert rows == max(round(height * scale), 1) and columns == max(round(width * scale), 1)
+    assert inside[y : y + rows, x : x + columns].all() and (boxed[~inside] == 114).all()
+    # The smaller half of an odd rest lies before the image.
+    assert 0 <= new_height - rows - 2 * y <= 1 and 0 <= new_width - columns - 2 * x <= 1
+    assert max(rows / new_height, columns / new_width) == 1 or not enlarge
+    corners = data.draw(st.tuples(*[st.floats(0, 1)] * 4))
+    box = np.sort(np.reshape(corners, (2, 2)), 0).reshape(1, 4) * [width, height, width, height]
+    there = box * scale + [x, y, x, y]
+    np.testing.assert_allclose(unletterbox(there, scale, (x, y), height, width), box, atol=1e-3)
+
+
+def test_boxes_of_the_border_are_clipped_to_the_image():
+    boxes = unletterbox(np.float32([[0, 0, 64, 64]]), 0.5, (0, 8), 96, 128)
+    np.testing.assert_array_equal(boxes, np.float32([[0, 0, 128, 96]]))
+    assert unletterbox(np.zeros((0, 4), np.float32), 0.5, (0, 8), 96, 128).shape == (0, 4)

@@ -1,0 +1,89 @@
+"""The page that compares variants: every figure in its place, nothing from elsewhere, charts that hold every dot."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolov7.model.info import family_info
+from yolov7.report.charts import Dot, scatter
+from yolov7.report.comparison import Compared, render_comparison
+
+FIGURES = {"AP": 0.512, "AP_low": 0.49, "AP_high": 0.53, "AP50": 0.7, "AP75": 0.55}
+FIGURES |= {"APs": -1.0, "APm": 0.4, "APl": 0.6}
+
+
+def compared(variant: str, **changes: object) -> Compared:
+    one = Compared(variant, FIGURES, {"cat <tom>": 0.25, "owl": -1.0}, 6_014_038, 13.25, 640, 12.5, 11.0, 19.0, 24.2)
+    return replace(one, notes={"Version": "3"}, **changes)
+
+
+def test_the_page_tells_what_was_measured_and_what_was_published():
+    slow = compared("mine & yours", latency_ms=99.5, metrics={**FIGURES, "AP": 0.6}, per_class={"owl": 0.1})
+    page = render_comparison({"Test data": "a1<b2"}, [compared("yolov7-tiny"), slow], family_info(["yolov7"]))
+    text = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page)
+    row = text.split("yolov7-tiny", 4)[-1]
+    for cell in (
+        "0.512",
+        "0.512 (0.490–0.530)",
+        "12.5",
+        "12.5 (11.0–19.0)",
+        "6.01",
+        "13.2",
+        "24.2",
+        "a1&lt;b2",
+        "99.5",
+    ):
+        assert cell in text, cell
+    assert "cat &lt;tom&gt; 0.250 –" in " ".join(text.split()), "a class that only one of them knows"
+    assert "51.4 69.7 55.9 test-dev, 640 px 161" in " ".join(row.split())
+    assert not re.search(r"https?://|<link|src=", page), "it opens without a network"
+    assert page.count("<svg") == 6 and page.count('class="sorts"') == 3
+
+
+def test_nothing_published_is_said_so():
+    page = render_comparison({}, [compared("one")], [])
+    assert page.count("Nothing to show") == 3
+
+
+NUMBERS = st.floats(0, 1e9, allow_nan=False) | st.sampled_from([0.0, 0.5, 0.5000001])
+
+
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=30), NUMBERS, NUMBERS), min_size=1, max_size=12))
+def test_every_dot_lies_inside_its_chart(points: list[tuple[str, float, float]]):
+    points = [("".join(c for c in name if c.isprintable()) or "x", x, y) for name, x, y in points]
+    root = ElementTree.fromstring(scatter([Dot(name, x, y, y * 0.9, y * 1.1) for name, x, y in points], "x", "y"))
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    dots = root.findall("circle")
+    assert len(dots) == len(points)
+    for dot in dots:
+        assert 0 <= float(dot.attrib["cx"]) <= width and 0 <= float(dot.attrib["cy"]) <= height
+    for line in root.findall("line"):
+        assert all(-0.1 <= float(line.attrib[name]) <= max(width, height) for name in ("x1", "x2", "y1", "y2"))
+
+
+def test_names_do_not_cover_each_other():
+    root = ElementTree.fromstring(scatter([Dot(f"network {i}", 10.0, 0.5) for i in range(5)], "x", "y"))
+    places = [(text.attrib["x"], float(text.attrib["y"])) for text in root.findall("text") if "network" in text.text]
+    heights = sorted(y for _, y in places)
+    assert len(places) == 5 and min(b - a for a, b in pairwise(heights)) >= 13
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"), [((0.0, 5.0), "0 1 2 3 4 5"), ((0.0, 0.09), "0.00 0.02 0.04 0.06 0.08 0.10")]
+)
+def test_axes_have_round_numbers(values, ticks):
+    root = ElementTree.fromstring(scatter([Dot("a", x, 1.0) for x in values], "x", "y"))
+    bottom = max(
+        float(t.attrib["y"])
+        for t in root.findall("text")
+        if t.attrib.get("text-anchor") == "middle" and t.text != "x" and "y" in t.attrib
+    )
+    shown = [t.text for t in root.findall("text") if t.attrib.get("y") and float(t.attrib["y"]) == bottom]
+    assert " ".join(shown) == ticks

@@ -1,0 +1,119 @@
+"""Typed parameters: presets, merging, and mistakes refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.project import params as params_module
+from yolov7.config import PRESETS, Loss, merge, parse, train_parameters
+from yolov7.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_presets_hold_the_published_values():
+    p5, p6 = train_parameters({"preset": "p5"}), train_parameters({"preset": "p6"})
+    tiny, finetune = train_parameters({"preset": "tiny"}), train_parameters({"preset": "finetune"})
+    assert (p5.optimizer.learning_rate, p5.optimizer.final_factor, p5.optimizer.momentum) == (0.01, 0.1, 0.937)
+    assert (p5.loss.box, p5.loss.classification, p5.loss.objectness) == (0.05, 0.3, 0.7)
+    assert (p5.augment.translate, p5.augment.scale, p5.augment.mixup, p5.augment.paste_in) == (0.2, 0.9, 0.15, 0.15)
+    assert (p6.optimizer.final_factor, p6.image_size) == (0.2, 1280)
+    assert (tiny.optimizer.final_factor, tiny.loss.classification, tiny.loss.objectness) == (0.01, 0.5, 1.0)
+    assert (tiny.augment.translate, tiny.augment.scale, tiny.augment.mixup) == (0.1, 0.5, 0.05)
+    assert (finetune.augment.scale, finetune.augment.mixup, finetune.augment.paste_in) == (0.5, 0.0, 0.0)
+    assert not train_parameters({"preset": "small"}).loss.scale_gains
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_is_given_lies_over_the_preset_and_leaves_the_rest(name):
+    plain = train_parameters({"preset": name})
+    changed = train_parameters({"preset": name, "optimizer": {"learning_rate": 0.5}})
+    assert changed.optimizer.learning_rate == 0.5
+    assert changed.optimizer.model_copy(update={"learning_rate": plain.optimizer.learning_rate}) == plain.optimizer
+    assert changed.loss == plain.loss
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"optimiser": {}}, ["train.optimiser", "optimizer"]),
+        ({"optimizer": {"lerning_rate": 1}}, ["train.optimizer.lerning_rate", "learning_rate"]),
+        ({"preset": "smal"}, ["preset", "small"]),
+        ({"epochs": 0}, ["train.epochs", "0"]),
+        ({"augment": {"mosaic": 2.0}}, ["train.augment.mosaic"]),
+        ({"loss": {"box": float("nan")}}, ["train.loss.box"]),
+    ],
+)
+def test_a_mistake_is_named_with_the_nearest_key(values, words):
+    with pytest.raises(ConfigError) as caught:
+        train_parameters(values)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_merge_is_deep_and_leaves_its_inputs_alone():
+    base, over = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 9}}
+    assert merge(base, over) == {"a": {"b": 9, "c": 2}, "d": 3}
+    assert base == {"a": {"b": 1, "c": 2}, "d": 3}
+
+
+def test_groups_are_immutable():
+    loss = parse(Loss, {}, where="loss")
+    with pytest.raises(ValueError, match="frozen"):
+        loss.box = 1.0  # type: ignore[misc]
+
+
+def test_the_shipped_params_file_is_valid_and_complete():
+    params = params_module.load(ROOT / "params.yaml")
+    assert params.variants
+    given = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(given) == set(type(params).model_fields), "a group is missing from params.yaml"
+
+
+def write(tmp_path: Path, change: dict) -> Path:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(merge(values, change)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"exprot": {}}, ["exprot", "export"]),
+        ({"variants": ["yolov7-tny"]}, ["yolov7-tny", "yolov7-tiny"]),
+        ({"variants": ["yolov7-x"]}, ["per_variant", "yolov7-x: {}"]),
+        ({"per_variant": {"yolov7-tiny": {"epocs": 3}}}, ["per_variant.yolov7-tiny", "epocs", "epochs"]),
+        ({"data": {"source": "coco"}}, ["data.coco"]),
+        ({"data": {"digits": {"digits_per_image": [4, 2]}}}, ["digits_per_image"]),
+        ({"train": {"preset": "p7"}}, ["preset", "p7"]),
+        ({"flow": {"retries": "many"}}, ["flow.retries", "many"]),
+    ],
+)
+def test_a_mistake_anywhere_in_the_file_is_refused(tmp_path, change, words):
+    with pytest.raises(ConfigError) as caught:
+        params_module.load(write(tmp_path, change))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_variant_may_differ_from_the_common_training_parameters(tmp_path):
+    path = write(tmp_path, {"per_variant": {"yolov7-tiny": {"epochs": 7, "optimizer": {"momentum": 0.5}}}})
+    params = params_module.load(path)
+    train = params.train_for("yolov7-tiny")
+    assert (train.epochs, train.optimizer.momentum) == (7, 0.5)
+    assert train.optimizer.name == "adamw"
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "\xff"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"params\.yaml"):
+        params_module.load(path)
+    with pytest.raises(ConfigError, match="no such file"):
+        params_module.load(tmp_path / "absent.yaml")

@@ -1,0 +1,1 @@
+"""Detection heads: a spec dataclass and its module in each file."""

@@ -1,0 +1,57 @@
+"""Published checkpoints (`.pt`) to files of this project: what `yolov7 import-weights` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from yolov7.errors import ModelError
+from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
+from yolov7.model.detector import Form, create_model
+from yolov7.model.published.load import ImportReport, coco_category_ids, fill_published, looks_like, read_published
+
+__all__ = ["ImportReport", "identify", "import_official"]
+
+
+def identify(path: str | os.PathLike[str]) -> list[str]:
+    """The variants a published file could be of, by its keys (tiny and tiny-silu have the same). Executes nothing."""
+    return looks_like(read_published(path))
+
+
+def import_official(
+    path: str | os.PathLike[str],
+    variant: str,
+    output: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+    form: Form = "training",
+    seed: int = 0,
+) -> ImportReport:
+    """Read a published checkpoint and write it as a .safetensors file of this project.
+
+    `num_classes` defaults to the file's; another one makes a start for fine-tuning, with a fresh detection layer drawn
+    from `seed`. `class_names` default to the file's. `form` "deploy" re-parameterises. Nothing in the file is executed.
+    Raises :class:`ModelError` if the file is damaged, hostile, or of another variant.
+    """
+    if form not in ("training", "deploy"):
+        raise ModelError(f"form: 'training' or 'deploy' is expected, got {form!r}")
+    weights = read_published(path)
+    classes = weights.num_classes if num_classes is None else num_classes
+    if class_names is not None and len(class_names) != classes:
+        raise ModelError(f"{classes} class names are expected, got {len(class_names)}")
+    model = create_model(variant, classes, seed=seed)
+    report = fill_published(model, weights)
+    if form == "deploy" and report.untouched and any(name.startswith("head.lead") for name in report.untouched):
+        raise ModelError(
+            "a detection layer for another class count is untrained: import the training form and train it"
+        )
+    names = tuple(class_names or ())
+    if not names and report.num_classes == classes:
+        names = report.class_names
+    names = names or tuple(f"class {number}" for number in range(classes))
+    written = model.reparameterize() if form == "deploy" else model
+    extra = {"imported": {"form": report.form, "entry": report.entry, "left": [name for name, _ in report.left]}}
+    metadata = ModelMetadata.of(written, class_names=names, category_ids=coco_category_ids(names), extra=extra)
+    save_checkpoint(output, written, metadata)
+    return report

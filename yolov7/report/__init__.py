@@ -1,0 +1,1 @@
+"""Charts and HTML pages about an evaluation."""

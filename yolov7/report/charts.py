@@ -1,0 +1,227 @@
+"""The charts of the report, as SVG text: no scripts, no fonts or libraries from elsewhere, sharp in print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from yolov7.evaluate.curves import PrecisionRecall
+from yolov7.evaluate.mistakes import Calibration
+
+_SIDE, _LEFT, _BOTTOM, _EDGE = 320, 44, 40, 10  # of the square charts: plot, room for labels
+
+KIND_COLORS = {
+    "right": "#2f9e6e",
+    "localisation": "#e5a50a",
+    "class": "#d6457b",
+    "both": "#9b59b6",
+    "duplicate": "#4a90d9",
+    "background": "#8b5e3c",
+    "missed": "#c0392b",
+}
+
+
+def precision_recall(curves: PrecisionRecall) -> str:
+    """Mean curves at IoU 0.50 and over 0.50 to 0.95, and the classes' own at 0.50 behind them."""
+    lines = [
+        _line(curves.recall, row, "thin", title=name)
+        for name, row in zip(curves.class_names, curves.precision50, strict=True)
+        if not np.isnan(row).any()
+    ]
+    lines += [
+        _line(curves.recall, curves.mean_precision50, "main", title="all classes, IoU 0.50"),
+        _line(curves.recall, curves.mean_precision, "second", title="all classes, IoU 0.50 to 0.95"),
+    ]
+    keys = [("main", "IoU 0.50"), ("second", "IoU 0.50 to 0.95"), ("thin", "each class, IoU 0.50")]
+    return _square("recall", "precision", "".join(lines), keys)
+
+
+def reliability(found: Calibration) -> str:
+    """Share of right detections against score; on the diagonal, scores are probabilities. Areas tell how many."""
+    points = []
+    most = max(int(found.counts.max(initial=0)), 1)
+    for count, score, share in zip(found.counts, found.mean_scores, found.precision, strict=True):
+        if count:
+            radius = 2.5 + 9 * float(np.sqrt(count / most))
+            x, y = _place(score, share)
+            words = f"{count} detections of score {score:.2f} on average: {share:.0%} right"
+            points.append(
+                f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"><title>{words}</title></circle>'
+            )
+    (x1, y1), (x2, y2) = _place(0, 0), _place(1, 1)
+    diagonal = f'<line class="grid" stroke-dasharray="4 3" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
+    return _square("score", "share that is right", diagonal + "".join(points), [])
+
+
+def kinds_bar(counts: Mapping[str, int]) -> str:
+    """One bar, cut by kind."""
+    total = max(sum(counts.values()), 1)
+    x, parts = 0.0, []
+    for kind, count in counts.items():
+        if count:
+            width = 700 * count / total
+            parts.append(
+                f'<rect x="{x:.1f}" width="{max(width - 1, 0.5):.1f}" height="26" fill="{KIND_COLORS[kind]}">'
+                f"<title>{kind}: {count} ({count / total:.1%})</title></rect>"
+            )
+            x += width
+    return f'<svg class="bar" viewBox="0 0 700 26" role="img" aria-label="kinds of mistakes">{"".join(parts)}</svg>'
+
+
+def confusion(table: np.ndarray, class_names: Sequence[str]) -> str:
+    """Rows: what it is; columns: what was detected; shares of the row. `table` is (C + 1, C + 1), background last."""
+    names = [*class_names, "background"]
+    columns = [*class_names, "missed"]
+    cell = 26 if len(names) <= 30 else 12
+    margin = 8 + 7 * max(len(name) for name in [*names, *columns])
+    margin = min(margin, 150)
+    size = cell * len(names)
+    parts = []
+    sums = np.maximum(table.sum(axis=1), 1)
+    for row, name in enumerate(names):
+        y = margin + row * cell
+        parts.append(
+            f'<text x="{margin - 5}" y="{y + cell * 0.68:.1f}" text-anchor="end">{escape(_short(name))}</text>'
+        )
+        for column, other in enumerate(columns):
+            count = int(table[row, column])
+            if not count:
+                continue
+            share = count / sums[row]
+            color = KIND_COLORS["right"] if row == column else KIND_COLORS["missed"]
+            x = margin + column * cell
+            words = escape(f"{name} detected as {other}: {count} ({share:.0%})")
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{cell - 1}" height="{cell - 1}" fill="{color}" '
+                f'fill-opacity="{0.12 + 0.88 * share:.2f}"><title>{words}</title></rect>'
+            )
+            if cell >= 20:
+                ink = ' fill="#fff"' if share > 0.45 else ""
+                parts.append(
+                    f'<text x="{x + cell / 2}" y="{y + cell * 0.66:.1f}" text-anchor="middle"{ink} '
+                    f'pointer-events="none">{count if count < 1000 else f"{count / 1000:.0f}k"}</text>'
+                )
+    for column, other in enumerate(columns):
+        middle = margin + column * cell + cell * 0.66
+        parts.append(
+            f'<text transform="translate({middle:.1f} {margin - 5}) rotate(-90)">{escape(_short(other))}</text>'
+        )
+    side = margin + size + 4
+    style = "" if cell >= 20 else ' style="font-size:9px"'
+    return f'<svg class="confusion" viewBox="0 0 {side} {side}" width="{side}"{style} role="img">{"".join(parts)}</svg>'
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 20 else name[:19] + "…"
+
+
+def _place(x: float, y: float) -> tuple[float, float]:
+    return _LEFT + x * _SIDE, _EDGE + (1 - y) * _SIDE
+
+
+def _line(xs: np.ndarray, ys: np.ndarray, kind: str, *, title: str) -> str:
+    points = " ".join(f"{px:.1f},{py:.1f}" for px, py in (_place(x, y) for x, y in zip(xs, ys, strict=True)))
+    return f'<polyline class="{kind}" points="{points}"><title>{escape(title)}</title></polyline>'
+
+
+def _square(x_name: str, y_name: str, content: str, keys: Sequence[tuple[str, str]]) -> str:
+    """Axes from 0 to 1 around `content`, with a key of line kinds."""
+    legend = []
+    for row, (kind, words) in enumerate(keys):
+        y = _EDGE + _SIDE - 14 - 16 * (len(keys) - 1 - row)
+        legend.append(f'<line class="{kind}" x1="{_LEFT + 10}" x2="{_LEFT + 34}" y1="{y - 4}" y2="{y - 4}"/>')
+        legend.append(f'<text x="{_LEFT + 40}" y="{y}">{words}</text>')
+    ticks = np.linspace(0, 1, 6)
+    return _axes(x_name, y_name, ticks, ticks, content + "".join(legend))
+
+
+def _axes(x_name: str, y_name: str, x_ticks: np.ndarray, y_ticks: np.ndarray, content: str) -> str:
+    """A grid with its numbers; the first and the last tick are the edges."""
+    parts = []
+    for share, text in _numbers(x_ticks):
+        x, bottom = _place(share, 0)
+        parts.append(f'<line class="grid" x1="{x:.1f}" y1="{bottom}" x2="{x:.1f}" y2="{_EDGE}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
+    for share, text in _numbers(y_ticks):
+        left, y = _place(0, share)
+        parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{left + _SIDE}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 5}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
+    middle = _LEFT + _SIDE / 2
+    parts.append(f'<text x="{middle}" y="{_EDGE + _SIDE + 32}" text-anchor="middle">{escape(x_name)}</text>')
+    parts.append(
+        f'<text transform="translate(12 {_EDGE + _SIDE / 2}) rotate(-90)" text-anchor="middle">{escape(y_name)}</text>'
+    )
+    width, height = _LEFT + _SIDE + 2 * _EDGE, _EDGE + _SIDE + _BOTTOM
+    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img">{"".join([*parts, content])}</svg>'
+
+
+def _numbers(ticks: np.ndarray) -> list[tuple[float, str]]:
+    """Where each tick stands between the first and the last, and its number with as many decimals as they need."""
+    step = float(ticks[1] - ticks[0])
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(float((tick - ticks[0]) / (ticks[-1] - ticks[0])), f"{tick:.{decimals}f}") for tick in ticks]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One thing in a :func:`scatter`."""
+
+    name: str
+    x: float
+    y: float
+    low: float | None = None
+    """With `high`, where `y` lies: drawn as a line."""
+    high: float | None = None
+
+
+def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
+    """Named dots on two axes that begin at round numbers; nothing but a note where there is none."""
+    if not dots:
+        return '<p class="small">Nothing to show.</p>'
+    x_ticks = _ticks([0.0, *(dot.x for dot in dots)])
+    y_ticks = _ticks([value for dot in dots for value in (dot.y, dot.low, dot.high) if value is not None])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _place((x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]))
+
+    parts: list[str] = []
+    centres = [place(dot.x, dot.y) for dot in dots]
+    taken = [(x - 6, x + 6, y + 4) for x, y in centres]
+    for dot in sorted(dots, key=lambda dot: -dot.y):
+        x, y = place(dot.x, dot.y)
+        if dot.low is not None and dot.high is not None:
+            (_, bottom), (_, top) = place(dot.x, dot.low), place(dot.x, dot.high)
+            parts.append(f'<line class="thin" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" y2="{top:.1f}"/>')
+        words = escape(f"{dot.name}: {x_name} {dot.x:g}, {y_name} {dot.y:g}")
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>')
+        parts.append(_label(dot.name, x, y, taken))
+    return _axes(x_name, y_name, x_ticks, y_ticks, "".join(parts))
+
+
+def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
+    """The name beside its dot, at the first place where nothing else stands; `taken` are (left, right, y) of that."""
+    text, width = _short(name), 6.5 * len(_short(name))
+    sides = [x + 9] if x + 9 + width <= _LEFT + _SIDE else []
+    sides += [x - 9 - width] if x - 9 - width >= _LEFT else []
+    places = [(side, y + lower) for lower in (4, 18, -10, 32, -24, 46, -38) for side in sides or [_LEFT + 2]]
+    left, middle = next((one for one in places if _is_free(*one, width, taken)), places[0])
+    taken.append((left, left + width, middle))
+    return f'<text x="{left:.1f}" y="{middle:.1f}">{escape(text)}</text>'
+
+
+def _is_free(left: float, y: float, width: float, taken: Sequence[tuple[float, float, float]]) -> bool:
+    return all(abs(y - other) >= 13 or left + width < start or left > end for start, end, other in taken)
+
+
+def _ticks(values: Sequence[float]) -> np.ndarray:
+    """Round numbers, about five, that enclose the values."""
+    low, high = min(values), max(values)
+    span = max(high - low, 1e-3 * abs(high), 1e-6)  # one value alone has a neighbourhood, too
+    power = 10.0 ** math.floor(math.log10(span / 4))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / 5)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return np.round(np.arange(first, max(last, first + 1) + 1) * step, 10)
