@@ -60,11 +60,13 @@ format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-## make lock     resolve requirements.in anew into requirements.lock
+## make lock     resolve requirements.in into requirements.lock; pins stay where they still fit (UPGRADE="-P NAME" or -U)
 # torch's accelerator packages are left out: each build of torch pins its own, and a CPU build has none.
 lock: $(STAMP)
+	@cp requirements.lock requirements.lock.new
 	@$(BIN)/uv pip compile requirements.in --universal --python-version 3.11 $(FIND_LINKS) --no-annotate --no-header --quiet \
-		| sed 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' | grep -vE '^(nvidia-|cuda-|triton)' > requirements.lock.new
+		$(UPGRADE) --output-file requirements.lock.new
+	@sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/; /^nvidia-\|^cuda-\|^triton/d' requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 ## make clean    remove what can be made again (.venv and tool caches); data, models and runs stay
