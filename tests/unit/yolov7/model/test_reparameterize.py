@@ -11,8 +11,7 @@ from torch import nn
 from yolov7.errors import ModelError
 from yolov7.model import create_model
 from yolov7.model.block_specs import Concat, Conv, Elan, MaxPool, RepConv, StridedConv, Sum
-from yolov7.model.blocks import ConvUnit, FusedConv, ImplicitAdd, ImplicitMultiply, SpaceToDepth
-from yolov7.model.blocks import RepConv as RepConvModule
+from yolov7.model.blocks import ConvUnit, FusedConv, ImplicitAdd, ImplicitMultiply, RepConvModule, SpaceToDepthModule
 from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.reparameterize import convert
 from yolov7.model.spec import Network, Stage
@@ -249,7 +248,7 @@ def test_rep_positions_outside_the_chain_are_refused():
 
 def test_space_to_depth_order():
     image = torch.arange(2 * 4 * 4, dtype=torch.float32).view(1, 2, 4, 4)
-    out = SpaceToDepth()(image)
+    out = SpaceToDepthModule()(image)
     for group, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
         assert torch.equal(out[0, 2 * group : 2 * group + 2], image[0, :, row::2, column::2])
 

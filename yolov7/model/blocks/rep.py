@@ -1,0 +1,82 @@
+"""RepConv: parallel convolutions in training, one in deployment."""
+
+# ruff: noqa: D102 - `forward` is what the class says it computes; a spec's methods are those of `spec.Block`
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yolov7.model import reparameterize as fold
+from yolov7.model.blocks.conv import ConvUnit, FusedConv
+from yolov7.model.blocks.layers import activation, batch_norm
+from yolov7.model.spec import Block, Map, Scaling, widened
+
+
+class RepConvModule(nn.Module):
+    """3x3 and 1x1 convolution, each with its batch norm, and an identity with batch norm where shapes allow; summed.
+
+    `identity=False` is RepConvN, the form the paper's planned re-parameterisation puts where the output feeds a
+    residual or a concatenation (paper, section 4.1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        act: str = "silu",
+        identity: bool = True,
+    ):
+        super().__init__()
+        keeps_shape = in_channels == out_channels and stride == 1
+        self.identity = batch_norm(in_channels) if identity and keeps_shape else None
+        self.dense = ConvUnit(in_channels, out_channels, 3, stride, groups=groups, act="none")
+        self.pointwise = ConvUnit(in_channels, out_channels, 1, stride, groups=groups, act="none")
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dense(x) + self.pointwise(x)
+        if self.identity is not None:
+            y = y + self.identity(x)
+        out: Tensor = self.act(y)
+        return out
+
+    def reparameterize(self) -> FusedConv:
+        """One 3x3 convolution with bias that computes the same."""
+        conv = self.dense.conv
+        if conv.weight.is_meta:
+            return FusedConv(fold.laid_out(conv), self.act)
+        kernel, bias = fold.fold_affine_after(*fold.kernel_and_bias(conv), *fold.batch_norm_affine(self.dense.bn))
+        small, small_bias = fold.fold_affine_after(
+            *fold.kernel_and_bias(self.pointwise.conv), *fold.batch_norm_affine(self.pointwise.bn)
+        )
+        kernel, bias = kernel + F.pad(small, [1, 1, 1, 1]), bias + small_bias
+        if self.identity is not None:
+            scale, shift = fold.batch_norm_affine(self.identity)
+            kernel = kernel + fold.identity_kernel(kernel, conv.groups) * scale[:, None, None, None]
+            bias = bias + shift
+        return FusedConv(fold.biased_conv(conv, kernel, bias), self.act)
+
+
+@dataclass(frozen=True)
+class RepConv(Block):
+    """3x3 and 1x1 in parallel, with an identity where widths agree and the output is not merged (planned)."""
+
+    out: int
+    stride: int = 1
+    groups: int = 1
+
+    def output(self, maps: Sequence[Map]) -> Map:
+        return Map(self.out, self.single(maps).stride * self.stride)
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return RepConvModule(channels[0], self.out, self.stride, groups=self.groups, act=act, identity=not merged)
+
+    def scaled(self, scaling: Scaling) -> RepConv:
+        return replace(self, out=widened(self.out, scaling.transition))
