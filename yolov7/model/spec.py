@@ -10,13 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from yolov7.errors import ModelError
 
 IMAGE = "image"  # the name of the network's input among the maps
+
+ADDED: Mapping[str, Any] = MappingProxyType({"added": True})
+"""Metadata of a field that came after files were written: `field(default=..., metadata=ADDED)`.
+
+Such a field stays out of a network's JSON while it has its default. So the JSON of every network that existed before
+the field did is unchanged, and with it the bytes of its files and the identity of a training that was stopped.
+"""
 
 
 @dataclass(frozen=True)

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from types import MappingProxyType
 from typing import Any
 
 from yolov7.errors import ModelError
-from yolov7.model import block_specs, spec
+from yolov7.model import blocks, spec
 from yolov7.model.heads import anchor as head
 
 KINDS: Mapping[str, type] = MappingProxyType(
-    {
-        kind.__name__: kind
-        for kind in (
-            block_specs.Conv,
-            block_specs.RepConv,
-            block_specs.SpaceToDepth,
-            block_specs.MaxPool,
-            block_specs.Elan,
-            block_specs.StridedConv,
-            block_specs.MpConv,
-            block_specs.DownC,
-            block_specs.SppCspc,
-            block_specs.TinySpp,
-            block_specs.UpConcat,
-            block_specs.Concat,
-            block_specs.Sum,
-            spec.Stage,
-            spec.Network,
-            head.AnchorHead,
-            head.Level,
-        )
-    }
+    {kind.__name__: kind for kind in (*blocks.KINDS, spec.Stage, spec.Network, head.AnchorHead, head.Level)}
 )
 
 
@@ -47,10 +26,15 @@ def network_to_json(network: spec.Network) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
         kind = type(value).__name__
-        return {"kind": kind} | {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        written = [item for item in fields(value) if not _left_out(item, value)]
+        return {"kind": kind} | {item.name: _plain(getattr(value, item.name)) for item in written}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _left_out(item: Field[Any], value: Any) -> bool:
+    return "added" in item.metadata and getattr(value, item.name) == item.default
 
 
 def network_from_json(value: Any) -> spec.Network:
@@ -73,7 +57,8 @@ def _rebuilt(value: Any) -> Any:
             "give load_checkpoint your network as `network`"
         )
     known = {item.name for item in fields(kind)}
+    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
     given = {name: _rebuilt(item) for name, item in value.items() if name != "kind"}
-    if set(given) != known:
+    if not required <= set(given) <= known:
         raise ModelError(f"{kind.__name__}: fields {sorted(known)} are expected, got {sorted(given)}")
     return kind(**given)

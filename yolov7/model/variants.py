@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from yolov7.config import nearest
 from yolov7.errors import ModelError
-from yolov7.model.block_specs import (
+from yolov7.model.blocks import (
     Conv,
     DownC,
     Elan,

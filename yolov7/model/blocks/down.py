@@ -1,27 +1,20 @@
 """Down-sampling by two."""
 
-# ruff: noqa: D102 - `forward` is what the class says it computes; a spec's methods are those of `spec.Block`
+# ruff: noqa: D102 - `forward` computes what the class says; specs: see `yolov7.model.spec.Block`
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from yolov7.model.blocks.conv import ConvUnit
-from yolov7.model.spec import Block, Map, Scaling, widened
-
-
-class SpaceToDepthModule(nn.Module):
-    """ReOrg, the stem of the P6 networks: (B, C, 2h, 2w) -> (B, 4C, h, w), groups by (row, column) offset
-    (0, 0), (1, 0), (0, 1), (1, 1).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2])
-        return torch.cat(parts, 1)
+from yolov7.errors import ModelError
+from yolov7.model.blocks.base import ConvBlock
+from yolov7.model.blocks.unit import ConvUnit
+from yolov7.model.spec import Block, Map
 
 
 @dataclass(frozen=True)
@@ -36,6 +29,14 @@ class SpaceToDepth(Block):
         return SpaceToDepthModule()
 
 
+class SpaceToDepthModule(nn.Module):
+    """(B, C, 2h, 2w) -> (B, 4C, h, w), groups by (row, column) offset (0, 0), (1, 0), (0, 1), (1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2])
+        return torch.cat(parts, 1)
+
+
 @dataclass(frozen=True)
 class MaxPool(Block):
     """Max-pool 2x2, stride 2."""
@@ -48,8 +49,36 @@ class MaxPool(Block):
         return nn.MaxPool2d(2, 2)
 
 
+@dataclass(frozen=True)
+class Down(ConvBlock):
+    """Base of the learnt down-samplings: the first map halved, further maps of that size (lateral) appended to it."""
+
+    def width(self) -> int:
+        """Channels of the halved map alone."""
+        raise ModelError(f"{type(self).__name__} does not say how wide its halved map is")
+
+    def output(self, maps: Sequence[Map]) -> Map:
+        return self.joined(Map(self.width(), 2 * maps[0].stride), maps[1:])
+
+    def merges(self, position: int) -> bool:
+        return position > 0
+
+
+@dataclass(frozen=True)
+class StridedConv(Down):
+    """C(3, 2, o)."""
+
+    out: int
+
+    def width(self) -> int:
+        return self.out
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return StridedConvModule(channels[0], self.out, act=self.act or act)
+
+
 class StridedConvModule(nn.Module):
-    """Down-sampling by C(3,2,o); further maps of the same size are appended to the output."""
+    """[strided 3x3, *lateral]."""
 
     def __init__(self, in_channels: int, out_channels: int, *, act: str = "silu"):
         super().__init__()
@@ -61,26 +90,22 @@ class StridedConvModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class StridedConv(Block):
-    """C(3,2,o); further maps (lateral) are appended."""
+class MpConv(Down):
+    """MPConv of YOLOv7 and X: two branches `branch` wide, so 2 * branch out."""
 
-    out: int
+    transitions: ClassVar[tuple[str, ...]] = ("branch",)
 
-    def output(self, maps: Sequence[Map]) -> Map:
-        return self.joined(Map(self.out, 2 * maps[0].stride), maps[1:])
+    branch: int
+
+    def width(self) -> int:
+        return 2 * self.branch
 
     def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
-        return StridedConvModule(channels[0], self.out, act=act)
-
-    def scaled(self, scaling: Scaling) -> StridedConv:
-        return replace(self, out=widened(self.out, scaling.transition))
-
-    def merges(self, position: int) -> bool:
-        return position > 0
+        return MpConvModule(channels[0], self.branch, act=self.act or act)
 
 
 class MpConvModule(nn.Module):
-    """Down-sampling of YOLOv7 and X: max-pool + 1x1 beside 1x1 + strided 3x3; [strided, pooled, *lateral]."""
+    """Max-pool + 1x1 beside 1x1 + strided 3x3; [strided, pooled, *lateral]."""
 
     def __init__(self, in_channels: int, branch: int, *, act: str = "silu"):
         super().__init__()
@@ -94,26 +119,20 @@ class MpConvModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class MpConv(Block):
-    """MPConv with branches `branch` wide, so 2 * branch out; further maps (lateral) are appended."""
+class DownC(Down):
+    """DownC of E6, D6 and E6E, `out` wide."""
 
-    branch: int
+    out: int
 
-    def output(self, maps: Sequence[Map]) -> Map:
-        return self.joined(Map(2 * self.branch, 2 * maps[0].stride), maps[1:])
+    def width(self) -> int:
+        return self.out
 
     def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
-        return MpConvModule(channels[0], self.branch, act=act)
-
-    def scaled(self, scaling: Scaling) -> MpConv:
-        return replace(self, branch=widened(self.branch, scaling.transition))
-
-    def merges(self, position: int) -> bool:
-        return position > 0
+        return DownCModule(channels[0], self.out, act=self.act or act)
 
 
 class DownCModule(nn.Module):
-    """Down-sampling of E6, D6 and E6E: 1x1 + strided 3x3 beside max-pool + 1x1; [strided, pooled, *lateral]."""
+    """1x1 + strided 3x3 beside max-pool + 1x1; [strided, pooled, *lateral]."""
 
     def __init__(self, in_channels: int, out_channels: int, *, act: str = "silu"):
         super().__init__()
@@ -124,22 +143,3 @@ class DownCModule(nn.Module):
 
     def forward(self, x: Tensor, *lateral: Tensor) -> Tensor:
         return torch.cat((self.cv2(self.cv1(x)), self.cv3(self.pool(x)), *lateral), 1)
-
-
-@dataclass(frozen=True)
-class DownC(Block):
-    """DownC, `out` wide; further maps (lateral) are appended."""
-
-    out: int
-
-    def output(self, maps: Sequence[Map]) -> Map:
-        return self.joined(Map(self.out, 2 * maps[0].stride), maps[1:])
-
-    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
-        return DownCModule(channels[0], self.out, act=act)
-
-    def scaled(self, scaling: Scaling) -> DownC:
-        return replace(self, out=widened(self.out, scaling.transition))
-
-    def merges(self, position: int) -> bool:
-        return position > 0

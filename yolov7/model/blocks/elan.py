@@ -1,6 +1,6 @@
-"""ELAN: efficient layer aggregation."""
+"""ELAN: efficient layer aggregation (YOLOv7 paper, section 3.1)."""
 
-# ruff: noqa: D102 - `forward` is what the class says it computes; a spec's methods are those of `spec.Block`
+# ruff: noqa: D102 - `forward` computes what the class says; specs: see `yolov7.model.spec.Block`
 
 from __future__ import annotations
 
@@ -12,9 +12,55 @@ import torch
 from torch import Tensor, nn
 
 from yolov7.errors import ModelError
-from yolov7.model.blocks.conv import ConvUnit
+from yolov7.model.blocks.base import ConvBlock
 from yolov7.model.blocks.rep import RepConvModule
-from yolov7.model.spec import Block, Map, Scaling, widened
+from yolov7.model.blocks.unit import ConvUnit
+from yolov7.model.spec import Map, Scaling, widened
+
+
+@dataclass(frozen=True)
+class Elan(ConvBlock):
+    """ELAN: out width, hidden width of the two 1x1, number of 3x3 convolutions and their width (None: hidden).
+
+    `taps`: "alternate" concatenates every second 3x3, counted from the last; "all" concatenates each.
+    `rep`: numbers of the 3x3 convolutions (from 1) that are RepConv.
+    """
+
+    out: int
+    hidden: int
+    depth: int
+    width: int | None = None
+    taps: Literal["alternate", "all"] = "alternate"
+    rep: tuple[int, ...] = ()
+
+    def output(self, maps: Sequence[Map]) -> Map:
+        return Map(self.out, self.single(maps).stride)
+
+    def tapped(self) -> frozenset[int]:
+        """Positions (from 0) in the chain that are concatenated."""
+        if self.taps not in ("alternate", "all"):
+            raise ModelError(f"Elan.taps: {self.taps!r} is neither 'alternate' nor 'all'")
+        step = 1 if self.taps == "all" else 2
+        return frozenset(range(self.depth - 1, -1, -step))
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        wrong = [number for number in self.rep if not 1 <= number <= self.depth]
+        if wrong:
+            raise ModelError(f"Elan.rep: there is no convolution {wrong[0]} among {self.depth}")
+        rep = frozenset(number - 1 for number in self.rep)
+        width = self.hidden if self.width is None else self.width
+        return ElanModule(
+            channels[0], self.out, self.hidden, width, self.depth, self.tapped(), rep=rep, act=self.act or act
+        )
+
+    def scaled(self, scaling: Scaling) -> Elan:
+        return replace(
+            self,
+            out=widened(self.out, scaling.transition),
+            hidden=widened(self.hidden, scaling.inside),
+            width=None if self.width is None else widened(self.width, scaling.inside),
+            depth=scaling.layers(self.depth, step=2 if self.taps == "alternate" else 1),
+        )
 
 
 class ElanModule(nn.Module):
@@ -59,46 +105,3 @@ class ElanModule(nn.Module):
                 taps.append(y)
         out: Tensor = self.out(torch.cat(taps[::-1], 1))
         return out
-
-
-@dataclass(frozen=True)
-class Elan(Block):
-    """ELAN: out width, hidden width of the two 1x1, number of 3x3 convolutions and their width (None: hidden).
-
-    `taps`: "alternate" concatenates every second 3x3, counted from the last; "all" concatenates each.
-    `rep`: numbers of the 3x3 convolutions (from 1) that are RepConv.
-    """
-
-    out: int
-    hidden: int
-    depth: int
-    width: int | None = None
-    taps: Literal["alternate", "all"] = "alternate"
-    rep: tuple[int, ...] = ()
-
-    def output(self, maps: Sequence[Map]) -> Map:
-        return Map(self.out, self.single(maps).stride)
-
-    def tapped(self) -> frozenset[int]:
-        """Positions (from 0) in the chain that are concatenated."""
-        if self.taps not in ("alternate", "all"):
-            raise ModelError(f"Elan.taps: {self.taps!r} is neither 'alternate' nor 'all'")
-        step = 1 if self.taps == "all" else 2
-        return frozenset(range(self.depth - 1, -1, -step))
-
-    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
-        wrong = [number for number in self.rep if not 1 <= number <= self.depth]
-        if wrong:
-            raise ModelError(f"Elan.rep: there is no convolution {wrong[0]} among {self.depth}")
-        rep = frozenset(number - 1 for number in self.rep)
-        width = self.hidden if self.width is None else self.width
-        return ElanModule(channels[0], self.out, self.hidden, width, self.depth, self.tapped(), rep=rep, act=act)
-
-    def scaled(self, scaling: Scaling) -> Elan:
-        return replace(
-            self,
-            out=widened(self.out, scaling.transition),
-            hidden=widened(self.hidden, scaling.inside),
-            width=None if self.width is None else widened(self.width, scaling.inside),
-            depth=scaling.layers(self.depth, step=2 if self.taps == "alternate" else 1),
-        )

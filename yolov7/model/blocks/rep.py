@@ -1,26 +1,61 @@
-"""RepConv: parallel convolutions in training, one in deployment."""
+"""Parallel convolutions in training that become one for deployment: RepConv (YOLOv7) and RepVGG (YOLOv6)."""
 
-# ruff: noqa: D102 - `forward` is what the class says it computes; a spec's methods are those of `spec.Block`
+# ruff: noqa: D102 - `forward` computes what the class says; specs: see `yolov7.model.spec.Block`
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolov7.model import reparameterize as fold
-from yolov7.model.blocks.conv import ConvUnit, FusedConv
+from yolov7.model.blocks.base import ConvBlock
 from yolov7.model.blocks.layers import activation, batch_norm
-from yolov7.model.spec import Block, Map, Scaling, widened
+from yolov7.model.blocks.unit import ConvUnit, FusedConv
+from yolov7.model.spec import Map
+
+
+@dataclass(frozen=True)
+class _Parallel(ConvBlock):
+    """3x3 and 1x1 in parallel."""
+
+    out: int
+    stride: int = 1
+    groups: int = 1
+
+    def output(self, maps: Sequence[Map]) -> Map:
+        return Map(self.out, self.single(maps).stride * self.stride)
+
+    def _module(self, channels: Sequence[int], act: str, *, identity: bool) -> RepConvModule:
+        act = self.act or act
+        return RepConvModule(channels[0], self.out, self.stride, groups=self.groups, act=act, identity=identity)
+
+
+@dataclass(frozen=True)
+class RepConv(_Parallel):
+    """3x3 and 1x1 in parallel, with an identity where shapes allow and the output is not merged.
+
+    This is planned re-parameterisation (YOLOv7 paper, section 4.1). See :class:`RepVgg` for an identity in any place.
+    """
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return self._module(channels, act, identity=not merged)
+
+
+@dataclass(frozen=True)
+class RepVgg(_Parallel):
+    """3x3 and 1x1 in parallel, with an identity wherever shapes allow (YOLOv6 paper, section 2.1)."""
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return self._module(channels, act, identity=True)
 
 
 class RepConvModule(nn.Module):
     """3x3 and 1x1 convolution, each with its batch norm, and an identity with batch norm where shapes allow; summed.
 
-    `identity=False` is RepConvN, the form the paper's planned re-parameterisation puts where the output feeds a
-    residual or a concatenation (paper, section 4.1).
+    `identity=False` is RepConvN, which has no identity branch.
     """
 
     def __init__(
@@ -62,21 +97,3 @@ class RepConvModule(nn.Module):
             kernel = kernel + fold.identity_kernel(kernel, conv.groups) * scale[:, None, None, None]
             bias = bias + shift
         return FusedConv(fold.biased_conv(conv, kernel, bias), self.act)
-
-
-@dataclass(frozen=True)
-class RepConv(Block):
-    """3x3 and 1x1 in parallel, with an identity where widths agree and the output is not merged (planned)."""
-
-    out: int
-    stride: int = 1
-    groups: int = 1
-
-    def output(self, maps: Sequence[Map]) -> Map:
-        return Map(self.out, self.single(maps).stride * self.stride)
-
-    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
-        return RepConvModule(channels[0], self.out, self.stride, groups=self.groups, act=act, identity=not merged)
-
-    def scaled(self, scaling: Scaling) -> RepConv:
-        return replace(self, out=widened(self.out, scaling.transition))

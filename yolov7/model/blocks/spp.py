@@ -1,17 +1,19 @@
 """Spatial pyramid pooling."""
 
-# ruff: noqa: D102 - `forward` is what the class says it computes; a spec's methods are those of `spec.Block`
+# ruff: noqa: D102 - `forward` computes what the class says; specs: see `yolov7.model.spec.Block`
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from yolov7.model.blocks.conv import ConvUnit
-from yolov7.model.spec import Block, Map, Scaling, widened
+from yolov7.model.blocks.base import ConvBlock
+from yolov7.model.blocks.unit import ConvUnit
+from yolov7.model.spec import Map
 
 
 class PoolPyramid(nn.Module):
@@ -31,6 +33,20 @@ class PoolPyramid(nn.Module):
             x = pool(x)
             maps.append(x)
         return maps
+
+
+@dataclass(frozen=True)
+class SppCspc(ConvBlock):
+    """SPPCSPC, `out` wide inside and outside."""
+
+    out: int
+    pools: tuple[int, ...] = (5, 9, 13)
+
+    def output(self, maps: Sequence[Map]) -> Map:
+        return Map(self.out, self.single(maps).stride)
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return SppCspcModule(channels[0], self.out, self.pools, act=self.act or act)
 
 
 class SppCspcModule(nn.Module):
@@ -56,20 +72,20 @@ class SppCspcModule(nn.Module):
 
 
 @dataclass(frozen=True)
-class SppCspc(Block):
-    """SPPCSPC, `out` wide inside and outside."""
+class TinySpp(ConvBlock):
+    """The pyramid pooling of yolov7-tiny. Its hidden width is a transition, as in SPPCSPC."""
+
+    transitions: ClassVar[tuple[str, ...]] = ("out", "hidden")
 
     out: int
+    hidden: int
     pools: tuple[int, ...] = (5, 9, 13)
 
     def output(self, maps: Sequence[Map]) -> Map:
         return Map(self.out, self.single(maps).stride)
 
     def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
-        return SppCspcModule(channels[0], self.out, self.pools, act=act)
-
-    def scaled(self, scaling: Scaling) -> SppCspc:
-        return replace(self, out=widened(self.out, scaling.transition))
+        return TinySppModule(channels[0], self.out, self.hidden, self.pools, act=self.act or act)
 
 
 class TinySppModule(nn.Module):
@@ -90,22 +106,3 @@ class TinySppModule(nn.Module):
         d = self.d(torch.cat((*self.pools(b)[::-1], b), 1))
         out: Tensor = self.out(torch.cat((d, a), 1))
         return out
-
-
-@dataclass(frozen=True)
-class TinySpp(Block):
-    """The pyramid pooling of yolov7-tiny."""
-
-    out: int
-    hidden: int
-    pools: tuple[int, ...] = (5, 9, 13)
-
-    def output(self, maps: Sequence[Map]) -> Map:
-        return Map(self.out, self.single(maps).stride)
-
-    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
-        return TinySppModule(channels[0], self.out, self.hidden, self.pools, act=act)
-
-    def scaled(self, scaling: Scaling) -> TinySpp:
-        # Its hidden width is its output's, as in SPPCSPC: a transition width.
-        return replace(self, out=widened(self.out, scaling.transition), hidden=widened(self.hidden, scaling.transition))
