@@ -9,10 +9,18 @@ from typing import Any
 
 from yolov7.errors import ModelError
 from yolov7.model import blocks, spec
-from yolov7.model.heads import anchor as head
+from yolov7.model.variants import FAMILIES
 
 KINDS: Mapping[str, type] = MappingProxyType(
-    {kind.__name__: kind for kind in (*blocks.KINDS, spec.Stage, spec.Network, head.AnchorHead, head.Level)}
+    {
+        kind.__name__: kind
+        for kind in (
+            spec.Network,
+            spec.Stage,
+            *blocks.KINDS,
+            *(kind for family in FAMILIES for kind in family.kinds),
+        )
+    }
 )
 
 

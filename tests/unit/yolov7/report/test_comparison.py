@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolov7.model.info import family_info
+from yolov7.model.info import variant_infos
 from yolov7.report.charts import Dot, scatter
 from yolov7.report.comparison import Compared, render_comparison
 
@@ -26,7 +26,7 @@ def compared(variant: str, **changes: object) -> Compared:
 
 def test_the_page_tells_what_was_measured_and_what_was_published():
     slow = compared("mine & yours", latency_ms=99.5, metrics={**FIGURES, "AP": 0.6}, per_class={"owl": 0.1})
-    page = render_comparison({"Test data": "a1<b2"}, [compared("yolov7-tiny"), slow], family_info(["yolov7"]))
+    page = render_comparison({"Test data": "a1<b2"}, [compared("yolov7-tiny"), slow], variant_infos(["yolov7"]))
     text = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page)
     row = text.split("yolov7-tiny", 4)[-1]
     for cell in (
