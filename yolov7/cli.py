@@ -77,7 +77,7 @@ def _termination() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="yolov7", description="The YOLOv7 family of object detectors.")
+    parser = _Parser(prog="yolov7", description="A library of object detectors.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="parameters, GFLOPs, strides and published AP of the networks")

@@ -9,7 +9,7 @@ from typing import Any
 from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
 from yolov7.model.detector import create_model
 from yolov7.model.spec import Network
-from yolov7.model.variants import VARIANTS, Published, family_of, find_family, list_variants
+from yolov7.model.variants import VARIANTS, Published, family_name, find_family, list_variants
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def variant_info(variant: str | Network, *, num_classes: int = 80, image_size: i
         image_size=side,
         strides=model.strides,
         published=VARIANTS[name].published if name in VARIANTS else None,
-        family=family_of(name).name if name in VARIANTS else None,
+        family=family_name(name),
     )
 
 

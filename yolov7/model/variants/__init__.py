@@ -33,6 +33,7 @@ __all__ = [
     "Family",
     "Published",
     "Variant",
+    "family_name",
     "family_of",
     "find_family",
     "find_record",
@@ -88,6 +89,11 @@ def family_of(name: str) -> Family:
     """The family of a name of `list_variants()`. Raises :class:`ModelError` as :func:`find_record` does."""
     find_record(name)
     return next(family for family in FAMILIES if name in family.variants)
+
+
+def family_name(name: str) -> str | None:
+    """Name of the variant's family; None for a network of the user's own."""
+    return family_of(name).name if name in VARIANTS else None
 
 
 def recipe_of(name: str) -> str:

@@ -42,7 +42,9 @@ def test_the_page_tells_what_was_measured_and_what_was_published():
     ):
         assert cell in text, cell
     assert "cat &lt;tom&gt; 0.250 –" in " ".join(text.split()), "a class that only one of them knows"
-    assert "51.4 69.7 55.9 test-dev, 640 px 161" in " ".join(row.split())
+    assert "51.4 69.7 55.9 test-dev, 640 px 161 V100 fp16" in " ".join(row.split())
+    assert "FPS: one V100, fp16, batch 1, without suppression." in text
+    assert "latency on one V100, fp16, ms" in text
     assert not re.search(r"https?://|<link|src=", page), "it opens without a network"
     assert page.count("<svg") == 6 and page.count('class="sorts"') == 3
 
