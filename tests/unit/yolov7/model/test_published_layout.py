@@ -17,6 +17,8 @@ from yolov7.model.published.convert import identify
 from yolov7.model.published.layout import PublishedKeys
 from yolov7.model.published.yolov7 import LAYOUT
 
+YOLOV7 = next(load.families())
+
 
 class NamedLayout:
     """A tree of names under `net.`, classes counted by `net.classes`, objects of `fam6`; `scale` is stored inverted."""
@@ -57,7 +59,7 @@ class NamedLayout:
 @pytest.fixture(autouse=True)
 def two_families(monkeypatch):
     def families():
-        yield "yolov7", LAYOUT, load.VARIANTS
+        yield YOLOV7
         yield "named", NamedLayout(), {"small": small_network}
 
     monkeypatch.setattr(load, "families", families)
@@ -122,7 +124,7 @@ def test_objects_of_its_package_are_read(tmp_path, monkeypatch):
     net.net.register_buffer("classes", torch.tensor(4))
     path = saved(tmp_path / "x.pt", {"model": net})
     assert load.recognise(load.read_published(path)).num_classes == 4
-    monkeypatch.setattr(load, "families", lambda: iter([("yolov7", LAYOUT, load.VARIANTS)]))
+    monkeypatch.setattr(load, "families", lambda: iter([YOLOV7]))
     with pytest.raises(ModelError, match=r"refused: it asks for fam6\.models\.net\.Net"):
         load.read_published(path)
 
