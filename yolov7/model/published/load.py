@@ -10,11 +10,10 @@ from pathlib import Path
 from torch import Tensor
 
 from yolov7.errors import ModelError
-from yolov7.model.published import yolov7
 from yolov7.model.published.layout import LoadableDetector, PublishedKeys, PublishedLayout, Transfer
 from yolov7.model.published.reader import read_checkpoint
 from yolov7.model.spec import Network
-from yolov7.model.variants import VARIANTS
+from yolov7.model.variants import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,9 @@ class Recognised:
 
 def families() -> Iterator[tuple[str, PublishedLayout, Mapping[str, Callable[[], Network]]]]:
     """Name, layout and variants of each family that has published files."""
-    yield "yolov7", yolov7.LAYOUT, VARIANTS
+    for family in FAMILIES:
+        if family.layout is not None:
+            yield family.name, family.layout, {name: record.network for name, record in family.variants.items()}
 
 
 def read_published(path: str | os.PathLike[str]) -> PublishedWeights:
