@@ -23,7 +23,7 @@ from flows.runner.pipeline import Log, Pipeline, StageResult, only_run
 from flows.tasks import fetch_reference as fetch_champions_reference
 from flows.tasks import prepare_data
 from stages.project import params as params_module
-from stages.project.provenance import INGESTED
+from stages.project.workspace import INGESTED
 from yolov7.errors import DataError, YoloError
 
 REPORT = Path("reports/validation")

@@ -33,9 +33,9 @@ from flows.promotion.rules import Check, checks
 from flows.runner.pipeline import Pipeline, only_run
 from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
+from stages.project.locks import file_lock
 from stages.project.params import Params, Promotion
 from stages.project.redaction import log_to_stderr, redacted
-from stages.registry.tracking import file_lock
 from stages.registry.versions import (
     ARTEFACT_VERIFICATION,
     CHALLENGER,

@@ -18,8 +18,8 @@ import yaml
 from flows.runner import remote as dvc_remote
 from flows.runner.pipeline import Log, Pipeline, StageError, end_leftovers
 from stages.project.folders import remove
+from stages.project.locks import file_lock
 from stages.project.params import PARAMS_FILE
-from stages.registry.tracking import file_lock
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
 
