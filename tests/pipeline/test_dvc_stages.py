@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.promotion.judge import compared_now
-from flows.runner.pipeline import LOGS, Outcome, Pipeline, StageError, only_run
+from flows.promotion.models import compared_now
+from flows.runner.pipeline import LOGS, Pipeline, StageError, StageOutcome, only_run
 from stages.project.params import Params
 from stages.registry.versions import Version
 from tests.pipeline.project import make_trouble
@@ -44,19 +44,19 @@ def descendants_of_stage(project: Path) -> list[int]:
 def test_says_what_dvc_did(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Pipeline(project) as pipeline:
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RAN
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.RAN
         assert "working on ingest" in caplog.messages
         written = (project / LOGS / "ingest.log").read_text()
         assert "working on ingest" in written
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.UNCHANGED
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.UNCHANGED
         assert (project / LOGS / "ingest.log").read_text() == written, "a run that did nothing left the log alone"
         assert pipeline.up_to_date(["ingest", "validate"]) == {"ingest"}
         (project / "source.txt").write_text("2")
         assert pipeline.up_to_date(["ingest", "validate"]) == set()
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RAN
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.RAN
         (project / "source.txt").write_text("1")
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RESTORED
-        assert pipeline.reproduce("ingest", LOG, force=True).outcome is Outcome.RAN
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.RESTORED
+        assert pipeline.reproduce("ingest", LOG, force=True).outcome is StageOutcome.RAN
 
 
 def test_failure_names_stage_variant_cause_and_log(project: Path) -> None:
@@ -166,4 +166,4 @@ def test_one_run_at_a_time_in_a_folder(tmp_path: Path, caplog: pytest.LogCapture
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
-    assert "another run works in" in caplog.text
+    assert "another run is working in" in caplog.text
