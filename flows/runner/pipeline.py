@@ -52,7 +52,7 @@ def only_run(root: Path, log: Log) -> Iterator[None]:
 
 
 class StageOutcome(StrEnum):
-    """What `dvc repro` did with a stage."""
+    """The effect of `dvc repro` on a stage."""
 
     RAN = "ran"
     RESTORED = "restored from the cache"

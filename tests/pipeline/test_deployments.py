@@ -91,11 +91,6 @@ def version_of(registry: ModelRegistry, model: str, alias: str, ap: float) -> in
     return number
 
 
-def page(server: PrefectServer, key: str) -> str:
-    wanted = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
-    return server.ask("/artifacts/filter", wanted)[0]["data"]
-
-
 def with_findings(project: Path) -> None:
     """What the real stage leaves of a check with one warning."""
     folder = project / "reports/validation"
@@ -273,7 +268,7 @@ def test_deployments_of_earlier_releases_keep_their_entrypoints(
     report = renamed(promote_challengers=False)
     assert len(report.stages) == 6 and not report.failures
     assert "the flow train-family is now called train-variants" in caplog.text
-    assert "6 of 6 stages ran" in page(prefect_server, "train-variants")
+    assert "6 of 6 stages ran" in prefect_server.page("train-variants")
 
 
 def test_automations_are_accepted(prefect_server: PrefectServer) -> None:
@@ -293,8 +288,8 @@ def test_findings_are_on_the_page(here: Path, prefect_server: PrefectServer) -> 
     with_findings(here)
     report = validate_data()
     assert [stage.stage for stage in report.stages] == ["ingest", "validate"]
-    assert "The data passes 2 rules; 1 of them only with a warning." in page(prefect_server, "validate-data")
-    assert "| box-tiny | train/a\\|b.jpg | 1 px | look at it |" in page(prefect_server, "validate-data")
+    assert "The data passes 2 rules; 1 of them only with a warning." in prefect_server.page("validate-data")
+    assert "| box-tiny | train/a\\|b.jpg | 1 px | look at it |" in prefect_server.page("validate-data")
     assert not (here / "models").exists(), "nothing is trained"
     again = validate_data(refresh=True)
     assert [stage.outcome for stage in again.stages] == [StageOutcome.RAN, StageOutcome.UNCHANGED], (
@@ -307,7 +302,7 @@ def test_data_that_does_not_pass_fails_the_run(here: Path, prefect_server: Prefe
     make_trouble(here, "validate", "always 2")
     with pytest.raises(InvalidDataError, match="stage validate failed with exit code 2: the disk of validate is on"):
         validate_data()
-    text = page(prefect_server, "validate-data")
+    text = prefect_server.page("validate-data")
     assert "The data does not pass." in text and "is on fire; log: .local/logs/validate.log" in text
     make_trouble(here, "ingest", "always 2")
     with pytest.raises(InvalidDataError, match="stage ingest failed") as caught:
@@ -404,12 +399,12 @@ def test_gate_decides_and_records(registry: ModelRegistry, prefect_server: Prefe
     assert trial.summary == f"{VARIANT}: version {number} would be promoted."
     assert (here / "data/index.json").is_file(), "the gate measures on it"
     assert registry.by_alias(VARIANT, CHAMPION) is None
-    assert "A dry run: nothing was changed." in page(prefect_server, "promote")
+    assert "A dry run: nothing was changed." in prefect_server.page("promote")
     with pytest.raises(PromotionError, match=r"promote@unknown: .*no model 'unknown' with the alias") as caught:
         promote(models=["unknown", VARIANT, VARIANT])
     assert registry.aliases(VARIANT)[CHAMPION] == number, "one that cannot be judged does not stop the others"
     assert caught.value.report.summary == f"{VARIANT}: version {number} promoted; 1 could not be judged."
-    text = page(prefect_server, "promote")
+    text = prefect_server.page("promote")
     assert f"- `{VARIANT}`: **version {number} promoted**, there was no champion" in text and "## Not judged" in text
     make_trouble(here, "validate", "always 2")
     (here / "source.txt").write_text("2")
@@ -470,7 +465,7 @@ def test_a_champion_that_fell_too_far_fails_the_run(
     report = evaluate_champion(models=["drifting", "absent"], max_ap_drop=0.03, on_drop="warn")
     assert (here / "evaluated").read_text() == uri, "by number, not by alias"
     assert report.absent == ["absent"] and len(report.fallen) == 1
-    text = page(prefect_server, "evaluate-champion")
+    text = prefect_server.page("evaluate-champion")
     assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | **-0.1000** | 7 | other than recorded |" in text
     assert DriftReport(0.2, report.measured).fallen == [], "a fall within the limit"
     with pytest.raises(DriftError, match=r"AP 0\.5000 on the present test data, 0\.1000 below the recorded 0\.6000"):
@@ -481,6 +476,6 @@ def test_a_champion_that_fell_too_far_fails_the_run(
     registry.set_tags(champion, {"evaluation": f"{params_module.Evaluate().conditions} augment=True"})
     report = evaluate_champion(models=["drifting"], max_ap_drop=0.03)
     assert report.summary == "0 of 0 champions fell by more than 0.03; 1 measured otherwise than recorded."
-    text = page(prefect_server, "evaluate-champion")
+    text = prefect_server.page("evaluate-champion")
     assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | measured otherwise | 7 |" in text
     assert "that was measured with confidence=0.001 iou=0.65 max_detections=300 augment=True, params.yaml" in text

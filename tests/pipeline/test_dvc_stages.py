@@ -6,6 +6,8 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -104,27 +106,34 @@ def test_a_measurement_that_takes_too_long_is_not_made_again(tmp_path: Path) -> 
             assert caught.value.lasting is not again
 
 
-def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> None:
-    make_trouble(project, "ingest", "sleep 0")
+@contextmanager
+def reproducing(pipeline: Pipeline, stage: str) -> Iterator[list[StageError]]:
+    """Reproduce a stage in a thread until the end of the block; gives the errors it ended with."""
     errors: list[StageError] = []
-    pipeline = Pipeline(project)
 
     def reproduce() -> None:
         try:
-            pipeline.reproduce("ingest", LOG)
+            pipeline.reproduce(stage, LOG)
         except StageError as error:
             errors.append(error)
 
     thread = threading.Thread(target=reproduce)
     thread.start()
-    pids = descendants_of_stage(project)
-    # The shell and DVC above the stage die first, as the kernel might choose; nobody is the stage's parent then.
-    for parent in psutil.Process(pids[0]).parents():
-        if parent.pid == psutil.Process().pid:
-            break
-        parent.kill()
+    yield errors
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> None:
+    make_trouble(project, "ingest", "sleep 0")
+    pipeline = Pipeline(project)
+    with reproducing(pipeline, "ingest") as errors:
+        pids = descendants_of_stage(project)
+        # The shell and DVC above the stage die first, as the kernel might choose; nobody is the stage's parent then.
+        for parent in psutil.Process(pids[0]).parents():
+            if parent.pid == psutil.Process().pid:
+                break
+            parent.kill()
     assert not any(alive(pid) for pid in pids)
     assert len(errors) == 1 and not errors[0].lasting
     pipeline.close()
@@ -134,19 +143,10 @@ def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> Non
 
 def test_close_from_another_thread(project: Path) -> None:
     make_trouble(project, "ingest", "sleep 0")
-    pipeline, errors = Pipeline(project), []
-
-    def reproduce() -> None:
-        try:
-            pipeline.reproduce("ingest", LOG)
-        except StageError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=reproduce)
-    thread.start()
-    pids = descendants_of_stage(project)
-    pipeline.close()
-    thread.join(60)
+    pipeline = Pipeline(project)
+    with reproducing(pipeline, "ingest") as errors:
+        pids = descendants_of_stage(project)
+        pipeline.close()
     assert not any(alive(pid) for pid in pids)
     assert "was stopped" in str(errors[0]) and errors[0].lasting, "a run that is ending is not retried"
 

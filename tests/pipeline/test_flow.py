@@ -29,22 +29,16 @@ def here(project: Path, prefect_server: PrefectServer, monkeypatch: pytest.Monke
     return project
 
 
-def page(server: PrefectServer) -> str:
-    """The newest summary on the server."""
-    wanted = {"artifacts": {"key": {"any_": ["train-variants"]}}, "sort": "CREATED_DESC", "limit": 1}
-    return server.ask("/artifacts/filter", wanted)[0]["data"]
-
-
 def test_runs_everything_once_and_then_nothing(here: Path, prefect_server: PrefectServer) -> None:
     configure(here, ("yolov7-tiny",))
     first = train_variants(promote_challengers=False)
     assert [result.stage for result in first.data] == ["ingest", "validate"]
     assert {result.outcome for result in first.stages} == {StageOutcome.RAN} and len(first.stages) == 6
     assert (here / "models/yolov7-tiny/registered.json").is_file()
-    assert "6 of 6 stages ran" in page(prefect_server)
+    assert "6 of 6 stages ran" in prefect_server.page("train-variants")
     second = train_variants(promote_challengers=False)
     assert {result.outcome for result in second.stages} == {StageOutcome.UNCHANGED} and len(second.stages) == 6
-    assert "Nothing was recomputed: all 6 stages are up to date." in page(prefect_server)
+    assert "Nothing was recomputed: all 6 stages are up to date." in prefect_server.page("train-variants")
 
 
 def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: PrefectServer) -> None:
@@ -59,7 +53,7 @@ def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: P
     assert "is on fire" in tiny.error and f"{LOGS}/train@yolov7-tiny.log" in tiny.error
     assert tiny.stages == [] and not (here / "models/yolov7-tiny/export").exists(), "nothing behind it was started"
     assert large.error is None and len(large.stages) == 4, "one failure that may pass was tried again"
-    assert "## Failures" in page(prefect_server)
+    assert "## Failures" in prefect_server.page("train-variants")
     wanted = {
         "task_runs": {"name": {"any_": ["train@yolov7-tiny", "export@yolov7"]}},
         "sort": "EXPECTED_START_TIME_DESC",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from flows.markdown import duration
 from flows.promotion.judge import Decision, describe
 from flows.report import COLUMNS, RunReport, VariantReport, markdown, rows
 from flows.runner.pipeline import StageOutcome, StageResult
@@ -42,7 +41,3 @@ def test_decision_says_what_holds_now() -> None:
     trial = decision(dry_run=True)
     assert trial.champion_now == 2
     assert describe(trial) == "tiny: version 3 would be promoted: because"
-
-
-def test_duration() -> None:
-    assert [duration(s) for s in (0.4, 59.4, 61, 3600, 7500)] == ["0 s", "59 s", "1 min 1 s", "1 h 0 min", "2 h 5 min"]
