@@ -17,7 +17,7 @@ import numpy as np
 from stages.evaluate import IMAGES, INDEX
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
-from stages.project.provenance import dataset_document, read_json
+from stages.project.workspace import dataset_document, read_json
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
 from yolov7.data.decode import read_image

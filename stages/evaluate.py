@@ -21,7 +21,7 @@ import numpy as np
 from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Evaluate, Params
-from stages.project.provenance import INGESTED, dataset_document
+from stages.project.workspace import INGESTED, dataset_document
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError

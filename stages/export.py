@@ -15,7 +15,8 @@ import onnx
 
 from stages.project.command import run_stage
 from stages.project.params import Export, Params
-from stages.project.provenance import INGESTED, dataset_document, dvc_hash, git_revision, read_json
+from stages.project.provenance import dvc_hash, git_revision
+from stages.project.workspace import INGESTED, dataset_document, read_json
 from stages.registry.tracking import delivered
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
