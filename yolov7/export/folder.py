@@ -19,6 +19,7 @@ from yolov7.export.raw import export_onnx_raw
 from yolov7.export.tensorrt import check_tensorrt
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
+from yolov7.nms import Thresholds
 from yolov7.predict.load import DESCRIPTION, FILES, OPTIONAL
 
 FORMAT = 1
@@ -59,16 +60,16 @@ def export_folder(
     is. Raises what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise.
     """
     deploy = model if model.form == "deploy" else model.reparameterize()
-    thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
-    said = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": thresholds})
+    thresholds = Thresholds(confidence, iou, max_detections)
+    said = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": asdict(thresholds)})
     save_checkpoint(folder / SAFETENSORS, deploy, said)
     graph = export_onnx(deploy, folder / ONNX, metadata=said, opset=opset, dynamic=dynamic)
-    with_nms = export_onnx_nms(graph, folder / ONNX_NMS, confidence=confidence, iou=iou, max_detections=max_detections)
+    with_nms = export_onnx_nms(graph, folder / ONNX_NMS, thresholds)
     written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8)]
     description = {
         "format": FORMAT,
         **asdict(said),
-        "thresholds": thresholds,
+        "thresholds": asdict(thresholds),
         "opset": opset,
         "dynamic": dynamic,
         "contracts": {ONNX: contract_of(graph), ONNX_NMS: contract_of(with_nms)},

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -26,10 +26,11 @@ from yolov7.files import write_atomic
 from yolov7.letterbox import FILL
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
+from yolov7.model.spec import HeadModule
+from yolov7.nms import Thresholds
 from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY
+from yolov7.predictions import column_names, contract_scoring
 
-COLUMNS = ("x1", "y1", "x2", "y2", "objectness")
-"""First columns of the decoded output; the class probabilities follow."""
 ROW = ("image", "x1", "y1", "x2", "y2", "score", "class")
 """Columns of the output with suppression."""
 MIN_OPSET = 18
@@ -44,11 +45,11 @@ def export_onnx(
     opset: int = MIN_OPSET,
     dynamic: bool = True,
 ) -> onnx.ModelProto:
-    """Write `model` with decoded output `detections`, float32 (B, N, 5 + C), and return the graph.
+    """Write `model` with decoded output `detections`, float32 (B, N, F), and return the graph.
 
     A training form is re-parameterised first. `dynamic` leaves batch size and sides open; otherwise they are fixed to
-    one image of `image_size` (a side or (height, width); default: the metadata's). Columns are x1, y1, x2, y2 in input
-    pixels, objectness, class probabilities; with one class the score is the objectness alone.
+    one image of `image_size` (a side or (height, width); default: the metadata's). The contract names the columns and
+    says how a score is made of them (:mod:`yolov7.predictions`).
     Raises :class:`ConfigError` for a size that does not fit the network's stride or an unknown operator set,
     :class:`ModelError` if `metadata` speaks of another model.
     """
@@ -70,28 +71,21 @@ def export_onnx(
 def export_onnx_nms(
     decoded: onnx.ModelProto | str | os.PathLike[str],
     path: str | os.PathLike[str],
-    *,
-    confidence: float,
-    iou: float,
-    max_detections: int,
+    thresholds: Thresholds,
 ) -> onnx.ModelProto:
     """Append the non-maximum suppression to a graph of :func:`export_onnx`, write it, and return it.
 
     Output `detections`, float32 (rows, 7): image index, x1, y1, x2, y2 (input pixels), score, class number; image by
-    image, by falling score, at most `max_detections` an image, none where nothing exceeds `confidence`. Each box is
-    reported with its best class only (score = objectness x class; with one class the objectness), and suppresses boxes
-    of its own class whose IoU with it exceeds `iou`.
+    image, by falling score; no rows where nothing exceeds the confidence. Each box is reported with its best class
+    only, scored as the decoded file's contract says, and suppresses boxes of its own class.
     """
-    if not 0.0 <= confidence <= 1.0 or not 0.0 < iou <= 1.0 or max_detections < 1:
-        raise ConfigError(f"confidence {confidence}, iou {iou}, max_detections {max_detections}: out of range")
     graph = onnx.ModelProto()
     graph.CopyFrom(load_graph(decoded))
     metadata, contract = described(graph)
     if contract["output"]["kind"] != "decoded":
         raise ModelError(f"a graph with decoded output is needed, this one has {contract['output']['kind']!r}")
-    merged = append_suppression(
-        graph, classes=metadata.num_classes, confidence=confidence, iou=iou, max_detections=max_detections
-    )
+    scoring = contract_scoring(contract["output"], metadata.num_classes)
+    merged = append_suppression(graph, thresholds, classes=metadata.num_classes, scoring=scoring)
     contract["output"] = {
         "kind": "nms",
         "name": "detections",
@@ -101,12 +95,9 @@ def export_onnx_nms(
         "order": "image, then falling score",
         "boxes": "pixels of the input",
         "classes": "best class of a box only; suppression within a class",
-        "confidence": confidence,
-        "iou": iou,
-        "max_detections": max_detections,
+        **asdict(thresholds),
     }
-    thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
-    write_graph(path, merged, replace(metadata, extra={**metadata.extra, "thresholds": thresholds}), contract)
+    write_graph(path, merged, replace(metadata, extra={**metadata.extra, "thresholds": asdict(thresholds)}), contract)
     return merged
 
 
@@ -116,12 +107,10 @@ def contract_of(graph: onnx.ModelProto) -> dict[str, Any]:
 
 
 def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[str, Any]:
-    columns = 5 + model.num_classes
+    head = cast(HeadModule, model.head)
+    columns = column_names(head.scoring())
     shape = ["batch", 3, "height", "width"] if dynamic else [1, 3, *sides]
-    predictions: str | int = "predictions"
-    if not dynamic:
-        per_cell = model.anchors.shape[1]
-        predictions = sum(per_cell * (sides[0] // stride) * (sides[1] // stride) for stride in model.strides)
+    predictions: str | int = "predictions" if dynamic else head.predictions(*sides)
     return {
         "input": {
             "name": "images",
@@ -137,11 +126,11 @@ def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[st
             "kind": "decoded",
             "name": "detections",
             "type": "float32",
-            "shape": [shape[0], predictions, columns],
-            "columns": [*COLUMNS, f"{model.num_classes} class probabilities"],
-            "order": "level (small stride first), anchor, row, column",
+            "shape": [shape[0], predictions, len(columns) + model.num_classes],
+            "columns": [*columns, f"{model.num_classes} class probabilities"],
+            "order": head.order,
             "boxes": "pixels of the input",
-            "score": "objectness" if model.num_classes == 1 else "objectness x class probability",
+            "score": head.scoring(),
         },
     }
 

@@ -26,6 +26,7 @@ from yolov7.model.detector import Detector
 from yolov7.nms import Detections, select
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import OnnxFile, OnnxNmsRuntime, Runtime, TorchRuntime
+from yolov7.predictions import Scoring
 
 Path = str | os.PathLike[str]
 
@@ -48,7 +49,7 @@ class VerifyLimits:
     mean_difference: float = 1e-4
     """Objectness and class probabilities, absolute, the mean over all predictions."""
     score_difference: float | None = None
-    """Scores of matched detections, absolute; None: twice `raw_difference`, a score being a product of two."""
+    """Scores of matched detections, absolute; None: `raw_difference`, twice if a score is a product of two."""
     matched_box_difference: float | None = None
     """Box corners of matched detections, in pixels of the image; None: `box_difference`."""
     same_box: float = SAME_BOX
@@ -190,6 +191,7 @@ class _Comparison:
 
     def __init__(self, trained: TorchRuntime, decoders: dict[str, Runtime], with_nms: OnnxNmsRuntime, samples: Samples):
         self.trained, self.decoders, self.with_nms, self.samples = trained, decoders, with_nms, samples
+        self.scorings = {name: runtime.scoring for name, runtime in {"trained": trained, **decoders}.items()}
         self.raw = dict.fromkeys(decoders, 0.0)
         self.mean = dict.fromkeys(decoders, 0.0)
         self.boxes = dict.fromkeys(decoders, 0.0)
@@ -205,8 +207,9 @@ class _Comparison:
             for name, output in decoded.items():
                 self._compare(name, output, expected, len(chosen) / len(self.samples.positions))
             for name, output in {"trained": expected, **decoded}.items():
-                self.found[name] += self._select(output)
-                self.results[name] += self.samples.results(chosen, prepared, candidates(output))
+                self.found[name] += self._select(output, self.scorings[name])
+                found = candidates(output, self.scorings[name])
+                self.results[name] += self.samples.results(chosen, prepared, found)
             self.found["onnx-nms"] += self.with_nms.detect(batch)
             for name, kept in self.nms_results.items():
                 kept += self.samples.results(chosen, prepared, self.found[name][-len(chosen) :])
@@ -221,11 +224,8 @@ class _Comparison:
         self.raw[name] = float(np.max([self.raw[name], np.max(difference[..., 4:])]))
         self.mean[name] += share * float(np.mean(difference[..., 4:], dtype=np.float64))
 
-    def _select(self, output: Tensor) -> list[Detections]:
-        nms = self.with_nms
-        return select(
-            output, confidence=nms.confidence, iou=nms.iou, max_detections=nms.max_detections, multi_label=False
-        )
+    def _select(self, output: Tensor, scoring: Scoring) -> list[Detections]:
+        return select(output, self.with_nms.thresholds, scoring=scoring, multi_label=False)
 
     def report(self, name: str, limits: VerifyLimits) -> FormReport:
         decodes = name in self.decoders
@@ -238,8 +238,7 @@ class _Comparison:
             detections=agreement(
                 self.found["trained"],
                 self.found[name],
-                confidence=self.with_nms.confidence,
-                iou=self.with_nms.iou,
+                thresholds=self.with_nms.thresholds,
                 score_tolerance=limits.raw_difference if limits.edge is None else limits.edge,
                 same_box=limits.same_box,
             ),
@@ -248,7 +247,9 @@ class _Comparison:
             limits=limits,
         )
         said = self.decoders[name].metadata if decodes else self.with_nms.metadata
-        report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits)]
+        report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits, self.trained.scoring)]
+        if self.scorings.get(name, self.trained.scoring) != self.trained.scoring:
+            report.problems.append(f"score is {self.scorings[name]!r}, trained was {self.trained.scoring!r}")
         return report
 
     def _ap_of(self, results: list[Result]) -> float:
@@ -258,11 +259,12 @@ class _Comparison:
         return self._ap[id(results)]
 
 
-def _excesses(report: FormReport, limits: VerifyLimits) -> list[str]:
+def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> list[str]:
     """Every figure over its limit. `not x <= limit` so that NaN is over it too."""
     found = report.detections
-    # A score is a product of two probabilities, each of which may be off by the limit.
-    scores = 2 * limits.raw_difference if limits.score_difference is None else limits.score_difference
+    # Each factor of a product may be off by the limit.
+    factors = 2 if scoring == "objectness x class probability" else 1
+    scores = factors * limits.raw_difference if limits.score_difference is None else limits.score_difference
     corners = limits.box_difference if limits.matched_box_difference is None else limits.matched_box_difference
     checks = [
         ("probability difference", report.max_raw_difference, limits.raw_difference),

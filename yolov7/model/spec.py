@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from yolov7.errors import ModelError
+from yolov7.predictions import Scoring
 
 IMAGE = "image"  # the name of the network's input among the maps
 
@@ -112,7 +113,24 @@ class HeadModule(Protocol):
         ...
 
     def decode(self, raw: Sequence[Tensor]) -> Tensor:
-        """Predictions (B, N, ...) from the maps of `leads`."""
+        """Predictions (B, N, F) from the maps of `leads`; columns and scores as :meth:`scoring` says."""
+        ...
+
+    @property
+    def order(self) -> str:
+        """Order of the decoded predictions, for contracts."""
+        ...
+
+    def scoring(self) -> Scoring:
+        """How a score is made of the decoded columns."""
+        ...
+
+    def predictions(self, height: int, width: int) -> int:
+        """Number N of decoded predictions of an image of `height` x `width` pixels."""
+        ...
+
+    def raw_contract(self) -> dict[str, Any]:
+        """Shape, meaning and decoding of the maps of `leads`, for the contract of files that end there."""
         ...
 
 

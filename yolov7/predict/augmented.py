@@ -3,7 +3,7 @@
 What the views find is mapped back and put side by side, so that the suppression which follows merges it: for prediction
 and evaluation alike, whatever the runtime (training sheet, section 9).
 
-Legend: B batch, N predictions of a view, C classes.
+Legend: B batch, N predictions of a view, F columns.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class AugmentedRuntime:
             )
         self.runtime, self.views = runtime, VIEWS[views]
         self.metadata, self.input_shape, self.stride = runtime.metadata, runtime.input_shape, runtime.stride
+        self.scoring = runtime.scoring
 
     def decoded(self, images: Batch) -> Tensor:
-        """As :meth:`Runtime.decoded`: (B, sum of N, 5 + C), boxes in pixels of `images`, view after view."""
+        """As :meth:`Runtime.decoded`: (B, sum of N, F), boxes in pixels of `images`, view after view."""
         batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         return torch.cat([self._seen(batch, scale, mirrored) for scale, mirrored in self.views], dim=1)
 

@@ -109,7 +109,7 @@ def _round(predictor: Predictor, chosen: Sequence[np.ndarray]) -> tuple[list[flo
     runtime = predictor.runtime
     marks = [time.perf_counter()]
     prepared = [predictor.prepare(image) for image in chosen]
-    batch = stack([one.image for one in prepared])
+    batch = stack([fitted.image for fitted in prepared])
     marks.append(time.perf_counter())
     if isinstance(runtime, Runtime):
         decoded = runtime.decoded(batch)
@@ -119,7 +119,7 @@ def _round(predictor: Predictor, chosen: Sequence[np.ndarray]) -> tuple[list[flo
     else:
         detections = predictor.detect(batch)
         marks.append(time.perf_counter())
-    mapped = [to_original(d, p.scale, p.pad, p.size) for d, p in zip(detections, prepared, strict=True)]
+    mapped = [to_original(found, fitted) for found, fitted in zip(detections, prepared, strict=True)]
     marks.append(time.perf_counter())
     return [1000.0 * value for value in (*np.diff(marks), marks[-1] - marks[0])], sum(map(len, mapped))
 
@@ -148,13 +148,13 @@ def _precision(runtime: Runtime | DetectingRuntime) -> str:
 
 def reference(like: Predictor) -> Predictor:
     """The network of `like` as PyTorch runs it by default: training form, contiguous float32, eager. Random weights,
-    which take as long as trained ones. Raises :class:`ConfigError` for a network that is not one of the family.
+    which take as long as trained ones. Raises :class:`ModelError` for a network the library does not know by name.
     """
-    said = like.metadata
-    model = create_model(said.variant, said.num_classes)
-    runtime = TorchRuntime(model, replace(said, form="training"))
+    metadata = like.metadata
+    model = create_model(metadata.variant, metadata.num_classes)
+    runtime = TorchRuntime(model, replace(metadata, form="training"))
     runtime.input_shape = (None, *like.canvas)  # square or not: the same input
-    return Predictor(runtime, confidence=like.confidence, iou=like.iou, max_detections=like.max_detections)
+    return Predictor(runtime, **asdict(like.thresholds))
 
 
 def files_in(folder: str | os.PathLike[str]) -> list[tuple[RuntimeName, PrecisionName]]:

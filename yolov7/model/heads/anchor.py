@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from yolov7.errors import ModelError
 from yolov7.model.blocks import ConvUnit
 from yolov7.model.spec import Block, Map, Scaling
+from yolov7.predictions import Scoring, objectness_scoring
 
 Anchors = Sequence[Sequence[Sequence[float]]]
 BIAS_IMAGE_SIDE = 640  # the side the objectness prior is reckoned at, for every input size
 BIAS_OBJECTS = 8  # objects expected on such an image
 BIAS_CLASS = 0.6
+DECODING = "centre = (2 sigmoid - 0.5 + cell) x stride; side = (2 sigmoid)^2 x anchor, pixels"
+"""Formula of :func:`decode` in the contract of files with raw maps; runtimes recognise such a file by it."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,35 @@ class AnchorHeadModule(nn.Module):
     def decode(self, raw: Sequence[Tensor]) -> Tensor:
         """See :func:`decode`."""
         return decode(raw, self.anchors, self.strides)
+
+    @property
+    def order(self) -> str:
+        """Order of the decoded predictions, for contracts."""
+        return "level (small stride first), anchor, row, column"
+
+    def scoring(self) -> Scoring:
+        """How a score is made of the decoded columns."""
+        return objectness_scoring(self._fields() - 5)
+
+    def predictions(self, height: int, width: int) -> int:
+        """Number N of decoded predictions of an image of `height` x `width` pixels."""
+        return self.anchors.shape[1] * sum((height // stride) * (width // stride) for stride in self.strides)
+
+    def raw_contract(self) -> dict[str, Any]:
+        """Shape, meaning and decoding of the maps of :meth:`leads`, for the contract of files that end there."""
+        return {
+            "shape": ["batch", "anchors", "rows", "columns", self._fields()],
+            "order": "level (small stride first)",
+            "values": "logits, before the sigmoid",
+            "anchors": self.anchors.tolist(),
+            "decoding": DECODING,
+            "score": self.scoring(),
+        }
+
+    def _fields(self) -> int:
+        """F, columns of a prediction."""
+        fields: int = self.lead[0].shape[1]  # type: ignore[index,assignment]
+        return fields
 
     def reparameterize(self) -> AnchorHeadModule:
         """Drop the auxiliary levels; the branches that stay convert themselves."""

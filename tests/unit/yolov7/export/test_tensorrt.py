@@ -17,6 +17,7 @@ from yolov7.errors import ConfigError, ModelError
 from yolov7.export import build_engine, check_tensorrt, export_onnx_nms, export_onnx_raw
 from yolov7.export.quantize import calibrate, quantizable, quantized
 from yolov7.export.tensorrt import profile_shapes
+from yolov7.nms import Thresholds
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_what_is_no_onnx_file_of_this_project_is_one_line(exported, graph, tmp_p
 
 
 def add_suppression(folder):
-    return lambda path: export_onnx_nms(path, folder / "nms.onnx", confidence=0.2, iou=0.5, max_detections=9)
+    return lambda path: export_onnx_nms(path, folder / "nms.onnx", Thresholds(0.2, 0.5, 9))
 
 
 @pytest.mark.gpu
