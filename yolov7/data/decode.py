@@ -76,9 +76,9 @@ def reduction_for(height: int, width: int, long_side: int) -> int:
     """By how much the sides of an image may be divided while it is decoded, if `long_side` is wanted: 1, 2, 4 or 8.
 
     :func:`yolov7.letterbox.resize_to_long_side` does the rest. Decoding without the finer frequencies is faster, and
-    the result has been averaged where bilinear shrinking by more than 2 would pick single pixels. Only divisors that leave
-    no rest are taken, so that every pixel of the smaller image covers exactly as many of the larger one and boxes stay
-    where they are.
+    the result has been averaged where bilinear shrinking by more than 2 would pick single pixels. Only divisors without
+    remainder are taken, so that every pixel of the smaller image covers exactly as many of the larger one and boxes
+    stay where they are.
     """
     longest = max(height, width)
     fitting = (by for by in (8, 4, 2) if longest >= by * long_side and not (height % by or width % by))

@@ -51,7 +51,7 @@ class Predictor:
         if augment:
             runtime = AugmentedRuntime(runtime, "all" if augment is True else augment)  # type: ignore[arg-type]
         self.runtime = runtime
-        given = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
+        given: dict[str, Any] = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
         if isinstance(runtime, DetectingRuntime):
             self.thresholds = _inside(runtime.thresholds, given)
         else:
@@ -182,9 +182,8 @@ def input_sides(runtime: Runtime | DetectingRuntime, image_size: int | None) -> 
         side = runtime.metadata.image_size if image_size is None else image_size
         return side, side
     if image_size is not None and (height, width) != (image_size, image_size):
-        raise ModelError(
-            f"{runtime.metadata.variant}: exported for images of {height} x {width}, not for {image_size} x {image_size}"
-        )
+        asked = f"{image_size} x {image_size}"
+        raise ModelError(f"{runtime.metadata.variant}: exported for images of {height} x {width}, not for {asked}")
     return height, width
 
 
