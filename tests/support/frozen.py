@@ -83,7 +83,7 @@ def presets() -> dict[str, Any]:
 
 def shipped_params() -> Any:
     """params.yaml as revision 85b8700 shipped it."""
-    from stages.params import load
+    from stages.project.params import load
 
     return load(DATA / "params.yaml")
 
