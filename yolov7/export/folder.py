@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,8 @@ def export_folder(
     save_checkpoint(folder / SAFETENSORS, deploy, said)
     graph = export_onnx(deploy, folder / ONNX, metadata=said, opset=opset, dynamic=dynamic)
     with_nms = export_onnx_nms(graph, folder / ONNX_NMS, thresholds)
-    written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8)]
+    write_raw = partial(export_onnx_raw, deploy, metadata=said, opset=opset, dynamic=dynamic)
+    written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8, write_raw)]
     description = {
         "format": FORMAT,
         **asdict(said),
@@ -85,8 +87,9 @@ def _write_optional(
     folder: Path,
     formats: Sequence[FormatName],
     int8: Callable[[onnx.ModelProto, Path], Int8Exporter] | None,
+    write_raw: Callable[[Path], onnx.ModelProto],
 ) -> list[str]:
-    """Names of what was written. What an earlier export left is none of this one's."""
+    """Write the optional formats and return the files' names. Files of an earlier export are removed."""
     shutil.rmtree(folder / OPTIONAL, ignore_errors=True)
     exporter = None
     if any(name.endswith("int8") for name in formats):
@@ -101,7 +104,7 @@ def _write_optional(
             assert exporter is not None
             reports[name] = asdict(exporter.export(file, "onnx" if name.startswith("onnx") else "openvino"))
         elif name == "onnx-raw":
-            export_onnx_raw(graph, file)
+            write_raw(file)
         else:
             export_openvino(graph, file, half=name.endswith("float16"))
         written += [f"{OPTIONAL}/{one.name}" for one in (file, file.with_suffix(".bin")) if one.is_file()]

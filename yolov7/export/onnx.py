@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 
 from yolov7.errors import ConfigError, ModelError
 from yolov7.export.suppression import append_suppression
-from yolov7.export.trace import trace_dynamic, trace_fixed
+from yolov7.export.trace import Output, trace_dynamic, trace_fixed
 from yolov7.files import write_atomic
 from yolov7.letterbox import FILL
 from yolov7.model.checkpoint import ModelMetadata
@@ -53,19 +53,55 @@ def export_onnx(
     Raises :class:`ConfigError` for a size that does not fit the network's stride or an unknown operator set,
     :class:`ModelError` if `metadata` speaks of another model.
     """
+    export = traced(model, metadata=metadata, image_size=image_size, opset=opset, dynamic=dynamic, output="decoded")
+    head, shape = cast(HeadModule, model.head), export.input["shape"]
+    columns = column_names(head.scoring())
+    predictions = "predictions" if dynamic else head.predictions(*shape[2:])
+    output = {
+        "kind": "decoded",
+        "name": "detections",
+        "type": "float32",
+        "shape": [shape[0], predictions, len(columns) + model.num_classes],
+        "columns": [*columns, f"{model.num_classes} class probabilities"],
+        "order": head.order,
+        "boxes": "pixels of the input",
+        "score": head.scoring(),
+    }
+    write_graph(path, export.graph, export.metadata, {"input": export.input, "output": output})
+    return export.graph
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network's graph, and what its file says of it."""
+
+    graph: onnx.ModelProto
+    metadata: ModelMetadata
+    input: dict[str, Any]
+    """The contract's part of that name."""
+
+
+def traced(
+    model: Detector,
+    *,
+    metadata: ModelMetadata,
+    image_size: int | tuple[int, int] | None,
+    opset: int,
+    dynamic: bool,
+    output: Output,
+) -> Traced:
+    """Trace `model` in deploy form. Parameters and errors are those of :func:`export_onnx`."""
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ConfigError(f"opset {opset}: {MIN_OPSET} to {onnx.defs.onnx_opset_version()} can be written")
     if (metadata.variant, metadata.num_classes) != (model.variant, model.num_classes):
         raise ModelError(f"the metadata is of {metadata.variant}, the model is a {model.variant}")
     height, width = _sides(metadata.image_size if image_size is None else image_size, model.stride)
     deploy = (model if model.form == "deploy" else model.reparameterize()).to("cpu").eval()
-    graph = trace_dynamic(deploy, opset) if dynamic else trace_fixed(deploy, height, width, opset)
+    graph = trace_dynamic(deploy, opset, output) if dynamic else trace_fixed(deploy, height, width, opset, output)
     said = replace(metadata, form="deploy")
     if not dynamic and height == width:
         said = replace(said, image_size=height)
-    contract = _contract(model, (height, width), dynamic)
-    write_graph(path, graph, said, contract)
-    return graph
+    return Traced(graph, said, _input_contract(model.stride, (height, width), dynamic))
 
 
 def export_onnx_nms(
@@ -106,32 +142,16 @@ def contract_of(graph: onnx.ModelProto) -> dict[str, Any]:
     return described(graph)[1]
 
 
-def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[str, Any]:
-    head = cast(HeadModule, model.head)
-    columns = column_names(head.scoring())
-    shape = ["batch", 3, "height", "width"] if dynamic else [1, 3, *sides]
-    predictions: str | int = "predictions" if dynamic else head.predictions(*sides)
+def _input_contract(stride: int, sides: tuple[int, int], dynamic: bool) -> dict[str, Any]:
     return {
-        "input": {
-            "name": "images",
-            "type": "float32",
-            "shape": shape,
-            "layout": "NCHW",
-            "color": "RGB",
-            "range": [0.0, 1.0],
-            "stride": model.stride,
-            "letterbox": {"fill": FILL, "place": "centre", "shrink": "area", "enlarge": "bilinear"},
-        },
-        "output": {
-            "kind": "decoded",
-            "name": "detections",
-            "type": "float32",
-            "shape": [shape[0], predictions, len(columns) + model.num_classes],
-            "columns": [*columns, f"{model.num_classes} class probabilities"],
-            "order": head.order,
-            "boxes": "pixels of the input",
-            "score": head.scoring(),
-        },
+        "name": "images",
+        "type": "float32",
+        "shape": ["batch", 3, "height", "width"] if dynamic else [1, 3, *sides],
+        "layout": "NCHW",
+        "color": "RGB",
+        "range": [0.0, 1.0],
+        "stride": stride,
+        "letterbox": {"fill": FILL, "place": "centre", "shrink": "area", "enlarge": "bilinear"},
     }
 
 

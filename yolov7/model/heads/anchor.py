@@ -157,7 +157,6 @@ class AnchorHeadModule(nn.Module):
             "values": "logits, before the sigmoid",
             "anchors": self.anchors.tolist(),
             "decoding": DECODING,
-            "score": self.scoring(),
         }
 
     def _fields(self) -> int:
