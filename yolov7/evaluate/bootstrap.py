@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolov7.errors import DataError
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Interval:
     high: float
 
 
-def ap_interval(matches: Matches, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0) -> Interval:
+def ap_interval(matches: Matching, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0) -> Interval:
     """AP with its interval over images. The same seed gives the same interval. Draws without any object, whose AP is
     undefined, are left out.
     """
@@ -32,7 +32,7 @@ def ap_interval(matches: Matches, *, resamples: int = 200, confidence: float = 0
 
 
 def ap_difference_interval(
-    first: Matches, second: Matches, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0
+    first: Matching, second: Matching, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
     """AP of `first` minus AP of `second`, drawn in pairs.
 
@@ -47,7 +47,7 @@ def ap_difference_interval(
     return _interval(first.average_precision() - second.average_precision(), drawn, confidence)
 
 
-def _draws(matches: Matches, resamples: int, seed: int) -> np.ndarray:
+def _draws(matches: Matching, resamples: int, seed: int) -> np.ndarray:
     """(at most resamples, images): how often each image was drawn, as often in all as there are images. Of draws with
     an object in them: in the others there is nothing to be found, and no AP."""
     images = len(matches.image_ids)

@@ -26,7 +26,7 @@ from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index
 from yolov7.errors import DataError
 from yolov7.evaluate.curves import PrecisionRecall, curves_from
-from yolov7.evaluate.matches import Matches, matches_of
+from yolov7.evaluate.matches import Matching, matching_of
 from yolov7.files import write_text
 
 Result = dict[str, Any]
@@ -55,7 +55,7 @@ class Scores:
     """AP by class name; -1 for a class without ground truth."""
     curves: PrecisionRecall
     """Precision at 101 recall points, by class and on average."""
-    matches: Matches
+    matches: Matching
     """What was matched with what."""
 
 
@@ -91,7 +91,7 @@ def evaluate_detections(truth: Truth, results: Sequence[Mapping[str, Any]]) -> S
     precision = tool.eval["precision"][:, :, :, 0, -1]  # (T IoU thresholds, R recalls, C): all areas, 100 detections
     per_class = {name: _mean(precision[:, :, column]) for column, (_, name) in enumerate(categories)}
     curves = curves_from(precision, tool.eval["scores"][:, :, :, 0, -1], [name for _, name in categories])
-    return Scores(metrics, per_class, curves, matches_of(tool))
+    return Scores(metrics, per_class, curves, matching_of(tool))
 
 
 def coco_metrics(truth: Truth, results: Sequence[Mapping[str, Any]], *, engine: Engine = "hotcoco") -> dict[str, float]:

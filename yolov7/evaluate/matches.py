@@ -14,7 +14,7 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
-class Matches:
+class Matching:
     """The tool's matching over all areas, with up to 100 detections an image.
 
     Detections stand class by class, each class by falling score, ties in the order of the images: the order in which
@@ -68,7 +68,7 @@ class Matches:
         return found
 
 
-def matches_of(tool: COCOeval) -> Matches:
+def matching_of(tool: COCOeval) -> Matching:
     """The matching of a `tool` whose `evaluate` has run with the usual parameters."""
     images, categories, areas = tool.params.imgIds, tool.params.catIds, len(tool.params.areaRng)
     thresholds, most = len(tool.params.iouThrs), tool.params.maxDets[-1]
@@ -95,7 +95,7 @@ def matches_of(tool: COCOeval) -> Matches:
         columns["scores"].append(scores[order])
         correct.append(matched & ~left_out)
         ignored.append(left_out)
-    return Matches(
+    return Matching(
         image_ids=tuple(int(image) for image in images),
         class_names=tuple(tool.cocoGt.cats[category]["name"] for category in categories),
         truths=truths,

@@ -19,7 +19,7 @@ import torch
 
 from yolov7.boxes import pairwise_iou
 from yolov7.data.index import Index
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 
 KINDS = ("right", "localisation", "class", "both", "duplicate", "background")
 _FOREGROUND, _BACKGROUND = 0.5, 0.1
@@ -80,7 +80,7 @@ class Calibration:
     """Mean distance of score and precision, weighted by detections; NaN without any."""
 
 
-def best_confidence(matches: Matches) -> tuple[float, float]:
+def best_confidence(matches: Matching) -> tuple[float, float]:
     """(score, F1): the confidence of the highest F1 over all classes at IoU 0.5; (0.5, 0.0) if nothing is right."""
     counted = ~matches.ignored[0]
     scores, correct = matches.scores[counted], matches.correct[0][counted]
@@ -95,7 +95,7 @@ def best_confidence(matches: Matches) -> tuple[float, float]:
     return float(scores[best]), float(f1[best])
 
 
-def calibration(matches: Matches, *, lowest: float = 0.05, bins: int = 10) -> Calibration:
+def calibration(matches: Matching, *, lowest: float = 0.05, bins: int = 10) -> Calibration:
     """Scores against the share of right detections (IoU 0.5), in equal bins from `lowest` to 1."""
     counted = ~matches.ignored[0] & (matches.scores >= lowest)
     scores, correct = matches.scores[counted], matches.correct[0][counted]

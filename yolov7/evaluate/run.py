@@ -15,7 +15,7 @@ from yolov7.data.workers import lost_workers_explained
 from yolov7.errors import ModelError
 from yolov7.evaluate.coco import Result, Scores, evaluate_detections, ground_truth
 from yolov7.evaluate.curves import PrecisionRecall
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, Thresholds, select
 from yolov7.predict.predictor import Predictor, input_sides
@@ -40,7 +40,7 @@ class Evaluation:
     """All detections as COCO result records, with the data set's category ids, unrounded."""
     curves: PrecisionRecall
     """Precision over recall."""
-    matches: Matches
+    matches: Matching
     """What was matched with what: for intervals, calibration, operating points."""
 
 

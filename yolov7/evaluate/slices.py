@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolov7.data.index import Index
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 from yolov7.evaluate.mistakes import Errors
 
 _SIZES = (
@@ -64,7 +64,7 @@ def object_slices(index: Index, errors: Errors) -> list[Slice]:
     return slices + _recalls("object shape", _SHAPES, np.concatenate(shapes), right)
 
 
-def image_slices(index: Index, matches: Matches, brightness: Sequence[float] | None = None) -> list[Slice]:
+def image_slices(index: Index, matches: Matching, brightness: Sequence[float] | None = None) -> list[Slice]:
     """AP over the images of a number of objects, and of a `brightness` (mean pixel value of each, 0 to 255)."""
     objects = np.array([int((~index.crowd(position)).sum()) for position in range(len(index))])
     slices = _precisions("objects in the image", _CROWDING, objects, index, matches)
@@ -83,7 +83,7 @@ def _recalls(
 
 
 def _precisions(
-    group: str, parts: Sequence[tuple[str, float, float]], values: np.ndarray, index: Index, matches: Matches
+    group: str, parts: Sequence[tuple[str, float, float]], values: np.ndarray, index: Index, matches: Matching
 ) -> list[Slice]:
     # The matching's images stand in another order than the index's.
     place = {image_id: position for position, image_id in enumerate(matches.image_ids)}
