@@ -1,12 +1,12 @@
 """Greedy non-maximum suppression, exact, per class; from decoded predictions to detections.
 
-A box is dropped if its IoU with a kept box of its own class and a higher place in the order is above the threshold.
-Classes are kept apart by comparing labels, never by shifting coordinates: a shift smaller than the image lets classes
-meet, and a large one eats the digits of float32.
+A box is dropped if its IoU with a better kept box of its own class exceeds the threshold. Classes are separated by
+their labels, not by shifting coordinates: a shift smaller than the image lets classes meet, and a large one costs the
+digits of float32.
 
-The algorithm depends on the count. A few boxes: one matrix over all classes. More: class by class, and inside a class
-in blocks by falling score, each block first against the boxes kept so far and then against itself, so that memory is
-bounded however many candidates come and boxes that are already out are never compared again.
+The algorithm depends on the count. A few boxes: one matrix over all classes. More: class by class, and within a class
+in blocks by falling score, each block first against the boxes kept so far and then against itself. So memory is
+bounded for any number of candidates, and dropped boxes are never compared again.
 
 Legend: B images, N boxes, C classes, K kept boxes, M boxes of a block.
 """
@@ -23,8 +23,8 @@ from yolov7.errors import ConfigError
 from yolov7.predictions import Scoring, columns_before_classes, may_exceed
 from yolov7.predictions import scores as scores_of
 
-ONE_MATRIX = 256  # up to this many boxes one N x N matrix is quicker than a pass per class
-BLOCK = 256  # boxes of a class that are settled together
+ONE_MATRIX = 256  # up to this many boxes one N x N matrix is faster than a pass per class
+BLOCK = 256  # boxes of a class that are processed together
 KEPT_CHUNK = 4096  # kept boxes compared with a block at a time: bounds each temporary to 4 MiB
 
 
@@ -78,15 +78,15 @@ class Detections:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
-    """Indices (K,) int64 kept of (N, 4) xyxy boxes, by falling score (ties: the lower index first)."""
+    """Indices (K,) int64 of the kept ones of (N, 4) xyxy boxes, by falling score (ties: the lower index first)."""
     return batched_nms(boxes, scores, torch.zeros(len(scores), dtype=torch.int64, device=scores.device), iou)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, *, limit: int | None = None) -> Tensor:
     """Like :func:`nms`, but a box suppresses only boxes of its own label.
 
-    `limit`: keep at most this many, the best ones; saves work where classes are crowded. Coordinates, scores and
-    labels may live on any device; the greedy pass, serial by nature, runs on the CPU in float32.
+    `limit`: keep at most this many, the best ones, which saves work for crowded classes. Coordinates, scores and labels
+    may be on any device; the greedy pass is serial and runs on the CPU in float32.
     """
     order = torch.sort(scores.detach().float(), descending=True, stable=True).indices.cpu()
     if limit is not None and limit <= 0:
@@ -160,7 +160,7 @@ def _class_by_class(boxes: np.ndarray, labels: np.ndarray, threshold: np.float32
 
 
 def _greedy(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.ndarray:
-    """Positions kept, ascending, of one class's boxes by falling score; stops once `limit` are found."""
+    """Positions kept, ascending, of one class's boxes by falling score; stops at `limit`."""
     kept = np.empty(0, dtype=np.int64)
     for start in range(0, len(boxes), BLOCK):
         alive = np.arange(start, min(start + BLOCK, len(boxes)))
@@ -178,7 +178,7 @@ def _greedy(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.n
 def _settle(rivals: np.ndarray) -> np.ndarray:
     """Positions that survive greedy suppression, given the symmetric (M, M) matrix of boxes that exclude each other."""
     alive = np.ones(len(rivals), dtype=bool)
-    # Only a box with a rival besides itself can suppress anything.
+    # Only a box with a rival other than itself can suppress anything.
     for i in np.flatnonzero(np.triu(rivals, 1).any(axis=1)):
         if alive[i]:
             alive[i + 1 :] &= ~rivals[i, i + 1 :]
@@ -197,7 +197,7 @@ def _overlaps(a: np.ndarray, b: np.ndarray, threshold: np.float32) -> np.ndarray
     intersection = np.multiply(width, height, out=width)
     union = np.add(_areas(a)[:, None], _areas(b)[None, :], out=height)
     union -= intersection
-    # An empty union has IoU 0: a division that yields 0 / 1 there.
+    # An empty union has IoU 0: make the division 0 / 1.
     empty = union <= 0
     if empty.any():
         union[empty] = 1

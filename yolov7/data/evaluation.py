@@ -38,7 +38,7 @@ class EvalBatch:
         return len(self.indices)
 
     def pin_memory(self) -> EvalBatch:
-        """Page-locked images, for copies to a device that do not block."""
+        """Page-lock the images, so that copies to a device do not block."""
         self.images = self.images.pin_memory()
         return self
 
@@ -137,8 +137,7 @@ class _EvalReader:
 def read_annotated(index: Index, i: int, *, reduction: int = 1) -> NDArray[np.uint8]:
     """Image `i` as uint8 (height, width, 3) RGB; :class:`DataError` if unreadable or not of the annotated size.
 
-    A `reduction` that divides the annotated sides makes a JPEG come that much smaller (other formats come whole); its
-    size is then checked to as many pixels.
+    A JPEG is decoded smaller by `reduction`, which must divide the annotated sides; other formats are decoded whole.
     """
     path = index.image_path(i)
     data = read_file(path)

@@ -1,6 +1,6 @@
-"""What the COCO tool matched with what, kept in arrays: from them come intervals, calibration and operating points.
+"""The COCO tool's matching of detections with objects, in arrays: for intervals, calibration and operating points.
 
-Legend: T IoU thresholds (0.50 to 0.95), C classes, I images, N detections (100 an image and class at most, all areas).
+Legend: T IoU thresholds (0.50 to 0.95), C classes, I images, N detections (at most 100 per image and class, all areas).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class Matching:
-    """The tool's matching over all areas, with up to 100 detections an image.
+    """The tool's matching over all areas, with up to 100 detections per image.
 
-    Detections stand class by class, each class by falling score, ties in the order of the images: the order in which
-    the tool sums them up.
+    Detections are sorted by class, then by falling score, ties in the order of the images: the order in which the tool
+    sums them up.
     """
 
     image_ids: tuple[int, ...]
@@ -40,7 +40,7 @@ class Matching:
     def average_precision(self, weights: np.ndarray | None = None) -> float:
         """AP with every image counted `weights` (I,) times (default: once, which gives the tool's own figure).
 
-        -1 where no object counts.
+        -1 if no object counts.
         """
         weights = np.ones(len(self.image_ids)) if weights is None else np.asarray(weights, dtype=np.float64)
         bounds = np.searchsorted(self.labels, np.arange(len(self.class_names) + 1))

@@ -1,4 +1,4 @@
-"""Evaluation of a detector on a data set: batches, decoded predictions, suppression, the COCO tool."""
+"""Evaluation of a detector on a data set: batches, predictions, suppression, the COCO tool."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of an evaluation."""
+    """Result of an evaluation."""
 
     metrics: dict[str, float]
-    """The COCO tool's twelve figures (yolov7.evaluate.coco.METRICS); -1 where there is no ground truth."""
+    """The COCO tool's twelve figures (yolov7.evaluate.coco.METRICS); -1 without ground truth."""
     per_class: dict[str, float]
     """AP by class name; -1 for a class without ground truth."""
     results: list[Result]
@@ -41,7 +41,7 @@ class Evaluation:
     curves: PrecisionRecall
     """Precision over recall."""
     matches: Matching
-    """What was matched with what: for intervals, calibration, operating points."""
+    """Detections matched with objects: for intervals, calibration, operating points."""
 
 
 def evaluate(
@@ -99,7 +99,7 @@ def find_results(
     """COCO result records of every image of `index`, or of the share of process `rank` of `world_size`.
 
     The shares cover every image exactly once; scored together they give what one process finds. See :func:`evaluate`.
-    An exception of `progress` ends it.
+    An exception of `progress` ends the evaluation.
     """
     check_classes(detector.metadata, index)
     predictor = detector if isinstance(detector, Predictor) else Predictor(detector)
@@ -116,7 +116,7 @@ def find_results(
         rank=rank,
         world_size=world_size,
     )
-    with lost_workers_explained(), closing(batches):  # whatever ends this, no worker stays
+    with lost_workers_explained(), closing(batches):  # no worker outlives this, however it ends
         for batch in batches:
             if inside:
                 found = predictor.detect(batch.images)

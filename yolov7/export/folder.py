@@ -1,4 +1,4 @@
-"""The export folder: every artefact of a model, and a model.json that says what they are and what bytes they are."""
+"""The export folder: every artefact of a model, and a model.json that describes them with their sha256."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from yolov7.predict.load import DESCRIPTION, FILES, OPTIONAL
 FORMAT = 1
 SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
 FORMATS_FILE = f"{OPTIONAL}/formats.json"
-"""Says which optional files there are, what was kept in float in those of int8, and whether the ONNX suits TensorRT."""
+"""The optional files, the layers kept in float in int8 files, and whether the ONNX files suit TensorRT."""
 
 FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"]
 FILE_OF_FORMAT: dict[FormatName, str] = {
@@ -34,7 +34,7 @@ FILE_OF_FORMAT: dict[FormatName, str] = {
     "openvino-float16": FILES["openvino", "float16"],
     "onnx-int8": FILES["onnx", "int8"],
     "openvino-int8": FILES["openvino", "int8"],
-    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime's choice of a file: the same network as model.onnx
+    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime opens it by default: the network of model.onnx
 }
 """Optional formats, and the file of each inside the folder."""
 
@@ -55,10 +55,11 @@ def export_folder(
 ) -> dict[str, Any]:
     """Write model.safetensors (deploy form), model.onnx (decoded), model-nms.onnx and model.json; return the last.
 
-    A training form is re-parameterised first. The thresholds go into the suppression graph and become the defaults of
-    whoever loads any of the files. `formats` are written into the folder `optional`; those of int8 need `int8`, which
-    makes an exporter of the graph and the float file. `extra` (where the model comes from) goes into model.json as it
-    is. Raises what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise.
+    A training form is re-parameterised first. The thresholds go into the suppression graph and become the defaults for
+    loading any of the files. `formats` are written to the subfolder `optional`; those of int8 need `int8`, which makes
+    an exporter of the graph and the float file. `extra` (the model's origin) goes into model.json unchanged. Raises
+    what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise, and :class:`ConfigError` for
+    thresholds out of range.
     """
     deploy = model if model.form == "deploy" else model.reparameterize()
     thresholds = Thresholds(confidence, iou, max_detections)
@@ -107,14 +108,14 @@ def _write_optional(
             write_raw(file)
         else:
             export_openvino(graph, file, half=name.endswith("float16"))
-        written += [f"{OPTIONAL}/{one.name}" for one in (file, file.with_suffix(".bin")) if one.is_file()]
+        written += [f"{OPTIONAL}/{part.name}" for part in (file, file.with_suffix(".bin")) if part.is_file()]
     checked = {name: check_tensorrt(folder / name).to_dict() for name in (ONNX, ONNX_NMS)}
     files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports, "tensorrt": checked})
     return [*written, FORMATS_FILE]
 
 
 def listed(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the manifest (`files` of model.json) says of files of the folder: sha256 and bytes, by name."""
+    """Entries of the manifest (`files` of model.json) for files of the folder: sha256 and bytes, by name."""
     return {
         name: {"sha256": files.sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names
     }

@@ -27,7 +27,7 @@ from yolov7.errors import ModelError
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.openvino import export_openvino
 from yolov7.export.quantize import Placement, Ranges, calibrate, quantizable, quantized
-from yolov7.export.samples import Samples, spread
+from yolov7.export.samples import Samples, evenly_spaced
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import Runtime, onnx_session, scaled_parts
 from yolov7.predictions import contract_scoring, scores
@@ -94,7 +94,7 @@ class Int8Exporter:
         self.contract = {**contract, "precision": "int8"}
         self._scoring = contract_scoring(contract["output"], self.metadata.num_classes)
         self._float = _opened(float_model)
-        self._samples = Samples(validation, spread(len(validation), settings.validation_images), self._float)
+        self._samples = Samples(validation, evenly_spaced(len(validation), settings.validation_images), self._float)
 
     def export(self, path: str | os.PathLike[str], placement: Placement) -> Int8Report:
         """Write an .onnx (`placement` "onnx") or an .xml with its .bin ("openvino").
@@ -171,7 +171,7 @@ class Int8Exporter:
 
     def _batches(self, count: int) -> Iterable[np.ndarray]:
         """Images at even distances through the calibration set, uint8 (1, 3, H, W), fitted as in an evaluation."""
-        chosen = Samples(self.calibration, spread(len(self.calibration), count), self._float, batch_size=1)
+        chosen = Samples(self.calibration, evenly_spaced(len(self.calibration), count), self._float, batch_size=1)
         return (batch.numpy() for _, _, batch in chosen.batches())
 
 

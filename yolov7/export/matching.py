@@ -1,4 +1,4 @@
-"""How far two sets of detections of the same images agree."""
+"""Agreement of two sets of detections of the same images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from yolov7.boxes import pairwise_iou
 from yolov7.nms import Detections, Thresholds
 
 _FEW = 4
-"""So many detections on the edge say nothing: two ties, each of which costs one on both sides."""
+"""Detections on the edge that prove nothing: two ties, each of which costs one on both sides."""
 
 SAME_BOX = 0.9
-"""Two detections of a class with at least this IoU are the same one, unless other limits are asked for."""
+"""Default IoU from which two detections of a class are the same one."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Agreement:
     @property
     def edge_share(self) -> float:
         """Share of all detections, of both forms, that have no partner but an excuse; 0 for the first few, which
-        chance may bring to any small number of images."""
+        are chance on a small number of images."""
         few = self.on_the_edge <= _FEW
         return 0.0 if few else self.on_the_edge / (self.expected + self.found)
 

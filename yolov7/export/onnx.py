@@ -1,11 +1,11 @@
 """ONNX files that describe themselves: decoded output, or detections with the non-maximum suppression inside.
 
-Input of both: `images`, float32 (B, 3, H, W), RGB in [0, 1], sides multiples of the network's stride. What comes out
-stands in the file's metadata_props as JSON, under `yolov7` what the model is (ModelMetadata) and under
-`yolov7.contract` what goes in and comes out, so a lone file can be run and checked.
+Input of both: `images`, float32 (B, 3, H, W), RGB in [0, 1], sides multiples of the network's stride. The file's
+metadata_props describe it as JSON, the model under `yolov7` (ModelMetadata), input and output under `yolov7.contract`,
+so a lone file can be run and checked.
 
-The network goes through PyTorch's exporter; the suppression is appended to its graph as a few standard operators, so
-the second file holds the very network of the first.
+The network goes through PyTorch's exporter. The suppression is appended to its graph as a few standard operators, so
+both files hold exactly the same network.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def export_onnx(
     one image of `image_size` (a side or (height, width); default: the metadata's). The contract names the columns and
     says how a score is made of them (:mod:`yolov7.predictions`).
     Raises :class:`ConfigError` for a size that does not fit the network's stride or an unknown operator set,
-    :class:`ModelError` if `metadata` speaks of another model.
+    :class:`ModelError` if `metadata` describes another model.
     """
     export = traced(model, metadata=metadata, image_size=image_size, opset=opset, dynamic=dynamic, output="decoded")
     head, shape = cast(HeadModule, model.head), export.input["shape"]
@@ -138,7 +138,7 @@ def export_onnx_nms(
 
 
 def contract_of(graph: onnx.ModelProto) -> dict[str, Any]:
-    """What goes into a graph of this project and what comes out, as it stands in its metadata."""
+    """Contract in the metadata of a graph of this project: its input and output."""
     return described(graph)[1]
 
 
@@ -156,8 +156,9 @@ def _input_contract(stride: int, sides: tuple[int, int], dynamic: bool) -> dict[
 
 
 def load_graph(graph: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
-    """A graph of this project from its file; one that is loaded already is given back. :class:`ModelError` otherwise,
-    with the file's name: for what is missing, no ONNX, cut off, or of another origin.
+    """A graph of this project from its file; a loaded graph is returned as it is.
+
+    Raises :class:`ModelError` with the file's name if it is missing, not ONNX, truncated, or of another origin.
     """
     if isinstance(graph, onnx.ModelProto):
         return graph
@@ -176,7 +177,7 @@ def load_graph(graph: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelPro
 
 
 def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
-    """What a graph of this project is, and its contract; :class:`ModelError` for a graph of another origin."""
+    """Metadata and contract of a graph of this project; :class:`ModelError` for a graph of another origin."""
     said = {entry.key: entry.value for entry in graph.metadata_props}
     if METADATA_KEY not in said or CONTRACT_KEY not in said:
         raise ModelError("an ONNX graph of this project is expected, with its metadata")
@@ -190,7 +191,7 @@ def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
 def write_graph(
     path: str | os.PathLike[str], graph: onnx.ModelProto, metadata: ModelMetadata, contract: dict[str, Any]
 ) -> None:
-    """Attach the description, check the graph, write the file in one step; the same model gives the same bytes."""
+    """Attach the description, check the graph, write the file atomically. The same model gives the same bytes."""
     said = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: json.dumps(contract, sort_keys=True)}
     onnx.helper.set_model_props(graph, said)
     try:

@@ -1,4 +1,4 @@
-"""Real images to measure an artefact on: fitted to its input once, and its AP on them."""
+"""Real images to measure artefacts on, fitted to their input, and AP on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolov7.predictions import Scoring, columns_before_classes
 class Samples:
     """Images of a data set, by their positions in its index, as inputs of a network.
 
-    `fitted_to` says how large the input is: whatever sides a file was fixed to, all that are compared get the same.
+    `fitted_to` sets the size of the input: all artefacts that are compared get the sides a file was fixed to.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Samples:
         return self.ap_of(results)
 
 
-def spread(length: int, count: int) -> list[int]:
+def evenly_spaced(length: int, count: int) -> list[int]:
     """`count` positions at even distances through `length` images, each once."""
     return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))
 

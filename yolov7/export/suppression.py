@@ -12,9 +12,9 @@ from yolov7.export.trace import rename_value
 from yolov7.nms import Thresholds
 from yolov7.predictions import Scoring, columns_before_classes
 
-# Only the best class of a box competes, so every other class scores 0 in (B, C, N): suppression stays within a class
-# for any number of classes, without shifting boxes apart by class, which costs precision. Survivors are scattered back
-# onto (B, N), where one sort finds the best K of every image.
+# Only the best class of a box competes; all others score 0 in (B, C, N). So suppression stays within a class without
+# shifting boxes apart by class, which costs precision. Survivors are scattered back to (B, N), where one sort finds the
+# best K of every image.
 _BODY = """
 <ir_version: {ir_version}, opset_import: ["": {opset}]>
 suppression (float[batch, predictions, {columns}] decoded) => (float[rows, 7] detections) {{

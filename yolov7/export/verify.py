@@ -1,7 +1,7 @@
-"""Do the artefacts compute what was trained? Compared by tensor, by detection, and by AP, on real images.
+"""Verification of artefacts against the trained network on real images: by tensor, by detection, and by AP.
 
-Everything is compared with the trained network in its training form, and the artefacts are opened the way a user opens
-them: from their files, fed bytes, with their own scaling and their own class names.
+The reference is the trained network in training form. Artefacts are opened as users open them: from their files, fed
+bytes, with their own scaling and class names.
 
 Legend: B batch, N predictions, C classes.
 """
@@ -45,7 +45,7 @@ class VerifyLimits:
     """Share of detections without a partner of the same class on the other side."""
     on_the_edge: float = 0.05
     """Share of detections without a partner but with an excuse (a near tie, a score at the threshold). Rounding makes
-    few; boxes that all lie beside their places would look like ties, every one of them."""
+    few; if all boxes were displaced, every one of them would look like a tie."""
     mean_difference: float = 1e-4
     """Objectness and class probabilities, absolute, the mean over all predictions."""
     score_difference: float | None = None
@@ -69,7 +69,7 @@ FLOAT16 = VerifyLimits(
     matched_box_difference=2.0,
     edge=0.01,
 )
-"""Limits of files whose weights are float16, 11 bits instead of 24. A prediction nobody would report may go far."""
+"""Limits of files with float16 weights, 11 bits instead of 24. Predictions below any threshold may differ a lot."""
 INT8 = VerifyLimits(
     raw_difference=1.0,
     box_difference=float("inf"),
@@ -82,13 +82,13 @@ INT8 = VerifyLimits(
     same_box=0.6,
     edge=0.05,
 )
-"""Limits of int8 files. A single prediction may go anywhere; detections, means and AP may not. Their AP on the whole
-validation set has a limit of its own, which decides what stays in float (:mod:`yolov7.export.int8`)."""
+"""Limits of int8 files. A single prediction may differ by any amount; detections, means and AP may not. Their AP on the
+whole validation set has its own limit, which decides the layers that stay in float (:mod:`yolov7.export.int8`)."""
 
 
 @dataclass
 class FormReport:
-    """One artefact against the trained network. What was not compared is None."""
+    """One artefact against the trained network. Figures that were not compared are None."""
 
     name: str
     """`deploy`, `onnx`, `onnx-nms`, or the name of a further artefact."""
@@ -105,9 +105,9 @@ class FormReport:
     trained_ap: float
     """The trained network's, at the same thresholds."""
     limits: VerifyLimits
-    """What it was held to."""
+    """Limits it was checked with."""
     problems: list[str] = field(default_factory=list)
-    """What exceeds a limit, in words; empty if all is well."""
+    """Everything that exceeds a limit, in words."""
 
     @property
     def passed(self) -> bool:
@@ -131,7 +131,7 @@ class VerifyReport:
 
     @property
     def problems(self) -> list[str]:
-        """Every excess, with the artefact's name."""
+        """Everything that exceeds a limit, with the artefact's name."""
         return [f"{form.name}: {problem}" for form in self.forms for problem in form.problems]
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,12 +158,11 @@ def verify(
 ) -> VerifyReport:
     """Compare three artefacts, and `more`, with the `trained` network on images of `index`.
 
-    `deploy`: the re-parameterised network, better its .safetensors file; `onnx`: the file with decoded output;
-    `onnx_nms`: the one with the suppression inside, whose thresholds hold for the comparison by detections. `more`:
-    files with decoded output by the name they get in the report, each with limits of its own. `metadata` describes the
-    trained network. `images` are positions in the index (default: all). The caller decides what becomes
-    of a report that has not `passed`. Raises :class:`ModelError` for an artefact that cannot be opened or run at all,
-    or classes that are not the data set's.
+    `deploy`: the re-parameterised network, preferably its .safetensors file; `onnx`: the file with decoded output;
+    `onnx_nms`: the one with the suppression inside, whose thresholds apply to the comparison by detections. `more`:
+    files with decoded output by their name in the report, each with its own limits. `metadata` describes the trained
+    network. `images` are positions in the index (default: all). A report that has not `passed` raises nothing. Raises
+    :class:`ModelError` for an artefact that cannot be opened or run at all, or classes that are not the data set's.
     """
     check_classes(metadata, index)
     limits = VerifyLimits() if limits is None else limits
@@ -187,7 +186,7 @@ def verify(
 
 
 class _Comparison:
-    """Runs every form over the images and keeps what is compared at the end."""
+    """Runs every form over the images and collects the figures to compare."""
 
     def __init__(self, trained: TorchRuntime, decoders: dict[str, Runtime], with_nms: OnnxNmsRuntime, samples: Samples):
         self.trained, self.decoders, self.with_nms, self.samples = trained, decoders, with_nms, samples
@@ -218,7 +217,7 @@ class _Comparison:
         if output.shape != expected.shape:
             self.raw[name] = self.mean[name] = self.boxes[name] = float("inf")
             return
-        # NaN must not vanish in a maximum: np.max passes it on.
+        # np.max keeps NaN; it must not vanish in a maximum.
         difference = (output - expected).abs().numpy()
         self.boxes[name] = float(np.max([self.boxes[name], np.max(difference[..., :4])]))
         self.raw[name] = float(np.max([self.raw[name], np.max(difference[..., 4:])]))
@@ -253,7 +252,7 @@ class _Comparison:
         return report
 
     def _ap_of(self, results: list[Result]) -> float:
-        """The trained network's is asked for once a form."""
+        """Cached: every form asks for the trained network's."""
         if id(results) not in self._ap:
             self._ap[id(results)] = self.samples.ap_of(results)
         return self._ap[id(results)]
@@ -284,7 +283,7 @@ def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> lis
 
 
 def _told_apart(trained: ModelMetadata, said: ModelMetadata) -> list[str]:
-    """What an artefact says of itself that is not so."""
+    """Metadata of an artefact that differs from the trained network's."""
     names = ("variant", "class_names", "category_ids")
     return [
         f"{name} is {getattr(said, name)!r}, trained was {getattr(trained, name)!r}"

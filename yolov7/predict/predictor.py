@@ -1,7 +1,7 @@
-"""From images to detections: letterbox, run the network in batches, suppress, map the boxes back.
+"""From images to detections: fit to the input, run the network in batches, suppress, map the boxes back.
 
-Every image is prepared by itself, so what is found on it depends neither on the images it is batched with nor on the
-runtime (float32 rounding apart).
+Every image is prepared by itself, so its detections depend neither on the other images of its batch nor on the runtime
+(float32 rounding apart).
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ from yolov7.nms import Detections, Thresholds
 from yolov7.predictions import Scoring, contract_scoring
 
 METADATA_KEY = "yolov7"
-"""Where an ONNX file's metadata_props hold the ModelMetadata as JSON."""
+"""Key of the ModelMetadata, as JSON, in an ONNX file's metadata_props."""
 CONTRACT_KEY = "yolov7.contract"
-"""Where they hold what goes in and what comes out, as JSON (see yolov7.export)."""
+"""Key of the contract there: input and output, as JSON (see yolov7.export)."""
 
 Batch = Tensor | np.ndarray
 
@@ -53,11 +53,11 @@ _ORT_ERRORS = (
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A network that answers with decoded predictions."""
+    """A network that returns decoded predictions."""
 
     metadata: ModelMetadata
     input_shape: tuple[int | None, int | None, int | None]
-    """Fixed batch size, height and width; None where any will do."""
+    """Fixed batch size, height and width; None where open."""
     stride: int
     """Height and width are multiples of this."""
     scoring: Scoring
@@ -103,7 +103,7 @@ def onnx_session(
 
 
 class TorchRuntime:
-    """PyTorch. The model is put into evaluation mode and runs on the device its parameters are on."""
+    """PyTorch. Sets the model to evaluation mode and runs on the device of its parameters."""
 
     def __init__(self, model: Detector, metadata: ModelMetadata, *, precision: Precision = "float32"):
         self.model = model.eval()
@@ -119,7 +119,7 @@ class TorchRuntime:
         """See :class:`Runtime`; the result stays on the model's device."""
         batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         check_batch(batch, self.metadata, self.input_shape, self.model.stride)
-        # Divide on the device: a quarter of the bytes travel.
+        # Divide on the device: only a quarter of the bytes is copied.
         scaled = batch.to(self._device, non_blocking=True).float() / 255.0
         with autocast(self._device, self._dtype):
             return self.model(scaled).float()
@@ -127,11 +127,11 @@ class TorchRuntime:
 
 @dataclass(frozen=True)
 class About:
-    """What a file of this project says of itself."""
+    """A file's own description: metadata and contract."""
 
     metadata: ModelMetadata
     contract: dict[str, Any]
-    """What goes in and what comes out (see yolov7.export)."""
+    """Input and output (see yolov7.export)."""
     kind: str
     """Of the output: `decoded`, `nms` or `raw`."""
     stride: int
@@ -140,7 +140,7 @@ class About:
 
     @classmethod
     def parse(cls, path: Path, said: Callable[[str], str]) -> About:
-        """From the JSON that `said` finds under the two keys; :class:`ModelError` where it makes no sense."""
+        """From the JSON that `said` returns for the two keys. Raises :class:`ModelError` if it is damaged."""
         try:
             metadata = ModelMetadata.from_json(said(METADATA_KEY))
             contract = json.loads(said(CONTRACT_KEY))
@@ -151,7 +151,7 @@ class About:
 
 
 class ModelFile(Protocol):
-    """An opened file that describes itself, whatever runs it."""
+    """An opened file that describes itself, whatever its runtime."""
 
     path: Path
     about: About
@@ -160,7 +160,7 @@ class ModelFile(Protocol):
     stride: int
 
     def run(self, images: Batch) -> list[np.ndarray]:
-        """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
+        """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         ...
 
 
@@ -185,7 +185,7 @@ class OnnxFile:
             raise ModelError(f"device {device!r}: ONNX Runtime cannot use it and would run on the cpu")
         properties = self.session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in properties or CONTRACT_KEY not in properties:
-            raise ModelError(f"{self.path}: an ONNX file, but not of this project (its metadata says nothing of it)")
+            raise ModelError(f"{self.path}: an ONNX file, but not of this project (it has none of our metadata)")
         self.about = About.parse(self.path, properties.__getitem__)
         self.metadata, self.stride = self.about.metadata, self.about.stride
         batch, _, height, width = (
@@ -194,13 +194,13 @@ class OnnxFile:
         self.input_shape = (batch, height, width)
 
     def run(self, images: Batch) -> list[np.ndarray]:
-        """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
+        """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
         return [self._run(part)[0] for part in scaled_parts(batch, self.input_shape[0])]
 
     def maps(self, images: Batch) -> list[np.ndarray]:
-        """As :meth:`run`, every output of the file, each of the whole batch."""
+        """Every output of the file, each of the whole batch."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
         parts = [self._run(part) for part in scaled_parts(batch, self.input_shape[0])]
@@ -300,7 +300,7 @@ class OnnxRawRuntime:
 def open_onnx(
     path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"
 ) -> OnnxRuntime | OnnxNmsRuntime | OnnxRawRuntime:
-    """The runtime that fits the file: what it puts out stands in its metadata. Raises as :class:`OnnxFile` does."""
+    """The runtime for the kind of output in the file's contract. Raises as :class:`OnnxFile` does."""
     file = OnnxFile(path, threads=threads, device=device)
     if file.about.kind == "raw":
         return OnnxRawRuntime(file)
@@ -313,8 +313,9 @@ def _require(file: ModelFile, kind: str) -> None:
 
 
 def scaled_parts(batch: np.ndarray, fixed: int | None) -> Iterator[np.ndarray]:
-    """uint8 (B, 3, H, W) as float32 in [0, 1]: whole, or in parts of the `fixed` size, the last one filled up with
-    black images whose answers the caller drops.
+    """uint8 (B, 3, H, W) as float32 in [0, 1]: whole, or in parts of the `fixed` size.
+
+    The last part is filled up with black images; callers drop their outputs.
     """
     size = fixed or len(batch)
     for start in range(0, len(batch), size):
@@ -325,7 +326,7 @@ def scaled_parts(batch: np.ndarray, fixed: int | None) -> Iterator[np.ndarray]:
 
 
 def _detections(rows: np.ndarray) -> Detections:
-    """Rows (n, 7) of one image: image index, x1, y1, x2, y2, score, class. What is not finite is left out."""
+    """Rows (n, 7) of one image: image index, x1, y1, x2, y2, score, class. Rows that are not finite are left out."""
     values = torch.from_numpy(np.ascontiguousarray(rows[np.isfinite(rows).all(axis=1)]))
     return Detections(boxes=values[:, 1:5].clone(), scores=values[:, 5].clone(), labels=values[:, 6].long())
 
@@ -333,7 +334,7 @@ def _detections(rows: np.ndarray) -> Detections:
 def check_batch(
     batch: Batch, metadata: ModelMetadata, fixed: tuple[int | None, int | None, int | None], stride: int
 ) -> None:
-    """One clear line in place of a shape error deep inside a runtime."""
+    """Raise :class:`ModelError` for a batch that would fail with a shape error deep inside a runtime."""
     shape = tuple(batch.shape)
     if batch.dtype not in (torch.uint8, np.uint8) or len(shape) != 4 or shape[1] != 3 or shape[0] < 1:
         raise ModelError(f"{metadata.variant}: uint8 images (B, 3, H, W) are expected, got {batch.dtype} {shape}")
@@ -345,7 +346,7 @@ def check_batch(
 
 
 def _first_line(error: Exception) -> str:
-    """What ONNX Runtime says, without the status, the path (ours is named already) and the C++ signature before it."""
+    """ONNX Runtime's message without status, path (ours is named already) and C++ signature."""
     text = str(error).strip().splitlines()[0]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"^Load model from .* failed:", "", text)
