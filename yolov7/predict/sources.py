@@ -189,6 +189,6 @@ def _open_video(video: str | int, name: str) -> cv2.VideoCapture:
         raise DataError("no such camera, or it is in use", path=name)
     if _STREAM.match(video):
         raise DataError(
-            f"the stream did not answer within {STREAM_TIMEOUT_MS // 1000} s, or not with a video", path=name
+            f"the stream does not answer within {STREAM_TIMEOUT_MS // 1000} s, or not with a video", path=name
         )
     raise DataError("not readable as a video", path=name)
