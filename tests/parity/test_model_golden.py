@@ -100,8 +100,8 @@ def test_golden_vectors(variant, tmp_path):
             assert np.allclose([float(value) for value in seen[number]], expected, rtol=1e-4, atol=1e-5), number
     assert len(seen) >= len(unit_modules(model.spec))
 
-    names = [f"lead{level}" for level in range(model.num_levels)]
-    names += [f"aux{level}" for level in range(model.num_levels)] if model.has_auxiliary else []
+    names = [f"lead{level}" for level in range(len(model.strides))]
+    names += [f"aux{level}" for level in range(len(model.strides))] if model.has_auxiliary else []
     assert len(raw) == len(names)
     for name, map_ in zip(names, raw, strict=True):
         assert np.abs(map_.numpy() - golden[name]).max() <= 1e-4, name  # float32, golden/README.md

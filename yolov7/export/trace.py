@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -102,18 +102,12 @@ def trace_dynamic(model: Detector, opset: int, output: Output) -> onnx.ModelProt
     names = output_names(model, output)
     body = _export(_Body(model), (example,), opset, ["images"], [f"map_{name}" for name in maps])
     head = _traced_head(model, maps, opset, output)
-    io_map = [(f"map_{name}", f"head/map_{name}") for name in maps]
-    used = {node_input for node in head.graph.node for node_input in node.input}
-    # What only an auxiliary head read, which the deploy form no longer has, is no input of the head's graph.
-    for value in [value for value in head.graph.input if value.name not in used]:
-        head.graph.input.remove(value)
     graph = compose.merge_models(
         body,
         compose.add_prefix(head, "head/"),
-        io_map=[pair for name, pair in zip(maps, io_map, strict=True) if f"map_{name}" in used],
+        io_map=[(f"map_{name}", f"head/map_{name}") for name in maps],
         outputs=[f"head/{name}" for name in names],
     )
-    _without_unreachable(graph, [f"head/{name}" for name in names])
     graph = _lean(graph)
     _one_operator_set(graph)
     for name in names:
@@ -191,19 +185,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _without_unreachable(graph: onnx.ModelProto, outputs: Sequence[str]) -> None:
-    """Drop the nodes and constants that `outputs` do not need (maps only an auxiliary head reads, say)."""
-    wanted, kept = set(outputs), []
-    for node in reversed(graph.graph.node):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    constants = [constant for constant in graph.graph.initializer if constant.name in wanted]
-    del graph.graph.node[:], graph.graph.initializer[:]
-    graph.graph.node.extend(reversed(kept))
-    graph.graph.initializer.extend(constants)
 
 
 def _lean(graph: onnx.ModelProto) -> onnx.ModelProto:

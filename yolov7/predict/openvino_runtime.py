@@ -141,7 +141,7 @@ class OpenvinoFile:
             raise ModelError(f"{self.path}: an OpenVINO file, but not of this project (it has none of our metadata)")
         if model.get_rt_info([WEIGHTS_KEY]).astype(str) != sha256_file(weights):
             raise ModelError(
-                f"{weights}: not the weights that {self.path.name} was written with (sha256); export it again"
+                f"{weights}: not the weights {self.path.name} was written with (sha256); export it again"
             )
         return model
 

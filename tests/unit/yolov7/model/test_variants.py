@@ -83,7 +83,7 @@ def test_form_and_constants(variant):
     assert model.stride == model.strides[-1]
     assert model.has_auxiliary is p6
     assert model.spec.image_size == (1280 if p6 else 640)
-    assert model.anchors.shape == (model.num_levels, 3, 2)
+    assert model.anchors.shape == (len(model.strides), 3, 2)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all((norm.eps, norm.momentum) == (1e-3, 0.03) for norm in norms)
     leaky = [module for module in model.modules() if isinstance(module, nn.LeakyReLU)]
