@@ -140,9 +140,7 @@ class OpenvinoFile:
         if not all(model.has_rt_info([key]) for key in (METADATA_KEY, CONTRACT_KEY, WEIGHTS_KEY)):
             raise ModelError(f"{self.path}: an OpenVINO file, but not of this project (it has none of our metadata)")
         if model.get_rt_info([WEIGHTS_KEY]).astype(str) != sha256_file(weights):
-            raise ModelError(
-                f"{weights}: not the weights {self.path.name} was written with (sha256); export it again"
-            )
+            raise ModelError(f"{weights}: not the weights {self.path.name} was written with (sha256); export it again")
         return model
 
     def _said(self, key: str) -> str:
