@@ -1,16 +1,16 @@
-"""Int8 graphs: convolutions in eight bits, with ranges measured on real images, and the decoding in float.
+"""Int8 graphs: convolutions in eight bits, with ranges measured on real images, and decoding in float.
 
-A convolution's input and output get one range each, its weights one per output channel; the operators between two such
-convolutions work on the bytes as well. What makes boxes and probabilities stays in float: the last convolutions, whose
-outputs are coordinates and logits, and everything behind them.
+A convolution's input and output have one range each, its weights one per output channel; operators between two
+quantised convolutions work on bytes as well. The last convolutions, whose outputs are coordinates and logits, and all
+of the decoding stay in float.
 
-Weights use seven of the eight bits. On processors without dot products of bytes (VNNI), sums of two products of eight
-bits overflow the sixteen they are added in; with seven, one file gives the same results everywhere.
+Weights use seven of the eight bits. Processors without byte dot products (VNNI) add two 8-bit products in 16 bits and
+overflow; with seven bits a file gives the same results everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,39 +21,54 @@ from yolov7.errors import DataError, ModelError
 from yolov7.predict.runtimes import onnx_session, scaled_parts
 
 Placement = Literal["onnx", "openvino"]
-"""Where bytes are: ONNX Runtime works on them from convolution to convolution, so each operator between gets ranges;
-OpenVINO joins a convolution with what follows and asks for ranges at the convolutions' inputs only."""
+"""Which values are quantised. ONNX Runtime works on bytes from convolution to convolution, so every operator between
+them needs ranges; OpenVINO fuses a convolution with the operators behind it and needs ranges at its inputs only."""
 Ranges = dict[str, tuple[float, float]]
-"""Value name -> smallest and largest number that eight bits are to hold."""
+"""Value name -> smallest and largest number to represent in eight bits."""
 
-_BETWEEN = ("LeakyRelu", "Sigmoid", "Mul", "Add", "Concat", "MaxPool", "Resize")
-"""Operators that may work on bytes, between convolutions."""
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_JOINING = ("Add", "Mul", "Concat")
+"""Operators whose inputs are all values. Others read one value first; their further inputs are sizes and weights."""
+_BETWEEN = (
+    *_JOINING,
+    *("Relu", "LeakyRelu", "Sigmoid"),
+    *("MaxPool", "AveragePool", "Resize"),
+    *("Slice", "Split", "Transpose", "Reshape"),
+)
+"""Operators that can work on bytes."""
 _BINS = 2048
 _SAMPLES = 1 << 14
-"""Numbers of one value and image that go into its histogram, at even distances."""
+"""Numbers per value and image in its histogram, evenly spaced."""
 _SHARES = np.linspace(0.1, 1.0, 91)
-"""Shares of the observed range that are tried."""
+"""Candidate ranges, as shares of the observed one."""
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions that may go to eight bits, from input to output: all but the last of every path."""
+    """Names of the convolutions that can be quantised, from input to output: all but the last of every path.
+
+    A path ends at an operator that cannot work on bytes, such as the Softmax in front of a distribution's sum.
+    """
     feeds_convolution: set[str] = set()
     names = []
     for node in reversed(graph.graph.node):  # a graph is sorted: what uses a value comes after it
-        leads_on = any(value in feeds_convolution for value in node.output)
-        if node.op_type == "Conv" and leads_on:
+        leads_on = not feeds_convolution.isdisjoint(node.output)
+        if node.op_type in _CONVOLUTIONS and leads_on:
             names.append(node.name)
-        if node.op_type == "Conv" or leads_on:
-            feeds_convolution.update(node.input)
+        if node.op_type in _CONVOLUTIONS or (node.op_type in _BETWEEN and leads_on):
+            feeds_convolution.update(_values_read(node))
     return names[::-1]
 
 
-def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]]) -> Ranges:
-    """Ranges of every value that can go to eight bits, from images: uint8 (B, 3, H, W) RGB, gone through twice.
+def _values_read(node: onnx.NodeProto) -> Sequence[str]:
+    return node.input if node.op_type in _JOINING else node.input[:1]
 
-    Of each value a histogram is made, and the part of its range is taken whose rounding to 256 steps and cutting of
-    what lies outside give the smallest mean squared error. Raises :class:`DataError` without images, and
-    :class:`ModelError` for values that are not finite.
+
+def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]]) -> Ranges:
+    """Measure the range of every value that can be quantised on images, uint8 (B, 3, H, W) RGB, read twice.
+
+    The range is the part of the observed one whose rounding to 256 steps and clipping give the smallest mean squared
+    error over a histogram of the value. Raises :class:`DataError` without images, and :class:`ModelError` for values
+    that are not finite.
     """
     names = _values(graph)
     session = _observed(graph, names)
@@ -77,7 +92,7 @@ def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]
 def quantized(
     graph: onnx.ModelProto, convolutions: Iterable[str], ranges: Ranges, *, placement: Placement = "onnx"
 ) -> onnx.ModelProto:
-    """A copy of `graph` with these convolutions in eight bits (operators QuantizeLinear and DequantizeLinear)."""
+    """A copy of `graph` with these convolutions quantised (operators QuantizeLinear and DequantizeLinear)."""
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -92,7 +107,7 @@ def quantized(
     extents = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     options: dict[str, object] = {"ActivationSymmetric": False, "WeightSymmetric": True}
     if placement == "openvino":
-        options["OpTypesToExcludeOutputQuantization"] = ["Conv"]
+        options["OpTypesToExcludeOutputQuantization"] = list(_CONVOLUTIONS)
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
@@ -102,7 +117,7 @@ def quantized(
         tensors_range=TensorsData(CalibrationMethod.MinMax, extents),
         nodes_to_quantize=nodes,
         nodes_to_exclude=[],
-        op_types_to_quantize=["Conv", *_BETWEEN],
+        op_types_to_quantize=[*_CONVOLUTIONS, *_BETWEEN],
         extra_options=options,
     )
     result: onnx.ModelProto = quantizer.quantize_model()
@@ -111,14 +126,14 @@ def quantized(
 
 
 def _between(graph: onnx.ModelProto, chosen: set[str]) -> list[str]:
-    """Operators fed by eight-bit values alone, and on the way to another convolution."""
+    """Operators whose inputs are all quantised, on the way to another convolution."""
     body = set(_values(graph))
     constants = {constant.name for constant in graph.graph.initializer}
     in_bytes: set[str] = set()
     names = []
     for node in graph.graph.node:
-        inputs = [value for value in node.input[: 1 if node.op_type == "Resize" else None] if value not in constants]
-        fits = node.op_type in _BETWEEN and node.output[0] in body and set(inputs) <= in_bytes
+        fits = node.op_type in _BETWEEN and not body.isdisjoint(node.output)
+        fits = fits and set(_values_read(node)) - constants <= in_bytes
         if node.name in chosen or fits:
             in_bytes.update(node.output)
         if fits:
@@ -127,21 +142,19 @@ def _between(graph: onnx.ModelProto, chosen: set[str]) -> list[str]:
 
 
 def _values(graph: onnx.ModelProto) -> list[str]:
-    """The images, and every value that a convolution which is not the last of its path depends on or puts out."""
+    """The images, and every value on a path between convolutions, from input to output."""
     wanted: set[str] = set()
-    body = set(quantizable(graph))
-    last = {node.name for node in graph.graph.node if node.op_type == "Conv"} - body
     constants = {constant.name for constant in graph.graph.initializer}
-    kinds = ("Conv", *_BETWEEN)
     for node in reversed(graph.graph.node):
-        if node.name in last or (node.op_type in kinds and wanted.intersection(node.output)):
-            wanted.update(node.input[: 1 if node.op_type in ("Conv", "Resize") else None])
+        between = node.op_type in _BETWEEN and not wanted.isdisjoint(node.output)
+        if node.op_type in _CONVOLUTIONS or between:
+            wanted.update(_values_read(node))
     made = [graph.graph.input[0].name, *(value for node in graph.graph.node for value in node.output)]
     return [value for value in made if value in wanted - constants]
 
 
 def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
-    """The graph with all these values among its outputs."""
+    """A session that returns all these values."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     present = {value.name for value in (*copy.graph.output, *copy.graph.input)}
@@ -152,22 +165,22 @@ def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.Inference
 def _outputs(
     session: onnxruntime.InferenceSession, names: list[str], batches: Iterable[np.ndarray]
 ) -> Iterator[list[np.ndarray]]:
-    """The values of one image after another: all of a batch at once would be gigabytes."""
+    """Values image by image: those of a whole batch would take gigabytes."""
     images = session.get_inputs()[0].name
     inside = [name for name in names if name != images]
     for batch in batches:
-        for one in scaled_parts(batch, 1):
-            values = dict(zip(inside, session.run(inside, {images: one}), strict=True))
-            yield [one if name == images else values[name] for name in names]
+        for image in scaled_parts(batch, 1):
+            values = dict(zip(inside, session.run(inside, {images: image}), strict=True))
+            yield [image if name == images else values[name] for name in names]
 
 
 def _above(low: float, high: float) -> float:
-    """An upper end that makes a range of some width of a constant."""
+    """The upper end of the range, above `low` even for a constant value."""
     return high if high > low else low + 1e-6
 
 
 def best_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The part of `low` to `high`, zero included, with the smallest mean squared error in 256 steps.
+    """The part of `low` to `high`, including zero, with the smallest mean squared error in 256 steps.
 
     `counts` is a histogram of the values, in bins of equal width from `low` to `high`.
     """
