@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import DTypeLike
 
 from yolov7 import memory
 from yolov7.errors import ConfigError
@@ -39,6 +41,11 @@ def choose_device(name: str = "auto", *, local_rank: int | None = None) -> torch
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
     return device
+
+
+def constant(values: Any, dtype: DTypeLike, device: torch.device) -> torch.Tensor:
+    """Numbers, nested sequences of them included, as a tensor on the device."""
+    return torch.from_numpy(np.asarray(values, dtype=dtype)).to(device)
 
 
 def distributed_backend(device: torch.device) -> str:

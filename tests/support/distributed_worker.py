@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ class Curve:
     def __init__(self) -> None:
         self.losses: list[dict[str, float]] = []
 
-    def started(self, trainer) -> None: ...
+    def started(self, report) -> None: ...
 
     def assigned(self, batch) -> None: ...
 
@@ -145,14 +146,12 @@ def broken_on_one(folder: Path, states: Path, processes: Processes) -> dict:
     run, _ = trainer(folder, states, processes)
     plain, calls = run.criterion, iter(range(100))
 
-    def criterion(raw, targets):
-        result = plain(raw, targets)
-        if next(calls) == 3 and processes.rank == 1:
-            return type(result)(result.total * float("nan"), result.box, result.objectness, result.classification)
-        return result
+    def criterion(*inputs):
+        result = plain(*inputs)
+        broken = next(calls) == 3 and processes.rank == 1
+        return replace(result, total=result.total * float("nan")) if broken else result
 
-    criterion.assign = plain.assign  # type: ignore[attr-defined]
-    run.criterion = criterion  # type: ignore[assignment]
+    run.criterion.at = lambda epoch: criterion  # type: ignore[method-assign, assignment]
     run.fit()
     weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
     return {"skipped": run.position.skipped_steps, "sum": weights.double().sum().item(), "updates": run.average.updates}
@@ -169,6 +168,22 @@ def error_on_main(processes: Processes) -> str:
     return ""
 
 
+def learnable_scalar(processes: Processes) -> float:
+    """Gradient of a parameter without dimensions: that of the mean over the processes, (1 + 2) / 2."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x):
+            return x * self.scale
+
+    model = Scaled()
+    processes.wrap(model)(torch.tensor([1.0 + processes.rank])).sum().backward()
+    return model.scale.grad.item()
+
+
 def everything(folder: Path, processes: Processes) -> dict:
     """All that needs no further start of processes. The second process has a folder for states of its own."""
     own = folder / f"rank-{processes.rank}"
@@ -180,6 +195,8 @@ def everything(folder: Path, processes: Processes) -> dict:
         "results": find(folder, processes),
         "norm": normalize(processes),
         "error": error_on_main(processes),
+        "totals": processes.totals(torch.tensor([0.25, 3.0])).tolist(),
+        "scalar": learnable_scalar(processes),
     }
 
 

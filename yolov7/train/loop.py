@@ -40,13 +40,12 @@ from yolov7.train.ema import AveragedModel
 from yolov7.train.guard import Guard
 from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
 from yolov7.train.pictures import AssignedBatch
-from yolov7.train.records import Listener, Outcome, Position, StepReport
+from yolov7.train.records import Listener, Outcome, Position, StartReport, StepReport
 from yolov7.train.schedule import Schedule
 from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState
 from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
 
-LOSS_PARTS = ("box", "objectness", "classification")
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 PICTURED = 3
@@ -126,9 +125,6 @@ class Trainer:
         if self.synchronized:
             synchronize_batchnorm(self.model, self.device)
         self.frozen = freeze(self.model, params.freeze)
-        self.network = self.processes.wrap(self.model)
-        if params.compile:
-            self.network = torch.compile(self.network)  # type: ignore[assignment]
         self.optimizer = create_optimizer(
             self.model,
             params.optimizer,
@@ -142,11 +138,14 @@ class Trainer:
             totals=self.processes.totals,
             **params.loss.model_dump(),
         )
+        self.network = self.processes.wrap(self.criterion.wrap(self.model))
+        if params.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
         self.dtype = autocast_dtype(self.device, params.precision)
         self.scaler = gradient_scaler(self.device, self.dtype)
         self.average = AveragedModel(self.model, params.ema)
         self.position = Position()
-        self.epoch_losses = torch.zeros(len(LOSS_PARTS), dtype=torch.float64)
+        self.epoch_losses = torch.zeros(len(self.criterion.parts), dtype=torch.float64)
         self.saved = time.monotonic()
         self.workers = workers
 
@@ -162,7 +161,7 @@ class Trainer:
         if state is not None:
             self._restore(state)
         for listener in self.listeners:
-            listener.started(self)
+            listener.started(self._start_report())
         self.saved = time.monotonic()
         try:
             with lost_workers_explained():
@@ -293,8 +292,8 @@ class Trainer:
         with autocast(self.device, self.dtype):
             raw = self.network(images)
         self._show_assignment(batch, images, targets, raw)
-        loss = self.criterion(raw, targets)
-        figures = torch.stack([loss.total, *(getattr(loss, name) for name in LOSS_PARTS)])
+        loss = self.criterion.at(self.position.epoch)(raw, targets, images)
+        figures = torch.stack([loss.total, *loss.parts.values()])
         # One message: the losses of the whole batch, and whether one of the shares is not finite.
         figures = self.processes.sum(figures.detach().cpu().double())
         if not bool(torch.isfinite(figures[0])):
@@ -332,8 +331,7 @@ class Trainer:
             images=images[:16].mul(255).round().byte().cpu(),
             targets=targets.cpu(),
             positives=[cells.cpu() for cells in self.criterion.assign(raw, targets)],
-            anchors=self.model.anchors.cpu(),
-            strides=tuple(self.model.strides),
+            levels=self.criterion.levels(),
         )
         for listener in self.listeners:
             listener.assigned(seen)
@@ -353,13 +351,30 @@ class Trainer:
         images = min(position.batch * self.params.batch_size, len(self.dataset))
         return {
             "epoch": position.epoch,
-            **{f"train/{name}": value for name, value in zip(LOSS_PARTS, means, strict=True)},
+            **{f"train/{name}": value for name, value in zip(self.criterion.parts, means, strict=True)},
             "learning_rate": self.schedule.at(position.iteration - 1).learning_rate,
             "bad_images": position.epoch_bad_images,
             "skipped_steps": position.skipped_steps,
             "images_per_second": images / max(position.epoch_seconds, 1e-9),
             "seconds": position.epoch_seconds,
         }
+
+    def _start_report(self) -> StartReport:
+        params, position = self.params, self.position
+        return StartReport(
+            variant=self.metadata.variant,
+            training_images=len(self.train_index),
+            validation_images=len(self.val_index),
+            classes=self.model.num_classes,
+            epochs=params.epochs,
+            batch_size=params.batch_size,
+            image_size=params.image_size,
+            optimizer=params.optimizer.name,
+            learning_rate=params.optimizer.learning_rate,
+            device=self.device.type,
+            epoch=position.epoch,
+            finished=position.finished,
+        )
 
     def _report(self, seconds: float, batches: int) -> None:
         if not self.listeners:
@@ -372,7 +387,7 @@ class Trainer:
             epochs=self.params.epochs,
             batch=position.batch,
             batches=self.schedule.batches_per_epoch,
-            losses=dict(zip(LOSS_PARTS, means, strict=True)),
+            losses=dict(zip(self.criterion.parts, means, strict=True)),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             images_per_second=batches * self.params.batch_size / max(seconds, 1e-9),
             seconds_left=left,
