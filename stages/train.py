@@ -31,7 +31,7 @@ from stages.project.redaction import redacted
 from stages.registry.tracking import JOURNALS, RunJournal, file_lock, journal_lock
 from stages.training.processes import loader_workers, restarted, start_processes, stop_requests
 from stages.training.state_remote import StateRemote, state_remote
-from yolov7.config import Train
+from yolov7.config import Train, identity_of
 from yolov7.data.index import Index
 from yolov7.device import choose_device, peak_memory_gib
 from yolov7.errors import ConfigError, TrainingError, YoloError
@@ -189,7 +189,7 @@ def start_weights(train: Train) -> str | None:
 
 def run_identity(variant: str, train: Train, document: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """What makes a run this run: network, parameters that change the result, data and start weights by content."""
-    parameters = {k: v for k, v in train.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    parameters = {k: v for k, v in identity_of(train).items() if k not in _NOT_IDENTITY}
     # A network of the user's own may change behind its name.
     network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
     return {"variant": variant, "network": network, "train": parameters, "data": document["sha256"], "weights": weights}

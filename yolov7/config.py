@@ -9,7 +9,7 @@ in :mod:`yolov7.presets`. :func:`train_parameters` lays what the user gave over 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, SerializeAsAny, ValidationError
 
@@ -50,7 +50,9 @@ class Augment(Group):
     translate: float = Field(default=0.2, ge=0.0, le=0.9)
     """Translation is uniform in plus or minus this share of the output side."""
     scale: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """Scale is uniform in [1 - scale, 1.1 + scale]."""
+    """Scale is uniform in [1 - scale, 1 + scale_surplus + scale]."""
+    scale_surplus: Annotated[float, AddedLater()] = Field(default=0.1, ge=0.0, le=1.0)
+    """How much further the scale may rise than fall, as published for YOLOv7."""
     shear: float = Field(default=0.0, ge=0.0, lt=90.0)
     """Shear per axis is uniform in plus or minus this many degrees."""
     perspective: float = Field(default=0.0, ge=0.0, le=0.001)
@@ -121,6 +123,8 @@ class Optimizer(Group):
     """The schedule ends at learning_rate times this."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the decay, stepped once per epoch."""
+    linear_reaches_end: Annotated[bool, AddedLater()] = True
+    """The linear decay reaches final_factor in the last epoch; false: one epoch later, as the cosine does."""
     momentum: float = Field(default=0.937, ge=0.0, lt=1.0)
     """SGD momentum, or Adam's beta1."""
     weight_decay: float = Field(default=0.0005, ge=0.0)
@@ -196,6 +200,8 @@ class Train(Group):
     """Validate after every this many epochs, and after the last."""
     evaluate_rectangular: bool = False
     """Validate on batches of similar shape with little border instead of squares (training sheet, section 9)."""
+    evaluate_iou: Annotated[float, AddedLater()] = Field(default=0.65, gt=0.0, le=1.0)
+    """IoU threshold of the non-maximum suppression in validation, as published (section 9)."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many epochs without a better validation AP (0: never)."""
     checkpoint_minutes: float = Field(default=10.0, ge=0.0)

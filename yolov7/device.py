@@ -58,6 +58,11 @@ def has_native_sync_batchnorm(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def pins_memory(device: torch.device) -> bool:
+    """Whether page-locked memory makes copies to the device faster."""
+    return device.type == "cuda"
+
+
 def has_fused_sgd(device: torch.device) -> bool:
     """Whether SGD in one kernel is worth it there; on a CPU nothing is gained."""
     return device.type == "cuda"

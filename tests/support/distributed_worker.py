@@ -88,7 +88,7 @@ def train(folder: Path, states: Path, processes: Processes, **over) -> dict:
     outcome = run.fit()
     states.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in run.average.model.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in run.learner.average.model.state_dict().items()}
     save_file({n: t.contiguous() for n, t in tensors.items()}, states / f"weights-{processes.rank}.safetensors")
     return {
         "curve": curve.losses,
@@ -144,17 +144,21 @@ def stopped_and_resumed(folder: Path, states: Path, processes: Processes) -> dic
 def broken_on_one(folder: Path, states: Path, processes: Processes) -> dict:
     """In its fourth batch the loss of the second process is not a number."""
     run, _ = trainer(folder, states, processes)
-    plain, calls = run.criterion, iter(range(100))
+    plain, calls = run.learner.criterion, iter(range(100))
 
     def criterion(*inputs):
         result = plain(*inputs)
         broken = next(calls) == 3 and processes.rank == 1
         return replace(result, total=result.total * float("nan")) if broken else result
 
-    run.criterion.at = lambda epoch: criterion  # type: ignore[method-assign, assignment]
+    run.learner.criterion.at = lambda epoch: criterion  # type: ignore[method-assign, assignment]
     run.fit()
     weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
-    return {"skipped": run.position.skipped_steps, "sum": weights.double().sum().item(), "updates": run.average.updates}
+    return {
+        "skipped": run.position.skipped_steps,
+        "sum": weights.double().sum().item(),
+        "updates": run.learner.average.updates,
+    }
 
 
 def error_on_main(processes: Processes) -> str:
@@ -180,7 +184,8 @@ def learnable_scalar(processes: Processes) -> float:
             return x * self.scale
 
     model = Scaled()
-    processes.wrap(model)(torch.tensor([1.0 + processes.rank])).sum().backward()
+    network = processes.wrap(model)  # whose end would end the averaging
+    network(torch.tensor([1.0 + processes.rank])).sum().backward()
     return model.scale.grad.item()
 
 
@@ -204,7 +209,7 @@ def dies(folder: Path, processes: Processes) -> dict:
     """The second process is killed in the fourth batch, unless the training goes on from a state."""
     states = folder / "restarted"
     run, _ = trainer(folder, states, processes)
-    plain = run.network.forward
+    plain = run.learner.network.forward
     resumed = states.exists()
 
     def forward(images):
@@ -212,7 +217,7 @@ def dies(folder: Path, processes: Processes) -> dict:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(images)
 
-    run.network.forward = forward  # type: ignore[method-assign]
+    run.learner.network.forward = forward  # type: ignore[method-assign]
     outcome = run.fit()
     return {"finished": outcome.finished, "batches": run.position.iteration}
 
