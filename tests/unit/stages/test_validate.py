@@ -457,7 +457,7 @@ def made_tables(coco: CocoAnnotations, images: int):
         ({"expectation": "expect_column_values_to_be_betwen"}, "has no 'expect_column_values_to_be_betwen' (did you"),
         ({"arguments": {"min_value": 0, "minimum": 1}}, "arguments do not fit expect_column_values_to_be_between"),
         ({"arguments": {"min_value": "a"}}, "box-width-is-positive"),
-        ({"found": "{box_width.__class__}"}, "`found` names 'box_width.__class__', which is not a column of annotations"),
+        ({"found": "{box_width.__class__}"}, "'box_width.__class__', which is not a column of annotations"),
         ({"found": "{box_width"}, "`found` is not a valid format string"),
         ({"found": "{file_name:.1f}"}, "`found` cannot show"),
         ({"expectation": "expect_table_row_count_to_equal", "arguments": {"value": 3}}, "box-width-is-positive"),
