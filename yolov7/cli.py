@@ -210,14 +210,18 @@ def _load(args: argparse.Namespace, **more: Any) -> Predictor:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from yolov7.model.info import as_table, family_info
+    from yolov7.model.info import sections, variant_infos
 
-    rows = family_info([args.variant] if args.variant else None)
+    rows = variant_infos([args.variant] if args.variant else None)
     if args.json:
         print(json.dumps([row.as_json() for row in rows], indent=2))
         return
-    heading, *lines = as_table(rows)
-    _print_table(heading, lines, left=1)
+    for number, section in enumerate(sections(rows)):
+        heading, *lines = section.rows
+        print(f"\n{section.title}" if number else section.title)
+        _print_table(heading, lines, left=1)
+        if section.note:
+            print(section.note)
 
 
 def _import_weights(args: argparse.Namespace) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from yolov7.model import create_model
-from yolov7.model.info import PUBLISHED, variant_info
+from yolov7.model.info import variant_info
 from yolov7.model.published.yolov7 import published_keys, unit_modules
-from yolov7.model.variants import find_variant
+from yolov7.model.variants import find_record, find_variant
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 GOLDEN = SHARED / "golden"
@@ -174,7 +174,7 @@ def test_facts(variant):
     network = find_variant(variant)
     assert network.image_size == facts["input_size"]
     assert [[list(pair) for pair in level] for level in network.head.anchors] == facts["anchors_px"]
-    published, paper = PUBLISHED[variant], facts["paper"]
+    published, paper = find_record(variant).published, facts["paper"]
     assert published.fps == paper["fps_v100_batch1"]
     source = paper["ap_test"] if published.split == "test-dev" else paper["ap_val"][str(published.image_size)]
     assert (published.ap, published.ap50, published.ap75) == (source["AP"], source["AP50"], source["AP75"])

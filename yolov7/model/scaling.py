@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from yolov7.errors import ModelError
-from yolov7.model.block_specs import Elan, StridedConv, Sum
+from yolov7.model.blocks import Elan, StridedConv, Sum
 from yolov7.model.spec import Block, Network, Scaling, Stage
 
 

@@ -13,26 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from yolov7.errors import ModelError
-from yolov7.model import block_specs, spec
-from yolov7.model.heads import anchor
+from yolov7.model import blocks, spec
+from yolov7.model.variants import FAMILIES
 
-KINDS: tuple[type, ...] = (
-    block_specs.Conv,
-    block_specs.RepConv,
-    block_specs.SpaceToDepth,
-    block_specs.MaxPool,
-    block_specs.Elan,
-    block_specs.StridedConv,
-    block_specs.MpConv,
-    block_specs.DownC,
-    block_specs.SppCspc,
-    block_specs.TinySpp,
-    block_specs.UpConcat,
-    block_specs.Concat,
-    block_specs.Sum,
-    anchor.AnchorHead,
-    anchor.Level,
-)
+KINDS: tuple[type, ...] = (*blocks.KINDS, *(kind for family in FAMILIES for kind in family.kinds))
 
 
 @cache

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from yolov7.config import AnchorLoss, LossParameters
 from yolov7.errors import ModelError
-from yolov7.model.blocks import ConvUnit
+from yolov7.model.blocks import ConvUnit, ImplicitConvUnit
 from yolov7.model.spec import Block, Form, Head, Map, Network, Scaling
 from yolov7.predictions import Scoring, objectness_scoring
 
@@ -120,13 +120,11 @@ class Branch(nn.Module):
         self.reads = reads
         self.shape = (anchors, 5 + num_classes)
         self.tower = tower
-        self.predict: nn.Module = ConvUnit(
-            width,
-            anchors * (5 + num_classes),
-            act="none",
-            norm=False,
-            before=("add",) if implicit else (),
-            after=("multiply",) if implicit else (),
+        outputs = anchors * (5 + num_classes)
+        self.predict: nn.Module = (
+            ImplicitConvUnit(width, outputs, act="none", norm=False, before=("add",), after=("multiply",))
+            if implicit
+            else ConvUnit(width, outputs, act="none", norm=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +136,7 @@ class Branch(nn.Module):
     @torch.no_grad()
     def set_prior(self, stride: int) -> None:
         """Raise the biases of objectness and classes to what a fresh network should answer, box biases untouched."""
-        assert isinstance(self.predict, ConvUnit) and self.predict.conv.bias is not None
+        assert isinstance(self.predict, ConvUnit | ImplicitConvUnit) and self.predict.conv.bias is not None
         if self.predict.conv.bias.is_meta:
             return
         bias = self.predict.conv.bias.view(self.shape)  # (A, F)

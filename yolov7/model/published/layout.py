@@ -14,9 +14,13 @@ from yolov7.model.spec import Network
 class LoadableDetector(Protocol):
     """The detector as the importer sees it."""
 
-    spec: Network
     num_classes: int
     form: Any
+
+    @property
+    def spec(self) -> Network:
+        """The network as data."""
+        ...
 
     @property
     def variant(self) -> str:
