@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from yolov7.errors import ModelError
-from yolov7.model.published import yolov7
 from yolov7.model.published.layout import LoadableDetector, PublishedKeys, PublishedLayout, Transfer
 from yolov7.model.published.reader import read_checkpoint
-from yolov7.model.variants import VARIANTS
-from yolov7.model.variants.records import Variant
+from yolov7.model.spec import Network
+from yolov7.model.variants import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,17 @@ class Recognised:
 
     weights: PublishedWeights
     layout: PublishedLayout
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, Callable[[], Network]]
     """Of that family."""
     form: str
     num_classes: int
 
 
-def families() -> Iterator[tuple[str, PublishedLayout, Mapping[str, Variant]]]:
+def families() -> Iterator[tuple[str, PublishedLayout, Mapping[str, Callable[[], Network]]]]:
     """Name, layout and variants of each family that has published files."""
-    yield "yolov7", yolov7.LAYOUT, VARIANTS
+    for family in FAMILIES:
+        if family.layout is not None:
+            yield family.name, family.layout, {name: record.network for name, record in family.variants.items()}
 
 
 def read_published(path: str | os.PathLike[str]) -> PublishedWeights:
@@ -116,9 +117,9 @@ def looks_like(file: Recognised) -> list[str]:
     """The published variants whose tensors have exactly the names of the file's, whatever the class count."""
     present = {name for name in file.weights.tensors if not _is_counter(name)}
     found = []
-    for name, variant in file.variants.items():
+    for name, network in file.variants.items():
         try:
-            keys = file.layout.keys(variant.network(), file.form)
+            keys = file.layout.keys(network(), file.form)
         except ModelError:  # this variant was not published in this form
             continue
         copied = {key for key in keys.copied if not _is_counter(key)}

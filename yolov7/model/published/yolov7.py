@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from yolov7.errors import ModelError
-from yolov7.model import block_specs as blocks
+from yolov7.model import blocks
 from yolov7.model.heads.anchor import AnchorHead
 from yolov7.model.published.layout import LoadableDetector, PublishedKeys, PublishedLayout, Transfer
 from yolov7.model.spec import Block, Network
