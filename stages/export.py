@@ -24,7 +24,7 @@ from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_fold
 from yolov7.export.folder import FILE_OF_FORMAT, FORMATS_FILE, ONNX, ONNX_NMS, SAFETENSORS, FormatName, listed
 from yolov7.export.int8 import Int8Exporter, Int8Settings
 from yolov7.export.model_card import MODEL_CARD, model_card
-from yolov7.export.samples import spread
+from yolov7.export.samples import evenly_spaced
 from yolov7.files import write_json, write_text
 from yolov7.model import load_checkpoint
 from yolov7.predict.load import DESCRIPTION
@@ -72,7 +72,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         index,
         metadata=metadata,
         network=network,
-        images=spread(len(index), settings.verify_images),
+        images=evenly_spaced(len(index), settings.verify_images),
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )

@@ -33,7 +33,7 @@ from stages.project.workspace import INGESTED, dataset_document
 from stages.registry.tracking import JOURNALS, RunJournal, journal_lock
 from stages.training.processes import loader_workers, restarted, start_processes, stop_requests
 from stages.training.state_remote import StateRemote, state_remote
-from yolov7.config import Train
+from yolov7.config import Train, identity_of
 from yolov7.data.index import Index
 from yolov7.device import choose_device, peak_memory_gib
 from yolov7.errors import ConfigError, TrainingError, YoloError
@@ -43,9 +43,10 @@ from yolov7.model.spec_json import network_to_json
 from yolov7.model.variants import find_variant
 from yolov7.train.distributed import Processes, is_echo, join_processes, local_rank
 from yolov7.train.initial import initial_model
-from yolov7.train.loop import LOSS_PARTS, Outcome, StepReport, Trainer
+from yolov7.train.loop import Trainer
 from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
 from yolov7.train.progress import ProgressDisplay
+from yolov7.train.records import Outcome, StartReport, StepReport, loss_parts
 from yolov7.train.state import StateFolder, differences, prune
 from yolov7.train.summary import as_markdown, as_text, facts
 
@@ -190,7 +191,7 @@ def start_weights(train: Train) -> str | None:
 
 def run_identity(variant: str, train: Train, document: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """What makes a run this run: network, parameters that change the result, data and start weights by content."""
-    parameters = {k: v for k, v in train.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    parameters = {k: v for k, v in identity_of(train).items() if k not in _NOT_IDENTITY}
     # A network of the user's own may change behind its name.
     network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
     return {"variant": variant, "network": network, "train": parameters, "data": document["sha256"], "weights": weights}
@@ -283,9 +284,9 @@ class _Recorder:
     def __init__(self, journal: RunJournal, folder: Path, class_names: tuple[str, ...]):
         self.journal, self.folder, self.class_names = journal, folder, class_names
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, report: StartReport) -> None:
         """A run that had ended (stopped on request, or failed) is running again."""
-        if not trainer.position.finished:
+        if not report.finished:
             self.journal.reopen()
 
     def assigned(self, batch: AssignedBatch) -> None:
@@ -354,7 +355,8 @@ def _write_outputs(
 
 def _curves(history: list[dict[str, float]]) -> list[dict[str, float | str]]:
     """A row for every epoch of every curve, as `dvc plots` wants them for panels of one figure."""
-    names = {**{f"train/{part}": f"{part} loss" for part in LOSS_PARTS}, "learning_rate": "learning rate"}
+    parts = {f"train/{part}": f"{part} loss" for part in loss_parts(history[0])}
+    names = {**parts, "learning_rate": "learning rate"}
     return [
         {"epoch": row["epoch"], "curve": shown, "value": row[name]} for name, shown in names.items() for row in history
     ]

@@ -14,8 +14,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.augment.sample import Floats, Polygons
+from yolov7.augment.sample import Floats
 from yolov7.config import Augment
+from yolov7.polygons import Polygons
 
 MIN_SIDE = 2.0
 """A box must stay wider and higher than this many pixels (training sheet, section 4.3)."""
@@ -37,7 +38,7 @@ def draw_matrix(rng: np.random.Generator, augment: Augment, canvas: int, size: i
     """
     tilt_x, tilt_y = rng.uniform(-augment.perspective, augment.perspective, 2).tolist()
     angle = math.radians(rng.uniform(-augment.degrees, augment.degrees))
-    scale = float(rng.uniform(1 - augment.scale, 1.1 + augment.scale))
+    scale = float(rng.uniform(1 - augment.scale, 1 + augment.scale_surplus + augment.scale))
     slope_x, slope_y = np.tan(np.radians(rng.uniform(-augment.shear, augment.shear, 2))).tolist()
     shift_x, shift_y = (rng.uniform(0.5 - augment.translate, 0.5 + augment.translate, 2) * size).tolist()
     sine, cosine = scale * math.sin(angle), scale * math.cos(angle)

@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.openvino import export_openvino
 from yolov7.export.quantize import Placement, Ranges, calibrate, quantizable, quantized
-from yolov7.export.samples import Samples, spread
+from yolov7.export.samples import Samples, evenly_spaced
 from yolov7.predict.load import open_runtime
-from yolov7.predict.runtimes import Runtime, scaled_parts
+from yolov7.predict.runtimes import Runtime, onnx_session, scaled_parts
+from yolov7.predictions import contract_scoring, scores
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +92,9 @@ class Int8Exporter:
         if contract["output"]["kind"] != "decoded":
             raise ModelError(f"int8 needs a graph with decoded output, this one has {contract['output']['kind']!r}")
         self.contract = {**contract, "precision": "int8"}
+        self._scoring = contract_scoring(contract["output"], self.metadata.num_classes)
         self._float = _opened(float_model)
-        self._samples = Samples(validation, spread(len(validation), settings.validation_images), self._float)
+        self._samples = Samples(validation, evenly_spaced(len(validation), settings.validation_images), self._float)
 
     def export(self, path: str | os.PathLike[str], placement: Placement) -> Int8Report:
         """Write an .onnx (`placement` "onnx") or an .xml with its .bin ("openvino").
@@ -140,17 +143,22 @@ class Int8Exporter:
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
         """How far each layer alone in eight bits moves the scores of the surest predictions, in the mean."""
         images = [one for batch in self._batches(_SENSITIVITY_IMAGES) for one in scaled_parts(batch, 1)]
-        expected = [_scores(_plain_session(self.graph), one) for one in images]
+        expected = [self._scores(_plain_session(self.graph), one) for one in images]
         surest = [np.argsort(-scores, axis=None, kind="stable")[:_SUREST] for scores in expected]
         moved = {}
         for name in layers:
             session = _plain_session(quantized(self.graph, [name], self.ranges, placement=placement))
             differences = [
-                np.abs(_scores(session, one).ravel()[chosen] - scores.ravel()[chosen]).mean()
+                np.abs(self._scores(session, one).ravel()[chosen] - scores.ravel()[chosen]).mean()
                 for one, scores, chosen in zip(images, expected, surest, strict=True)
             ]
             moved[name] = float(np.mean(differences))
         return moved
+
+    def _scores(self, session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+        """Scores (N, C) of one image."""
+        decoded = torch.from_numpy(session.run(["detections"], {"images": images})[0][0])
+        return scores(decoded, self._scoring).numpy()
 
     def _write(self, path: Path, layers: Sequence[str], placement: Placement) -> None:
         graph = quantized(self.graph, layers, self.ranges, placement=placement)
@@ -163,7 +171,7 @@ class Int8Exporter:
 
     def _batches(self, count: int) -> Iterable[np.ndarray]:
         """Images at even distances through the calibration set, uint8 (1, 3, H, W), fitted as in an evaluation."""
-        chosen = Samples(self.calibration, spread(len(self.calibration), count), self._float, batch_size=1)
+        chosen = Samples(self.calibration, evenly_spaced(len(self.calibration), count), self._float, batch_size=1)
         return (batch.numpy() for _, _, batch in chosen.batches())
 
 
@@ -189,14 +197,4 @@ def _opened(path: str | os.PathLike[str]) -> Runtime:
 
 def _plain_session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """Eight-bit operators one by one, in float arithmetic: quick to prepare, and the same on every processor."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _scores(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """Scores (N, C) of one image; with one class, objectness (N, 1) (training sheet, section 9)."""
-    decoded: np.ndarray = session.run(["detections"], {"images": images})[0][0]
-    objectness, classes = decoded[:, 4:5], decoded[:, 5:]
-    return objectness if classes.shape[1] == 1 else objectness * classes
+    return onnx_session(graph, optimised=False)

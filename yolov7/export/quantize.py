@@ -18,7 +18,7 @@ import onnx
 import onnxruntime
 
 from yolov7.errors import DataError, ModelError
-from yolov7.predict.runtimes import scaled_parts
+from yolov7.predict.runtimes import onnx_session, scaled_parts
 
 Placement = Literal["onnx", "openvino"]
 """Which values are quantised. ONNX Runtime works on bytes from convolution to convolution, so every operator between
@@ -159,9 +159,7 @@ def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.Inference
     copy.CopyFrom(graph)
     present = {value.name for value in (*copy.graph.output, *copy.graph.input)}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx_session(copy)
 
 
 def _outputs(

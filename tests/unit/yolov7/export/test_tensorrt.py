@@ -14,9 +14,10 @@ from onnx import helper, numpy_helper
 
 from yolov7.cli import main
 from yolov7.errors import ConfigError, ModelError
-from yolov7.export import build_engine, check_tensorrt, export_onnx_nms, export_onnx_raw
+from yolov7.export import build_engine, check_tensorrt, export_onnx_nms
 from yolov7.export.quantize import calibrate, quantizable, quantized
 from yolov7.export.tensorrt import profile_shapes
+from yolov7.nms import Thresholds
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_what_is_no_onnx_file_of_this_project_is_one_line(exported, graph, tmp_p
     assert main(["tensorrt", str(file)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {file}: ") and told.count("\n") == 1
-    for use in (check_tensorrt, lambda path: export_onnx_raw(path, tmp_path / "raw.onnx"), add_suppression(tmp_path)):
+    for use in (check_tensorrt, add_suppression(tmp_path)):
         with pytest.raises(ModelError, match=r"file\.json: "):
             use(file)
     with pytest.raises(ModelError, match=r"none\.onnx: cannot be read: No such file"):
@@ -128,7 +129,7 @@ def test_what_is_no_onnx_file_of_this_project_is_one_line(exported, graph, tmp_p
 
 
 def add_suppression(folder):
-    return lambda path: export_onnx_nms(path, folder / "nms.onnx", confidence=0.2, iou=0.5, max_detections=9)
+    return lambda path: export_onnx_nms(path, folder / "nms.onnx", Thresholds(0.2, 0.5, 9))
 
 
 @pytest.mark.gpu
