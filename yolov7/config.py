@@ -248,7 +248,8 @@ def train_parameters(
     """Parameters of a run: a preset, with whatever `values` gives laid over it key by key.
 
     `recipe` is the preset the variant was published with. It is used where `values` names none, and its family is the
-    one whose presets and loss parameters are valid here. Raises :class:`ConfigError`.
+    one whose presets and loss parameters are valid here; a network of the user's own may name a preset of any family.
+    Raises :class:`ConfigError`.
     """
     given = dict(values or {})
     family = next((family for family, presets in PRESETS.items() if recipe in presets), "")
@@ -257,9 +258,14 @@ def train_parameters(
     name = given.get("preset", "")
     if name == "":
         name = given["preset"] = recipe
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}.preset: {name!r} is not a preset{nearest(str(name), list(PRESETS[family]))}")
+    if given.get("network") and name not in PRESETS[family]:
+        # A network of the user's own has the head of any family: the preset says which.
+        family = next((other for other, presets in PRESETS.items() if name in presets), family)
     presets, group = PRESETS[family], LOSSES[family]
-    if not isinstance(name, str) or name not in presets:
-        raise ConfigError(f"{where}.preset: {_unknown_preset(str(name), family)}")
+    if name not in presets:
+        raise ConfigError(f"{where}.preset: {_unknown_preset(name, family)}")
     # What was given is checked alone first, so that a mistake is reported as the user wrote it.
     parse(Train, _with_loss(given, group, where), where=where)
     return parse(Train, _with_loss(merge(presets[name], given), group, where), where=where)
