@@ -214,10 +214,11 @@ def test_fields_not_given_are_those_of_the_published_recipe():
     tiny, p5 = (create_model(name, 80, device="meta") for name in ("yolov7-tiny", "yolov7"))
     for model in (tiny, p5):
         model.head.anchors = torch.tensor(assign_cases.ANCHORS, dtype=torch.float32)
-    gains = create_criterion(tiny, image_size=640).gains
+    plain = {"image_size": 640, "scale_gains": False}
+    gains = create_criterion(tiny, **plain).gains
     assert (gains.box, gains.objectness, gains.classification) == (0.05, 1.0, 0.5)
-    assert create_criterion(tiny, image_size=640, classification=0.3).gains.classification == 0.3
-    gains = create_criterion(p5, image_size=640).gains
+    assert create_criterion(tiny, **plain, classification=0.3).gains.classification == 0.3
+    gains = create_criterion(p5, **plain).gains
     assert (gains.box, gains.objectness, gains.classification) == (0.05, 0.7, 0.3)
 
 
