@@ -1,4 +1,4 @@
-"""From a model and the parameters of its loss to the criterion that trains it."""
+"""Build the criterion of a model from the parameters of its loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolov7.model import Detector
 from yolov7.model.variants import recipe_of
 
 CRITERIA: Mapping[type[LossParameters], Callable[..., Criterion]] = {AnchorLoss: anchor_criterion}
-"""What builds the criterion for each group of loss parameters."""
+"""Builders of criteria by group of loss parameters."""
 
 
 def create_criterion(
