@@ -1,4 +1,4 @@
-"""The accelerator at hand: the one place where device kinds are named."""
+"""Devices: the one place where their kinds are named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def choose_device(name: str = "auto", *, local_rank: int | None = None) -> torch
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -50,7 +50,7 @@ def constant(values: Any, dtype: DTypeLike, device: torch.device) -> torch.Tenso
 
 
 def distributed_backend(device: torch.device) -> str:
-    """What carries messages between processes: for tensors on the CPU, and for those on `device`."""
+    """Backend of the messages between processes: for tensors on the CPU, and for those on `device`."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
@@ -65,7 +65,7 @@ def pins_memory(device: torch.device) -> bool:
 
 
 def has_fused_sgd(device: torch.device) -> bool:
-    """Whether SGD in one kernel is worth it there; on a CPU nothing is gained."""
+    """Whether fused SGD is faster there; on a CPU it is not."""
     return device.type == "cuda"
 
 
@@ -77,21 +77,22 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Accelerators have a class of their own for it, their libraries and the CPU and MPS allocators only a text."""
+    """Accelerators raise their own exception class; their libraries and the CPU and MPS allocators only a message."""
     texts = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 @functools.cache
 def float16_works(device: torch.device) -> bool:
-    """Whether convolutions in float16 are right there: some GPUs answer NaN (reference sheet: known problems, 13)."""
+    """Whether convolutions in float16 are correct there: some GPUs return NaN (reference sheet: known problems, 13)."""
     generator = torch.Generator().manual_seed(0)
     for inputs, outputs, side, stride in ((16, 32, 3, 1), (64, 128, 1, 1), (32, 64, 3, 2)):
         images = torch.rand(2, inputs, 40, 40, generator=generator)
         kernels = torch.randn(outputs, inputs, side, side, generator=generator) / (inputs * side**2) ** 0.5
         convolve = functools.partial(F.conv2d, stride=stride, padding=side // 2)
         half = [
-            one.to(device, torch.float16).contiguous(memory_format=torch.channels_last) for one in (images, kernels)
+            tensor.to(device, torch.float16).contiguous(memory_format=torch.channels_last)
+            for tensor in (images, kernels)
         ]
         found = convolve(half[0], half[1]).float().cpu()
         if not torch.allclose(found, convolve(images, kernels), rtol=0.02, atol=0.02):
@@ -122,7 +123,7 @@ def gradient_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.am
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory used so far in GiB: of the accelerator, or of this process on a CPU."""
+    """Peak memory so far in GiB: of the accelerator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return memory.peak_memory_gib()

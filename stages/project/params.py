@@ -214,8 +214,11 @@ class Params(Group):
 
     def train_for(self, variant: str) -> Train:
         """Training parameters of one variant: preset, then `train`, then `per_variant`."""
+        from yolov7.model.variants import recipe_of
+
         values = merge(self.train, self.per_variant.get(variant, {}))
-        return train_parameters(values, where=f"params.yaml: train (with per_variant.{variant})")
+        where = f"params.yaml: train (with per_variant.{variant})"
+        return train_parameters(values, where=where, recipe=recipe_of(variant))
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:
@@ -250,7 +253,6 @@ def _check(params: Params, file: Path) -> None:
     for name in params.per_variant:
         if name not in known:
             raise ConfigError(f"{file}: per_variant: unknown variant {name!r}{nearest(name, known)}")
-    train_parameters(params.train, where=f"{file}: train")
     for name in params.variants:
         params.train_for(name)
     check_data(params.data, where=f"{file}: data")

@@ -125,6 +125,14 @@ def test_presets_and_loss_parameters_of_another_family_are_refused(other_family)
         train_parameters({"loss": AnchorLoss()}, recipe="other")
 
 
+def test_a_network_of_the_users_own_may_have_the_head_of_any_family(other_family):
+    own = {"network": "my_networks:aligned", "preset": "other"}
+    assert train_parameters(own).loss == OtherLoss(box=2.5)
+    assert train_parameters({**own, "preset": "small"}).loss == AnchorLoss(objectness=1.0, scale_gains=False)
+    with pytest.raises(ConfigError, match="'othr' is not a preset"):
+        train_parameters({**own, "preset": "othr"})
+
+
 class LaterTrain(Train):
     """A revision with one more field at each level."""
 
@@ -139,8 +147,12 @@ class LaterTrain(Train):
 
 
 def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
-    assert identity_of(Train()) == Train().model_dump(mode="json")
-    expected = {**Train().model_dump(mode="json"), "augment": {"mosaic": 1.0}}
+    plain = Train().model_dump(mode="json")
+    for group, name in (("", "evaluate_iou"), ("augment", "scale_surplus"), ("optimizer", "linear_reaches_end")):
+        del (plain[group] if group else plain)[name]  # added since the first revision
+    assert identity_of(Train()) == plain
+    assert identity_of(Train(evaluate_iou=0.7)) == {**plain, "evaluate_iou": 0.7}
+    expected = {**plain, "augment": {"mosaic": 1.0}}
     assert identity_of(LaterTrain()) == expected
     changed = LaterTrain(dropout=0.5, augment={"border": 0})
     assert identity_of(changed) == {**expected, "dropout": 0.5, "augment": {"mosaic": 1.0, "border": 0}}
@@ -190,6 +202,12 @@ def test_a_mistake_anywhere_in_the_file_is_refused(tmp_path, change, words):
         params_module.load(write(tmp_path, change))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("variant", "recipe"), [("yolov7-tiny", "tiny"), ("yolov7-w6", "p6"), ("yolov7", "p5")])
+def test_without_a_preset_a_variant_is_trained_by_its_recipe(variant, recipe):
+    params = params_module.Params(variants=(variant,), train={"epochs": 3})
+    assert params.train_for(variant) == train_parameters({"preset": recipe, "epochs": 3})
 
 
 def test_a_variant_may_differ_from_the_common_training_parameters(tmp_path):
