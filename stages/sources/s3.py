@@ -61,7 +61,9 @@ class _Object:
         return hashlib.sha256(f"{self.key} {self.etag} {self.size}".encode()).hexdigest()[:24]
 
 
-def bring_prefix(source: S3, folder: Path, *, copies: int = 2, pause: Callable[[float], None] = time.sleep) -> Mirrored:
+def mirror_prefix(
+    source: S3, folder: Path, *, copies: int = 2, pause: Callable[[float], None] = time.sleep
+) -> Mirrored:
     """Make `folder` a mirror of the prefix. Before the first object, there must be room for `copies` of all of it.
 
     Raises :class:`DataError` where the server refuses or cannot be reached, there is nothing below the prefix, a key
