@@ -25,6 +25,7 @@ _ROOT = Path(__file__).parents[2]
 _CODE = (
     "stages/images/header.py",
     "stages/images/near_duplicates.py",
+    "stages/images/sandbox.py",
     "stages/validation/images.py",
     "yolov7/data/decode.py",
 )
