@@ -135,12 +135,12 @@ def test_only_what_has_changed_is_fetched_and_what_is_gone_is_removed(bucket, tm
     assert (tmp_path / "m/a").stat().st_ino == kept and not (tmp_path / "m.parts").exists()
 
 
-def test_an_object_goes_on_where_its_connection_was_cut(bucket, tmp_path):
+def test_an_object_arrives_whole_although_its_connection_is_cut(bucket, tmp_path):
     content = os.urandom(3_000_000)
     put(bucket.folder, set__big=content)
     cuts = [1_500_000, 700_000]
     with cutting(bucket.store.port, cuts) as url:
-        mirror_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m", pause=lambda seconds: None)
+        mirror_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m")
     assert cuts == [] and found(tmp_path / "m") == {"big": content}
 
 
@@ -150,16 +150,31 @@ def test_what_was_fetched_before_a_failure_is_not_fetched_again(bucket, tmp_path
     monkeypatch.setattr(s3_source, "_ATTEMPTS", 1)
     with (
         cutting(bucket.store.port, [2_000_000, *[0] * 99]) as url,
-        pytest.raises(DataError, match=r"run it again to go on|cannot be read"),
+        pytest.raises(DataError, match=r"run it again to resume|cannot be read"),
     ):
-        mirror_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m", pause=lambda seconds: None)
-    (part,) = (tmp_path / "m.parts").iterdir()
-    assert found(tmp_path / "m") == {"a": b"first"} and 0 < part.stat().st_size < len(content)
+        mirror_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m")
+    assert found(tmp_path / "m") == {"a": b"first"}
+    put(tmp_path, **{"m.parts__left": b"by a killed run"})
     asked: list[str | None] = []
-    append = s3_source._append
-    monkeypatch.setattr(s3_source, "_append", lambda *given: (asked.append(given[2].key), append(*given)))
+    fetch = s3_source._fetch
+    monkeypatch.setattr(s3_source, "_fetch", lambda *given: (asked.append(given[2].key), fetch(*given)))
     mirror_prefix(source(bucket), tmp_path / "m")
     assert asked == ["set/big"] and found(tmp_path / "m") == {"a": b"first", "big": content}
+    assert not (tmp_path / "m.parts").exists()
+
+
+def test_an_object_that_changes_after_it_was_listed_is_refused(bucket, tmp_path, monkeypatch):
+    put(bucket.folder, set__a=b"1" * 10)
+    missing = s3_source._missing
+
+    def changed(*given: object) -> list[object]:
+        put(bucket.folder, set__a=b"2" * 11)
+        return missing(*given)
+
+    monkeypatch.setattr(s3_source, "_missing", changed)
+    with pytest.raises(DataError, match=r"set/a: the object has changed since it was listed; run it again"):
+        mirror_prefix(source(bucket), tmp_path / "m")
+    assert found(tmp_path / "m") == {}
 
 
 def test_a_wrong_secret_no_bucket_and_an_empty_prefix_are_told_apart(bucket, tmp_path, monkeypatch):
@@ -190,7 +205,7 @@ def test_too_little_space_is_found_before_the_first_object(bucket, tmp_path, mon
     [
         (["set/../../x"], r"leaves the image folder"),
         (["set//x"], "an absolute path"),
-        (["set/a//x"], "is no plain path"),
+        (["set/a//x"], "is not a plain path"),
         (["set/a\\x"], "Windows path"),
         (["set/a", "set/a/x"], "a is an object too"),
     ],
