@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from stages.images.header import MAX_PIXELS, read_header
 from stages.images.sandbox import Died, clear_complaints, complaints, run_limited
-from stages.validation.image_cache import ImageCache
+from stages.validation.image_cache import ImageCache, ImageCheck
 from yolov7.errors import DataError
 from yolov7.files import sha256_file
 
@@ -29,33 +29,6 @@ _IMAGES_PER_PROCESS = 200
 """A process takes over a second to start; fewer images than this are not worth another one."""
 _HARMLESS = ("libpng warning: iCCP", "[")
 """Starts of lines that say nothing about the pixels: colour profiles, OpenCV's own log."""
-
-
-@dataclass(frozen=True)
-class ImageCheck:
-    """What became of one image file."""
-
-    exists: bool
-    sha256: str | None = None
-    """Of the bytes; None where they could not be read or were not looked at."""
-    defect: str | None = None
-    """Why the pixels cannot be trusted."""
-    complaint: str | None = None
-    """What the decoder said although it delivered every pixel."""
-    width: int | None = None
-    """Of the decoded image, upright; None where there is none."""
-    height: int | None = None
-    format: str | None = None
-    """As Pillow names it: JPEG, PNG."""
-    mode: str | None = None
-    """How the pixels are stored, as Pillow names it: RGB, L, CMYK, I;16."""
-    is_animated: bool | None = None
-    brightness: float | None = None
-    """Mean of the grey image, 0 to 255."""
-    contrast: float | None = None
-    """Standard deviation of the grey image."""
-    hash: str | None = None
-    """Difference hash, hexadecimal (see `stages.images.near_duplicates`)."""
 
 
 @dataclass(frozen=True)

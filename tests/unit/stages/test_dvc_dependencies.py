@@ -113,7 +113,10 @@ def ignored(stage: str) -> set[str]:
 
 @cache
 def used_by(stage: str) -> frozenset[str]:
-    """The files that a stage imports, directly or not. Package files without code of their own are left out."""
+    """The files that a stage imports, directly or not, and the templates beside them.
+
+    Package files are left out: they have no code of their own.
+    """
     seen: set[str] = set()
     todo = [f"stages/{stage}.py"]
     while todo:
@@ -121,12 +124,14 @@ def used_by(stage: str) -> frozenset[str]:
         if file not in seen and not covered(file, ignored(stage)):
             seen.add(file)
             todo += imported_by(file)
-    return frozenset(file for file in seen if not file.endswith("/__init__.py"))
+    folders = {Path(file).parent for file in seen}
+    templates = {one.as_posix() for folder in folders if (one := folder / "templates") and (ROOT / one).is_dir()}
+    return frozenset(file for file in seen if not file.endswith("/__init__.py")) | templates
 
 
 def files_of(dep: str) -> set[str]:
     path = ROOT / dep
-    found = path.rglob("*.py") if path.is_dir() else [path]
+    found = [*path.rglob("*.py"), *path.rglob("templates")] if path.is_dir() and path.name != "templates" else [path]
     return {one.relative_to(ROOT).as_posix() for one in found if one.name != "__init__.py"}
 
 
@@ -164,7 +169,10 @@ def test_a_chart_a_page_and_an_importer_leave_every_training_fresh():
 def test_what_is_ignored_is_there_and_imported():
     for file in (dep for deps in NOT_IMPORTED.values() for dep in deps):
         assert (ROOT / file).exists(), file
-    followed = {stage: {target for file in used_by(stage) for target in imported_by(file)} for stage in STAGES}
+    followed = {
+        stage: {target for file in used_by(stage) if file.endswith(".py") for target in imported_by(file)}
+        for stage in STAGES
+    }
     for stage, files in IGNORED_BY.items():
         for file in files:
             assert any(covered(target, {file}) for target in followed[stage]), f"{stage} does not import {file}"
