@@ -49,7 +49,7 @@ class Quantity:
     """Bins are even in the logarithm to base 2, and `low` and `high` are exponents."""
 
     def count(self, values: NDArray[np.float64]) -> list[int]:
-        """How many values fall into each bin; those beyond the ends into the last ones, those not finite nowhere."""
+        """Counts per bin; values beyond the ends count in the outer bins, non-finite ones nowhere."""
         values = values[np.isfinite(values)]
         if self.octaves:
             values = np.log2(values[values > 0])
@@ -57,7 +57,7 @@ class Quantity:
         return np.bincount(places.astype(np.int64), minlength=self.bins).tolist()
 
     def edge(self, number: int) -> float:
-        """Where bin `number` begins."""
+        """Lower edge of bin `number`."""
         place = self.low + (self.high - self.low) * number / self.bins
         return 2.0**place if self.octaves else place
 
@@ -144,14 +144,14 @@ def read_statistics(path: Path) -> Statistics:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far apart two samples are, and how far chance would take them (NaN where one of them is empty)."""
+    """Distance of two samples, and the distance that chance explains (NaN if one is empty)."""
 
     value: float
     chance: float
 
     @property
     def beyond(self) -> float:
-        """What chance does not explain."""
+        """The part that chance does not explain."""
         return max(0.0, self.value - self.chance) if math.isfinite(self.value) else math.nan
 
 
