@@ -61,8 +61,12 @@ class Augment(Group):
     """Probability of pasting cut-out objects of other images (needs polygons; does nothing without)."""
 
 
-class Loss(Group):
-    """Assignment and loss (training sheet, sections 3 and 6 to 8)."""
+class LossParameters(Group):
+    """Assignment and loss of one kind of head; a head names its group."""
+
+
+class AnchorLoss(LossParameters):
+    """Assignment and loss of the anchor head (training sheet, sections 3 and 6 to 8)."""
 
     assigner: Literal["ota", "plain"] = "ota"
     """`ota`: dynamic matching by cost; `plain`: every candidate cell is a positive."""
@@ -90,6 +94,9 @@ class Loss(Group):
     """Weight of the auxiliary head's loss."""
     auxiliary_constraint: bool = True
     """Decode the auxiliary head's boxes with the bounded decoder, as published (architecture sheet, section 7)."""
+
+
+Loss = AnchorLoss
 
 
 class Optimizer(Group):
