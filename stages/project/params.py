@@ -216,7 +216,7 @@ class Params(Group):
 
     @cached_property
     def trainings(self) -> Mapping[str, Train]:
-        """Training parameters by variant: its preset, then `train`, then `per_variant`; parsed once."""
+        """Training parameters by variant, parsed once: preset (default: its recipe), then `train`, then `per_variant`."""
         return {variant: self._training(variant) for variant in self.variants}
 
     def train_for(self, variant: str) -> Train:
@@ -224,7 +224,12 @@ class Params(Group):
         return self.trainings[variant]
 
     def _training(self, variant: str) -> Train:
+        from yolov7.model.variants import recipe_of
+
         values = merge(self.train, self.per_variant.get(variant, {}))
+        if "preset" not in values:
+            # A network of the user's own has no recipe, even under the name of a variant.
+            values["preset"] = "p5" if values.get("network") else recipe_of(variant)
         return train_parameters(values, where=f"params.yaml: train (with per_variant.{variant})")
 
 
