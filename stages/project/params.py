@@ -216,7 +216,7 @@ class Params(Group):
 
     @cached_property
     def trainings(self) -> Mapping[str, Train]:
-        """Training parameters by variant, parsed once: preset (default: its recipe), then `train`, then `per_variant`."""
+        """Training parameters by variant, parsed once: preset (default: its recipe), `train`, `per_variant`."""
         return {variant: self._training(variant) for variant in self.variants}
 
     def train_for(self, variant: str) -> Train:

@@ -111,11 +111,19 @@ def ignored(stage: str) -> set[str]:
     return {*IGNORED, *IGNORED_BY.get(stage, ()), *(() if stage == "train" else (PARAMETERS,))}
 
 
+def has_code(file: str) -> bool:
+    """Whether a file is a module, or a package file that defines something."""
+    if not file.endswith("/__init__.py"):
+        return True
+    defined = [node for node in parse(ROOT / file).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return any(node.name != "__getattr__" for node in defined)
+
+
 @cache
 def used_by(stage: str) -> frozenset[str]:
     """The files that a stage imports, directly or not, and the templates beside them.
 
-    Package files are left out: they have no code of their own.
+    Package files that only hand names on are left out.
     """
     seen: set[str] = set()
     todo = [f"stages/{stage}.py"]
@@ -126,13 +134,14 @@ def used_by(stage: str) -> frozenset[str]:
             todo += imported_by(file)
     folders = {Path(file).parent for file in seen}
     templates = {one.as_posix() for folder in folders if (one := folder / "templates") and (ROOT / one).is_dir()}
-    return frozenset(file for file in seen if not file.endswith("/__init__.py")) | templates
+    return frozenset(file for file in seen if has_code(file)) | templates
 
 
 def files_of(dep: str) -> set[str]:
     path = ROOT / dep
     found = [*path.rglob("*.py"), *path.rglob("templates")] if path.is_dir() and path.name != "templates" else [path]
-    return {one.relative_to(ROOT).as_posix() for one in found if one.name != "__init__.py"}
+    names = {one.relative_to(ROOT).as_posix() for one in found}
+    return {name for name in names if has_code(name)}
 
 
 def expected(stage: str) -> list[str]:
