@@ -46,7 +46,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
     model = args.model or str(Path("models") / args.variant / "export/model.onnx")
-    predictor = load_detector(model, device=device_for(model))
+    network = params.train_for(args.variant).network  # for a .safetensors file with kinds of block of its own
+    predictor = load_detector(model, device=device_for(model), network=network)
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
     figures = _figures(predictor, result, analysis, index, document)

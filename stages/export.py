@@ -39,7 +39,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Write `models/V/export`."""
     variant, settings = args.variant, params.export
     trained_folder, out = Path("models") / variant / "train", Path("models") / variant / "export"
-    trained, metadata = load_checkpoint(trained_folder / "best.safetensors")
+    network = params.train_for(variant).network  # a network of the user's own may have kinds of block of its own
+    trained, metadata = load_checkpoint(trained_folder / "best.safetensors", network=network)
     document = dataset_document()
     run = read_json(trained_folder / "run.json", f"dvc repro train@{variant}")
     index = open_index("val")
@@ -70,6 +71,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         out / ONNX_NMS,
         index,
         metadata=metadata,
+        network=network,
         images=spread(len(index), settings.verify_images),
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},

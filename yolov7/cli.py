@@ -162,6 +162,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="and of which precision, where the folder has it (float32)",
     )
+    parser.add_argument(
+        "--network",
+        metavar="MODULE:FUNCTION",
+        help="where a .safetensors file's own kinds of block come from, if it has any",
+    )
     parser.add_argument("--confidence", type=float, metavar="P", help="score threshold (default: the model's)")
     parser.add_argument(
         "--iou", type=float, metavar="P", help="IoU threshold of the suppression (default: the model's)"
@@ -187,6 +192,7 @@ def _load(args: argparse.Namespace, **more: Any) -> Predictor:
         image_size=args.image_size,
         device=args.device,
         threads=args.threads,
+        network=args.network,
         **more,
     )
 

@@ -1,9 +1,9 @@
-"""Int8 artefacts whose loss of accuracy is bounded: what costs too much AP stays in float, layer by layer.
+"""Int8 artefacts with a bound on the loss of accuracy: layers that cost too much AP stay in float.
 
-All convolutions that may go to eight bits go first. If AP on validation images falls by more than the limit, each layer
-is put into eight bits alone, and how far that moves the scores of the surest predictions on calibration images is its
-sensitivity; then the most sensitive layers go back to float in growing groups until AP is within the limit, down to a
-single layer left in eight bits.
+The first attempt quantises every convolution that allows it. If AP on validation images falls by more than the limit,
+each layer is quantised alone; how far that moves the scores of the most confident predictions on calibration images is
+its sensitivity. Then the most sensitive layers return to float in growing groups until AP is within the limit, down to
+a single layer left in int8.
 """
 
 from __future__ import annotations
@@ -34,46 +34,46 @@ log = logging.getLogger(__name__)
 
 _SENSITIVITY_IMAGES = 4
 _SUREST = 100
-"""Predictions of an image whose scores count for the sensitivity of a layer."""
+"""Predictions per image whose scores count for the sensitivity of a layer."""
 
 
 @dataclass(frozen=True)
 class Int8Settings:
-    """How int8 files are made."""
+    """Limits and sample sizes of the int8 export."""
 
     max_ap_drop: float = 0.005
-    """AP on the validation images may fall by this much."""
+    """Largest accepted fall of AP on the validation images."""
     calibration_images: int = 64
-    """Training images that ranges are measured on."""
+    """Training images for measuring ranges."""
     validation_images: int = 500
-    """Validation images that AP is measured on, at even distances through the set."""
+    """Validation images for measuring AP, evenly spaced through the set."""
 
 
 @dataclass
 class Int8Report:
-    """What became of an int8 file."""
+    """Result of one int8 export."""
 
     file: str
     layers: int
-    """Convolutions that might go to eight bits."""
+    """Number of convolutions that can be quantised."""
     kept_in_float: list[str] = field(default_factory=list)
-    """Those of them that did not, the most sensitive first."""
+    """Those that stayed in float, most sensitive first."""
     float_ap: float = 0.0
     ap: float = 0.0
-    """Of the file as it was written."""
+    """AP of the file as written."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """AP after each step: how many layers were in float then."""
+    """Each attempt: number of layers in float, and AP."""
     sensitivity: dict[str, float] = field(default_factory=dict)
-    """By layer: how far it alone moves the scores of the surest predictions, in the mean; measured where needed."""
+    """Layer -> mean shift of the most confident scores with that layer alone in int8; empty if not needed."""
     calibration_images: int = 0
     validation_images: int = 0
 
 
 class Int8Exporter:
-    """Makes int8 files of one graph.
+    """Export int8 files of one graph.
 
-    `graph` has decoded output. Ranges come from images of `calibration` (of the training set), letterboxed as in an
-    evaluation; AP is measured on `validation`.
+    `graph` has decoded output. Ranges are measured on `calibration` (training images), letterboxed as in evaluation;
+    AP is measured on `validation`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Int8Exporter:
     def export(self, path: str | os.PathLike[str], placement: Placement) -> Int8Report:
         """Write an .onnx (`placement` "onnx") or an .xml with its .bin ("openvino").
 
-        Raises :class:`ModelError` where nothing can go to eight bits within the limit; no file is left then.
+        Raises :class:`ModelError`, and leaves no file, if not even one layer can be quantised within the limit.
         """
         target, layers = Path(path), quantizable(self.graph)
         report = Int8Report(target.name, len(layers), float_ap=self.float_ap)
@@ -126,11 +126,11 @@ class Int8Exporter:
 
     @cached_property
     def ranges(self) -> Ranges:
-        """Measured once for all files."""
+        """Ranges of the values, measured once for all files."""
         return calibrate(self.graph, lambda: self._batches(self.settings.calibration_images))
 
     def _attempts(self, layers: Sequence[str], placement: Placement, report: Int8Report) -> Iterable[Sequence[str]]:
-        """Layers to keep in float: none, then the most sensitive 1, 3, 7, 15..., at last all but one."""
+        """Layers to keep in float: none, then the most sensitive 1, 3, 7, 15..., finally all but one."""
         yield ()
         report.sensitivity = self.sensitivity(layers, placement)
         ranked = sorted(layers, key=lambda name: -report.sensitivity[name])
@@ -168,8 +168,8 @@ class Int8Exporter:
 
 
 def _counts(layers: int) -> list[int]:
-    """How many of the layers are kept in float, try after try: 1, 3, 7... below half of them, then half of what is left
-    in eight bits each time, until one is."""
+    """Layers in float per attempt: 1, 3, 7... up to half of them, then half of those still in int8 each time, until
+    one is left."""
     counts: list[int] = []
     left = layers
     while 2 ** (len(counts) + 1) - 1 < layers / 2:
@@ -183,7 +183,7 @@ def _counts(layers: int) -> list[int]:
 def _opened(path: str | os.PathLike[str]) -> Runtime:
     runtime = open_runtime(path)
     if not isinstance(runtime, Runtime):
-        raise ModelError(f"{path}: a file with decoded output is needed")
+        raise ModelError(f"{path}: a model file with decoded output is expected")
     return runtime
 
 

@@ -23,6 +23,7 @@ from yolov7.export.matching import SAME_BOX, Agreement, agreement
 from yolov7.export.samples import Samples, candidates
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
+from yolov7.model.spec import Network
 from yolov7.nms import Detections, select
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import OnnxFile, OnnxNmsRuntime, Runtime, TorchRuntime
@@ -150,6 +151,7 @@ def verify(
     index: Index,
     *,
     metadata: ModelMetadata,
+    network: Network | str | None = None,
     images: Sequence[int] | None = None,
     limits: VerifyLimits | None = None,
     more: Mapping[str, tuple[Path, VerifyLimits]] | None = None,
@@ -160,16 +162,18 @@ def verify(
     `deploy`: the re-parameterised network, better its .safetensors file; `onnx`: the file with decoded output;
     `onnx_nms`: the one with the suppression inside, whose thresholds hold for the comparison by detections. `more`:
     files with decoded output by the name they get in the report, each with limits of its own. `metadata` describes the
-    trained network. `images` are positions in the index (default: all). The caller decides what becomes
-    of a report that has not `passed`. Raises :class:`ModelError` for an artefact that cannot be opened or run at all,
-    or classes that are not the data set's.
+    trained network; `network` has its kinds of block where these are a user's own. `images` are positions in the index
+    (default: all). The caller decides what becomes of a report that has not `passed`. Raises :class:`ModelError` for an
+    artefact that cannot be opened or run at all, or classes that are not the data set's.
     """
     check_classes(metadata, index)
     limits = VerifyLimits() if limits is None else limits
     positions = list(range(len(index)) if images is None else images)
     nms_runtime = OnnxNmsRuntime(OnnxFile(onnx_nms))
     onnx_runtime = open_runtime(onnx, runtime="onnx")
-    deploy_runtime = TorchRuntime(deploy, metadata) if isinstance(deploy, Detector) else open_runtime(deploy)
+    deploy_runtime = (
+        TorchRuntime(deploy, metadata) if isinstance(deploy, Detector) else open_runtime(deploy, network=network)
+    )
     held_to: dict[str, VerifyLimits] = {"deploy": limits, "onnx": limits, "onnx-nms": limits}
     opened = {"deploy": deploy_runtime, "onnx": onnx_runtime}
     for name, (path, own) in (more or {}).items():

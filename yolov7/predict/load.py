@@ -19,6 +19,7 @@ from yolov7.device import choose_device
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.model.checkpoint import load_checkpoint
+from yolov7.model.spec import Network
 from yolov7.predict.augmented import Views
 from yolov7.predict.openvino_runtime import open_openvino
 from yolov7.predict.predictor import Predictor
@@ -65,6 +66,7 @@ def load_detector(
     augment: bool | Views = False,
     device: str = "cpu",
     threads: int = 0,
+    network: Network | str | None = None,
 ) -> Predictor:
     """Load a detector from a file, an export folder, or a URI such as `models:/yolov7-tiny@champion`.
 
@@ -73,11 +75,20 @@ def load_detector(
     the sha256 in its model.json. `runtime` and `precision` choose among the files of a folder (default: ONNX in
     float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the installed resolver of
     its scheme). Thresholds default to those the model was exported with; `threads` is ONNX Runtime's or OpenVINO's, 0
-    lets it choose. The other parameters are :class:`Predictor`'s.
+    lets it choose. `network` (or MODULE:FUNCTION) gives the kinds of block of your own that a checkpoint has; the other
+    files need none. The other parameters are :class:`Predictor`'s.
 
     Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver.
     """
-    opened = open_runtime(path, resolve=resolve, runtime=runtime, precision=precision, device=device, threads=threads)
+    opened = open_runtime(
+        path,
+        resolve=resolve,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        threads=threads,
+        network=network,
+    )
     return Predictor(
         opened,
         confidence=confidence,
@@ -98,6 +109,7 @@ def open_runtime(
     precision: PrecisionName = "float32",
     device: str = "cpu",
     threads: int = 0,
+    network: Network | str | None = None,
 ) -> Runtime | DetectingRuntime:
     """The runtime behind :func:`load_detector`."""
     file = _locate(os.fspath(path), resolve)
@@ -117,7 +129,7 @@ def open_runtime(
         return open_onnx(file, threads=threads, device=device)
     if kind == ".xml":
         return open_openvino(file, threads=threads, device=device)
-    model, metadata = load_checkpoint(file)
+    model, metadata = load_checkpoint(file, network=network)
     deploy = model if model.form == "deploy" else model.reparameterize()
     return TorchRuntime(deploy.to(choose_device(device)), metadata)
 

@@ -35,7 +35,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
         if fitted is not None:
             model = create_model(network, classes, anchors=fitted, seed=params.seed)
     if params.weights:
-        load_weights(model, Path(params.weights))
+        load_weights(model, Path(params.weights), network=params.network)
     return model
 
 
@@ -64,8 +64,9 @@ def _nested(anchors: np.ndarray) -> Anchors:
     return [[(float(w), float(h)) for w, h in level] for level in anchors]
 
 
-def load_weights(model: Detector, path: Path) -> None:
-    """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log.
+def load_weights(model: Detector, path: Path, *, network: str = "") -> None:
+    """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log. `network`
+    (MODULE:FUNCTION) has the kinds of block of the checkpoint where these are a user's own.
 
     Raises :class:`ModelError` if no kernel fits or the file is not a checkpoint.
     """
@@ -73,7 +74,7 @@ def load_weights(model: Detector, path: Path) -> None:
         report = model.load_official(path)
         log.info("%s: %s", path, report)
         return
-    source, metadata = load_checkpoint(path)
+    source, metadata = load_checkpoint(path, network=network)
     ours, theirs = model.state_dict(), source.state_dict()
     fitting = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and "anchor" not in n}
     # Counters of batch norms and vectors of the head fit many networks; only kernels make a start.

@@ -246,7 +246,7 @@ def _checked_anchors(anchors: Anchors, *, levels: int) -> Tensor:
     """(L, A, 2) float32; turned round if the areas fall where the strides rise (reference sheet, section 1)."""
     try:
         values = [[list(map(float, pair)) for pair in level] for level in anchors]
-        table = torch.tensor(values, dtype=torch.float32, device="cpu")  # has values even when a network is laid out
+        table = torch.tensor(values, dtype=torch.float32, device="cpu")  # has values on the meta device too
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"anchors: {levels} levels of as many (width, height) pairs each are expected: {error}"
