@@ -1,14 +1,13 @@
 """Check the data, report, and index it if it passes.
 
 Reads `data/ingested` and the rules; writes `reports/validation/` (results.json, findings.json, dropped.json,
-statistics.json, index.html) in any case, and `data/index/{train,val,test}/` only when every blocking rule holds.
-Otherwise the stage fails and says why.
+statistics.json, index.html) in any case, and `data/index/{train,val,test}/` only if every blocking rule holds.
+Otherwise the stage fails with the reasons.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from stages.dataset.layout import SPLITS, annotations_file, images_folder
 from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Params, Validation
-from stages.project.workspace import INGESTED
+from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT, dataset_document
 from stages.validation.check import Finding, Outcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
 from stages.validation.judge import Verdict, dropped_document, judge
@@ -34,19 +33,17 @@ from yolov7.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
-INDEX = Path("data/index")
-REPORT = Path("reports/validation")
 CACHE = Path(".state/image-checks.sqlite")
-"""What decoding showed, by content: no output, because it changes no result."""
+"""Results of decoding by content. Not an output of the stage, because it changes no result."""
 
 _RULES_NAMED = 3
 _FINDINGS_NAMED = 3
-"""What the one line of a failure has room for; the page has the rest."""
+"""Named in the one line of a failure; the page has the rest."""
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """The stage: `validation` of params.yaml, the rules and the ingested data in, report and index out."""
-    validate(params.validation, INGESTED, REPORT, INDEX, cache=CACHE)
+    validate(params.validation, INGESTED, VALIDATION_REPORT, INDEX, cache=CACHE)
 
 
 def validate(
@@ -54,16 +51,16 @@ def validate(
 ) -> Verdict:
     """Check the data in `ingested`, write `report`, and write `index` if every blocking rule holds.
 
-    `cache` is the file that keeps what decoding the images showed. Raises :class:`DataError` where a blocking rule does
-    not hold, naming rules, counts and the first records; what stood at `index` stays then as it was. Raises
-    :class:`ConfigError` for a suite that is not written as it should be.
+    `cache` is the file with earlier results of decoding. Raises :class:`DataError` if a blocking rule does not hold,
+    naming rules, counts and the first records; `index` then stays as it was. Raises :class:`ConfigError` for a suite
+    with mistakes.
     """
     suite = Path(parameters.suite)
     reference, no_reference = _reference(suite)
     rules = read_suite(suite, parameters.severity, where="params.yaml: validation.severity")
     rules, skipped = choose(rules, pixels=parameters.check_images, no_reference=no_reference)
     splits = {split: read_coco(annotations_file(ingested, split)) for split in SPLITS}
-    dataset = _dataset_document(ingested)
+    dataset = dataset_document(ingested)
     checks = _check_files(splits, ingested, parameters.check_images, cache)
     context = Context(
         sha256=str(dataset.get("sha256")),
@@ -87,33 +84,23 @@ def validate(
 
 
 def _reference(suite: Path) -> tuple[Statistics | None, str | None]:
-    """The champion's data, or why there is none to compare with."""
+    """The statistics of the champion's data, or the reason why there are none."""
     path = suite / REFERENCE
     if path.is_file():
         return read_statistics(path), None
     return None, f"there is no {path.as_posix()} to compare with (`python -m stages.data_reference` fetches it)"
 
 
-def _dataset_document(ingested: Path) -> dict[str, Any]:
-    path = ingested / "dataset.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError("no such file; run the ingest stage first", path=path) from None
-    except ValueError as error:
-        raise DataError(f"not readable ({error}); run the ingest stage again", path=path) from None
-
-
 def _check_files(
     splits: Mapping[str, CocoAnnotations], ingested: Path, decode: bool, cache: Path | None
 ) -> dict[str, list[ImageCheck]]:
-    """Look at every image file of every split, all in one go, so that the workers start once."""
+    """Check every image file of every split in one call, so that the processes start once."""
     paths = [
         images_folder(ingested, split) / image["file_name"] for split, coco in splits.items() for image in coco.images
     ]
     found = check_images(paths, decode=decode, cache=cache)
     if decode:
-        logger.info("%d images: %d decoded, the rest is known by content", len(paths), found.decoded)
+        logger.info("%d images: %d decoded, the rest known by content", len(paths), found.decoded)
     remaining = iter(found.checks)
     return {split: [next(remaining) for _ in coco.images] for split, coco in splits.items()}
 

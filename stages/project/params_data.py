@@ -1,9 +1,9 @@
-"""The `data` group of `params.yaml`: where the data comes from, in which format, and how it is divided."""
+"""The `data` group of `params.yaml`: source, format and division into splits."""
 
 from __future__ import annotations
 
 import re
-from typing import Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -30,12 +30,21 @@ class Digits(Group):
     digit_size: tuple[float, float] = (0.1, 0.35)
     """Smallest and largest side of a digit, as a share of the image side."""
 
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for a range that is not one."""
+        low, high = self.digits_per_image
+        if not 1 <= low <= high:
+            raise ConfigError(f"{where}.digits_per_image: give fewest and most, for example [1, 6]")
+        small, large = self.digit_size
+        if not 0.0 < small <= large <= 1.0:
+            raise ConfigError(f"{where}.digit_size: give smallest and largest share, for example [0.1, 0.35]")
+
 
 class CocoSplit(Group):
     """One set of images of a COCO-format data set."""
 
     images: str
-    """Folder that the `file_name` entries are relative to; itself relative to data.folder."""
+    """Folder of the `file_name` entries, relative to data.folder."""
     annotations: str
     """Annotation json (instances format), relative to data.folder."""
 
@@ -48,8 +57,8 @@ class VocSplit(Group):
     annotations: str
     """Folder of the XML files, relative to data.folder."""
     listed_in: str | None = None
-    """Text file (an image set of VOC: a name a line) or CSV (column `filename`) that names the files of this set;
-    without one, every XML file belongs to it."""
+    """Text file (an image set of VOC: one name per line) or CSV (column `filename`) with the files of this set;
+    default: every XML file."""
 
 
 class YoloSplit(Group):
@@ -60,26 +69,26 @@ class YoloSplit(Group):
     labels: str
     """Folder of the label files, relative to data.folder: `a/b.txt` for the image `a/b.jpg`."""
     listed_in: str | None = None
-    """Text file or CSV that names the images of this set; without one, every image of the folder belongs to it."""
+    """Text file or CSV with the images of this set; default: every image of the folder."""
 
 
 S = TypeVar("S", CocoSplit, VocSplit, YoloSplit)
 
 
 class Sets(Group, Generic[S]):
-    """The images: either train, val and perhaps test, or all of them in one set that data.split divides."""
+    """The images: either train, val and optionally test, or all of them in one set that data.split divides."""
 
     train: S | None = None
-    """Trained on."""
+    """Training images."""
     val: S | None = None
-    """Chooses the checkpoint."""
+    """Images that choose the checkpoint."""
     test: S | None = None
-    """Gives the reported figures; without one the val split does, and the report says so."""
+    """Images for the reported figures; default: the val split, and the report says so."""
     all: S | None = None
-    """One set, to be divided as data.split says."""
+    """One set, divided by data.split."""
 
     def given(self, where: str) -> dict[str, S]:
-        """The sets by name: `all` alone, or train, val and perhaps test. Raises :class:`ConfigError` otherwise."""
+        """The sets by name: `all` alone, or train, val and optionally test. Raises :class:`ConfigError` otherwise."""
         sets = {"train": self.train, "val": self.val, "test": self.test, "all": self.all}
         given = {name: one for name, one in sets.items() if one is not None}
         if "all" in given and len(given) > 1:
@@ -90,94 +99,120 @@ class Sets(Group, Generic[S]):
             )
         return given
 
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` where sets are missing or exclude each other."""
+        self.given(where)
+
 
 class Coco(Sets[CocoSplit]):
-    """A COCO-format data set of yours: an image folder and an annotation json per set."""
+    """Your COCO-format data set: an image folder and an annotation json per set."""
 
 
 class Voc(Sets[VocSplit]):
-    """A Pascal VOC data set of yours: a folder of XML files beside the images."""
+    """Your Pascal VOC data set: a folder of images and one of XML files per set."""
 
     classes: tuple[str, ...] | None = None
-    """Class names in the order of their numbers; another name is then an error. Without: those that occur, sorted."""
+    """Class names in the order of their numbers; any other name is an error. Default: the names that occur, sorted."""
     one_based: bool = False
-    """Pixels are numbered from 1 and the last one is included, as in the original VOC data (left = xmin - 1);
+    """True: pixels count from 1 and the last one is included, as in the original VOC data (left = xmin - 1);
     false: xmin to ymax are the edges of the box, as annotation tools write them."""
     difficult_is_crowd: bool = False
-    """Objects marked difficult are ignored in training and evaluation."""
+    """Ignore objects marked difficult in training and evaluation."""
 
 
 class Yolo(Sets[YoloSplit]):
-    """Images of yours with YOLO text labels."""
+    """Your images with YOLO text labels."""
 
     names: tuple[str, ...] | str
-    """Class names in the order of their numbers, or a file that has them: one a line, or YAML with `names`."""
+    """Class names in the order of their numbers, or a file with them: one per line, or YAML with `names`."""
 
 
 class Split(Group):
-    """How `all` is divided into train, val and test. Same seed and same images: same splits."""
+    """Division of `all` into train, val and test. Same seed and same images: same splits."""
 
     train: float = Field(default=0.7, gt=0.0, lt=1.0)
     """Share of the images."""
     val: float = Field(default=0.15, gt=0.0, lt=1.0)
     """Share of the images."""
     test: float = Field(default=0.15, ge=0.0, lt=1.0)
-    """Share of the images; 0: none, the val split then gives the reported figures."""
+    """Share of the images; 0: none, and the val split gives the reported figures."""
     seed: int = Field(default=0, ge=0)
     """Another seed, another division."""
     stratify: bool = True
-    """Give every split its share of every class, not only of the images."""
+    """Divide every class by these shares, not only the images."""
     near_duplicate_bits: int | None = Field(default=10, ge=0, le=32)
-    """Images whose difference hashes (128 bits) differ in at most this many bits stay together; null: do not look."""
+    """Images whose difference hashes (128 bits) differ in at most this many bits stay together; null: no search."""
     group_pattern: str | None = None
-    """Regular expression on the file name; images with the same match (of its groups, if it has any) stay together."""
+    """Regular expression for file names; images with equal matches (equal groups, if it has any) stay together."""
     group_field: str | None = None
     """Field of the image records (COCO); images with the same value stay together."""
 
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for shares that do not add up and a pattern that does not compile."""
+        if abs(self.train + self.val + self.test - 1.0) > 1e-6:
+            raise ConfigError(f"{where}: train, val and test must add up to 1")
+        try:
+            re.compile(self.group_pattern or "")
+        except re.error as error:
+            raise ConfigError(f"{where}.group_pattern: not a regular expression: {error}") from None
+
 
 class Remote(Group):
-    """A data set that is brought here first. `coco`, `voc` or `yolo` then says where its parts are inside."""
+    """A data set that is fetched first. `coco`, `voc` or `yolo` then says where its parts are inside."""
+
+    schemes: ClassVar[tuple[str, ...]] = ("http", "https")
+    """Schemes that `url` may have."""
 
     url: str
     """Its address, without credentials: those come from the environment (docs/data.md)."""
     format: Literal["coco", "voc", "yolo"] = "coco"
-    """Format of what is brought; data.folder plays no part in where its files are looked for."""
+    """Format of the fetched data; its files are looked for inside it, not in data.folder."""
+
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for an address that is not one, or that holds a password."""
+        check_address(self.url, where=f"{where}.url", schemes=self.schemes)
 
 
 class Http(Remote):
     """An archive (zip, tar, tar.gz) on a web server."""
 
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """What the archive's bytes must hash to; without it, the server is asked each time whether the archive changed."""
+    """Expected sha256 of the archive; default: each run asks the server whether the archive has changed."""
     size: int | None = Field(default=None, ge=1)
-    """What the archive's size must be, in bytes."""
+    """Expected size of the archive in bytes."""
 
 
 class S3(Remote):
     """All objects below a prefix of a bucket: `s3://bucket/prefix`."""
 
+    schemes: ClassVar[tuple[str, ...]] = ("s3",)
+
     endpoint: str | None = None
-    """Address of a server other than Amazon's; AWS_ENDPOINT_URL does the same."""
+    """Address of a server other than Amazon's; AWS_ENDPOINT_URL has the same effect."""
     anonymous: bool = False
-    """Ask without credentials, as public buckets allow."""
+    """Send no credentials, for public buckets."""
     parallel: int = Field(default=8, ge=1, le=64)
-    """Objects fetched at a time."""
+    """Number of objects fetched at a time."""
 
 
 class Coco2017(Group):
-    """COCO 2017, train and val, from its official archives: 20 GB to fetch, twice that while they are unpacked."""
+    """COCO 2017, train and val, from its official archives: 20 GB to fetch, twice that during unpacking."""
 
     url: str = "http://images.cocodataset.org"
     """A mirror with the same archives under the same paths; their checksums are known."""
 
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for an address that is not one, or that holds a password."""
+        check_address(self.url, where=f"{where}.url", schemes=Remote.schemes)
+
 
 class Data(Group):
-    """Where the data comes from."""
+    """Source of the data."""
 
     source: Literal["digits", "coco", "voc", "yolo", "http", "s3", "coco2017"] = "digits"
-    """`digits`: the embedded set; `coco`, `voc`, `yolo`: formats of the folders named below; the others are fetched."""
+    """`digits`: the embedded set; `coco`, `voc`, `yolo`: formats of the folders below; the others are fetched."""
     folder: str = "datasets"
-    """Folder of your data. The ingest stage depends on all of it, so that a changed file is seen."""
+    """Folder of your data. The ingest stage depends on all of it, so a changed file makes it stale."""
     http: Http | None = None
     """Needed with `source: http`."""
     s3: S3 | None = None
@@ -193,48 +228,35 @@ class Data(Group):
     yolo: Yolo | None = None
     """Needed with `source: yolo`."""
     split: Split = Split()
-    """Used where a source gives `all`."""
+    """For a source with one set, `all`."""
 
 
 def check_data(data: Data, *, where: str) -> None:
-    """What the fields of `data` cannot tell one by one. Raises :class:`ConfigError`."""
-    kind: str = data.source
-    if kind in ("http", "s3"):
-        remote: Remote | None = getattr(data, kind)
-        if remote is None:
-            raise ConfigError(f"{where}.{kind}: needed with `source: {kind}`; see docs/data.md")
-        check_address(remote.url, where=f"{where}.{kind}.url", schemes=("s3",) if kind == "s3" else ("http", "https"))
-        kind = remote.format
-    elif kind == "coco2017":
-        check_address(data.coco2017.url, where=f"{where}.coco2017.url", schemes=("http", "https"))
-    if kind in ("coco", "voc", "yolo"):
-        sets: Coco | Voc | Yolo | None = getattr(data, kind)
-        if sets is None:
-            raise ConfigError(f"{where}.{kind}: needed with `source: {data.source}`; see datasets/README.md")
-        sets.given(f"{where}.{kind}")
-    low, high = data.digits.digits_per_image
-    if not 1 <= low <= high:
-        raise ConfigError(f"{where}.digits.digits_per_image: give fewest and most, for example [1, 6]")
-    small, large = data.digits.digit_size
-    if not 0.0 < small <= large <= 1.0:
-        raise ConfigError(f"{where}.digits.digit_size: give smallest and largest share, for example [0.1, 0.35]")
-    split = data.split
-    if abs(split.train + split.val + split.test - 1.0) > 1e-6:
-        raise ConfigError(f"{where}.split: train, val and test must add up to 1")
-    try:
-        re.compile(split.group_pattern or "")
-    except re.error as error:
-        raise ConfigError(f"{where}.split.group_pattern: no regular expression: {error}") from None
+    """Check what the fields of `data` cannot tell one by one. Raises :class:`ConfigError` naming the key."""
+    source = required(data, data.source, where=where)
+    source.check(f"{where}.{data.source}")
+    if isinstance(source, Remote):
+        required(data, source.format, where=where).check(f"{where}.{source.format}")
+    data.digits.check(f"{where}.digits")
+    data.split.check(f"{where}.split")
+
+
+def required(data: Data, name: str, *, where: str = "data") -> Any:
+    """The group `name` of `data`. Raises :class:`ConfigError` where it is missing."""
+    group = getattr(data, name)
+    if group is None:
+        raise ConfigError(f"{where}.{name}: needed with `source: {data.source}`; see docs/data.md")
+    return group
 
 
 def check_address(url: str, *, where: str, schemes: tuple[str, ...]) -> None:
-    """An address has one of the schemes and a host or bucket, and holds no password: params.yaml goes into git."""
+    """Raise :class:`ConfigError` for an address without scheme or host, or with a password: params.yaml is in git."""
     try:
         parts = urlsplit(url)
         host, secret = parts.hostname, parts.username or parts.password
     except ValueError as error:
-        raise ConfigError(f"{where}: no address: {error}") from None
+        raise ConfigError(f"{where}: not an address: {error}") from None
     if parts.scheme not in schemes or not host:
-        raise ConfigError(f"{where}: {url!r} is no address of the form {schemes[0]}://...")
+        raise ConfigError(f"{where}: {url!r} is not an address of the form {schemes[0]}://...")
     if secret:
-        raise ConfigError(f"{where}: take user name and password out of the address; see docs/data.md for the places")
+        raise ConfigError(f"{where}: remove user name and password from the address; docs/data.md says where they go")

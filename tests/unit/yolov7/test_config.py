@@ -218,6 +218,22 @@ def test_a_variant_may_differ_from_the_common_training_parameters(tmp_path):
     assert train.optimizer.name == "adamw"
 
 
+def test_without_a_preset_a_variant_trains_by_its_own_recipe(tmp_path):
+    path = write(tmp_path, {"variants": ["yolov7-tiny", "yolov7-w6", "mine"]})
+    values = yaml.safe_load(path.read_text())
+    del values["train"]["preset"], values["train"]["image_size"]
+    own = {"network": "small_detector:small_network"}
+    values["per_variant"] = {"yolov7-tiny": {}, "yolov7-w6": {}, "mine": own}
+    path.write_text(yaml.safe_dump(values))
+    trainings = params_module.load(path).trainings
+    assert {name: train.preset for name, train in trainings.items()} == {
+        "yolov7-tiny": "tiny",
+        "yolov7-w6": "p6",
+        "mine": "p5",
+    }
+    assert (trainings["yolov7-w6"].image_size, trainings["yolov7-tiny"].optimizer.final_factor) == (1280, 0.01)
+
+
 @pytest.mark.parametrize("text", ["- a list", "a: [", "\xff"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "params.yaml"
