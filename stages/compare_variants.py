@@ -17,7 +17,7 @@ import numpy as np
 from stages.evaluate import IMAGES, INDEX
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
-from stages.project.provenance import dataset_document, read_json
+from stages.project.workspace import dataset_document, read_json
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
 from yolov7.data.decode import read_image
@@ -44,7 +44,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     index = Index.open(INDEX, image_root=IMAGES)
     images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
     timed = _timed(list(figures), images, args.rounds, params.evaluate)
-    compared = [_compared(variant, metrics, timed[variant]) for variant, metrics in figures.items()]
+    compared = [
+        _compared(variant, metrics, timed[variant], params.train_for(variant).network)
+        for variant, metrics in figures.items()
+    ]
     facts = {
         "Test images": f"{len(index):,}, {index.num_boxes:,} objects",
         "Test data": document["sha256"],
@@ -107,8 +110,8 @@ def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings:
     return compare(predictors, images, rounds=rounds, warmup=3)
 
 
-def _compared(variant: str, metrics: dict[str, Any], timed: Benchmark) -> Compared:
-    model, metadata = load_checkpoint(_export(variant) / "model.safetensors")
+def _compared(variant: str, metrics: dict[str, Any], timed: Benchmark, network: str) -> Compared:
+    model, metadata = load_checkpoint(_export(variant) / "model.safetensors", network=network)
     total = timed.timings[-1]
     registered = Path("models") / variant / "registered.json"
     version = read_json(registered, "dvc repro")["version"] if registered.is_file() else "–"

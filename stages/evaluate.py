@@ -21,7 +21,7 @@ import numpy as np
 from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Evaluate, Params
-from stages.project.provenance import INGESTED, dataset_document
+from stages.project.workspace import INGESTED, dataset_document
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
@@ -46,7 +46,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
     model = args.model or str(Path("models") / args.variant / "export/model.onnx")
-    predictor = load_detector(model, device=device_for(model))
+    network = params.train_for(args.variant).network  # for a .safetensors file with kinds of block of its own
+    predictor = load_detector(model, device=device_for(model), network=network)
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
     figures = _figures(predictor, result, analysis, index, document)

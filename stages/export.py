@@ -15,7 +15,8 @@ import onnx
 
 from stages.project.command import run_stage
 from stages.project.params import Export, Params
-from stages.project.provenance import INGESTED, dataset_document, dvc_hash, git_revision, read_json
+from stages.project.provenance import dvc_hash, git_revision
+from stages.project.workspace import INGESTED, dataset_document, read_json
 from stages.registry.tracking import delivered
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
@@ -23,7 +24,7 @@ from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_fold
 from yolov7.export.folder import FILE_OF_FORMAT, FORMATS_FILE, ONNX, ONNX_NMS, SAFETENSORS, FormatName, listed
 from yolov7.export.int8 import Int8Exporter, Int8Settings
 from yolov7.export.model_card import MODEL_CARD, model_card
-from yolov7.export.samples import spread
+from yolov7.export.samples import evenly_spaced
 from yolov7.files import write_json, write_text
 from yolov7.model import load_checkpoint
 from yolov7.predict.load import DESCRIPTION
@@ -38,7 +39,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Write `models/V/export`."""
     variant, settings = args.variant, params.export
     trained_folder, out = Path("models") / variant / "train", Path("models") / variant / "export"
-    trained, metadata = load_checkpoint(trained_folder / "best.safetensors")
+    network = params.train_for(variant).network  # a network of the user's own may have kinds of block of its own
+    trained, metadata = load_checkpoint(trained_folder / "best.safetensors", network=network)
     document = dataset_document()
     run = read_json(trained_folder / "run.json", f"dvc repro train@{variant}")
     index = open_index("val")
@@ -69,7 +71,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
         out / ONNX_NMS,
         index,
         metadata=metadata,
-        images=spread(len(index), settings.verify_images),
+        network=network,
+        images=evenly_spaced(len(index), settings.verify_images),
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )

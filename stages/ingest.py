@@ -17,7 +17,7 @@ from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Params
 from stages.project.params_data import Data, check_data
-from stages.project.provenance import INGESTED
+from stages.project.workspace import INGESTED
 from stages.sources.remote import DOWNLOADS, fetched
 from yolov7.errors import ConfigError
 from yolov7.files import write_json

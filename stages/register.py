@@ -15,7 +15,8 @@ from typing import Any
 
 from stages.project.command import Interrupted, run_stage
 from stages.project.params import Evaluate, Params
-from stages.project.provenance import INGESTED, UNTRACKED, code_origin, dataset_document, dvc_hash
+from stages.project.provenance import UNTRACKED, code_origin, dvc_hash
+from stages.project.workspace import INGESTED, dataset_document
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.tracking import delivered, flush
 from stages.registry.versions import (

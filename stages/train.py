@@ -25,10 +25,12 @@ import torch
 
 from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
 from stages.project.folders import replace_folder
+from stages.project.locks import file_lock
 from stages.project.params import Params
-from stages.project.provenance import INGESTED, UNTRACKED, dataset_document, dvc_hash, git_revision, stage_code
+from stages.project.provenance import UNTRACKED, dvc_hash, git_revision, stage_code
 from stages.project.redaction import redacted
-from stages.registry.tracking import JOURNALS, RunJournal, file_lock, journal_lock
+from stages.project.workspace import INGESTED, dataset_document
+from stages.registry.tracking import JOURNALS, RunJournal, journal_lock
 from stages.training.processes import loader_workers, restarted, start_processes, stop_requests
 from stages.training.state_remote import StateRemote, state_remote
 from yolov7.config import Train, identity_of

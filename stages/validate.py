@@ -18,7 +18,7 @@ from stages.dataset.layout import SPLITS, annotations_file, images_folder
 from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Params, Validation
-from stages.project.provenance import INGESTED
+from stages.project.workspace import INGESTED
 from stages.validation.check import Finding, Outcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
 from stages.validation.judge import Verdict, dropped_document, judge

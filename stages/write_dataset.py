@@ -15,7 +15,7 @@ import yaml
 from stages.dataset.layout import SPLITS, annotations_file, images_folder
 from stages.project.command import run_stage
 from stages.project.params import Params
-from stages.project.provenance import INGESTED, read_json
+from stages.project.workspace import INGESTED, read_json
 from yolov7.data.formats.coco import CocoAnnotations, read_coco, write_coco
 from yolov7.data.formats.label_files import fresh_folder
 from yolov7.data.formats.voc import write_voc

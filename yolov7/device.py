@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike
 
 from yolov7 import memory
-from yolov7.errors import ConfigError
+from yolov7.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -126,3 +127,22 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return memory.peak_memory_gib()
+
+
+def onnx_providers(name: str, available: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Execution providers of ONNX Runtime, the preferred first, for a device named as PyTorch names it.
+
+    `available` are those of the installed ONNX Runtime; `auto` takes CUDA if it is among them. Raises
+    :class:`ModelError` for a device none of them serves.
+    """
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    chosen = ("cuda" if cuda in available else "cpu") if name == "auto" else name
+    kind, _, number = chosen.partition(":")
+    if kind == "cpu":
+        return [(cpu, {})]
+    if kind == "cuda" and cuda in available and (number.isdecimal() or not number):
+        return [(cuda, {"device_id": number or "0"}), (cpu, {})]
+    raise ModelError(
+        f"device {name!r}: this ONNX Runtime has {', '.join(available)}; "
+        "install onnxruntime-gpu for CUDA, or use the .safetensors file"
+    )

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from yolov7.errors import DataError
 from yolov7.files import sha256_file
 
-INGESTED = Path("data/ingested")
 PACKAGES = Path("requirements.lock")
 UNKNOWN, DIRTY = "unknown", "-dirty"
 UNTRACKED = "not tracked by DVC"
@@ -74,21 +70,6 @@ def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> str | None:
 def _git(*arguments: str) -> str:
     command = ["git", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
-
-
-def dataset_document() -> dict[str, Any]:
-    """`data/ingested/dataset.json`: source, classes, counts and content hash of the ingested data."""
-    return read_json(INGESTED / "dataset.json", "dvc repro ingest")
-
-
-def read_json(path: Path, how: str) -> dict[str, Any]:
-    """The JSON document an earlier stage has left; `how` is the command that makes it, for the error."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"not there; run `{how}` first", path=path) from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"not readable ({error}); make it again with `{how}`", path=path) from None
 
 
 def dvc_hash(output: str, lock: Path = Path("dvc.lock")) -> str | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.project.command import environment
+from stages.project.locks import file_lock
 from stages.project.redaction import in_one_line, log_to_stderr, redacted
 from yolov7.errors import TrainingError, YoloError
 from yolov7.files import write_json
@@ -72,18 +73,6 @@ def ensure_database(uri: str) -> None:
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise TrainingError(f"{path}: the MLflow database could not be created: {redacted(lines[-1])}")
         temporary.replace(path)
-
-
-@contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on this machine; freed by the system even if the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

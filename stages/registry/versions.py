@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.project.locks import file_lock
 from stages.project.redaction import redacted
 from stages.registry import tracking
 from stages.registry.errors import reported
@@ -184,7 +185,7 @@ class ModelRegistry:
         manifest = sha256_file(export / MANIFEST)
         signed = signature.sign(name, manifest)  # before anything is written: a bad key is found now
         proof = {"run_id": run_id, "artefact_sha256": sums[ARTEFACT], "manifest_sha256": manifest}
-        with tracking.file_lock(_LOCKS / f"register-{name}.lock"):
+        with file_lock(_LOCKS / f"register-{name}.lock"):
             version = self.by_manifest(name, manifest)
             new = version is None
             if version is None:
@@ -336,7 +337,7 @@ def _fetched(version: Version, expected: str, folder: Path) -> Path:
     if _is_whole(target, expected):
         return target
     # One process fetches: a second one would remove what the first has just put in place and opens.
-    with tracking.file_lock(target.with_name(f".{target.name}.lock")):
+    with file_lock(target.with_name(f".{target.name}.lock")):
         if not _is_whole(target, expected):
             _fetch(version, expected, target)
     return target

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.registry import tracking
+from stages.project.locks import file_lock
 from tests.pipeline.project import make_project
 from tests.pipeline.servers import PrefectServer, answers, free_port, loopback_environment, running, wait_for
 
@@ -79,7 +79,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export folder of a small, untrained network, made once for all test processes: tracing it takes a while."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with tracking.file_lock(shared / "export.lock"):
+    with file_lock(shared / "export.lock"):
         folder = shared / "model/export"
         if not (folder / "model.json").is_file():
             from tests.pipeline.export_folder import make_export

@@ -1,10 +1,11 @@
-"""The export folder: every artefact of a model, and a model.json that says what they are and what bytes they are."""
+"""The export folder: every artefact of a model, and a model.json that describes them with their sha256."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,13 @@ from yolov7.export.tensorrt import check_tensorrt
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
 from yolov7.model.variants import family_name
+from yolov7.nms import Thresholds
 from yolov7.predict.load import DESCRIPTION, FILES, OPTIONAL
 
 FORMAT = 1
 SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
 FORMATS_FILE = f"{OPTIONAL}/formats.json"
-"""Says which optional files there are, what was kept in float in those of int8, and whether the ONNX suits TensorRT."""
+"""The optional files, the layers kept in float in int8 files, and whether the ONNX files suit TensorRT."""
 
 FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"]
 FILE_OF_FORMAT: dict[FormatName, str] = {
@@ -33,7 +35,7 @@ FILE_OF_FORMAT: dict[FormatName, str] = {
     "openvino-float16": FILES["openvino", "float16"],
     "onnx-int8": FILES["onnx", "int8"],
     "openvino-int8": FILES["openvino", "int8"],
-    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime's choice of a file: the same network as model.onnx
+    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime opens it by default: the network of model.onnx
 }
 """Optional formats, and the file of each inside the folder."""
 
@@ -54,23 +56,25 @@ def export_folder(
 ) -> dict[str, Any]:
     """Write model.safetensors (deploy form), model.onnx (decoded), model-nms.onnx and model.json; return the last.
 
-    A training form is re-parameterised first. The thresholds go into the suppression graph and become the defaults of
-    whoever loads any of the files. `formats` are written into the folder `optional`; those of int8 need `int8`, which
-    makes an exporter of the graph and the float file. `extra` (where the model comes from) goes into model.json as it
-    is. Raises what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise.
+    A training form is re-parameterised first. The thresholds go into the suppression graph and become the defaults for
+    loading any of the files. `formats` are written to the subfolder `optional`; those of int8 need `int8`, which makes
+    an exporter of the graph and the float file. `extra` (the model's origin) goes into model.json unchanged. Raises
+    what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise, and :class:`ConfigError` for
+    thresholds out of range.
     """
     deploy = model if model.form == "deploy" else model.reparameterize()
-    thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
-    said = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": thresholds})
+    thresholds = Thresholds(confidence, iou, max_detections)
+    said = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": asdict(thresholds)})
     save_checkpoint(folder / SAFETENSORS, deploy, said)
     graph = export_onnx(deploy, folder / ONNX, metadata=said, opset=opset, dynamic=dynamic)
-    with_nms = export_onnx_nms(graph, folder / ONNX_NMS, confidence=confidence, iou=iou, max_detections=max_detections)
-    written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8)]
+    with_nms = export_onnx_nms(graph, folder / ONNX_NMS, thresholds)
+    write_raw = partial(export_onnx_raw, deploy, metadata=said, opset=opset, dynamic=dynamic)
+    written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8, write_raw)]
     description = {
         "format": FORMAT,
         "family": family_name(model.variant),
         **asdict(said),
-        "thresholds": thresholds,
+        "thresholds": asdict(thresholds),
         "opset": opset,
         "dynamic": dynamic,
         "contracts": {ONNX: contract_of(graph), ONNX_NMS: contract_of(with_nms)},
@@ -86,8 +90,9 @@ def _write_optional(
     folder: Path,
     formats: Sequence[FormatName],
     int8: Callable[[onnx.ModelProto, Path], Int8Exporter] | None,
+    write_raw: Callable[[Path], onnx.ModelProto],
 ) -> list[str]:
-    """Names of what was written. What an earlier export left is none of this one's."""
+    """Write the optional formats and return the files' names. Files of an earlier export are removed."""
     shutil.rmtree(folder / OPTIONAL, ignore_errors=True)
     exporter = None
     if any(name.endswith("int8") for name in formats):
@@ -102,17 +107,17 @@ def _write_optional(
             assert exporter is not None
             reports[name] = asdict(exporter.export(file, "onnx" if name.startswith("onnx") else "openvino"))
         elif name == "onnx-raw":
-            export_onnx_raw(graph, file)
+            write_raw(file)
         else:
             export_openvino(graph, file, half=name.endswith("float16"))
-        written += [f"{OPTIONAL}/{one.name}" for one in (file, file.with_suffix(".bin")) if one.is_file()]
+        written += [f"{OPTIONAL}/{part.name}" for part in (file, file.with_suffix(".bin")) if part.is_file()]
     checked = {name: check_tensorrt(folder / name).to_dict() for name in (ONNX, ONNX_NMS)}
     files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports, "tensorrt": checked})
     return [*written, FORMATS_FILE]
 
 
 def listed(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the manifest (`files` of model.json) says of files of the folder: sha256 and bytes, by name."""
+    """Entries of the manifest (`files` of model.json) for files of the folder: sha256 and bytes, by name."""
     return {
         name: {"sha256": files.sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names
     }

@@ -1,8 +1,8 @@
-"""`load_detector`: from whatever names a model to a predictor.
+"""`load_detector`: a predictor from a path or URI.
 
-A URI such as `models:/NAME@ALIAS` belongs to a registry that this library does not know. Packages that do know one
-offer a resolver under the entry point group `yolov7.resolvers`, named after the URI's scheme: a function from the URI
-to a local path. The pipeline of this project brings one for MLflow's `models:`.
+A URI such as `models:/NAME@ALIAS` belongs to a registry that this library does not know. Packages that do offer a
+resolver, a function from the URI to a local path, under the entry point group `yolov7.resolvers`, named after the URI's
+scheme. This project's pipeline has one for MLflow's `models:`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from yolov7.device import choose_device
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.model.checkpoint import load_checkpoint
+from yolov7.model.spec import Network
 from yolov7.predict.augmented import Views
 from yolov7.predict.openvino_runtime import open_openvino
 from yolov7.predict.predictor import Predictor
@@ -31,11 +32,11 @@ PrecisionName = Literal["float32", "float16", "int8"]
 RESOLVERS = "yolov7.resolvers"
 """Entry point group of the functions that turn a URI into a local path."""
 DESCRIPTION = "model.json"
-"""What makes a folder an export folder: says what it holds, with the sha256 of every file."""
+"""Description of an export folder: its contents, with the sha256 of every file."""
 
 _URI = re.compile(r"^([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # two letters at least: `C:/` is a path
 OPTIONAL = "optional"
-"""Folder inside an export folder for the files that not every export has."""
+"""Subfolder of an export folder for files that not every export has."""
 
 FILES: dict[tuple[RuntimeName, PrecisionName], str] = {
     ("onnx", "float32"): "model.onnx",
@@ -45,7 +46,7 @@ FILES: dict[tuple[RuntimeName, PrecisionName], str] = {
     ("openvino", "float16"): f"{OPTIONAL}/openvino-float16.xml",
     ("openvino", "int8"): f"{OPTIONAL}/openvino-int8.xml",
 }
-"""Where an export folder has its file for a runtime and a precision."""
+"""File of an export folder by runtime and precision."""
 _OPENED_BY: dict[str, RuntimeName] = {".onnx": "onnx", ".safetensors": "torch", ".xml": "openvino"}
 _KNOWN = ".safetensors, .onnx or .xml"
 
@@ -65,6 +66,7 @@ def load_detector(
     augment: bool | Views = False,
     device: str = "cpu",
     threads: int = 0,
+    network: Network | str | None = None,
 ) -> Predictor:
     """Load a detector from a file, an export folder, or a URI such as `models:/yolov7-tiny@champion`.
 
@@ -72,12 +74,22 @@ def load_detector(
     project exported, an OpenVINO `.xml` with its .bin beside it, or an export folder, whose files are checked against
     the sha256 in its model.json. `runtime` and `precision` choose among the files of a folder (default: ONNX in
     float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the installed resolver of
-    its scheme). Thresholds default to those the model was exported with; `threads` is ONNX Runtime's or OpenVINO's, 0
-    lets it choose. The other parameters are :class:`Predictor`'s.
+    its scheme). `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or MODULE:FUNCTION) supplies
+    your own kinds of block for a checkpoint that has them; the other files need none. The other parameters are
+    :class:`Predictor`'s.
 
-    Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver.
+    Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver;
+    :class:`ConfigError` as :class:`Predictor` does.
     """
-    opened = open_runtime(path, resolve=resolve, runtime=runtime, precision=precision, device=device, threads=threads)
+    opened = open_runtime(
+        path,
+        resolve=resolve,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        threads=threads,
+        network=network,
+    )
     return Predictor(
         opened,
         confidence=confidence,
@@ -98,15 +110,16 @@ def open_runtime(
     precision: PrecisionName = "float32",
     device: str = "cpu",
     threads: int = 0,
+    network: Network | str | None = None,
 ) -> Runtime | DetectingRuntime:
     """The runtime behind :func:`load_detector`."""
     file = _locate(os.fspath(path), resolve)
     if file.is_dir():
         file = _file_of_folder(file, runtime, precision)
     elif precision != "float32":
-        raise ModelError(f"{file}: precision {precision!r} chooses among the files of an export folder, this is a file")
+        raise ModelError(f"{file}: precision {precision!r} selects a file of an export folder, but this is a file")
     if not file.is_file():
-        raise ModelError(f"{file}: no such model; give a {_KNOWN} file, an export folder, or models:/NAME")
+        raise ModelError(f"{file}: no such model; pass a {_KNOWN} file, an export folder, or models:/NAME")
     kind = file.suffix.lower()
     if kind not in _OPENED_BY:
         raise ModelError(f"{file}: a {_KNOWN} file is expected; `yolov7 import-weights` reads published .pt files")
@@ -117,13 +130,13 @@ def open_runtime(
         return open_onnx(file, threads=threads, device=device)
     if kind == ".xml":
         return open_openvino(file, threads=threads, device=device)
-    model, metadata = load_checkpoint(file)
+    model, metadata = load_checkpoint(file, network=network)
     deploy = model if model.form == "deploy" else model.reparameterize()
     return TorchRuntime(deploy.to(choose_device(device)), metadata)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The model.json of an export folder. Raises :class:`ModelError` where it is missing or damaged."""
+    """The model.json of an export folder. Raises :class:`ModelError` if it is missing or damaged."""
     file = folder / DESCRIPTION
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -137,12 +150,12 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, description: dict[str, Any], names: tuple[str, ...] | None = None) -> None:
-    """Compare files (`names`: only these) with the sha256 in the description; :class:`ModelError` if one changed."""
+    """Raise :class:`ModelError` unless files (`names`: only these) have the sha256 that the description lists."""
     for name, said in description["files"].items():
         if names is not None and name not in names:
             continue
         file = folder / name
-        # A description that came with a download must not lead anywhere else.
+        # A downloaded description must not lead out of the folder.
         if name.removeprefix(f"{OPTIONAL}/") != Path(name).name or not isinstance(said, dict) or "sha256" not in said:
             raise ModelError(f"{folder / DESCRIPTION}: the entry {name!r} under `files` is not a file with its sha256")
         if not file.is_file():
@@ -166,7 +179,7 @@ def _installed_resolver(scheme: str, uri: str) -> Resolver:
             found: Resolver = entry.load()
         except ImportError as error:
             raise ModelError(
-                f"{uri}: {scheme}: needs what is not installed ({error}); `pip install yolov7-pipeline[pipeline]`"
+                f"{uri}: {scheme}: needs a missing package ({error}); `pip install yolov7-pipeline[pipeline]`"
             ) from None
         return found
     raise ModelError(
@@ -180,7 +193,7 @@ def _file_of_folder(folder: Path, runtime: RuntimeName | None, precision: Precis
     if name is None:
         raise ModelError(f"{folder}: there is no {precision} file for the runtime {runtime or 'onnx'}")
     if name not in description["files"]:
-        more = f"; add it to params.yaml: export.formats ({', '.join(description['files'])} are there)"
+        more = f"; add it to params.yaml: export.formats (there are {', '.join(description['files'])})"
         raise ModelError(f"{folder}: {DESCRIPTION} lists no {name}{more}")
     check_files(folder, description, tuple(str(Path(name).with_suffix(end)) for end in (Path(name).suffix, ".bin")))
     return folder / name
