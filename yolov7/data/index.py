@@ -254,7 +254,7 @@ def _check_consistency(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
 def _write_folder(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not (out.is_dir() and ((out / DESCRIPTION).exists() or not any(out.iterdir()))):
-        raise DataError("this is not an index, and the index is to be written here; move it away", path=out)
+        raise DataError("is not an index: move it away, or write the index elsewhere", path=out)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent))
     try:
         fresh, old = work / "new", work / "old"

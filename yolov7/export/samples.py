@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
-from yolov7.data.evaluation import read_annotated
+from yolov7.data.annotated import read_annotated
 from yolov7.data.index import Index
 from yolov7.evaluate.coco import Result, evaluate_detections, ground_truth
 from yolov7.evaluate.run import EVALUATION, coco_results
