@@ -16,11 +16,10 @@ from stages.dataset.layout import SPLITS, annotations_file, images_folder
 from stages.project.command import run_stage
 from stages.project.params import Params
 from stages.project.workspace import INGESTED, read_json
-from yolov7.data.formats.coco import CocoAnnotations, read_coco, write_coco
+from yolov7.data.formats.coco import CocoAnnotations, classes_of, read_coco, write_coco
 from yolov7.data.formats.label_files import fresh_folder
 from yolov7.data.formats.voc import write_voc
 from yolov7.data.formats.yolo_txt import write_yolo
-from yolov7.data.index_arrays import classes_of
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.data.formats.coco import CocoAnnotations
-from yolov7.data.index_arrays import ARRAYS, arrays_of, classes_of
+from yolov7.data.formats.coco import CocoAnnotations, classes_of
+from yolov7.data.index_arrays import ARRAYS, arrays_of
 from yolov7.errors import DataError
 from yolov7.files import write_json
 from yolov7.polygons import Polygons

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.data.formats.coco import CocoAnnotations
+from yolov7.data.formats.coco import CocoAnnotations, classes_of
 from yolov7.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -47,19 +47,6 @@ def arrays_of(coco: CocoAnnotations) -> Arrays:
     arrays["trainable"] = _trainable(arrays, coco.path)
     arrays |= _polygon_arrays(coco, order)
     return arrays
-
-
-def classes_of(coco: CocoAnnotations) -> tuple[list[str], list[int]]:
-    """Names and category ids by class number: the order of the ids."""
-    by_id: dict[int, str] = {}
-    for record in coco.categories:
-        if record["id"] in by_id:
-            raise DataError("category id given twice", path=coco.path, record=f"category {record['id']}")
-        by_id[record["id"]] = record["name"]
-    if not by_id:
-        raise DataError("there are no categories", path=coco.path)
-    ids = sorted(by_id)
-    return [by_id[number] for number in ids], ids
 
 
 def _image_arrays(coco: CocoAnnotations) -> Arrays:

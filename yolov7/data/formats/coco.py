@@ -246,3 +246,16 @@ def _kind(value: Any) -> str:
     """A JSON value's type in JSON's words."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")
+
+
+def classes_of(coco: CocoAnnotations) -> tuple[list[str], list[int]]:
+    """Names and category ids by class number: the order of the ids."""
+    by_id: dict[int, str] = {}
+    for record in coco.categories:
+        if record["id"] in by_id:
+            raise DataError("category id given twice", path=coco.path, record=f"category {record['id']}")
+        by_id[record["id"]] = record["name"]
+    if not by_id:
+        raise DataError("there are no categories", path=coco.path)
+    ids = sorted(by_id)
+    return [by_id[number] for number in ids], ids

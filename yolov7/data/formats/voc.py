@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, SubElement, TreeBuilder, indent, tostring
 from xml.parsers import expat
 
-from yolov7.data.formats.coco import CocoAnnotations, Record
+from yolov7.data.formats.coco import CocoAnnotations, Record, classes_of
 from yolov7.data.formats.label_files import (
     LabelledImage,
     Ring,
@@ -28,7 +28,6 @@ from yolov7.data.formats.label_files import (
     ring_area,
     ring_bounds,
 )
-from yolov7.data.index_arrays import classes_of
 from yolov7.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from yolov7.data.formats.coco import CocoAnnotations, Record
+from yolov7.data.formats.coco import CocoAnnotations, Record, classes_of
 from yolov7.data.formats.label_files import (
     LabelledImage,
     Ring,
@@ -27,7 +27,6 @@ from yolov7.data.formats.label_files import (
     ring_bounds,
     text_lines,
 )
-from yolov7.data.index_arrays import classes_of
 from yolov7.errors import DataError
 
 logger = logging.getLogger(__name__)
