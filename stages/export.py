@@ -17,7 +17,7 @@ from stages.project.command import run_stage
 from stages.project.params import Export, Params
 from stages.project.provenance import dvc_hash, git_revision
 from stages.project.workspace import INGESTED, dataset_document, read_json
-from stages.registry.tracking import delivered
+from stages.registry.journal import delivered
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify

@@ -18,7 +18,7 @@ from stages.project.params import Evaluate, Params
 from stages.project.provenance import UNTRACKED, code_origin, dvc_hash
 from stages.project.workspace import INGESTED, dataset_document
 from stages.registry.errors import RegistryUnavailableError
-from stages.registry.tracking import delivered, flush
+from stages.registry.journal import delivered, flush
 from stages.registry.versions import (
     ARTEFACT_VERIFICATION,
     DATA_STATISTICS,

@@ -30,7 +30,7 @@ from stages.project.params import Params
 from stages.project.provenance import UNTRACKED, dvc_hash, git_revision, stage_code
 from stages.project.redaction import redacted
 from stages.project.workspace import INGESTED, dataset_document
-from stages.registry.tracking import JOURNALS, RunJournal, journal_lock
+from stages.registry.journal import JOURNALS, RunJournal, journal_lock
 from stages.training.processes import loader_workers, restarted, start_processes, stop_requests
 from stages.training.state_remote import StateRemote, state_remote
 from yolov7.config import Train

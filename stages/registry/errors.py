@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.project.command import UnavailableError
 from stages.project.redaction import in_one_line, redacted
-from stages.registry import tracking
+from stages.registry.server import tracking_uri
 from yolov7.errors import ModelError
 
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST")
@@ -43,9 +43,9 @@ def reported(absent: Any = _RAISE) -> Iterator[Absent]:
     except MlflowException as error:
         if absent is not _RAISE and error.error_code in _ABSENT:
             return
-        message = f"MLflow at {redacted(tracking.tracking_uri())}: {in_one_line(error, 500)}"
+        message = f"MLflow at {redacted(tracking_uri())}: {in_one_line(error, 500)}"
         # Without the cause: its own words may hold the address with a password, and a traceback would show them.
         raise (RegistryUnavailableError if error.error_code in _AWAY else ModelError)(message) from None
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
-        where = redacted(tracking.tracking_uri())
+        where = redacted(tracking_uri())
         raise RegistryUnavailableError(f"MLflow at {where} cannot be reached: {in_one_line(error, 300)}") from None

@@ -23,9 +23,9 @@ from typing import Any
 
 from stages.project.locks import file_lock
 from stages.project.redaction import redacted
-from stages.registry import tracking
 from stages.registry.errors import reported
 from stages.registry.logged_model import log_model
+from stages.registry.server import connect, connect_marks, experiment_id, metric_name, tracking_uri
 from yolov7 import signature
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file, write_json
@@ -65,7 +65,7 @@ class Version:
 
 
 class ModelRegistry:
-    """The registry behind :func:`stages.registry.tracking.tracking_uri`."""
+    """The registry behind :func:`stages.registry.server.tracking_uri`."""
 
     def __init__(self) -> None:
         # Unlike a training, a registration has nothing to do meanwhile: it may wait for a slow server.
@@ -73,8 +73,8 @@ class ModelRegistry:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         with reported():
-            self.client = tracking.connect()
-            self._marks = _marks_client()
+            self.client = connect()
+            self._marks = connect_marks()
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class ModelRegistry:
         if is_alias and present:
             known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(present.items()))
             return f"model {name!r} has no alias {wanted!r}; it has {known}"
-        where = f"in MLflow at {redacted(tracking.tracking_uri())}"
+        where = f"in MLflow at {redacted(tracking_uri())}"
         if is_alias:
             return f"no model {name!r} with the alias {wanted!r} {where}; register one with `dvc repro`"
         return f"no {wanted} of a model {name!r} {where}"
@@ -266,7 +266,7 @@ class ModelRegistry:
             with reported(absent=None):
                 return self.client.get_run(run_id).info.run_id
         with reported():
-            identifier = tracking.experiment_id(self.client, experiment)
+            identifier = experiment_id(self.client, experiment)
             mark = str(run.get("fingerprint", ""))
             found = self.client.search_runs([identifier], f"tags.fingerprint = '{mark}'", max_results=1) if mark else []
             if found:
@@ -282,7 +282,7 @@ class ModelRegistry:
 
         now = int(time.time() * 1000)
         with reported():
-            items = [Metric(tracking.metric_name(key), value, now, 0) for key, value in metrics.items()]
+            items = [Metric(metric_name(key), value, now, 0) for key, value in metrics.items()]
             self.client.log_batch(run_id, metrics=items)
 
     def log_page(self, run_id: str, page: Path) -> None:
@@ -372,17 +372,6 @@ def _verified(folder: Path, manifest_sha256: str) -> None:
     verify_export(folder)
     if sha256_file(folder / MANIFEST) != manifest_sha256:
         raise ModelError(f"{folder / MANIFEST}: not the manifest that was registered: the model was changed")
-
-
-def _marks_client() -> Any:
-    """What sets tags and aliases without reading the whole registered model, with all its versions, before each.
-
-    `MlflowClient` does, to see that it is no prompt: with a thousand versions that is most of a promotion's time.
-    """
-    from mlflow.tracking._model_registry.client import ModelRegistryClient
-
-    uri = tracking.tracking_uri()
-    return ModelRegistryClient(uri, uri)
 
 
 def _version(found: Any) -> Version:
