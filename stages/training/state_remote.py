@@ -42,12 +42,12 @@ LAST_COPY_SECONDS = {True: 60.0, False: 10.0}
 """How long the end waits for the last copy: of a training that is done, and of one that was told to stop."""
 
 
-def state_remote(settings: Flow, variant: str, key: str, folder: Path, journal: Path) -> StateRemote | None:
-    """The remote of one run, None where none is configured. `journal` is the path of its MLflow journal."""
+def state_remote(settings: Flow, folder: Path, journal: Path) -> StateRemote | None:
+    """The remote of the run in `folder`, VARIANT/KEY, with its MLflow `journal`; None where none is configured."""
     address = os.environ.get(SWITCH, settings.state_remote)
     if not address:
         return None
-    store = open_store(f"{address.rstrip('/')}/{variant}/{key}")
+    store = open_store(f"{address.rstrip('/')}/{folder.parent.name}/{folder.name}")
     return StateRemote(store, folder, journal, every=settings.state_every_minutes * 60)
 
 

@@ -71,7 +71,7 @@ from stages.project.params import Flow
 from stages.training.state_remote import state_remote
 from yolov7.train.state import StateFolder, TrainingState, newest_iteration
 folder = pathlib.Path(".state/train/{variant}/{key}")
-remote = state_remote(Flow(state_every_minutes=0), "{variant}", "{key}", folder, pathlib.Path(".state/journal.jsonl"))
+remote = state_remote(Flow(state_every_minutes=0), folder, pathlib.Path(".state/journal.jsonl"))
 states = StateFolder(folder, {{}}, on_saved=remote.offer)
 here = newest_iteration(folder)
 resumed = remote.bring()

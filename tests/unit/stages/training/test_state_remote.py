@@ -185,13 +185,13 @@ def test_who_could_not_ask_at_the_start_does_not_replace_what_is_newer(store, tm
 
 def test_where_copies_go_is_said_by_params_or_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(SWITCH, raising=False)
-    at = (tmp_path, tmp_path / "j.jsonl")
-    assert state_remote(Flow(), "v", KEY, *at) is None
-    assert state_remote(Flow(state_remote="/share/"), "v", KEY, *at).store.address == f"/share/v/{KEY}"
+    at = (tmp_path / "v" / KEY, tmp_path / "j.jsonl")
+    assert state_remote(Flow(), *at) is None
+    assert state_remote(Flow(state_remote="/share/"), *at).store.address == f"/share/v/{KEY}"
     monkeypatch.setenv(SWITCH, "s3://bucket/states")
-    assert state_remote(Flow(), "v", KEY, *at).store.address == f"s3://bucket/states/v/{KEY}"
+    assert state_remote(Flow(), *at).store.address == f"s3://bucket/states/v/{KEY}"
     monkeypatch.setenv(SWITCH, "")
-    assert state_remote(Flow(state_remote="/share"), "v", KEY, *at) is None
+    assert state_remote(Flow(state_remote="/share"), *at) is None
     blocked = tmp_path / "file"
     blocked.touch()
     with pytest.raises(StoreError):
