@@ -1,0 +1,241 @@
+"""The registered model: images in, a table of detections out.
+
+MLflow stores this file with the model and runs it wherever the model is loaded ("models from code"), so nothing has to
+be pickled. It needs the library, which travels in the model's `code` folder, and the export folder, its one artifact.
+
+Input: a table with the column `image`; a cell holds the bytes of an image file (base64 text in JSON), or, from Python,
+a uint8 RGB array (height, width, 3): `model.predict({"image": [array, ...]})`.
+Output: one row a detection, in :data:`COLUMNS`, best first within an image; boxes are corners in pixels of the image
+as it is shown (a photograph's EXIF orientation applied), `image` is the row of the input it belongs to.
+
+What a request may ask for is bounded (:class:`Limits`). Every size is read from the file's header before anything is
+decoded, images are decoded one after the other and kept only as the network's input, and the network sees those of one
+shape in batches. What lies before the model, the size of a request's body above all, is the business of
+stages/request_limits.py.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import os
+import re
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+# The header is read by Pillow and the image by OpenCV, and a file can be made so that the two see different sizes. This
+# is OpenCV's own limit; it looks at it once, when it is loaded. A plain import of this file has no say in it.
+if __name__ != "stages.serving" and os.environ.get("YOLOV7_SERVE_MAX_PIXELS", "0").isdecimal():
+    os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", os.environ.get("YOLOV7_SERVE_MAX_PIXELS", "64000000"))
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from PIL import Image, UnidentifiedImageError
+
+from yolov7.data.decode import decode_image
+from yolov7.errors import ConfigError, DataError, ModelError
+from yolov7.predict import load_detector
+from yolov7.predict.predictor import Predictor, Prepared
+from yolov7.signature import require_beside
+
+COLUMNS = {
+    "image": "int64",
+    "x1": "float64",
+    "y1": "float64",
+    "x2": "float64",
+    "y2": "float64",
+    "score": "float64",
+    "label": "int64",
+    "category_id": "int64",
+    "name": "object",
+}
+"""Columns of the answer. `label` is the class number of the network, `category_id` the id in the training data."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""What is taken, as Pillow names it: formats that both Pillow and OpenCV know by their first bytes."""
+
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
+"""Pixels of the largest image whose header Pillow reads."""
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
+_PREFIX = "YOLOV7_SERVE_"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for; the environment variable of a limit is YOLOV7_SERVE_ and its name in capitals."""
+
+    max_images: int = 64
+    """Images in one request."""
+    max_image_bytes: int = 32 * 1024 * 1024
+    """Size of an image file."""
+    max_pixels: int = 64_000_000
+    """Pixels of an image: a small file can claim any size, and decoding it pays for every pixel."""
+    max_request_pixels: int = 256_000_000
+    """Pixels of all images of a request."""
+    batch_size: int = 8
+    """Images per forward pass."""
+
+    @classmethod
+    def from_environment(cls) -> Limits:
+        """Raises ConfigError that names the variable for anything but a whole number above 0."""
+        values = {}
+        for field in fields(cls):
+            name = _PREFIX + field.name.upper()
+            text = os.environ.get(name)
+            if text is None:
+                continue
+            if not text.isdecimal() or int(text) < 1:
+                raise ConfigError(f"{name}: a whole number above 0 is expected, got {text!r}")
+            if field.name == "max_pixels" and int(text) > LARGEST:
+                raise ConfigError(f"{name}: at most {LARGEST} are read, by whatever this says; got {text}")
+            values[field.name] = int(text)
+        return cls(**values)
+
+
+class DetectorModel(mlflow.pyfunc.PythonModel):
+    """MLflow's interface around the exported ONNX network."""
+
+    def load_context(self, context: Any) -> None:
+        """Open the export folder that MLflow has laid beside this file, and read the limits."""
+        self._limits = Limits.from_environment()
+        require_beside(context.artifacts["export"])
+        self._detector = load_detector(context.artifacts["export"])
+        # MLflow runs requests in threads, more than there are cores: decoded images are what memory is needed for.
+        self._decoding = threading.BoundedSemaphore(2)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Detect. `params` may hold `confidence` and `iou`, between 0 and 1; without them those of the export hold.
+
+        Raises MlflowException (HTTP 400) that names the row for anything that is not an image.
+        """
+        cells, limits = _cells(model_input), self._limits
+        if not cells:
+            raise _refused("no image given: send at least one row in the column 'image'")
+        if len(cells) > limits.max_images:
+            raise _refused(
+                f"{len(cells)} images in one request; at most {limits.max_images} are taken, send them in parts"
+            )
+        detector = self._with_thresholds(params or {})
+        images = [_content(cell, row, limits) for row, cell in enumerate(cells)]
+        _check_sizes(images, limits)
+        prepared = [self._prepared(detector, image, row) for row, image in enumerate(images)]
+        return _table(detector.predict_prepared(prepared), detector.metadata)
+
+    def _with_thresholds(self, params: Mapping[str, Any]) -> Predictor:
+        """A predictor of this request's own around the shared network: requests may run side by side."""
+        confidence, iou = params.get("confidence"), params.get("iou")
+        try:
+            return Predictor(
+                self._detector.runtime,
+                confidence=None if confidence is None else float(confidence),
+                iou=None if iou is None else float(iou),
+                batch_size=self._limits.batch_size,
+            )
+        except (ConfigError, ModelError, TypeError, ValueError) as error:
+            raise _refused(f"params: {error}") from None
+
+    def _prepared(self, detector: Predictor, image: bytes | np.ndarray, row: int) -> Prepared:
+        """The network's input from an image; the decoded one is gone when this returns."""
+        if isinstance(image, np.ndarray):
+            return detector.prepare(image)
+        with self._decoding:
+            try:
+                return detector.prepare(decode_image(image))
+            except DataError as error:
+                raise _refused(f"row {row}: {error}") from None
+
+
+def _cells(model_input: pd.DataFrame) -> list[Any]:
+    if "image" not in model_input.columns:
+        raise _refused(f"no column 'image' in the input (columns: {', '.join(map(str, model_input.columns))})")
+    return list(model_input["image"])
+
+
+def _content(cell: Any, row: int, limits: Limits) -> bytes | np.ndarray:
+    """An image file's bytes, or an image."""
+    if isinstance(cell, np.ndarray) and cell.ndim:
+        return _array(cell, row)
+    if isinstance(cell, str):
+        cell = cell.encode(errors="replace")
+    if not isinstance(cell, bytes | bytearray | memoryview):
+        raise _refused(f"row {row}: bytes of an image file or a uint8 array expected, got {type(cell).__name__}")
+    # MLflow decodes the base64 of some of its JSON forms (dataframe_split) and hands that of others (inputs) on as it
+    # is. No image file consists of base64's letters alone: all have zeros or other bytes beyond ASCII in their head.
+    data = bytes(cell)
+    if _BASE64.fullmatch(data):
+        data = _decoded(data, row)
+    if not data:
+        raise _refused(f"row {row}: the image is empty")
+    if len(data) > limits.max_image_bytes:
+        raise _refused(f"row {row}: the image file has {len(data)} bytes, at most {limits.max_image_bytes} are taken")
+    return data
+
+
+def _decoded(text: bytes, row: int) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except binascii.Error:
+        raise _refused(f"row {row}: the text is not base64 of an image file") from None
+
+
+def _array(cell: np.ndarray, row: int) -> np.ndarray:
+    if cell.dtype != np.uint8 or cell.ndim != 3 or cell.shape[2] != 3 or 0 in cell.shape:
+        raise _refused(
+            f"row {row}: an array must be uint8 RGB of shape (height, width, 3), got {cell.dtype} {cell.shape}"
+        )
+    return cell
+
+
+def _check_sizes(images: list[bytes | np.ndarray], limits: Limits) -> None:
+    total = 0
+    for row, image in enumerate(images):
+        width, height = image.shape[1::-1] if isinstance(image, np.ndarray) else _size(image, row, limits)
+        if width * height > limits.max_pixels:
+            raise _refused(f"row {row}: the image is {width}x{height}; at most {limits.max_pixels} pixels are taken")
+        total += width * height
+    if total > limits.max_request_pixels:
+        raise _refused(
+            f"the images of this request have {total} pixels together, at most {limits.max_request_pixels} are taken; "
+            "send them in parts"
+        )
+
+
+def _size(data: bytes, row: int, limits: Limits) -> tuple[int, int]:
+    """Width and height from the header alone."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            return header.size
+    except Image.DecompressionBombError:
+        raise _refused(f"row {row}: the image has more than {min(limits.max_pixels, LARGEST)} pixels") from None
+    # Pillow's readers of headers raise whatever their parsing comes upon; none of it may become a server's error.
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
+        raise _refused(f"row {row}: not an image of a known format, or damaged") from None
+
+
+def _table(found: list[Any], metadata: Any) -> pd.DataFrame:
+    rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    for image, detections in enumerate(found):
+        labels = detections.labels.tolist()
+        rows["image"] += [image] * len(labels)
+        for axis, name in enumerate(("x1", "y1", "x2", "y2")):
+            rows[name] += detections.boxes[:, axis].tolist()
+        rows["score"] += detections.scores.tolist()
+        rows["label"] += labels
+        rows["category_id"] += [metadata.category_ids[label] for label in labels]
+        rows["name"] += [metadata.class_names[label] for label in labels]
+    return pd.DataFrame({name: pd.Series(rows[name], dtype=kind) for name, kind in COLUMNS.items()})
+
+
+def _refused(message: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(message)
+
+
+# MLflow runs this file for its model; a plain import of it (a test, a check of types) registers nothing lasting.
+mlflow.models.set_model(DetectorModel())
