@@ -19,7 +19,7 @@ from stages.registry.journal import JOURNALS, RunJournal, journal_lock
 from stages.training.outputs import record_outputs, write_outputs
 from stages.training.processes import loader_workers, stop_requests
 from stages.training.recorder import Recorder
-from stages.training.run_identity import fingerprint, refuse_changed, run_identity
+from stages.training.run_identity import fingerprint, refuse_changed, run_identity, start_weights
 from stages.training.state_remote import StateRemote, state_remote
 from yolov7.config import Train
 from yolov7.model import ModelMetadata
@@ -52,7 +52,7 @@ class TrainingRun:
     def of(cls, params: Params, variant: str) -> TrainingRun:
         """The run that `params.yaml` and the ingested data describe now."""
         train, data = params.train_for(variant), dataset_document()
-        identity = run_identity(variant, train, data["sha256"])
+        identity = run_identity(variant, train, data, start_weights(train))
         folder = STATES / variant / fingerprint(identity)
         remote = state_remote(params.flow, folder, _journal_of(folder))
         offer = remote.offer if remote else lambda state: None

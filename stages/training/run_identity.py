@@ -26,16 +26,12 @@ _NOT_IDENTITY = (
 """Parameters that leave the result as it is, so that a run may resume with others."""
 
 
-def run_identity(variant: str, train: Train, data_sha256: str) -> dict[str, Any]:
-    """Network, parameters that change the result, data and start weights by content.
-
-    Raises :class:`ConfigError` for start weights that params.yaml does not name by their sha256.
-    """
+def run_identity(variant: str, train: Train, data: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    """Network, parameters that change the result, data (`dataset.json`) and start weights by their sha256."""
     parameters = {k: v for k, v in train.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
     # A user's own network may change behind its name.
     network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
-    weights = start_weights(train)
-    return {"variant": variant, "network": network, "train": parameters, "data": data_sha256, "weights": weights}
+    return {"variant": variant, "network": network, "train": parameters, "data": data["sha256"], "weights": weights}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
