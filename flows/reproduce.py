@@ -29,8 +29,9 @@ from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
 from stages.project.provenance import DIRTY, UNKNOWN, UNTRACKED
 from stages.project.redaction import log_to_stderr, redacted
-from stages.registry.versions import ARTEFACT, ModelRegistry, Version, download_model
+from stages.registry.versions import ModelRegistry, Version, download_model
 from stages.training.state_remote import SWITCH
+from yolov7.artefact import ONNX
 from yolov7.errors import DataError, ModelError, YoloError
 from yolov7.files import sha256_file
 
@@ -83,7 +84,7 @@ class Reproduction:
         head = f"{self.version} of {self.revision[:12]}: "
         took = f" Rebuilt in {duration(self.seconds)}."
         if self.equal:
-            return f"{head}byte-equal ({ARTEFACT}, sha256 {self.artefact_sha256[:12]}), AP {self.ap:.4f}.{took}"
+            return f"{head}byte-equal ({ONNX}, sha256 {self.artefact_sha256[:12]}), AP {self.ap:.4f}.{took}"
         if math.isinf(self.parameter_difference):
             parameters = f"its parameters are of another shape ({self.parameter})"
         elif self.parameter_difference == 0.0:
@@ -179,7 +180,7 @@ def _bring_data(pipeline: Pipeline, origin: Origin, log: Log) -> None:
 
 def _compare(origin: Origin, registered: Path, folder: Path, seconds: float) -> Reproduction:
     built = folder / "models" / origin.variant / "export"
-    sha256 = sha256_file(built / ARTEFACT)
+    sha256 = sha256_file(built / ONNX)
     parameter, difference = largest_difference(built / WEIGHTS, registered / WEIGHTS)
     metrics = json.loads((folder / "reports" / origin.variant / "metrics.json").read_text(encoding="utf-8"))
     return Reproduction(

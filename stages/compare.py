@@ -18,7 +18,7 @@ from stages.evaluate import IMAGES, INDEX, run_evaluation
 from stages.project.command import run_stage
 from stages.project.params import Params
 from stages.project.workspace import dataset_document
-from stages.register import evaluation_tags
+from stages.registry.tags import evaluation_tags
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.evaluate import Evaluation

@@ -18,16 +18,24 @@ from stages.project.params import Export, Params
 from stages.project.provenance import dvc_hash, git_revision
 from stages.project.workspace import INGESTED, dataset_document, read_json
 from stages.registry.journal import delivered
+from yolov7.artefact import (
+    DESCRIPTION,
+    FILE_OF_FORMAT,
+    FORMATS_FILE,
+    ONNX,
+    ONNX_NMS,
+    SAFETENSORS,
+    FormatName,
+    listed,
+)
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
-from yolov7.export.folder import FILE_OF_FORMAT, FORMATS_FILE, ONNX, ONNX_NMS, SAFETENSORS, FormatName, listed
-from yolov7.export.int8 import Int8Exporter, Int8Settings
+from yolov7.export.int8 import Int8Exporter
 from yolov7.export.model_card import MODEL_CARD, model_card
 from yolov7.export.samples import spread
 from yolov7.files import write_json, write_text
 from yolov7.model import load_checkpoint
-from yolov7.predict.load import DESCRIPTION
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +124,8 @@ def open_index(split: str) -> Index:
 
 def int8_exporter(graph: onnx.ModelProto, float_model: Path, validation: Index, settings: Export) -> Int8Exporter:
     """Calibrated on training images, held to AP on validation images."""
-    wanted = Int8Settings(**settings.int8.model_dump())
-    return Int8Exporter(graph, float_model, calibration=open_index("train"), validation=validation, settings=wanted)
+    train = open_index("train")
+    return Int8Exporter(graph, float_model, calibration=train, validation=validation, settings=settings.int8)
 
 
 def headline(report: VerifyReport) -> dict[str, float]:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BeforeValidator, Field
 
 from stages.project.params_data import Data, check_address, check_data
+from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
 from yolov7.errors import ConfigError
 
@@ -51,18 +52,6 @@ class Validation(Group):
     """Images with findings drawn into the report, the gravest first."""
 
 
-class Int8(Group):
-    """The int8 files among `export.formats`."""
-
-    max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
-    """AP on the validation images may fall by this much (0.005 is half a point of a hundred); beyond it, the layers
-    that cost most go back to float, one group after another."""
-    calibration_images: int = Field(default=64, ge=1)
-    """Training images that ranges are measured on."""
-    validation_images: int = Field(default=500, ge=1)
-    """Validation images that AP is measured on."""
-
-
 def _known_format(name: Any) -> Any:
     """The nearest known name for one that is not."""
     if name not in FORMATS:
@@ -70,10 +59,7 @@ def _known_format(name: Any) -> Any:
     return name
 
 
-FormatName = Annotated[
-    Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"], BeforeValidator(_known_format)
-]
-FORMATS = ("openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw")
+KnownFormat = Annotated[FormatName, BeforeValidator(_known_format)]
 
 
 class Export(Group):
@@ -89,9 +75,9 @@ class Export(Group):
     """IoU threshold inside the NMS graph, and the default of `yolov7 predict`."""
     max_detections: int = Field(default=100, ge=1)
     """Most detections per image the NMS graph returns."""
-    formats: tuple[FormatName, ...] = ("openvino",)
+    formats: tuple[KnownFormat, ...] = ("openvino",)
     """What is written besides .safetensors and ONNX: OpenVINO, int8, ONNX with raw maps (docs/export.md)."""
-    int8: Int8 = Int8()
+    int8: Int8Settings = Int8Settings()
     """The int8 files."""
     verify_images: int = Field(default=32, ge=1)
     """Number of validation images the artefacts are compared on."""

@@ -27,14 +27,13 @@ from stages.registry.errors import reported
 from stages.registry.logged_model import log_model
 from stages.registry.server import connect, connect_marks, experiment_id, metric_name, tracking_uri
 from yolov7 import signature
+from yolov7.artefact import DESCRIPTION, ONNX, check_folder
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-MANIFEST = "model.json"
-ARTEFACT = "model.onnx"
 DATA_STATISTICS = "data_statistics"
 """Tag of a version: the path under which its run keeps the statistics of the data it was trained on."""
 ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED = "artefact_verification", "data_validation", "passed"
@@ -181,10 +180,10 @@ class ModelRegistry:
         environment has a key. `example` is an image file's bytes, stored as the model's input example. Raises
         :class:`ModelError` for a folder that does not match its manifest.
         """
-        sums = verify_export(export)
-        manifest = sha256_file(export / MANIFEST)
+        sums = check_folder(export)
+        manifest = sha256_file(export / DESCRIPTION)
         signed = signature.sign(name, manifest)  # before anything is written: a bad key is found now
-        proof = {"run_id": run_id, "artefact_sha256": sums[ARTEFACT], "manifest_sha256": manifest}
+        proof = {"run_id": run_id, "artefact_sha256": sums[ONNX], "manifest_sha256": manifest}
         with file_lock(_LOCKS / f"register-{name}.lock"):
             version = self.by_manifest(name, manifest)
             new = version is None
@@ -291,24 +290,6 @@ class ModelRegistry:
             self.client.log_artifact(run_id, str(page), "reports")
 
 
-# Export folders ------------------------------------------------------------------------------------------------------
-
-
-def verify_export(folder: Path) -> dict[str, str]:
-    """Compare every file of an export folder with its manifest; returns file name -> sha256.
-
-    Raises :class:`ModelError` naming the first file that is missing or differs.
-    """
-    from yolov7.predict.load import check_files, read_description
-
-    description = read_description(folder)
-    check_files(folder, description)
-    sums = {name: str(entry["sha256"]) for name, entry in description["files"].items()}
-    if ARTEFACT not in sums:
-        raise ModelError(f"{folder / MANIFEST}: lists no {ARTEFACT}; export the model again")
-    return sums
-
-
 def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
     """Fetch a version's export folder and verify it; what was fetched before is verified and used again.
 
@@ -360,7 +341,7 @@ def _fetch(version: Version, expected: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
         with reported():
             fetched = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=temporary))
-        manifests = list(fetched.glob(f"artifacts/*/{MANIFEST}"))
+        manifests = list(fetched.glob(f"artifacts/*/{DESCRIPTION}"))
         if len(manifests) != 1:
             raise ModelError(f"{version} holds no export folder")
         _verified(manifests[0].parent, expected)
@@ -369,9 +350,9 @@ def _fetch(version: Version, expected: str, target: Path) -> None:
 
 
 def _verified(folder: Path, manifest_sha256: str) -> None:
-    verify_export(folder)
-    if sha256_file(folder / MANIFEST) != manifest_sha256:
-        raise ModelError(f"{folder / MANIFEST}: not the manifest that was registered: the model was changed")
+    check_folder(folder)
+    if sha256_file(folder / DESCRIPTION) != manifest_sha256:
+        raise ModelError(f"{folder / DESCRIPTION}: not the manifest that was registered: the model was changed")
 
 
 def _version(found: Any) -> Version:

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from yolov7.artefact import Int8Settings
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export.onnx import described, write_graph
@@ -35,18 +36,6 @@ log = logging.getLogger(__name__)
 _SENSITIVITY_IMAGES = 4
 _SUREST = 100
 """Predictions of an image whose scores count for the sensitivity of a layer."""
-
-
-@dataclass(frozen=True)
-class Int8Settings:
-    """How int8 files are made."""
-
-    max_ap_drop: float = 0.005
-    """AP on the validation images may fall by this much."""
-    calibration_images: int = 64
-    """Training images that ranges are measured on."""
-    validation_images: int = 500
-    """Validation images that AP is measured on, at even distances through the set."""
 
 
 @dataclass
