@@ -14,10 +14,10 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from stages.evaluate import IMAGES, INDEX, run_evaluation
+from stages.evaluate import run_evaluation
 from stages.project.command import run_stage
 from stages.project.params import Params
-from stages.project.workspace import dataset_document
+from stages.project.workspace import dataset_document, open_index
 from stages.registry.tags import evaluation_tags
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
@@ -34,7 +34,7 @@ _TIMED_IMAGES = 20
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write the comparison to `--output`."""
-    index = Index.open(INDEX, image_root=IMAGES)
+    index = open_index("test")
     sha256 = dataset_document()["splits"]["test"]["sha256"]
     predictors = {role: load_detector(getattr(args, role)) for role in ("challenger", "champion")}
     names = {role: list(predictor.metadata.class_names) for role, predictor in predictors.items()}

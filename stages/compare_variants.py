@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.evaluate import IMAGES, INDEX
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
-from stages.project.workspace import dataset_document, read_json
+from stages.project.workspace import dataset_document, model_dir, open_index, read_json, reports
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
 from yolov7.data.decode import read_image
-from yolov7.data.index import Index
 from yolov7.errors import DataError
 from yolov7.files import write_text
 from yolov7.model.checkpoint import load_checkpoint
@@ -40,10 +38,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Write the page for every variant of `params.yaml` that is evaluated on the present test data."""
     document = dataset_document()["splits"]["test"]
     figures = _evaluated(params.variants, document["sha256"])
-    index = Index.open(INDEX, image_root=IMAGES)
+    index = open_index("test")
     images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
     timed = _timed(list(figures), images, args.rounds, params.evaluate)
-    compared = [_compared(variant, metrics, timed[variant]) for variant, metrics in figures.items()]
+    compared = [_compared(params, variant, metrics, timed[variant]) for variant, metrics in figures.items()]
     facts = {
         "Test images": f"{len(index):,}, {index.num_boxes:,} objects",
         "Test data": document["sha256"],
@@ -63,7 +61,7 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
     """The figures of each variant that has some of the present test data. Raises DataError where none has."""
     figures = {}
     for variant in variants:
-        file = Path("reports") / variant / "metrics.json"
+        file = reports(variant) / "metrics.json"
         if not file.is_file():
             log.warning("%s: not evaluated yet: run `dvc repro evaluate@%s`", variant, variant)
             continue
@@ -79,7 +77,7 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
 
 def _keep(variants: list[str]) -> None:
     """The page goes to the MLflow run of every variant on it that is registered; MLflow away is no error here."""
-    records = [Path("models") / variant / "registered.json" for variant in variants]
+    records = [model_dir(variant) / "registered.json" for variant in variants]
     found = {read_json(record, "dvc repro").get("run_id") for record in records if record.is_file()}
     runs = [str(run_id) for run_id in found if run_id]
     try:
@@ -92,7 +90,7 @@ def _keep(variants: list[str]) -> None:
 
 
 def _export(variant: str) -> Path:
-    return Path("models") / variant / "export"
+    return model_dir(variant) / "export"
 
 
 def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings: Evaluate) -> dict[str, Benchmark]:
@@ -106,10 +104,11 @@ def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings:
     return compare(predictors, images, rounds=rounds, warmup=3)
 
 
-def _compared(variant: str, metrics: dict[str, Any], timed: Benchmark) -> Compared:
-    model, metadata = load_checkpoint(_export(variant) / "model.safetensors")
+def _compared(params: Params, variant: str, metrics: dict[str, Any], timed: Benchmark) -> Compared:
+    network = params.network_for(variant)
+    model, metadata = load_checkpoint(_export(variant) / "model.safetensors", network=network)
     total = timed.timings[-1]
-    registered = Path("models") / variant / "registered.json"
+    registered = model_dir(variant) / "registered.json"
     version = read_json(registered, "dvc repro")["version"] if registered.is_file() else "–"
     return Compared(
         variant=variant,

@@ -21,7 +21,7 @@ import numpy as np
 from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Evaluate, Params
-from stages.project.workspace import INGESTED, dataset_document
+from stages.project.workspace import dataset_document, model_dir, open_index, reports
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
@@ -34,18 +34,16 @@ from yolov7.report.evaluation import Analysis, analyse, render_report
 
 log = logging.getLogger(__name__)
 
-INDEX = Path("data/index/test")
-IMAGES = INGESTED / "test/images"
 SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Evaluate `models/V/export/model.onnx` into `reports/V`, or `--model` into `--output`."""
     document = dataset_document()
-    index = Index.open(INDEX, image_root=IMAGES)
+    index = open_index("test")
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
-    model = args.model or str(Path("models") / args.variant / "export/model.onnx")
+    model = args.model or str(model_dir(args.variant) / "export/model.onnx")
     predictor = load_detector(model, device=device_for(model))
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
@@ -53,7 +51,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.output:
         write_json(args.output, figures)
     else:
-        out = Path("reports") / args.variant
+        out = reports(args.variant)
         write_tables(out, predictor, index, result, figures, params.evaluate.pictures)
         facts = _facts(model, predictor, index, params.evaluate, document)
         page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures)

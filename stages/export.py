@@ -16,7 +16,7 @@ import onnx
 from stages.project.command import run_stage
 from stages.project.params import Export, Params
 from stages.project.provenance import dvc_hash, git_revision
-from stages.project.workspace import INGESTED, dataset_document, read_json
+from stages.project.workspace import dataset_document, model_dir, open_index, read_json
 from stages.registry.journal import delivered
 from yolov7.artefact import (
     DESCRIPTION,
@@ -39,15 +39,15 @@ from yolov7.model import load_checkpoint
 
 log = logging.getLogger(__name__)
 
-INDEX = Path("data/index")
 VERIFICATION, FIGURES = "verify.json", "metrics.json"
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write `models/V/export`."""
     variant, settings = args.variant, params.export
-    trained_folder, out = Path("models") / variant / "train", Path("models") / variant / "export"
-    trained, metadata = load_checkpoint(trained_folder / "best.safetensors")
+    trained_folder, out = model_dir(variant) / "train", model_dir(variant) / "export"
+    network = params.network_for(variant)
+    trained, metadata = load_checkpoint(trained_folder / "best.safetensors", network=network)
     document = dataset_document()
     run = read_json(trained_folder / "run.json", f"dvc repro train@{variant}")
     index = open_index("val")
@@ -73,7 +73,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     )
     report = verify(
         trained,
-        out / SAFETENSORS,
+        load_checkpoint(out / SAFETENSORS, network=network)[0],
         out / ONNX,
         out / ONNX_NMS,
         index,
@@ -115,11 +115,6 @@ def limits_of(name: FormatName, settings: Export) -> VerifyLimits:
     if name.endswith("int8"):
         return INT8
     return FLOAT16 if name.endswith("float16") else limits(settings)
-
-
-def open_index(split: str) -> Index:
-    """The index of a split, with its images."""
-    return Index.open(INDEX / split, image_root=INGESTED / split / "images")
 
 
 def int8_exporter(graph: onnx.ModelProto, float_model: Path, validation: Index, settings: Export) -> Int8Exporter:

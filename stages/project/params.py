@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field
@@ -16,6 +16,9 @@ from stages.project.params_data import Data, check_address, check_data
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
 from yolov7.errors import ConfigError
+
+if TYPE_CHECKING:
+    from yolov7.model.spec import Network
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -197,6 +200,13 @@ class Params(Group):
     """Promotion gate."""
     flow: Flow = Flow()
     """Orchestration."""
+
+    def network_for(self, variant: str) -> Network | None:
+        """The user's own network that `network` names for this variant; None for one of the library's."""
+        from yolov7.model.variants import find_variant
+
+        source = self.train_for(variant).network
+        return find_variant(variant, source=source) if source else None
 
     def train_for(self, variant: str) -> Train:
         """Training parameters of one variant: preset, then `train`, then `per_variant`."""

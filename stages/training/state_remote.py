@@ -24,7 +24,8 @@ from typing import Any
 
 from stages.project.folders import remove
 from stages.project.params import Flow
-from stages.training.state_store import Store, StoreError, open_store
+from stages.training.folder_store import Folder
+from stages.training.state_store import Store, StoreError
 from yolov7.files import atomic_path, sha256_file, write_json
 from yolov7.train.state import iteration_of, newest_iteration
 
@@ -49,6 +50,15 @@ def state_remote(settings: Flow, folder: Path, journal: Path) -> StateRemote | N
         return None
     store = open_store(f"{address.rstrip('/')}/{folder.parent.name}/{folder.name}")
     return StateRemote(store, folder, journal, every=settings.state_every_minutes * 60)
+
+
+def open_store(address: str) -> Store:
+    """The store at `s3://BUCKET/PREFIX`, or in a folder."""
+    if not address.startswith("s3://"):
+        return Folder(address)
+    from stages.training.s3_store import Bucket  # a training without copies need not load boto3
+
+    return Bucket(address)
 
 
 class StateRemote:

@@ -104,10 +104,9 @@ def test_a_measurement_that_takes_too_long_is_not_made_again(tmp_path: Path) -> 
             assert caught.value.lasting is not again
 
 
-def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> None:
-    make_trouble(project, "ingest", "sleep 0")
+def reproduce_in_thread(pipeline: Pipeline) -> tuple[threading.Thread, list[StageError]]:
+    """Start the stage `ingest` in a thread; its error is in the list when the thread has ended."""
     errors: list[StageError] = []
-    pipeline = Pipeline(project)
 
     def reproduce() -> None:
         try:
@@ -117,6 +116,13 @@ def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> Non
 
     thread = threading.Thread(target=reproduce)
     thread.start()
+    return thread, errors
+
+
+def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> None:
+    make_trouble(project, "ingest", "sleep 0")
+    pipeline = Pipeline(project)
+    thread, errors = reproduce_in_thread(pipeline)
     pids = descendants_of_stage(project)
     # The shell and DVC above the stage die first, as the kernel might choose; nobody is the stage's parent then.
     for parent in psutil.Process(pids[0]).parents():
@@ -134,16 +140,8 @@ def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> Non
 
 def test_close_from_another_thread(project: Path) -> None:
     make_trouble(project, "ingest", "sleep 0")
-    pipeline, errors = Pipeline(project), []
-
-    def reproduce() -> None:
-        try:
-            pipeline.reproduce("ingest", LOG)
-        except StageError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=reproduce)
-    thread.start()
+    pipeline = Pipeline(project)
+    thread, errors = reproduce_in_thread(pipeline)
     pids = descendants_of_stage(project)
     pipeline.close()
     thread.join(60)

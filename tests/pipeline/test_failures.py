@@ -26,8 +26,7 @@ from flows.tasks import GPU_LIMIT
 from stages.registry.journal import RunJournal
 from stages.registry.server import ensure_database
 from stages.training import s3_store
-from stages.training.state_remote import NEWEST, SWITCH, StateRemote
-from stages.training.state_store import open_store
+from stages.training.state_remote import NEWEST, SWITCH, StateRemote, open_store
 from tests.pipeline.faulty_s3 import FaultyS3, faulty_s3
 from tests.pipeline.project import configure
 from tests.pipeline.servers import (

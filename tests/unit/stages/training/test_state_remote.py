@@ -11,8 +11,9 @@ import torch
 
 from stages.project.params import Flow
 from stages.training import state_remote as module
-from stages.training.state_remote import NEWEST, SWITCH, StateRemote, state_remote
-from stages.training.state_store import Folder, StoreError, open_store
+from stages.training.folder_store import Folder
+from stages.training.state_remote import NEWEST, SWITCH, StateRemote, open_store, state_remote
+from stages.training.state_store import StoreError
 from yolov7.train.state import StateFolder, TrainingState, newest_iteration
 
 KEY = "0123456789ab"
