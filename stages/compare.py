@@ -2,9 +2,9 @@
 
     python -m stages.compare --variant V --challenger MODEL --champion MODEL --output FILE
 
-What the promotion gate decides by. Both are run now, on the same images, with the same settings and code, so that
-nothing but the models differs; the interval of the difference is drawn in pairs (yolov7/evaluate/bootstrap.py). Models
-that do not know the same classes are not measured: the document then holds both lists of names, as `class_names`.
+The promotion gate decides by this. Both models run now, on the same images, with the same settings and code, so that
+nothing else differs; the interval of the difference comes from a paired bootstrap (yolov7/evaluate/bootstrap.py).
+Models with different classes are not measured: the document then holds both lists of names, as `class_names`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     names = {role: list(predictor.metadata.class_names) for role, predictor in predictors.items()}
     if names["challenger"] != names["champion"]:
         write_json(args.output, {"test_data_sha256": sha256, "class_names": names})
-        log.info("the two know other classes: there is nothing to compare")
+        log.info("the two models have different classes: there is nothing to compare")
         return
     results = {role: run_evaluation(predictor, index, params.evaluate) for role, predictor in predictors.items()}
     difference = ap_difference_interval(

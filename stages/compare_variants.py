@@ -1,7 +1,7 @@
 """One page that compares the variants evaluated in this workspace: `python -m stages.compare_variants`.
 
-AP comes from `reports/V/metrics.json`; latency is measured now, all variants in turn on the same test images, and so is
-not part of any stage's output that DVC keeps. Written to `reports/comparison.html`.
+AP comes from `reports/V/metrics.json`. Latency is measured now, for all variants in turn on the same test images: the
+page is not an output that DVC keeps. Written to `reports/comparison.html`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TIMED_IMAGES = 20
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Write the page for every variant of `params.yaml` that is evaluated on the present test data."""
+    """Write the page for every variant of `params.yaml` with figures on the present test data."""
     document = dataset_document()["splits"]["test"]
     figures = _evaluated(params.variants, document["sha256"])
     index = open_index("test")
@@ -58,7 +58,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, Any]]:
-    """The figures of each variant that has some of the present test data. Raises DataError where none has."""
+    """The figures of each variant that was evaluated on the present test data. Raises DataError if none was."""
     figures = {}
     for variant in variants:
         file = reports(variant) / "metrics.json"
@@ -76,7 +76,7 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
 
 
 def _keep(variants: list[str]) -> None:
-    """The page goes to the MLflow run of every variant on it that is registered; MLflow away is no error here."""
+    """Send the page to the MLflow run of every registered variant on it; an MLflow that is away is only logged."""
     records = [model_dir(variant) / "registered.json" for variant in variants]
     found = {read_json(record, "dvc repro").get("run_id") for record in records if record.is_file()}
     runs = [str(run_id) for run_id in found if run_id]
@@ -94,7 +94,7 @@ def _export(variant: str) -> Path:
 
 
 def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings: Evaluate) -> dict[str, Benchmark]:
-    """Images are seen as the evaluation saw them: AP of several views beside the time of one would be a false pair."""
+    """Time each variant with the views of its evaluation: AP of several views needs the time of several views."""
     predictors = {
         variant: load_detector(
             _export(variant) / "model.onnx", augment=settings.augment, rectangular=settings.rectangular

@@ -1,7 +1,7 @@
 """COCO evaluation of the exported ONNX file on the test split: `python -m stages.evaluate --variant V`.
 
-What is measured is the artefact that will be used, not the network it came from. `--model` measures another model on
-the same data, for a comparison on equal terms; then only `--output` is written.
+The artefact that will be used is measured, not the network it came from. `--model` measures another model on the same
+data, for a fair comparison; then only `--output` is written.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def device_for(model: str) -> str:
-    """`YOLOV7_DEVICE` for PyTorch's files. Exported ones run on the CPU, for figures that any machine repeats."""
+    """`YOLOV7_DEVICE` for PyTorch files. Exported files run on the CPU, so that any machine repeats the figures."""
     return os.environ.get("YOLOV7_DEVICE", "auto") if Path(model).suffix.lower() == ".safetensors" else "cpu"
 
 
 def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
-    """The evaluation as `params.yaml` sets it."""
+    """Evaluate with the settings of `params.yaml`."""
     return evaluate(
         _decoder(predictor, settings),
         index,
@@ -90,7 +90,7 @@ def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedR
 def _figures(
     predictor: Predictor, result: Evaluation, analysis: Analysis, index: Index, document: dict[str, Any]
 ) -> dict[str, Any]:
-    """The COCO tool's twelve figures, AP's interval, AP by class, kinds of mistakes, and what they were measured on."""
+    """The twelve COCO figures, the interval of AP, AP by class, kinds of mistakes, and the data they belong to."""
     return {
         **result.metrics,
         "AP_low": analysis.interval.low,
@@ -110,7 +110,7 @@ def _figures(
 def _facts(
     model: str, predictor: Predictor, index: Index, settings: Evaluate, document: dict[str, Any]
 ) -> dict[str, str]:
-    """What was measured on what, for a person; nothing that differs from run to run."""
+    """Model, data and settings for the report; nothing that differs from run to run."""
     metadata = predictor.metadata
     split = "val (the data has no test split)" if document["test_is_val"] else "test"
     return {
@@ -149,7 +149,7 @@ def _table(header: list[str], rows: Any) -> str:
 
 
 def draw_pictures(folder: Path, predictor: Predictor, index: Index, most: int) -> None:
-    """Test images at even distances through the split: truth on the left, detections on the right."""
+    """Draw test images, evenly spread over the split: truth on the left, detections on the right."""
     count = min(most, len(index))
     for position in np.linspace(0, len(index) - 1, count).round().astype(int).tolist():
         path = index.image_path(position)

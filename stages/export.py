@@ -1,7 +1,7 @@
 """Re-parameterise, export and verify one variant: `python -m stages.export --variant V`.
 
-What is written is compared with the trained network on real validation images, by tensor, by detection and by AP, and
-the stage fails beyond the limits of `params.yaml: export`. `verify.json` holds the figures either way.
+Every exported file is compared with the trained network on real validation images, by tensor, by detection and by AP.
+The stage fails beyond the limits of `params.yaml: export`; `verify.json` holds the figures either way.
 """
 
 from __future__ import annotations
@@ -96,13 +96,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def figures(report: VerifyReport) -> dict[str, Any]:
-    """What model.json tells of the verification: AP of every file, and the trained network's at the same thresholds."""
+    """The verification for model.json: AP of every file, and of the trained network at the same thresholds."""
     forms = {form.name: {"AP": form.ap, "trained_AP": form.trained_ap, "passed": form.passed} for form in report.forms}
     return {"validation_images": len(report.images), "forms": forms}
 
 
 def limits(settings: Export) -> VerifyLimits:
-    """The limits as `params.yaml` gives them."""
+    """The limits of `params.yaml`."""
     return VerifyLimits(
         raw_difference=settings.max_raw_difference,
         box_difference=settings.max_box_difference,
@@ -118,13 +118,13 @@ def limits_of(name: FormatName, settings: Export) -> VerifyLimits:
 
 
 def int8_exporter(graph: onnx.ModelProto, float_model: Path, validation: Index, settings: Export) -> Int8Exporter:
-    """Calibrated on training images, held to AP on validation images."""
+    """An exporter that calibrates on training images and checks AP on validation images."""
     train = open_index("train")
     return Int8Exporter(graph, float_model, calibration=train, validation=validation, settings=settings.int8)
 
 
 def headline(report: VerifyReport) -> dict[str, float]:
-    """What `dvc metrics show` tells of it, over the forms that must agree to the rounding; verify.json has the rest."""
+    """The figures for `dvc metrics show`, over the forms that must agree up to rounding; verify.json has the rest."""
     exact = [form for form in report.forms if form.limits == report.limits]
     boxes = [form.max_box_difference for form in exact if form.max_box_difference is not None]
     return {
@@ -134,7 +134,7 @@ def headline(report: VerifyReport) -> dict[str, float]:
 
 
 def summary(report: VerifyReport) -> list[str]:
-    """One line a form."""
+    """One line per form."""
     lines = []
     for form in report.forms:
         raw = "" if form.max_raw_difference is None else f"scores within {form.max_raw_difference:.1e}, "

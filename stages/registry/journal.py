@@ -1,8 +1,8 @@
 """MLflow runs that lose nothing when the server is away.
 
-Everything is first written to a journal on disk, then delivered in order. If delivery fails, training goes on, the
-journal keeps what is due, and later calls try again with growing pauses; what is still due at the end is delivered by
-the next run or by ``python -m stages.deliver``.
+Every record is first written to a journal on disk, then delivered in order. If delivery fails, training continues, the
+journal keeps the record, and later calls retry with growing pauses. The next run, or `python -m stages.deliver`,
+delivers what is left at the end.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def journal_lock(path: Path, *, wait: bool = True) -> AbstractContextManager[boo
 class RunJournal:
     """One MLflow run, written to `path` first and delivered when the server can be reached.
 
-    Whoever may not be alone with it holds its :func:`journal_lock`.
+    Hold :func:`journal_lock` if another process might use the journal.
     """
 
     def __init__(self, path: Path, *, experiment: str, run_name: str, fresh: bool = False):
-        """Go on with the journal at `path`, or begin one (`fresh`: even if there is one)."""
+        """Open the journal at `path`, or begin one (`fresh`: even if one exists)."""
         self.path = path
         self.experiment = experiment
         self._head_file, self._files = path.with_suffix(".json"), path.with_suffix(".files")
@@ -59,7 +59,7 @@ class RunJournal:
             shutil.rmtree(self._files, ignore_errors=True)
         self._head = head
         self._events = self._read_events()
-        # Events may have gone with a machine, or in a torn line: those that come now are due all the same.
+        # Events may be lost with a machine or in a torn line: those that follow are due all the same.
         self._head["delivered"] = min(self._head["delivered"], len(self._events))
         self._pause, self._next_attempt, self._warned = _FIRST_PAUSE, 0.0, False
         self._client: Any = None
@@ -76,26 +76,26 @@ class RunJournal:
         self._add({"kind": "tags", "values": {k: str(v) for k, v in values.items()}})
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics of one step, with the time at which they arose."""
+        """Metrics of one step, with the present time."""
         named = {metric_name(name): float(value) for name, value in values.items()}
         self._add({"kind": "metrics", "values": named, "step": step, "time": int(time.time() * 1000)})
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A file to upload, as it is now: it is kept beside the journal until it is delivered."""
+        """A file to upload, as it is now: a copy stays next to the journal until it is delivered."""
         event = {"kind": "artifact", "path": str(path.resolve()), "folder": folder}
         try:
             event["kept"] = str(self._keep(path))
-        except OSError as error:  # a full disk, as a rule
+        except OSError as error:  # usually a full disk
             log.warning("%s: no copy for MLflow could be kept: %s", path, error)
         self._add(event)
 
     def _keep(self, path: Path) -> Path:
-        # A file may be removed with its worktree, or replaced by the next training, long before the server is back.
+        # Before the server is back, the file may be removed with its worktree or replaced by the next training.
         target = (self._files / str(len(self._events)) / path.name).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         try:
-            os.link(path.resolve(), target)  # costs nothing, and stays when the file is replaced
+            os.link(path.resolve(), target)  # free, and unaffected when the file is replaced
         except OSError:
             shutil.copyfile(path, target)
         return target
@@ -118,7 +118,7 @@ class RunJournal:
     # Delivery --------------------------------------------------------------------------------------------------------
 
     def deliver(self, *, force: bool = False) -> bool:
-        """Send what is due, in order. False if the server could not be reached; it is tried again later."""
+        """Send the records that are due, in order. Returns False if the server is away; a later call retries."""
         if not self.due:
             return True
         if not force and time.monotonic() < self._next_attempt:
@@ -142,7 +142,7 @@ class RunJournal:
         if self._client is None:
             self._client = connect()
             if self._head["run_id"] is not None and not delivery.run_exists(self._client, self._head["run_id"]):
-                # Another or an emptied server: the journal still holds the whole run.
+                # Another server, or an emptied one: the journal still holds the whole run.
                 self._head |= {"run_id": None, "delivered": 0}
         if self._head["run_id"] is None:
             self._head["run_id"] = delivery.find_or_create_run(self._client, self._head)
@@ -228,9 +228,9 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def flush(folder: Path = JOURNALS) -> int:
-    """Deliver every journal that has something due; returns how many still have.
+    """Deliver every journal that has records due; returns how many still have some.
 
-    One that a training is writing just now is left to it.
+    A journal that a training is writing is left to it.
     """
     left = 0
     for head in sorted(folder.glob("*.json")):
@@ -247,7 +247,7 @@ def flush(folder: Path = JOURNALS) -> int:
 
 
 def delivered(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A training's `run.json`, with the id from the journal where the run reached MLflow only after the training."""
+    """The `run.json` of a training; its run id comes from the journal if MLflow was away while it trained."""
     journal = JOURNALS / f"{run.get('variant')}-{run.get('fingerprint')}.json"
     if run.get("run_id") or not journal.is_file():
         return dict(run)

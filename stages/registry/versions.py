@@ -1,9 +1,9 @@
-"""Versions of a registered model in MLflow: find, create, name by alias, fetch and verify.
+"""Versions of a registered model in MLflow: find, create, alias, fetch and verify them.
 
-A version holds one export folder. `model.json` in it lists the sha256 of every other file, so its own sha256 stands
-for the whole folder: the version carries it as a tag, a folder that is registered already makes no second version, and
-a download with a changed byte is refused. With keys in the environment (:mod:`yolov7.signature`) versions are signed,
-and one that is not is refused. Works on a SQLite file and over HTTP alike.
+A version holds one export folder. Its `model.json` lists the sha256 of every other file, so the sha256 of `model.json`
+identifies the whole folder. The version carries it as a tag: a folder that is registered already makes no second
+version, and a download with a changed byte is refused. With keys in the environment (:mod:`yolov7.signature`) versions
+are signed, and unsigned ones are refused. Works on a SQLite file and over HTTP alike.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ModelRegistry:
     """The registry behind :func:`stages.registry.server.tracking_uri`."""
 
     def __init__(self) -> None:
-        # Unlike a training, a registration has nothing to do meanwhile: it may wait for a slow server.
+        # Unlike a training, a registration has nothing else to do: it may wait for a slow server.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -78,7 +78,7 @@ class ModelRegistry:
     # Reading ---------------------------------------------------------------------------------------------------------
 
     def resolve(self, uri: str) -> Version:
-        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now; ModelError where there is none."""
+        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now. Raises ModelError if none does."""
         match = _URI.fullmatch(uri)
         if match is None:
             raise ModelError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -127,7 +127,7 @@ class ModelRegistry:
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def set_aliases(self, name: str, aliases: Mapping[str, int]) -> None:
-        """Point aliases at versions, one after the other in the order given."""
+        """Point aliases at versions, one by one in the order given."""
         with reported():
             for alias, number in aliases.items():
                 self._marks.set_registered_model_alias(name, alias, str(number))
@@ -142,14 +142,14 @@ class ModelRegistry:
                     self._marks.delete_model_version_tag(version.name, str(version.number), key)
 
     def record(self, version: Version, path: str, document: Mapping[str, Any]) -> None:
-        """Keep a JSON document with the run the version came from; a run deleted meanwhile is no obstacle."""
+        """Keep a JSON document with the run of the version; does nothing if the run was deleted."""
         if version.run_id is None:
             return
         with reported(absent=None):
             self.client.log_dict(version.run_id, dict(document), path)
 
     def recorded(self, version: Version, path: str) -> dict[str, Any] | None:
-        """The document that :meth:`record` has kept under `path`; None where there is none."""
+        """The document that :meth:`record` kept under `path`, or None."""
         if version.run_id is None:
             return None
         with tempfile.TemporaryDirectory() as folder, reported(absent=None):
@@ -175,14 +175,14 @@ class ModelRegistry:
     ) -> tuple[Version, bool]:
         """Make the export folder a version of `name` with the alias `challenger`.
 
-        Returns the version, and whether it is new: a folder that is registered already keeps its version, whose tags
-        `measured` are brought up to date while those of its `origin` stay as first recorded. It is signed where the
-        environment has a key. `example` is an image file's bytes, stored as the model's input example. Raises
-        :class:`ModelError` for a folder that does not match its manifest.
+        Returns the version, and whether it is new. A folder that is registered already keeps its version: the tags
+        `measured` are updated, those of its `origin` stay as first recorded. The version is signed if the environment
+        has a key. `example` is an image file's bytes, stored as the model's input example. Raises :class:`ModelError`
+        for a folder that does not match its manifest.
         """
         sums = check_folder(export)
         manifest = sha256_file(export / DESCRIPTION)
-        signed = signature.sign(name, manifest)  # before anything is written: a bad key is found now
+        signed = signature.sign(name, manifest)  # before anything is written: a bad key fails here
         proof = {"run_id": run_id, "artefact_sha256": sums[ONNX], "manifest_sha256": manifest}
         with file_lock(_LOCKS / f"register-{name}.lock"):
             version = self.by_manifest(name, manifest)
@@ -206,12 +206,12 @@ class ModelRegistry:
         with reported(), self._run_as_it_was(run_id):
             with mlflow.start_run(run_id=run_id):
                 logged = log_model(export, example)
-            # Tags go in with the version: a kill between the two would leave a version nobody can recognise.
+            # Tags are set with the version: a kill between the two would leave a version that nobody recognises.
             text = {key: str(value) for key, value in tags.items() if value is not None}
             return _version(mlflow.register_model(logged.model_uri, name, tags=text))
 
     def _sign(self, version: Version, manifest_sha256: str, signed: str | None) -> None:
-        """Keep the signature beside the export folder, for whoever loads the model by MLflow, and as a tag."""
+        """Store the signature next to the export folder, for those who load the model by MLflow, and as a tag."""
         if signed is None or version.tags.get(SIGNATURE) == signed:
             return
         document = {"name": version.name, "manifest_sha256": manifest_sha256, "signature": signed}
@@ -224,10 +224,10 @@ class ModelRegistry:
         self.set_tags(version, {SIGNATURE: signed})
 
     def sign(self, version: Version) -> None:
-        """Sign a version that is registered already, once its files are found to be those of its manifest.
+        """Sign a registered version after checking its files against its manifest.
 
-        Raises :class:`ConfigError` where no signing key is set, and :class:`ModelError` for a changed byte, or for a
-        signature that is none of the keys to verify with: that one is for a person to look into.
+        Raises :class:`ConfigError` if no signing key is set, and :class:`ModelError` for a changed byte, or for an
+        existing signature by none of the keys to verify with: a person must look into that.
         """
         manifest = manifest_of(version)
         signed = signature.sign(version.name, manifest)
@@ -239,13 +239,13 @@ class ModelRegistry:
         self._sign(version, manifest, signed)
 
     def require_signature(self, version: Version) -> None:
-        """Refuse a version without a good signature where the environment has keys to verify with (ModelError)."""
+        """Raise ModelError for a version without a good signature, if the environment has keys to verify with."""
         manifest, signed = version.tags.get("manifest_sha256", ""), version.tags.get(SIGNATURE)
         signature.require(version.name, manifest, signed, what=str(version))
 
     @contextmanager
     def _run_as_it_was(self, run_id: str) -> Iterator[None]:
-        """MLflow reopens a run to log a model; afterwards it ends when it had ended."""
+        """Restore the end of a run that MLflow reopens to log a model."""
         import mlflow
 
         before = self.client.get_run(run_id).info
@@ -259,7 +259,7 @@ class ModelRegistry:
     # Runs ------------------------------------------------------------------------------------------------------------
 
     def run_for(self, run: Mapping[str, Any], *, experiment: str, name: str) -> str:
-        """Id of the run a training left in `run.json`; a run of its own where this server does not know it."""
+        """Id of the run in a training's `run.json`; if this server does not know the run, of a new one."""
         run_id = run.get("run_id")
         if run_id:
             with reported(absent=None):
@@ -270,7 +270,7 @@ class ModelRegistry:
             found = self.client.search_runs([identifier], f"tags.fingerprint = '{mark}'", max_results=1) if mark else []
             if found:
                 return found[0].info.run_id
-            log.info("MLflow does not know the run of this training; a new one is made for the model")
+            log.info("MLflow does not know the run of this training; the model gets a new one")
             created = self.client.create_run(identifier, run_name=name, tags={"fingerprint": mark})
             self.client.set_terminated(created.info.run_id)
             return created.info.run_id
@@ -291,11 +291,10 @@ class ModelRegistry:
 
 
 def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
-    """Fetch a version's export folder and verify it; what was fetched before is verified and used again.
+    """Fetch and verify the export folder of a version; a folder fetched before is verified and reused.
 
-    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises :class:`ModelError` where no such version exists
-    or a byte differs from what was registered or signed, and :class:`RegistryUnavailableError` where MLflow cannot be
-    reached.
+    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises :class:`ModelError` if there is no such version or
+    a byte differs from what was registered or signed, and :class:`RegistryUnavailableError` if MLflow is away.
     """
     registry = ModelRegistry()
     version = registry.resolve(uri)
@@ -305,7 +304,7 @@ def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
 
 
 def manifest_of(version: Version) -> str:
-    """The sha256 of the manifest a version was registered with. Raises :class:`ModelError` where it has none."""
+    """The sha256 of the manifest that a version was registered with. Raises :class:`ModelError` if it has none."""
     try:
         return version.tags["manifest_sha256"]
     except KeyError:
@@ -317,7 +316,7 @@ def _fetched(version: Version, expected: str, folder: Path) -> Path:
     target = folder / version.name / f"{version.number}-{expected[:12]}"
     if _is_whole(target, expected):
         return target
-    # One process fetches: a second one would remove what the first has just put in place and opens.
+    # One process at a time: a second one would remove the folder that the first has just put in place.
     with file_lock(target.with_name(f".{target.name}.lock")):
         if not _is_whole(target, expected):
             _fetch(version, expected, target)
@@ -329,7 +328,7 @@ def _is_whole(target: Path, expected: str) -> bool:
         return False
     try:
         _verified(target, expected)
-    except (ModelError, FileNotFoundError) as error:  # the latter where another process is replacing it
+    except (ModelError, FileNotFoundError) as error:  # the latter while another process replaces it
         log.warning("%s; it is fetched again", error)
         return False
     return True
@@ -356,5 +355,5 @@ def _verified(folder: Path, manifest_sha256: str) -> None:
 
 
 def _version(found: Any) -> Version:
-    """MLflow's record as ours; it gives the number as an int on SQLite and as a str over HTTP."""
+    """MLflow's record as ours. MLflow gives the number as an int on SQLite and as a str over HTTP."""
     return Version(found.name, int(found.version), found.run_id or None, dict(found.tags or {}))

@@ -1,15 +1,15 @@
-"""What stands before the model when it is served: the size and the form of a request, judged before MLflow reads it.
+"""Request limits enforced before MLflow parses the body.
 
-`mlflow models serve` takes a body of any size, parses whatever JSON, CSV or Parquet is in it, answers some of what it
+`mlflow models serve` accepts a body of any size, parses any JSON, CSV or Parquet in it, and answers some of what it
 cannot parse with 500 and some with the whole body repeated. It runs uvicorn, which takes its HTTP protocol from the
 environment, so this needs no server of its own:
 
     export UVICORN_HTTP=stages.serving.request_limits:LimitedProtocol
     mlflow models serve -m models:/yolov7-tiny@champion --env-manager local --port 5001
 
-Only `POST /invocations` is looked at, and only the documented forms of it pass (docs/operations.md). What an image may
-be is the model's own business, in stages/serving/model.py. Nothing of `yolov7` is imported here: the model brings the
-library it was registered with, and this is loaded first.
+Only `POST /invocations` is checked, and only its documented forms pass (stages/serving/forms.py). The limits of images are
+the model's, in stages/serving/model.py. Nothing of `yolov7` is imported here: the model brings the library that it
+was registered with, and this module is loaded first.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MAX_REQUEST_BYTES = "YOLOV7_SERVE_MAX_REQUEST_BYTES"
-"""Variable: size of a request's body; images travel as base64, a third larger than they are."""
+"""Variable: bytes of a request's body; images travel as base64, which makes them a third larger."""
 MAX_IMAGES = "YOLOV7_SERVE_MAX_IMAGES"
-"""Variable: images in one request, the model's own limit; here it bounds what is parsed at all."""
+"""Variable: images in one request. The model has the same limit; here it bounds what is parsed at all."""
 MAX_WAITING = "YOLOV7_SERVE_MAX_WAITING"
-"""Variable: requests that are received or worked on at a time; more are told to come again."""
+"""Variable: requests received or processed at a time; others get 503."""
 BODY_SECONDS = "YOLOV7_SERVE_BODY_SECONDS"
-"""Variable: time for a body to arrive."""
+"""Variable: seconds for a body to arrive."""
 
 _DEFAULTS = {MAX_REQUEST_BYTES: 64 * 1024 * 1024, MAX_IMAGES: 64, MAX_WAITING: 32, BODY_SECONDS: 60}
 _DRAINED = 4
-"""Times the size limit that is read and thrown away, so that a client that is still sending hears why."""
+"""Multiple of the size limit that is read and discarded, so that a client that is still sending hears the reason."""
 
 _ECHO = "Failed to predict data '"
 _LONGEST = 1000
-"""Letters of a reason."""
+"""Most characters of a reason."""
 _HINT = 'for example {"dataframe_split": {"columns": ["image"], "data": [["<base64 of an image file>"]]}}'
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not a fault of ours
-    """A request that gets a 4xx (or, for a server with too much to do, 503) and the reason."""
+class Refused(Exception):  # noqa: N818 - an answer, not a fault of the server
+    """A request that is answered with 4xx, or with 503 by a busy server, and the reason."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -61,9 +61,9 @@ class Refused(Exception):  # noqa: N818 - an answer, not a fault of ours
 
 
 class RequestLimits:
-    """ASGI middleware before MLflow's scoring server. Limits come from the environment, see the variables above.
+    """ASGI middleware before MLflow's scoring server. Limits come from the environment variables above.
 
-    Raises ValueError that names the variable for anything but a whole number above 0.
+    Raises ValueError with the variable for any but a positive integer.
     """
 
     def __init__(self, app: App):
@@ -75,7 +75,7 @@ class RequestLimits:
         self._present = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer what is refused; hand on everything else as it came."""
+        """Answer what is refused; pass everything else on as it came."""
         if scope["type"] != "http" or scope["path"] != "/invocations" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -95,7 +95,7 @@ class RequestLimits:
         refusal = self._refusal(headers)
         if refusal is not None and headers.get("expect", "").lower() == "100-continue":
             raise refusal  # this client waits for an answer before it sends anything
-        # What is refused already is read nevertheless, and thrown away: a client that is cut off hears no reason.
+        # A refused body is read and discarded: a client that is cut off would not hear the reason.
         parts: list[bytes] = []
         size = 0
         try:
@@ -119,9 +119,9 @@ class RequestLimits:
         return b"".join(parts)
 
     def _refusal(self, headers: Headers) -> Refused | None:
-        """What the head of a request is enough for."""
+        """The reason to refuse a request that its headers give, or None."""
         if self._present > self.max_waiting:
-            return Refused(503, f"{self.max_waiting} requests are being worked on; try again in a second")
+            return Refused(503, f"{self.max_waiting} requests are being processed; try again in a second")
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":
             said = f"not {kind[:80]!r}" if kind else "and this request names none"
@@ -153,7 +153,7 @@ def check_request(body: bytes, *, max_images: int) -> None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once more, then what comes after it."""
+    """A `receive` that repeats the body, then continues with what follows it."""
     whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def first_the_body() -> Message:
@@ -216,5 +216,5 @@ def _setting(name: str) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _limited(app: App) -> RequestLimits:
-    """One for all connections: it counts them."""
+    """One instance for all connections: it counts their requests."""
     return RequestLimits(app)

@@ -11,7 +11,7 @@ from yolov7.files import atomic_path
 
 
 class Folder:
-    """A folder that every machine sees: a share of a file server, say."""
+    """A folder that every machine sees, such as a share of a file server."""
 
     def __init__(self, address: str):
         self.address = address
@@ -31,7 +31,7 @@ class Folder:
         self._tried(lambda: shutil.copyfile(self._root / name, target))
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file, None where there is none."""
+        """The content of a small file, or None if there is none."""
 
         def ask() -> bytes | None:
             try:
@@ -42,7 +42,7 @@ class Folder:
         return self._tried(ask)
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         self._tried(lambda: (self._root / name).unlink(missing_ok=True))
 
     def _tried(self, action: Any) -> Any:

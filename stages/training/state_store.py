@@ -1,4 +1,4 @@
-"""Where copies of training states lie: a bucket or a folder that several machines see. Errors come in two kinds."""
+"""Stores for copies of training states: a bucket or a shared folder. Errors are either transient or permanent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yolov7.errors import YoloError
 
 
 class StoreError(YoloError):
-    """A store has failed. `lasting`: another try would be refused as well."""
+    """A store failed. `lasting`: a retry would fail as well."""
 
     def __init__(self, message: str, *, lasting: bool):
         super().__init__(message)
@@ -22,13 +22,13 @@ class Store(Protocol):
     address: str
 
     def put(self, source: Path, name: str) -> None:
-        """Keep a file under a name; it is there whole or not at all."""
+        """Keep a file under a name; readers see the whole file or none."""
 
     def get(self, name: str, target: Path) -> None:
         """Fetch a file."""
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small file, None where there is none."""
+        """The content of a small file, or None if there is none."""
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""

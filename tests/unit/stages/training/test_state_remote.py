@@ -128,7 +128,7 @@ def test_what_may_pass_is_tried_again_and_what_is_refused_is_not(store, tmp_path
     assert remote.tries == 2, "each save asks once"
     assert [record.getMessage() for record in caplog.records] == [
         f"the training state could not be copied to {store.address}: the credentials may not do that (403); "
-        "the training goes on, the next save tries again"
+        "the training continues, the next save tries again"
     ]
     machine.save(4)
     machine.settle()
@@ -163,7 +163,7 @@ def test_a_copy_that_was_cut_off_or_damaged_is_not_taken(store, tmp_path, caplog
     (Path(store.address) / entry["object"]).write_bytes(b"half")
     second = Machine(tmp_path / "b", store)
     assert not second.remote.bring() and newest_iteration(second.folder) == -1
-    assert f"{entry['object']} is damaged; going on from what is here" in caplog.text
+    assert f"{entry['object']} is damaged; resuming from the local state" in caplog.text
     (Path(store.address) / NEWEST).write_text('{"iteration": 9, "files": {"../escaped": {"object": "x"}}}')
     third = Machine(tmp_path / "c", store)
     assert not third.remote.bring() and not (third.folder.parent / "escaped").exists()
