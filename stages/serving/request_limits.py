@@ -7,8 +7,8 @@ environment, so this needs no server of its own:
     export UVICORN_HTTP=stages.serving.request_limits:LimitedProtocol
     mlflow models serve -m models:/yolov7-tiny@champion --env-manager local --port 5001
 
-Only `POST /invocations` is checked, and only its documented forms pass (stages/serving/forms.py). The limits of images are
-the model's, in stages/serving/model.py. Nothing of `yolov7` is imported here: the model brings the library that it
+Only `POST /invocations` is checked, and only its documented forms pass (stages/serving/forms.py). Limits of images
+are the model's, in stages/serving/model.py. Nothing of `yolov7` is imported here: the model brings the library that it
 was registered with, and this module is loaded first.
 """
 
