@@ -1,4 +1,4 @@
-"""Runs the rules with Great Expectations and turns what fails into findings, one record each."""
+"""Run the rules with Great Expectations; each record that breaks a rule becomes a finding."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one rule found."""
+    """Result of one rule."""
 
     rule: Rule
     records: int
     """Records judged: rows of the table, missing values included."""
     failures: int
-    """Records that break the rule: exact, however few are listed. Of an expectation about the column as a whole
-    (a mean, a quantile) 0 or 1."""
+    """Records that break the rule: exact, however few are listed. 0 or 1 for an expectation about the whole column
+    (a mean, a quantile)."""
     rows: tuple[int, ...] = ()
-    """Places in the table of all records that break it."""
+    """Row positions of all records that break it."""
     observed: str | None = None
-    """What an expectation about the column as a whole saw."""
+    """The observed value of an expectation about the whole column."""
 
     @property
     def passed(self) -> bool:
-        """Whether no record breaks the rule."""
+        """True if no record breaks the rule."""
         return self.failures == 0
 
 
@@ -50,11 +50,11 @@ class Finding:
     image_id: int | None
     annotation_id: int | None
     value: str
-    """What was found."""
+    """The finding in words."""
     action: str
-    """What to do about it."""
+    """Advice."""
     dropped: bool = False
-    """The record was left out, and the pipeline went on."""
+    """The record was left out and the pipeline continued."""
 
     def __str__(self) -> str:
         ids = [("annotation", self.annotation_id), ("image", self.image_id)]
@@ -63,7 +63,7 @@ class Finding:
 
 
 def run_rules(tables: Tables, rules: Sequence[Rule]) -> list[Outcome]:
-    """Judge every rule. Raises :class:`ConfigError` for a rule that speaks of what there is not."""
+    """Judge every rule. Raises :class:`ConfigError` for a rule about an unknown column or expectation."""
     for rule in rules:
         check_columns(rule, _fields(tables.frame(rule.table)))
     gx = _GreatExpectations()
@@ -87,7 +87,7 @@ def _outcome(rule: Rule, records: int, result: dict[str, Any]) -> Outcome:
 def list_findings(
     tables: Tables, outcomes: Sequence[Outcome], *, limit: int, in_full: Collection[str]
 ) -> list[Finding]:
-    """Findings in the order of the rules and rows, at most `limit` of one rule, those of rules `in_full` all."""
+    """Findings in the order of the rules and rows, at most `limit` per rule, but all of the rules in `in_full`."""
     findings: list[Finding] = []
     for outcome in outcomes:
         rows = outcome.rows if outcome.rule.name in in_full else outcome.rows[:limit]
@@ -114,7 +114,7 @@ def results_document(outcomes: Sequence[Outcome], skipped: Sequence[Skipped], st
         }
         for outcome in outcomes
     ]
-    not_judged = [{"rule": one.rule.name, "reason": one.reason} for one in skipped]
+    not_judged = [{"rule": entry.rule.name, "reason": entry.reason} for entry in skipped]
     return {"success": not stopped, "results": results, "skipped": not_judged}
 
 
@@ -134,7 +134,7 @@ class _GreatExpectations:
     def __init__(self) -> None:
         import great_expectations
 
-        # This module of theirs sets its own level when imported, and reports a temporary folder it removes at once.
+        # This module sets its own log level on import, and reports a temporary folder that it removes at once.
         logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
         self._module = great_expectations
         self._context = great_expectations.get_context(mode="ephemeral")
@@ -146,12 +146,12 @@ class _GreatExpectations:
         """The result of each rule, in order, with the places of the failing rows."""
         suite = self._module.ExpectationSuite("rules", expectations=[self._expectation(rule) for rule in rules])
         batch = self._batches.get_batch({"dataframe": frame})
-        # Without names of index columns the places come as they are; with names, 47 s instead of 0.2 for 800,000 rows.
+        # Without index column names the positions come as they are; with names, 47 s instead of 0.2 s for 800,000 rows.
         validated = batch.validate(suite, result_format="COMPLETE")
         by_rule = {result.expectation_config.meta["rule"]: result for result in validated.results}
         for name, result in by_rule.items():
             if result.result.keys().isdisjoint({"unexpected_count", "observed_value"}):
-                errors = [one["exception_message"] for one in _exceptions(result.exception_info)]
+                errors = [described["exception_message"] for described in _exceptions(result.exception_info)]
                 reason = " ".join("; ".join(errors).split()) or "it says nothing about one column"
                 raise ConfigError(f"rule {name} could not be judged: {reason}")
         return [by_rule[rule.name] for rule in rules]
@@ -178,7 +178,7 @@ class _GreatExpectations:
 def _exceptions(info: dict[str, Any]) -> list[dict[str, Any]]:
     """Great Expectations gives either one description of an exception, or one for each metric."""
     described = [info] if "exception_message" in info else list(info.values())
-    return [one for one in described if isinstance(one, dict) and one.get("exception_message")]
+    return [entry for entry in described if isinstance(entry, dict) and entry.get("exception_message")]
 
 
 def _fields(frame: pd.DataFrame) -> list[str]:
@@ -212,7 +212,7 @@ def _finding(rule: Rule, row: dict[str, Any]) -> Finding:
 def _value(rule: Rule, row: dict[str, Any]) -> str:
     try:
         return rule.found.format(**row)
-    except (ValueError, TypeError) as error:  # `.1f` of a text, say
+    except (ValueError, TypeError) as error:  # `.1f` of a text
         raise ConfigError(f"rule {rule.name}: `found` cannot show {row[rule.column]!r}: {error}") from None
 
 

@@ -1,9 +1,11 @@
-"""Distributions of the splits, and of the champion's data, as small vector graphics without any library."""
+"""Distributions of the splits, and of the champion's data, as inline SVG."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+
+from markupsafe import Markup
 
 from stages.validation.statistics import QUANTITIES, Quantity, Statistics
 
@@ -14,21 +16,22 @@ CHAMPION = "champion's train"
 _TICKS = 5
 
 
-def histograms(statistics: Statistics, reference: Statistics | None) -> str:
-    """A legend, and a figure for every quantity that anything is known of; empty where nothing is."""
+def histograms(statistics: Statistics, reference: Statistics | None) -> Markup:
+    """A legend, and a figure for every quantity with data; empty without any."""
     figures = []
     for quantity in QUANTITIES:
         counts = {split: part.histograms.get(quantity.name, []) for split, part in statistics.splits.items()}
         if reference is not None:
             counts[CHAMPION] = reference.splits["train"].histograms.get(quantity.name, [])
-        shares = {name: [one / sum(values) for one in values] for name, values in counts.items() if sum(values)}
+        shares = {name: [count / sum(values) for count in values] for name, values in counts.items() if sum(values)}
         if shares:
             figures.append(_figure(quantity, shares))
     if not figures:
-        return ""
+        return Markup()
     names = [*statistics.splits, *([CHAMPION] if reference is not None else [])]
     keys = " ".join(f'<span style="color:{_colour(name)}">&#9632;</span> {escape(name)}' for name in names)
-    return f'<p>Share of all boxes or images in each bin. {keys}</p><div class="plots">{"".join(figures)}</div>'
+    page = f'<p>Share of all boxes or images in each bin. {keys}</p><div class="plots">{"".join(figures)}</div>'
+    return Markup(page)
 
 
 def _colour(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What decoding an image file has shown, kept by the sha256 of its bytes, so that no content is decoded twice.
+"""Cache of image checks by the sha256 of the bytes: no content is decoded twice.
 
 A small database outside of what DVC tracks: it changes how fast the stage is, never what it finds. An entry is valid
 for the code that made it; other code, or another version of the decoders, starts anew.
@@ -28,13 +28,13 @@ _CODE = (
     "stages/validation/images.py",
     "yolov7/data/decode.py",
 )
-"""What an entry depends on besides the bytes."""
+"""Code that an entry depends on, as well as on the bytes."""
 _BATCH = 500
-"""Entries written at a time: what an interrupted run has decoded is not lost."""
+"""Entries per write, so that an interrupted run keeps what it has decoded."""
 
 
 class ImageCache:
-    """A context manager; with `path` None nothing is kept. A file that is damaged or cannot be used is done without."""
+    """A context manager; with `path` None nothing is kept. A damaged or unusable file is ignored."""
 
     def __init__(self, path: Path | None):
         self._path = path
@@ -54,7 +54,7 @@ class ImageCache:
             self._database.close()
 
     def read(self, digests: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The entries there are, by digest."""
+        """Known entries by digest."""
         if self._database is None:
             return {}
         wanted = set(digests)
@@ -62,7 +62,7 @@ class ImageCache:
         return {digest: json.loads(found) for digest, found in rows if digest in wanted}
 
     def add(self, digest: str, check: ImageCheck) -> None:
-        """Keep what was found of a content."""
+        """Store the result for a content."""
         self._pending.append((digest, json.dumps(asdict(check))))
         if len(self._pending) >= _BATCH:
             self._flush()
@@ -84,7 +84,7 @@ def _open(path: Path) -> sqlite3.Connection | None:
     except sqlite3.OperationalError as error:  # no space, no right to write
         log.warning("%s: cannot be used, every image is decoded: %s", path, error)
     except sqlite3.DatabaseError:
-        log.warning("%s: damaged; it is made anew", path)
+        log.warning("%s: damaged; starting with an empty cache", path)
         path.unlink(missing_ok=True)
         return _prepare(path)
     except OSError as error:

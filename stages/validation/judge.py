@@ -1,4 +1,4 @@
-"""Judges the data, and where the user says so leaves bad records out and judges the rest."""
+"""Judge the data; on request, leave bad records out and judge the rest."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of the data after all rules."""
+    """Result of all rules."""
 
     outcomes: list[Outcome]
-    """Of every rule, on all records; where it broke only after others were left out, on the rest."""
+    """One per rule, on all records; on the rest if it broke only after others were left out."""
     findings: list[Finding]
     tables: Tables
     """All records."""
     kept: Mapping[str, CocoAnnotations]
-    """The splits without what was left out."""
+    """The splits without the dropped records."""
     kept_tables: Tables
     dropped: list[Dropped]
     failed: list[Outcome]
-    """Blocking rules that do not hold, of what is kept: the pipeline stops."""
+    """Blocking rules that the kept records break: the pipeline stops."""
 
 
 def judge(
@@ -72,13 +72,13 @@ def judge(
         # Without them a split may be empty, or an image may have lost its last box.
         tables = make_tables(splits, checks, context)
         failed = blocking(run_rules(tables, [rule for rule in rules if rule.severity == "blocking"]))
-        news = [one for one in failed if one.rule.concerns_a_record or outcomes[one.rule.name].passed]
+        news = [o for o in failed if o.rule.concerns_a_record or outcomes[o.rule.name].passed]
         outcomes |= {outcome.rule.name: outcome for outcome in news if outcomes[outcome.rule.name].passed}
     return Verdict(list(outcomes.values()), findings, first, splits, tables, dropped, failed)
 
 
 def dropped_document(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:
-    """What is left out as plain records."""
+    """The dropped records as plain dictionaries."""
     return [asdict(record) for record in dropped]
 
 

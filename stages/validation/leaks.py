@@ -1,4 +1,4 @@
-"""The same picture more than once: inside a split, and in two splits.
+"""Repeated images: inside a split, and across splits.
 
 A finding is on the image that can be spared: of two in one split the later one, of two splits the one that matters less
 for what is measured (train before val, val before test).
@@ -15,17 +15,17 @@ import numpy as np
 from stages.images.near_duplicates import BITS, near_pairs
 
 _RANK = {"train": 0, "val": 1, "test": 2}
-"""The higher, the more a stranger in it would falsify."""
+"""The higher the rank, the worse a leaked image."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What is compared of an image."""
+    """The compared facts of an image."""
 
     split: str
     file_name: str
     sha256: str | None
-    """Of the file's bytes; None where it could not be read."""
+    """Digest of the file's bytes; None if unreadable."""
     hash: str | None
     """Difference hash, hexadecimal; None where there is none."""
 
@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Repetitions:
-    """For every image, which other one it repeats, or None."""
+    """For every image, the one that it repeats, or None."""
 
     repeats: list[str | None]
     """An earlier file of the same split with the same bytes."""

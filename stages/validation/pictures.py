@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
+from markupsafe import Markup
 
 from stages.dataset.layout import images_folder
 from stages.validation.check import Finding
@@ -46,7 +47,7 @@ class _Label:
     """A finding is about it."""
 
 
-def sample_pictures(tables: Tables, ingested: Path, count: int) -> list[str]:
+def sample_pictures(tables: Tables, ingested: Path, count: int) -> list[Markup]:
     """Up to `count` SVG elements, evenly spread over the images of all splits that are sound and have boxes."""
     usable = _drawable(tables)
     usable = usable[usable["boxes"] > 0]
@@ -60,7 +61,7 @@ def sample_pictures(tables: Tables, ingested: Path, count: int) -> list[str]:
     return pictures
 
 
-def worst_pictures(tables: Tables, findings: Sequence[Finding], ingested: Path, count: int) -> list[str]:
+def worst_pictures(tables: Tables, findings: Sequence[Finding], ingested: Path, count: int) -> list[Markup]:
     """Up to `count` SVG elements of images that findings are about: a few of every rule, blocking ones first.
 
     Boxes that a finding is about stand out, and a box of no size or outside its image is marked where it would lie.
@@ -70,7 +71,7 @@ def worst_pictures(tables: Tables, findings: Sequence[Finding], ingested: Path, 
     for finding in findings:
         if (finding.split, finding.file) in usable:
             by_image.setdefault((finding.split, finding.file), []).append(finding)
-    pictures: list[str] = []
+    pictures: list[Markup] = []
     for place in _in_turns(findings):
         if len(pictures) == count:
             break
@@ -98,7 +99,7 @@ def _drawable(tables: Tables) -> pd.DataFrame:
     return images[images["file_exists"] & images["defect"].isna() & images["size_is_valid"] & ~mismatched]
 
 
-def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Sequence[Finding]) -> str:
+def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Sequence[Finding]) -> Markup:
     # First, as it fails where nobody has decoded the file yet: finding the boxes among all others takes longer.
     picture = _data_uri(images_folder(ingested, image["split"]) / image["file_name"])
     title = f"{image['split']}/{image['file_name']}"
@@ -112,11 +113,12 @@ def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Seq
         for finding in findings[:_WORDS]
     )
     more = f"<br>and {len(findings) - _WORDS} more" if len(findings) > _WORDS else ""
-    return (
+    figure = (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f'<image href="{picture}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
         f"{drawn}</svg><figcaption>{escape(title)}{told}{more}</figcaption></figure>"
     )
+    return Markup(figure)
 
 
 def _labels(image: dict[str, Any], tables: Tables, accused: set[int | None]) -> list[_Label]:

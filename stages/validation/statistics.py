@@ -1,12 +1,12 @@
-"""What a version of the data looks like in a few kilobytes, and how far two of them are from each other.
+"""Statistics of a data version in a few kilobytes, and the distance between two of them.
 
 The statistics of every validated version are an output of the stage and go to the registry with the model trained on
 it; a later version is compared with those of the champion (`validation/reference.json`).
 
-Distances lie between 0 and 1. Shares of classes: Jensen-Shannon divergence to base 2 (Lin, IEEE Transactions on
+Distances are between 0 and 1. Shares of classes: Jensen-Shannon divergence to base 2 (Lin, IEEE Transactions on
 Information Theory 37, 1991). Sizes and brightness: the two-sample Kolmogorov-Smirnov statistic, the largest gap
-between the two cumulated distributions, taken at the edges of fixed bins. Two samples of the same source are apart as
-well; what chance explains is the distance they would stay below in 999 of 1000 cases.
+between the two cumulative distributions, taken at the edges of fixed bins. Two samples of one source differ as well;
+`chance` is the distance they stay below in 999 of 1000 cases.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import chi2
 
 from yolov7.config import Group
 from yolov7.errors import DataError
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CLASS_SHARES = "class_shares"
-_NORMAL_999 = 3.0902
-"""Of the standard normal distribution, at 0.999."""
 _KOLMOGOROV_999 = 1.9495
 """Of the Kolmogorov distribution, at 0.999: sqrt(-ln(0.001 / 2) / 2)."""
 
@@ -49,7 +49,7 @@ class Quantity:
     """Bins are even in the logarithm to base 2, and `low` and `high` are exponents."""
 
     def count(self, values: NDArray[np.float64]) -> list[int]:
-        """How many values fall into each bin; those beyond the ends into the last ones, those not finite nowhere."""
+        """Counts per bin; values beyond the ends count in the outer bins, non-finite ones nowhere."""
         values = values[np.isfinite(values)]
         if self.octaves:
             values = np.log2(values[values > 0])
@@ -57,7 +57,7 @@ class Quantity:
         return np.bincount(places.astype(np.int64), minlength=self.bins).tolist()
 
     def edge(self, number: int) -> float:
-        """Where bin `number` begins."""
+        """Lower edge of bin `number`."""
         place = self.low + (self.high - self.low) * number / self.bins
         return 2.0**place if self.octaves else place
 
@@ -144,14 +144,14 @@ def read_statistics(path: Path) -> Statistics:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far apart two samples are, and how far chance would take them (NaN where one of them is empty)."""
+    """Distance of two samples, and the distance that chance explains (NaN if one is empty)."""
 
     value: float
     chance: float
 
     @property
     def beyond(self) -> float:
-        """What chance does not explain."""
+        """The part that chance does not explain."""
         return max(0.0, self.value - self.chance) if math.isfinite(self.value) else math.nan
 
 
@@ -171,15 +171,10 @@ def _jensen_shannon(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Dista
     totals = counts.sum(1, keepdims=True)
     if counts.shape[1] == 0 or not totals.all():
         return Distance(math.nan, math.nan)
-    shares = counts / totals
-    middle = shares.mean(0)
-    parts = np.where(shares > 0, shares * np.log2(np.where(shares > 0, shares, 1.0) / middle), 0.0)
-    # For samples of one source 8 ln 2 JS / (1/n + 1/m) is about chi-squared; Wilson and Hilferty approximate that.
-    freedom = counts.shape[1] - 1
-    variance = 2 / (9 * max(freedom, 1))
-    chi_squared = freedom * (1 - variance + _NORMAL_999 * math.sqrt(variance)) ** 3
-    chance = chi_squared * float((1 / totals).sum()) / (8 * math.log(2))
-    return Distance(float(parts.sum() / 2), min(1.0, chance))
+    distance = float(jensenshannon(*(counts / totals), base=2.0)) ** 2
+    # For samples of one source, 8 ln 2 JS / (1/n + 1/m) is approximately chi-squared.
+    quantile = float(chi2.ppf(0.999, counts.shape[1] - 1)) if counts.shape[1] > 1 else 0.0
+    return Distance(distance, min(1.0, quantile * float((1 / totals).sum()) / (8 * math.log(2))))
 
 
 def _kolmogorov_smirnov(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Distance:

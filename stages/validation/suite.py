@@ -25,52 +25,52 @@ from yolov7.errors import ConfigError
 
 Table = Literal["splits", "categories", "classes", "images", "annotations", "balance", "drift"]
 TABLES: tuple[Table, ...] = get_args(Table)
-"""In the order in which rules are judged and reported: what is wrong with the whole comes before single records."""
+"""Order of judging and reporting: faults of the whole set before single records."""
 
 REFERENCE = "reference.json"
-"""Beside the rules: statistics of the data the champion was trained on (see `statistics`)."""
+"""File beside the rules: statistics of the champion's training data (see `statistics`)."""
 
 
 class Rule(Group):
-    """One expectation, and the words it is reported in."""
+    """One expectation and the texts that report it."""
 
     name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
-    """By which params.yaml and the reports speak of it."""
+    """Name in params.yaml and in the reports."""
     severity: RuleSeverity
-    """`blocking` stops the pipeline; `warning` is reported; `off` is not judged."""
+    """`blocking` stops the pipeline; `warning` is reported; `off` is skipped."""
     table: Table
-    """What it is about."""
+    """The table it checks."""
     column: str
-    """The column that is judged."""
+    """The column it checks."""
     expectation: str
-    """Type of the expectation in Great Expectations' own words; of one column."""
+    """Great Expectations' name of the expectation; of one column."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """The expectation's other arguments."""
     says: str
-    """What holds when the rule passes."""
+    """The fact that holds when the rule passes."""
     found: str
-    """What to show of a record that breaks it: a format text over the columns of its row."""
+    """Text of a finding: a format string over the columns of the record's row."""
     advice: str
-    """What the owner of the data should do."""
+    """Advice for the owner of the data."""
     needs: Literal["pixels", "reference"] | None = None
-    """Only judged when the images were decoded, or when there is a champion to compare with."""
+    """Skipped unless the images were decoded, or unless there is a champion to compare with."""
 
     @property
     def concerns_a_record(self) -> bool:
-        """Whether a finding is about one image or one annotation, which the rest could do without."""
+        """True if a finding concerns one image or one annotation, which could be dropped."""
         return self.table in ("images", "annotations")
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A rule that was not judged, and why."""
+    """A rule that was skipped, and why."""
 
     rule: Rule
     reason: str
 
 
 def read_suite(folder: Path, severity: Mapping[str, RuleSeverity], *, where: str) -> list[Rule]:
-    """The rules of every YAML file in `folder`, with the severities of params.yaml laid over theirs.
+    """The rules of every YAML file in `folder`, with the severities of params.yaml applied.
 
     `where` is how the user knows those severities. Raises :class:`ConfigError` naming file, rule and field, for a rule
     that is not written as it should be, one that comes twice, and a severity for a rule there is not.
@@ -82,7 +82,7 @@ def read_suite(folder: Path, severity: Mapping[str, RuleSeverity], *, where: str
     for file in files:
         for rule in _read_file(file):
             if rule.name in rules:
-                raise ConfigError(f"{file}: {rule.name}: a rule of this name is there already; give it another one")
+                raise ConfigError(f"{file}: {rule.name}: a rule of this name exists already; rename one of them")
             rules[rule.name] = rule
     for name in severity:
         if name not in rules:
@@ -107,7 +107,7 @@ def _read_file(file: Path) -> list[Rule]:
 
 
 def choose(rules: Iterable[Rule], *, pixels: bool, no_reference: str | None) -> tuple[list[Rule], list[Skipped]]:
-    """The rules that can be judged, and the others with the reason; `no_reference` says why there is no reference."""
+    """The rules that apply, and the skipped ones with the reason; `no_reference` says why there is no reference."""
     chosen: list[Rule] = []
     skipped: list[Skipped] = []
     for rule in rules:
@@ -123,7 +123,7 @@ def choose(rules: Iterable[Rule], *, pixels: bool, no_reference: str | None) -> 
 
 
 def check_columns(rule: Rule, columns: Iterable[str]) -> None:
-    """That the rule speaks of columns its table has. Raises :class:`ConfigError` naming the nearest one."""
+    """Check that the rule names columns of its table. Raises :class:`ConfigError` naming the nearest one."""
     known = list(columns)
     where = f"rule {rule.name}"
     if rule.column not in known:
@@ -131,8 +131,10 @@ def check_columns(rule: Rule, columns: Iterable[str]) -> None:
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(rule.found) if field is not None]
     except ValueError as error:
-        raise ConfigError(f"{where}: `found` is no format text: {error}") from None
+        raise ConfigError(f"{where}: `found` is not a valid format string: {error}") from None
     for field in fields:
         # Only columns, never their attributes or items: the text is data.
         if field not in known:
-            raise ConfigError(f"{where}: `found` names {field!r}, no column of {rule.table}{nearest(field, known)}")
+            raise ConfigError(
+                f"{where}: `found` names {field!r}, which is not a column of {rule.table}{nearest(field, known)}"
+            )

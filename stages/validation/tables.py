@@ -1,4 +1,4 @@
-"""The annotations of all splits as data frames, one row a record, with the columns the rules speak about.
+"""The annotations of all splits as data frames, one row per record, with the columns that rules use.
 
 Every frame has `row` (its own position) and `split`. Columns that compare records (uses of an id, references, overhang)
 are computed here, in whole-array arithmetic, so that the expectations stay simple and fast.
@@ -31,29 +31,29 @@ _EXTENSIONS = {
     "TIFF": {".tif", ".tiff"},
     "JPEG2000": {".jp2", ".j2k"},
 }
-"""File name endings by format, where they are not simply the format's name."""
+"""File extensions by format, if they differ from the format's name."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The data set as seven frames; each rule names one of them."""
+    """The data set as seven frames; each rule names one."""
 
     splits: pd.DataFrame
-    """One row a split: images, boxes (without crowds), categories."""
+    """One row per split: images, boxes (without crowds), categories."""
     categories: pd.DataFrame
-    """One row a category record: category_id, name, uses_of_id, uses_of_name, case_clash."""
+    """One row per category record: category_id, name, uses_of_id, uses_of_name, case_clash."""
     classes: pd.DataFrame
-    """One row a pair of id and name that any split lists: missing_from, and boxes in train, val, test."""
+    """One row per pair of id and name in any split: missing_from, and boxes in train, val, test."""
     images: pd.DataFrame
-    """One row an image record: image_id, file_name, width, height, what its file looked like, and what it repeats."""
+    """One row per image record: image_id, file_name, width, height, facts of its file, and the image it repeats."""
     annotations: pd.DataFrame
-    """One row an annotation record: ids, bbox, the image's size, and how the box lies in it."""
+    """One row per annotation record: ids, bbox, the image's size, and the position of the box in it."""
     balance: pd.DataFrame
-    """One row for val and for test: how far they are from train (see `statistics`)."""
+    """One row for val and for test: distances from train (see `statistics`)."""
     drift: pd.DataFrame
-    """One row a split: how far it is from the champion's; none without a reference."""
+    """One row per split: distances from the champion's data; empty without a reference."""
     statistics: Statistics
-    """The data in a few kilobytes."""
+    """Summary statistics, a few kilobytes."""
 
     def frame(self, table: str) -> pd.DataFrame:
         """The frame of a rule's `table`."""
@@ -67,7 +67,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Context:
-    """What the tables need to know besides the records."""
+    """Context of the records."""
 
     sha256: str = ""
     """Of the ingested data."""
@@ -161,7 +161,7 @@ def _column(records: list[dict[str, Any]], name: str) -> Int64s:
 
 
 def _uses(values: Sequence[Any] | NDArray[Any]) -> Int64s:
-    """For every value, how often it occurs."""
+    """Number of occurrences of every value."""
     import pandas as pd
 
     series = pd.Series(values)
@@ -169,7 +169,7 @@ def _uses(values: Sequence[Any] | NDArray[Any]) -> Int64s:
 
 
 def _positions(known: Int64s, wanted: Int64s) -> Int64s:
-    """Where each wanted id first stands among the known ones; -1 where it does not."""
+    """Position of each wanted id among the known ones (the first); -1 if missing."""
     unique, first = np.unique(known, return_index=True)
     if len(unique) == 0:
         return np.full(len(wanted), -1)
@@ -194,7 +194,7 @@ def _categories(split: str, coco: CocoAnnotations) -> pd.DataFrame:
 
 
 def _case_clashes(names: Sequence[str]) -> list[str | None]:
-    """For every name, an earlier one that differs from it in case only."""
+    """For every name, an earlier one that differs only in case."""
     first: dict[str, str] = {}
     earlier = [first.setdefault(name.casefold(), name) for name in names]
     return [other if other != name else None for name, other in zip(names, earlier, strict=True)]
@@ -256,13 +256,13 @@ def _images(split: str, coco: CocoAnnotations, checks: Sequence[ImageCheck]) -> 
     for column, values in _file_columns(names, checks).items():
         frame[column] = values
     matches = (width == frame["file_width"]) & (height == frame["file_height"])
-    # Missing where the file could not be decoded: that is another rule's finding.
+    # Missing if the file could not be decoded, which is another rule's finding.
     frame["size_matches"] = pd.Series(np.where(frame["file_width"].isna(), None, matches), dtype=object)
     return frame
 
 
 def _file_columns(names: Sequence[str], checks: Sequence[ImageCheck]) -> dict[str, pd.Series | NDArray[Any]]:
-    """What the files looked like."""
+    """Facts of the files."""
     import pandas as pd
 
     columns: dict[str, pd.Series | NDArray[Any]] = {
@@ -332,7 +332,7 @@ def _annotations(split: str, coco: CocoAnnotations) -> pd.DataFrame:
 
 
 def _shape(boxes: Float64s, sizes: Float64s, area: Float64s, crowd: NDArray[np.bool_]) -> dict[str, Float64s]:
-    """How large and how long a box is; NaN for crowds, and where box or image have no size to speak of."""
+    """Size and aspect of a box; NaN for crowds and for boxes or images without a valid size."""
     sides = boxes[:, 2:]
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         usable = (np.isfinite(sides) & (sides > 0)).all(axis=1) & ~crowd
@@ -348,7 +348,7 @@ def _shape(boxes: Float64s, sizes: Float64s, area: Float64s, crowd: NDArray[np.b
 
 
 def _overhang(boxes: Float64s, sizes: Float64s, finite: NDArray[np.bool_]) -> Float64s:
-    """How far a box reaches beyond its image, in pixels; NaN where the box or the image's size is unusable."""
+    """Overhang of a box beyond its image, in pixels; NaN if the size of either is invalid."""
     with np.errstate(over="ignore", invalid="ignore"):
         far = boxes[:, :2] + boxes[:, 2:] - sizes
         beyond = np.maximum(np.maximum(-boxes[:, :2], far).max(axis=1, initial=-np.inf), 0.0)

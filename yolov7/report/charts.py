@@ -1,4 +1,9 @@
-"""The charts of the report, as SVG text: no scripts, no fonts or libraries from elsewhere, sharp in print."""
+"""Charts as inline SVG: no scripts and no fonts, sharp in print, with hover texts, in light and dark mode.
+
+Own code rather than matplotlib, measured: its confusion matrix of 80 classes takes 5 s (0.02 s here) beside 0.5 to 4 s
+of import, its SVG has no hover texts or dark mode, carries a style for the whole page and `url(...)` references, reads
+`$` in class names as mathematics, and measures names in Chinese with a font that does not have them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
 from yolov7.evaluate.curves import PrecisionRecall
 from yolov7.evaluate.mistakes import Calibration
@@ -25,7 +31,7 @@ KIND_COLORS = {
 }
 
 
-def precision_recall(curves: PrecisionRecall) -> str:
+def precision_recall(curves: PrecisionRecall) -> Markup:
     """Mean curves at IoU 0.50 and over 0.50 to 0.95, and the classes' own at 0.50 behind them."""
     lines = [
         _line(curves.recall, row, "thin", title=name)
@@ -37,11 +43,11 @@ def precision_recall(curves: PrecisionRecall) -> str:
         _line(curves.recall, curves.mean_precision, "second", title="all classes, IoU 0.50 to 0.95"),
     ]
     keys = [("main", "IoU 0.50"), ("second", "IoU 0.50 to 0.95"), ("thin", "each class, IoU 0.50")]
-    return _square("recall", "precision", "".join(lines), keys)
+    return Markup(_square("recall", "precision", "".join(lines), keys))
 
 
-def reliability(found: Calibration) -> str:
-    """Share of right detections against score; on the diagonal, scores are probabilities. Areas tell how many."""
+def reliability(found: Calibration) -> Markup:
+    """Share of right detections by score; on the diagonal scores are probabilities. Areas show the counts."""
     points = []
     most = max(int(found.counts.max(initial=0)), 1)
     for count, score, share in zip(found.counts, found.mean_scores, found.precision, strict=True):
@@ -54,10 +60,10 @@ def reliability(found: Calibration) -> str:
             )
     (x1, y1), (x2, y2) = _place(0, 0), _place(1, 1)
     diagonal = f'<line class="grid" stroke-dasharray="4 3" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>'
-    return _square("score", "share that is right", diagonal + "".join(points), [])
+    return Markup(_square("score", "share that is right", diagonal + "".join(points), []))
 
 
-def kinds_bar(counts: Mapping[str, int]) -> str:
+def kinds_bar(counts: Mapping[str, int]) -> Markup:
     """One bar, cut by kind."""
     total = max(sum(counts.values()), 1)
     x, parts = 0.0, []
@@ -69,11 +75,15 @@ def kinds_bar(counts: Mapping[str, int]) -> str:
                 f"<title>{kind}: {count} ({count / total:.1%})</title></rect>"
             )
             x += width
-    return f'<svg class="bar" viewBox="0 0 700 26" role="img" aria-label="kinds of mistakes">{"".join(parts)}</svg>'
+    return Markup(
+        f'<svg class="bar" viewBox="0 0 700 26" role="img" aria-label="kinds of mistakes">{"".join(parts)}</svg>'
+    )
 
 
-def confusion(table: np.ndarray, class_names: Sequence[str]) -> str:
-    """Rows: what it is; columns: what was detected; shares of the row. `table` is (C + 1, C + 1), background last."""
+def confusion(table: np.ndarray, class_names: Sequence[str]) -> Markup:
+    """True classes by row, detected ones by column; colours are shares of the row. `table`: (C + 1, C + 1), background
+    last.
+    """
     names = [*class_names, "background"]
     columns = [*class_names, "missed"]
     cell = 26 if len(names) <= 30 else 12
@@ -112,7 +122,8 @@ def confusion(table: np.ndarray, class_names: Sequence[str]) -> str:
         )
     side = margin + size + 4
     style = "" if cell >= 20 else ' style="font-size:9px"'
-    return f'<svg class="confusion" viewBox="0 0 {side} {side}" width="{side}"{style} role="img">{"".join(parts)}</svg>'
+    svg = f'<svg class="confusion" viewBox="0 0 {side} {side}" width="{side}"{style} role="img">{"".join(parts)}</svg>'
+    return Markup(svg)
 
 
 def _short(name: str) -> str:
@@ -160,7 +171,7 @@ def _axes(x_name: str, y_name: str, x_ticks: np.ndarray, y_ticks: np.ndarray, co
 
 
 def _numbers(ticks: np.ndarray) -> list[tuple[float, str]]:
-    """Where each tick stands between the first and the last, and its number with as many decimals as they need."""
+    """Position of each tick between the first and the last (0 to 1), and its number with the decimals it needs."""
     step = float(ticks[1] - ticks[0])
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return [(float((tick - ticks[0]) / (ticks[-1] - ticks[0])), f"{tick:.{decimals}f}") for tick in ticks]
@@ -174,14 +185,14 @@ class Dot:
     x: float
     y: float
     low: float | None = None
-    """With `high`, where `y` lies: drawn as a line."""
+    """With `high`, the interval of `y`: drawn as a line."""
     high: float | None = None
 
 
-def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
-    """Named dots on two axes that begin at round numbers; nothing but a note where there is none."""
+def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> Markup:
+    """Named dots on two axes that begin at round numbers; a note if there are none."""
     if not dots:
-        return '<p class="small">Nothing to show.</p>'
+        return Markup('<p class="small">Nothing to show.</p>')
     x_ticks = _ticks([0.0, *(dot.x for dot in dots)])
     y_ticks = _ticks([value for dot in dots for value in (dot.y, dot.low, dot.high) if value is not None])
 
@@ -199,16 +210,16 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> str:
         words = escape(f"{dot.name}: {x_name} {dot.x:g}, {y_name} {dot.y:g}")
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>')
         parts.append(_label(dot.name, x, y, taken))
-    return _axes(x_name, y_name, x_ticks, y_ticks, "".join(parts))
+    return Markup(_axes(x_name, y_name, x_ticks, y_ticks, "".join(parts)))
 
 
 def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
-    """The name beside its dot, at the first place where nothing else stands; `taken` are (left, right, y) of that."""
+    """The name beside its dot, at the first free place; `taken` are (left, right, y) of what is drawn already."""
     text, width = _short(name), 6.5 * len(_short(name))
     sides = [x + 9] if x + 9 + width <= _LEFT + _SIDE else []
     sides += [x - 9 - width] if x - 9 - width >= _LEFT else []
     places = [(side, y + lower) for lower in (4, 18, -10, 32, -24, 46, -38) for side in sides or [_LEFT + 2]]
-    left, middle = next((one for one in places if _is_free(*one, width, taken)), places[0])
+    left, middle = next((place for place in places if _is_free(*place, width, taken)), places[0])
     taken.append((left, left + width, middle))
     return f'<text x="{left:.1f}" y="{middle:.1f}">{escape(text)}</text>'
 
@@ -220,7 +231,7 @@ def _is_free(left: float, y: float, width: float, taken: Sequence[tuple[float, f
 def _ticks(values: Sequence[float]) -> np.ndarray:
     """Round numbers, about five, that enclose the values."""
     low, high = min(values), max(values)
-    span = max(high - low, 1e-3 * abs(high), 1e-6)  # one value alone has a neighbourhood, too
+    span = max(high - low, 1e-3 * abs(high), 1e-6)  # a single value needs a span as well
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span / 5)
     first, last = math.floor(low / step), math.ceil(high / step)

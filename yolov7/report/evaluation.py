@@ -1,4 +1,4 @@
-"""The evaluation as one HTML file that opens from the file system without a network, prints, and sorts its table."""
+"""The evaluation as one HTML file: opens without a network, prints, and has sortable tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,27 +19,27 @@ from yolov7.evaluate.run import Evaluation
 from yolov7.evaluate.slices import Slice, image_slices, object_slices
 from yolov7.predict.draw import draw_boxes
 from yolov7.report import charts
-from yolov7.report.page import document, facts_table, number, table
+from yolov7.report.page import MISSING, figure, render
 
 _PICTURE_SIDE = 480
 
 _KINDS = {
     "right": "right",
-    "localisation": "badly placed: right class, IoU 0.1 to 0.5",
-    "class": "another class: IoU over 0.5 with an object of that",
-    "both": "badly placed and of another class",
-    "duplicate": "duplicate: the object was found already",
-    "background": "on nothing: IoU under 0.1 with every object",
-    "missed": "missed: an object that no detection points at",
+    "localisation": "poor box: right class, IoU 0.1 to 0.5",
+    "class": "wrong class: IoU over 0.5 with an object of another class",
+    "both": "poor box and wrong class",
+    "duplicate": "duplicate: the object was already found",
+    "background": "background: IoU under 0.1 with every object",
+    "missed": "missed: no detection points at the object",
 }
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything the page tells beside the COCO figures."""
+    """What the page shows beyond the COCO figures."""
 
     interval: Interval
-    """AP and its 95 % interval over images."""
+    """AP and its 95 % bootstrap interval over images."""
     f1: float
     """The highest, at `errors.confidence`."""
     errors: Errors
@@ -66,64 +66,44 @@ def render_report(
     *,
     pictures: int = 12,
 ) -> str:
-    """The page. `facts` (what was measured on what) stand under the title; of `pictures` images two thirds show the
-    most mistakes, the others show what works."""
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        facts_table(facts),
-        _figures(evaluation, analysis),
-        "<h2>Precision and recall</h2>",
-        _curves(evaluation, analysis),
-        "<h2>Mistakes</h2>",
-        _mistakes(analysis.errors),
-        "<h2>Classes</h2>",
-        _classes(evaluation, analysis.errors, index),
-        "<h2>What was taken for what</h2>",
-        _confusion(analysis.errors, index.class_names),
-        "<h2>Parts of the data</h2>",
-        _slices(analysis),
-        *_galleries(analysis.errors, index, pictures),
-    ]
-    return document(title, parts)
-
-
-def _figures(evaluation: Evaluation, analysis: Analysis) -> str:
-    items = [(name, number(value)) for name, value in evaluation.metrics.items()]
-    cells = "".join(f"<li><b>{value}</b>{name}</li>" for name, value in items)
-    interval = analysis.interval
-    return (
-        f'<ul class="figures">{cells}</ul><p>AP lies between <b>{interval.low:.3f}</b> and <b>{interval.high:.3f}</b> '
-        "with 95 % confidence (images drawn again with replacement). F1 is highest at the confidence "
-        f"{analysis.errors.confidence:.3f}: {analysis.f1:.3f}. Figures are pycocotools'; – where there is nothing to "
-        "measure.</p>"
+    """The page. `facts` stand under the title; two thirds of the `pictures` show the most mistakes, the others show
+    images without any."""
+    errors, error = analysis.errors, analysis.calibration.expected_error
+    return render(
+        "evaluation",
+        title=title,
+        facts=facts,
+        evaluation=evaluation,
+        analysis=analysis,
+        errors=errors,
+        precision_recall=charts.precision_recall(evaluation.curves),
+        reliability=charts.reliability(analysis.calibration),
+        calibration_error=None if math.isnan(error) else error,
+        kinds_bar=charts.kinds_bar(errors.counts),
+        kinds=_kinds(errors),
+        classes=_class_rows(evaluation, errors, index),
+        confusion=charts.confusion(errors.confusion, index.class_names),
+        slices=[
+            [part.group, part.name, f"{part.count:,}", part.figure, figure(part.value)] for part in analysis.slices
+        ],
+        galleries=_galleries(errors, index, pictures),
     )
 
 
-def _curves(evaluation: Evaluation, analysis: Analysis) -> str:
-    error = analysis.calibration.expected_error
-    words = "" if math.isnan(error) else f" On average they are {error:.3f} apart."
-    return (
-        f'<div class="two"><div>{charts.precision_recall(evaluation.curves)}</div>'
-        f"<div>{charts.reliability(analysis.calibration)}"
-        '<p class="small">Scores of at least 0.05 against the share of right detections (IoU 0.5).'
-        f"{words}</p></div></div>"
-    )
-
-
-def _mistakes(errors: Errors) -> str:
+def _kinds(errors: Errors) -> list[dict[str, Any]]:
     total = max(sum(errors.counts.values()), 1)
-    key = "".join(
-        f'<li><i style="background:{charts.KIND_COLORS[kind]}"></i>{escape(words)}: '
-        f"{errors.counts[kind]:,} ({errors.counts[kind] / total:.1%})</li>"
-        for kind, words in _KINDS.items()
-    )
-    return (
-        f"<p>Detections with a score of at least {errors.confidence:.3f}, and the objects they leave out.</p>"
-        f'{charts.kinds_bar(errors.counts)}<ul class="key">{key}</ul>'
-    )
+    return [
+        {
+            "says": says,
+            "color": charts.KIND_COLORS[kind],
+            "count": errors.counts[kind],
+            "share": errors.counts[kind] / total,
+        }
+        for kind, says in _KINDS.items()
+    ]
 
 
-def _classes(evaluation: Evaluation, errors: Errors, index: Index) -> str:
+def _class_rows(evaluation: Evaluation, errors: Errors, index: Index) -> list[list[str]]:
     confusion = errors.confusion
     rows = []
     curves = dict(zip(evaluation.curves.class_names, evaluation.curves.precision50, strict=True))
@@ -136,52 +116,33 @@ def _classes(evaluation: Evaluation, errors: Errors, index: Index) -> str:
         ap50 = float(np.mean(curves[name])) if name in curves else math.nan
         rows.append(
             [
-                escape(name),
+                name,
                 f"{objects:,}",
-                number(evaluation.per_class[name]),
-                number(ap50),
-                f"{right / objects:.1%}" if objects else "–",
-                f"{right / detections:.1%}" if detections else "–",
-                escape(other),
+                figure(evaluation.per_class[name]),
+                figure(ap50),
+                f"{right / objects:.1%}" if objects else MISSING,
+                f"{right / detections:.1%}" if detections else MISSING,
+                other,
             ]
         )
-    head = ["Class", "#Objects", "#AP", "#AP50", "#Found", "#Right of those detected", "Most often taken for"]
-    return table(head, rows, sorts=True)
+    return rows
 
 
-def _confusion(errors: Errors, class_names: Sequence[str]) -> str:
-    words = (
-        "<p>Each row is what an object is, each column what was detected there (IoU 0.5, right ones first). "
-        "The depth of the colour is the share of the row.</p>"
-    )
-    return f'{words}<div class="scroll">{charts.confusion(errors.confusion, class_names)}</div>'
-
-
-def _slices(analysis: Analysis) -> str:
-    rows = [[one.group, one.name, f"{one.count:,}", one.figure, number(one.value)] for one in analysis.slices]
-    words = (
-        "<p>Recall counts objects found at IoU 0.5 and the confidence above; AP is measured on the images of the part "
-        "alone, over the classes they show.</p>"
-    )
-    return words + table(["By", "Part", "#Objects or images", "Figure", "#Value"], [map(escape, row) for row in rows])
-
-
-def _galleries(errors: Errors, index: Index, pictures: int) -> list[str]:
+def _galleries(errors: Errors, index: Index, pictures: int) -> list[dict[str, Any]]:
     wrong = sorted((i for i in errors.images if i.mistakes), key=lambda i: (-i.mistakes, i.position))
     good = sorted(
         (i for i in errors.images if not i.mistakes and i.found.any()), key=lambda i: (-int(i.found.sum()), i.position)
     )
     best = good[: max(pictures // 3, pictures - len(wrong))]
-    parts = []
-    for title, chosen in (("Most mistakes", wrong[: pictures - len(best)]), ("Without a mistake", best)):
-        if chosen:
-            shown = "".join(_picture(index, image) for image in chosen)
-            parts.append(f'<h2>{title}</h2><p class="small">Truth on the left, detections on the right.</p>')
-            parts.append(f'<div class="pictures">{shown}</div>')
-    return parts
+    galleries = (("Most mistakes", wrong[: pictures - len(best)]), ("Without a mistake", best))
+    return [
+        {"title": title, "pictures": [_picture(index, image) for image in chosen]}
+        for title, chosen in galleries
+        if chosen
+    ]
 
 
-def _picture(index: Index, image: ImageErrors) -> str:
+def _picture(index: Index, image: ImageErrors) -> dict[str, str]:
     pixels = read_image(index.image_path(image.position))
     scale = min(1.0, _PICTURE_SIDE / max(pixels.shape[:2]))
     if scale < 1:
@@ -206,6 +167,5 @@ def _picture(index: Index, image: ImageErrors) -> str:
     if not done:
         raise OSError(f"image {index.image_id(image.position)} could not be written as JPEG")
     wrong = f"{image.mistakes} mistakes, " if image.mistakes else ""
-    caption = f"{escape(index.image_path(image.position).name)}: {wrong}{int(image.found.sum())} of {len(truth)} found"
-    source = base64.b64encode(data.tobytes()).decode("ascii")
-    return f'<figure><img alt="" src="data:image/jpeg;base64,{source}"><figcaption>{caption}</figcaption></figure>'
+    caption = f"{index.image_path(image.position).name}: {wrong}{int(image.found.sum())} of {len(truth)} found"
+    return {"caption": caption, "jpeg": base64.b64encode(data.tobytes()).decode("ascii")}

@@ -413,7 +413,7 @@ def test_without_image_checks_pixels_are_not_judged_but_missing_files_are(tmp_pa
         run(tmp_path, check_images=False)
     results = json.loads((tmp_path / "report/results.json").read_text())["results"]
     assert "image-decodes" not in [result["rule"] for result in results]
-    assert "were not judged" in (tmp_path / "report/index.html").read_text()
+    assert "were skipped" in (tmp_path / "report/index.html").read_text()
 
 
 def test_findings_are_limited_by_rule_and_the_count_stays_exact(tmp_path):
@@ -457,8 +457,8 @@ def made_tables(coco: CocoAnnotations, images: int):
         ({"expectation": "expect_column_values_to_be_betwen"}, "has no 'expect_column_values_to_be_betwen' (did you"),
         ({"arguments": {"min_value": 0, "minimum": 1}}, "arguments do not fit expect_column_values_to_be_between"),
         ({"arguments": {"min_value": "a"}}, "box-width-is-positive"),
-        ({"found": "{box_width.__class__}"}, "`found` names 'box_width.__class__', no column of annotations"),
-        ({"found": "{box_width"}, "`found` is no format text"),
+        ({"found": "{box_width.__class__}"}, "`found` names 'box_width.__class__', which is not a column of annotations"),
+        ({"found": "{box_width"}, "`found` is not a valid format string"),
         ({"found": "{file_name:.1f}"}, "`found` cannot show"),
         ({"expectation": "expect_table_row_count_to_equal", "arguments": {"value": 3}}, "box-width-is-positive"),
     ],
@@ -604,7 +604,7 @@ def test_severity_by_params_and_what_is_off_is_not_judged(tmp_path):
         ("- {name: a-rule, serverity: off}", "own.yaml: a-rule.serverity: unknown key (did you mean 'severity'?)"),
         ("rules: []", "own.yaml: a list of rules is expected"),
         ("- [", "own.yaml: not readable as YAML"),
-        ("DUPLICATE", "box-is-finite: a rule of this name is there already"),
+        ("DUPLICATE", "box-is-finite: a rule of this name exists already"),
     ],
 )
 def test_a_suite_that_is_not_written_as_it_should_be_is_refused_by_file_and_field(tmp_path, text, message):
