@@ -205,7 +205,7 @@ class Params(Group):
         """The user's own network that `network` names for this variant; None for one of the library's."""
         from yolov7.model.variants import find_variant
 
-        source = self.train_for(variant).network
+        source = merge(self.train, self.per_variant.get(variant, {})).get("network")
         return find_variant(variant, source=source) if source else None
 
     def train_for(self, variant: str) -> Train:
