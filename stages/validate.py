@@ -8,7 +8,6 @@ Otherwise the stage fails and says why.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from stages.dataset.layout import SPLITS, annotations_file, images_folder
 from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Params, Validation
-from stages.project.workspace import INGESTED
+from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT, dataset_document
 from stages.validation.check import Finding, Outcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
 from stages.validation.judge import Verdict, dropped_document, judge
@@ -34,8 +33,6 @@ from yolov7.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
-INDEX = Path("data/index")
-REPORT = Path("reports/validation")
 CACHE = Path(".state/image-checks.sqlite")
 """What decoding showed, by content: no output, because it changes no result."""
 
@@ -46,7 +43,7 @@ _FINDINGS_NAMED = 3
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """The stage: `validation` of params.yaml, the rules and the ingested data in, report and index out."""
-    validate(params.validation, INGESTED, REPORT, INDEX, cache=CACHE)
+    validate(params.validation, INGESTED, VALIDATION_REPORT, INDEX, cache=CACHE)
 
 
 def validate(
@@ -63,7 +60,7 @@ def validate(
     rules = read_suite(suite, parameters.severity, where="params.yaml: validation.severity")
     rules, skipped = choose(rules, pixels=parameters.check_images, no_reference=no_reference)
     splits = {split: read_coco(annotations_file(ingested, split)) for split in SPLITS}
-    dataset = _dataset_document(ingested)
+    dataset = dataset_document(ingested)
     checks = _check_files(splits, ingested, parameters.check_images, cache)
     context = Context(
         sha256=str(dataset.get("sha256")),
@@ -92,16 +89,6 @@ def _reference(suite: Path) -> tuple[Statistics | None, str | None]:
     if path.is_file():
         return read_statistics(path), None
     return None, f"there is no {path.as_posix()} to compare with (`python -m stages.data_reference` fetches it)"
-
-
-def _dataset_document(ingested: Path) -> dict[str, Any]:
-    path = ingested / "dataset.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError("no such file; run the ingest stage first", path=path) from None
-    except ValueError as error:
-        raise DataError(f"not readable ({error}); run the ingest stage again", path=path) from None
 
 
 def _check_files(

@@ -3,7 +3,7 @@
 Whatever the format was, the records are COCO's by now and are kept as they are. Images keep their bytes, except those
 with an EXIF orientation, which are stored upright, and those that programs decode in different ways (CMYK, more than 8
 bits, several pictures in a file, unusual formats), which are stored as plain 8-bit RGB: nothing after this stage has to
-ask. Those are decoded in processes of their own (`stages.images.pool`).
+ask. Those are decoded in processes of their own (`stages.images.plain`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.dataset.layout import SourceReport, annotations_file, images_folder
 from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
-from stages.images.pool import Job, run_jobs
+from stages.images.plain import Rewrite, rewrite_all
 from yolov7.data.formats.coco import CocoAnnotations, Record, write_coco
 from yolov7.data.formats.label_files import unsafe_name
 from yolov7.errors import DataError
@@ -102,8 +102,8 @@ def _copy_set(one: ImageSet, folder: Path, split: str) -> _Copied:
         ]
         _refuse_huge(files, one.coco.path)
         special = [file for file in files if not _is_plain(file.header)]
-        done = [answer.get("done", False) for answer in run_jobs([_job(file) for file in special])]
-        rewritten = [file for file, was_done in zip(special, done, strict=True) if was_done]
+        written = rewrite_all([_rewrite(file) for file in special])
+        rewritten = [file for file, done in zip(special, written, strict=True) if done]
         # What cannot be decoded is copied: validation names it.
         left = {file.target for file in files} - {file.target for file in rewritten}
         list(pool.map(lambda file: _copy_image(file, link=one.disposable), [f for f in files if f.target in left]))
@@ -131,7 +131,7 @@ def _refuse_huge(files: Sequence[_File], path: Path) -> None:
     raise DataError(f"{message}; cut or scale them down, or remove them", path=path)
 
 
-def _job(file: _File) -> Job:
+def _rewrite(file: _File) -> Rewrite:
     """Have an image written as it is meant to be seen.
 
     Which way is up follows from the annotations: where they were drawn on the pixels as stored (the record's size is
@@ -141,13 +141,7 @@ def _job(file: _File) -> Job:
     if header is not None and header.lies_on_its_side:
         size = (file.record["width"], file.record["height"])
         as_stored = size == (header.width, header.height) != (header.height, header.width)
-    return {
-        "task": "plain",
-        "source": str(file.source),
-        "target": str(file.target),
-        "as_stored": as_stored,
-        "format": None if header is None else header.format,
-    }
+    return Rewrite(file.source, file.target, None if header is None else header.format, as_stored)
 
 
 def _copy_image(file: _File, *, link: bool) -> None:

@@ -17,6 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from stages.dataset.image_set import ImageSet, locate
 from stages.images.near_duplicates import difference_hashes, near_pairs
 from stages.project.params_data import Split
@@ -112,25 +116,17 @@ def _field_keys(one: ImageSet, field: str) -> list[str | None]:
 
 
 def _joined(count: int, ties: Sequence[tuple[int, int, str]]) -> list[Unit]:
-    """Connected images (union-find with path halving)."""
-    parent = list(range(count))
-
-    def root(position: int) -> int:
-        while parent[position] != position:
-            parent[position] = parent[parent[position]]
-            position = parent[position]
-        return position
-
-    for first, second, _ in ties:
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
+    """The connected components of images, in the order of their first image."""
+    firsts, seconds = [first for first, _, _ in ties], [second for _, second, _ in ties]
+    graph = coo_array((np.ones(len(ties), np.int8), (firsts, seconds)), shape=(count, count))
+    labels = connected_components(graph, directed=False)[1].tolist()
     members: dict[int, list[int]] = defaultdict(list)
-    for position in range(count):
-        members[root(position)].append(position)
+    for position, label in enumerate(labels):
+        members[label].append(position)
     reasons: dict[int, set[str]] = defaultdict(set)
     for first, _, reason in ties:
-        reasons[root(first)].add(reason)
-    return [Unit(tuple(group), tuple(sorted(reasons[start]))) for start, group in members.items()]
+        reasons[labels[first]].add(reason)
+    return [Unit(tuple(group), tuple(sorted(reasons[label]))) for label, group in members.items()]
 
 
 def _classes(coco: CocoAnnotations) -> dict[int, set[int]]:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.images.header import MAX_PIXELS, read_header
-from stages.images.pool import run_jobs
+from stages.images.sandbox import Died, breaks_out, run_limited
 
 BITS = 128
 _CELLS = 8
+_PER_PROCESS = 16
 _BLOCK = 2048
 """Hashes compared with each other at a time: 4 million pairs, some 100 MB."""
 
@@ -31,9 +32,12 @@ def difference_hashes(paths: Sequence[Path]) -> list[Hash | None]:
 
     They are decoded in processes with limits. Raises :class:`DataError` naming an image that breaks out of them.
     """
-    answers = run_jobs([{"task": "hash", "source": str(path)} for path in paths])
-    found = (answer.get("hash") for answer in answers)
-    return [None if value is None else np.frombuffer(bytes.fromhex(value), np.uint64) for value in found]
+    hashes: list[Hash | None] = []
+    for path, value in zip(paths, run_limited(difference_hash, paths, per_process=_PER_PROCESS), strict=True):
+        if isinstance(value, Died):
+            raise breaks_out(path, value)
+        hashes.append(value)
+    return hashes
 
 
 def difference_hash(path: Path) -> Hash | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BeforeValidator, Field
 
 from stages.project.params_data import Data, check_address, check_data
+from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
 from yolov7.errors import ConfigError
@@ -187,9 +189,9 @@ class Params(Group):
     validation: Validation = Validation()
     """What the data must satisfy."""
     train: dict[str, Any] = Field(default_factory=dict)
-    """Training parameters of every variant (yolov7.config.Train)."""
+    """Training parameters of every variant as written (yolov7.config.Train); `trainings` holds them parsed."""
     per_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """What one variant does otherwise: training parameters by variant name."""
+    """Training parameters that differ for one variant, as written, by variant name."""
     export: Export = Export()
     """Export and verification."""
     evaluate: Evaluate = Evaluate()
@@ -201,6 +203,11 @@ class Params(Group):
     flow: Flow = Flow()
     """Orchestration."""
 
+    @cached_property
+    def trainings(self) -> Mapping[str, Train]:
+        """Training parameters by variant: its preset, then `train`, then `per_variant`; parsed once."""
+        return {variant: self._training(variant) for variant in self.variants}
+
     def network_for(self, variant: str) -> Network | None:
         """The user's own network that `network` names for this variant; None for one of the library's."""
         from yolov7.model.variants import find_variant
@@ -209,7 +216,10 @@ class Params(Group):
         return find_variant(variant, source=source) if source else None
 
     def train_for(self, variant: str) -> Train:
-        """Training parameters of one variant: preset, then `train`, then `per_variant`."""
+        """Training parameters of one variant of `variants`."""
+        return self.trainings[variant]
+
+    def _training(self, variant: str) -> Train:
         values = merge(self.train, self.per_variant.get(variant, {}))
         return train_parameters(values, where=f"params.yaml: train (with per_variant.{variant})")
 
@@ -222,7 +232,7 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file; run from the project's root, where params.yaml lies") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{file}: not readable as YAML: {in_one_line(error, 300)}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{file}: a mapping of groups is expected, for example `train:`")
     params = parse(Params, values, where=str(file))
@@ -231,7 +241,7 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
 
 
 def _check(params: Params, file: Path) -> None:
-    """What one field alone cannot tell."""
+    """Check what one field alone cannot tell. Raises :class:`ConfigError` naming the key."""
     from yolov7.model import list_variants
 
     if not params.variants:
@@ -246,9 +256,8 @@ def _check(params: Params, file: Path) -> None:
     for name in params.per_variant:
         if name not in known:
             raise ConfigError(f"{file}: per_variant: unknown variant {name!r}{nearest(name, known)}")
-    train_parameters(params.train, where=f"{file}: train")
-    for name in params.variants:
-        params.train_for(name)
+    train_parameters(params.train, where=f"{file}: train")  # a mistake there is not one of a variant
+    _ = params.trainings
     check_data(params.data, where=f"{file}: data")
     if params.flow.state_remote.startswith("s3:"):
         check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))

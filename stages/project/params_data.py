@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -29,6 +29,15 @@ class Digits(Group):
     """Fewest and most digits on an image."""
     digit_size: tuple[float, float] = (0.1, 0.35)
     """Smallest and largest side of a digit, as a share of the image side."""
+
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for a range that is not one."""
+        low, high = self.digits_per_image
+        if not 1 <= low <= high:
+            raise ConfigError(f"{where}.digits_per_image: give fewest and most, for example [1, 6]")
+        small, large = self.digit_size
+        if not 0.0 < small <= large <= 1.0:
+            raise ConfigError(f"{where}.digit_size: give smallest and largest share, for example [0.1, 0.35]")
 
 
 class CocoSplit(Group):
@@ -90,6 +99,10 @@ class Sets(Group, Generic[S]):
             )
         return given
 
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` where sets are missing or exclude each other."""
+        self.given(where)
+
 
 class Coco(Sets[CocoSplit]):
     """A COCO-format data set of yours: an image folder and an annotation json per set."""
@@ -134,14 +147,30 @@ class Split(Group):
     group_field: str | None = None
     """Field of the image records (COCO); images with the same value stay together."""
 
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for shares that do not add up and a pattern that does not compile."""
+        if abs(self.train + self.val + self.test - 1.0) > 1e-6:
+            raise ConfigError(f"{where}: train, val and test must add up to 1")
+        try:
+            re.compile(self.group_pattern or "")
+        except re.error as error:
+            raise ConfigError(f"{where}.group_pattern: not a regular expression: {error}") from None
+
 
 class Remote(Group):
-    """A data set that is brought here first. `coco`, `voc` or `yolo` then says where its parts are inside."""
+    """A data set that is fetched first. `coco`, `voc` or `yolo` then says where its parts are inside."""
+
+    schemes: ClassVar[tuple[str, ...]] = ("http", "https")
+    """Schemes that `url` may have."""
 
     url: str
     """Its address, without credentials: those come from the environment (docs/data.md)."""
     format: Literal["coco", "voc", "yolo"] = "coco"
-    """Format of what is brought; data.folder plays no part in where its files are looked for."""
+    """Format of the fetched data; its files are looked for inside it, not in data.folder."""
+
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for an address that is not one, or that holds a password."""
+        check_address(self.url, where=f"{where}.url", schemes=self.schemes)
 
 
 class Http(Remote):
@@ -156,6 +185,8 @@ class Http(Remote):
 class S3(Remote):
     """All objects below a prefix of a bucket: `s3://bucket/prefix`."""
 
+    schemes: ClassVar[tuple[str, ...]] = ("s3",)
+
     endpoint: str | None = None
     """Address of a server other than Amazon's; AWS_ENDPOINT_URL does the same."""
     anonymous: bool = False
@@ -169,6 +200,10 @@ class Coco2017(Group):
 
     url: str = "http://images.cocodataset.org"
     """A mirror with the same archives under the same paths; their checksums are known."""
+
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for an address that is not one, or that holds a password."""
+        check_address(self.url, where=f"{where}.url", schemes=Remote.schemes)
 
 
 class Data(Group):
@@ -197,44 +232,31 @@ class Data(Group):
 
 
 def check_data(data: Data, *, where: str) -> None:
-    """What the fields of `data` cannot tell one by one. Raises :class:`ConfigError`."""
-    kind: str = data.source
-    if kind in ("http", "s3"):
-        remote: Remote | None = getattr(data, kind)
-        if remote is None:
-            raise ConfigError(f"{where}.{kind}: needed with `source: {kind}`; see docs/data.md")
-        check_address(remote.url, where=f"{where}.{kind}.url", schemes=("s3",) if kind == "s3" else ("http", "https"))
-        kind = remote.format
-    elif kind == "coco2017":
-        check_address(data.coco2017.url, where=f"{where}.coco2017.url", schemes=("http", "https"))
-    if kind in ("coco", "voc", "yolo"):
-        sets: Coco | Voc | Yolo | None = getattr(data, kind)
-        if sets is None:
-            raise ConfigError(f"{where}.{kind}: needed with `source: {data.source}`; see datasets/README.md")
-        sets.given(f"{where}.{kind}")
-    low, high = data.digits.digits_per_image
-    if not 1 <= low <= high:
-        raise ConfigError(f"{where}.digits.digits_per_image: give fewest and most, for example [1, 6]")
-    small, large = data.digits.digit_size
-    if not 0.0 < small <= large <= 1.0:
-        raise ConfigError(f"{where}.digits.digit_size: give smallest and largest share, for example [0.1, 0.35]")
-    split = data.split
-    if abs(split.train + split.val + split.test - 1.0) > 1e-6:
-        raise ConfigError(f"{where}.split: train, val and test must add up to 1")
-    try:
-        re.compile(split.group_pattern or "")
-    except re.error as error:
-        raise ConfigError(f"{where}.split.group_pattern: no regular expression: {error}") from None
+    """Check what the fields of `data` cannot tell one by one. Raises :class:`ConfigError` naming the key."""
+    source = required(data, data.source, where=where)
+    source.check(f"{where}.{data.source}")
+    if isinstance(source, Remote):
+        required(data, source.format, where=where).check(f"{where}.{source.format}")
+    data.digits.check(f"{where}.digits")
+    data.split.check(f"{where}.split")
+
+
+def required(data: Data, name: str, *, where: str = "data") -> Any:
+    """The group `name` of `data`. Raises :class:`ConfigError` where it is missing."""
+    group = getattr(data, name)
+    if group is None:
+        raise ConfigError(f"{where}.{name}: needed with `source: {data.source}`; see docs/data.md")
+    return group
 
 
 def check_address(url: str, *, where: str, schemes: tuple[str, ...]) -> None:
-    """An address has one of the schemes and a host or bucket, and holds no password: params.yaml goes into git."""
+    """Raise :class:`ConfigError` for an address without scheme or host, or with a password: params.yaml is in git."""
     try:
         parts = urlsplit(url)
         host, secret = parts.hostname, parts.username or parts.password
     except ValueError as error:
-        raise ConfigError(f"{where}: no address: {error}") from None
+        raise ConfigError(f"{where}: not an address: {error}") from None
     if parts.scheme not in schemes or not host:
-        raise ConfigError(f"{where}: {url!r} is no address of the form {schemes[0]}://...")
+        raise ConfigError(f"{where}: {url!r} is not an address of the form {schemes[0]}://...")
     if secret:
-        raise ConfigError(f"{where}: take user name and password out of the address; see docs/data.md for the places")
+        raise ConfigError(f"{where}: remove user name and password from the address; docs/data.md says where they go")

@@ -22,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from stages.project.folders import gigabytes, remove
+from stages.project.redaction import in_one_line
+from yolov7.data.formats.coco import is_utf8
 from yolov7.data.formats.label_files import unsafe_name
 from yolov7.errors import DataError
 
@@ -83,10 +85,10 @@ def _unpack(archive: Path, folder: Path, budget: _Budget) -> int:
             with archive.open("rb") as plain:
                 return _unpack_tar(archive, plain, folder, budget)
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, struct.error) as error:
-        message = f"the archive is damaged ({' '.join(str(error).split())}); fetch or pack it again"
+        message = f"the archive is damaged ({in_one_line(error, 160)}); fetch or pack it again"
         raise DataError(message, path=archive) from None
     except (RecursionError, UnicodeError, ValueError, NotImplementedError) as error:
-        message = f"the archive is not readable ({' '.join(str(error).split())}); pack it again"
+        message = f"the archive is not readable ({in_one_line(error, 160)}); pack it again"
         raise DataError(message, path=archive) from None
     except OSError as error:
         raise DataError(f"cannot be unpacked: {error.strerror or error}", path=archive) from None
@@ -114,7 +116,7 @@ class _Budget:
         if reason is not None:
             raise self.refusal(name, f"{reason.partition(';')[0]}: it would leave the folder or go by another name")
         path = PurePosixPath(name)
-        if not _is_text(name) or len(os.fsencode(path.name)) > 255:
+        if not is_utf8(name) or "\0" in name or len(os.fsencode(path.name)) > 255:
             raise self.refusal(name, "has a name that is not UTF-8 or too long; rename it")
         self.written += size
         if self.written > self.limits.total:
@@ -148,14 +150,6 @@ class _Budget:
         """The error for a member."""
         shown = name if len(name) <= 120 else name[:117] + "..."
         return DataError(reason, path=self.archive, record=f"member {shown!r}")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in name
 
 
 def _write(source: IO[bytes], target: Path, size: int) -> bool:

@@ -22,7 +22,8 @@ import requests
 import urllib3
 
 from stages.project.folders import gigabytes, require_space
-from stages.project.redaction import redacted
+from stages.project.redaction import in_one_line, redacted
+from stages.sources.progress import Progress
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
 
@@ -36,7 +37,6 @@ _LONGEST_PAUSE = 30.0
 _TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and without a byte."""
 _PIECE = 1 << 20
-_REPORT_EVERY = 5.0
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that another attempt may better."""
 
@@ -159,11 +159,11 @@ class _Transfer:
                 self._remember(response, total)
                 self._append(response, start, total)
         except requests.exceptions.SSLError as error:
-            raise DataError(f"no secure connection: {_words(error)}", path=self.one.shown) from None
+            raise DataError(f"no secure connection: {in_one_line(error, 160)}", path=self.one.shown) from None
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-            raise _Again(f"the connection failed ({_words(error)})") from None
+            raise _Again(f"the connection failed ({in_one_line(error, 160)})") from None
         except requests.RequestException as error:
-            raise DataError(f"cannot be fetched: {_words(error)}", path=self.one.shown) from None
+            raise DataError(f"cannot be fetched: {in_one_line(error, 160)}", path=self.one.shown) from None
 
     def _headers(self, offset: int) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity"}  # the bytes as they lie there, or lengths would mean nothing
@@ -238,7 +238,7 @@ class _Transfer:
     def _append(self, response: requests.Response, start: int, total: int | None) -> None:
         if total is not None:
             require_space(self.folder, total - start + self.spare(total), self._purpose(total))
-        progress = _Progress(self.one.name, start, total)
+        progress = Progress(self.one.name, have=start, total=total)
         mode = "ab" if start else "wb"
         with self.part.open(mode) as file:
             for piece in response.raw.stream(_PIECE, decode_content=False):
@@ -293,28 +293,3 @@ def _read_note(path: Path) -> Known | None:
         return Known(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-
-
-class _Progress:
-    """A line every few seconds."""
-
-    def __init__(self, name: str, have: int, total: int | None):
-        self.name, self.have, self.total = name, have, total
-        self._from, self._since = have, time.monotonic()
-        self._said = self._since
-
-    def add(self, count: int) -> None:
-        self.have += count
-        now = time.monotonic()
-        if now - self._said < _REPORT_EVERY:
-            return
-        self._said = now
-        speed = (self.have - self._from) / (now - self._since)
-        whole = "" if self.total is None else f" of {gigabytes(self.total)}"
-        logger.info("%s: %s%s, %.1f MB/s", self.name, gigabytes(self.have), whole, speed / 1e6)
-
-
-def _words(error: Exception) -> str:
-    """The innermost cause, in a line: requests wraps urllib3, which wraps the system."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else text[:157] + "..."

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from stages.images.header import read_header
+from yolov7.data.formats.coco import is_utf8
 from yolov7.data.formats.label_files import read_text, text_lines
 from yolov7.errors import DataError
 
@@ -40,7 +41,7 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
         inside = PurePosixPath(os.path.relpath(folder, root).replace(os.sep, "/"))
         found += [str(inside / name) for name in files if name.lower().endswith(tuple(suffixes)) and name[0] != "."]
     for name in found:
-        if not _is_text(name):
+        if not is_utf8(name):
             raise DataError(f"the file name {name!r} is not UTF-8; rename the file", path=root)
         path = root / name
         if not path.is_file():
@@ -48,14 +49,6 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
         if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
             raise DataError("is a link that leaves its folder; bring the file itself", path=path)
     return sorted(found)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:

@@ -1,13 +1,12 @@
-"""Data sets that are somewhere else: brought to this machine, then read like any folder.
+"""Data sets on other machines: fetched, then read like any folder.
 
-What is fetched lies under `.state/downloads`, outside DVC's outputs, so that an ingest that was killed goes on with it.
+Downloads are kept in `.state/downloads`, outside DVC's outputs, so that a killed ingest resumes them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.project.folders import remove, require_space
-from stages.project.params_data import Coco, Coco2017, CocoSplit, Data
+from stages.project.params_data import S3, Coco, Coco2017, CocoSplit, Data, Http, required
 from stages.sources.archive import unpack
 from stages.sources.http import Download, fetch, read_note
-from yolov7.errors import ConfigError
 from yolov7.files import write_json
 
-logger = logging.getLogger(__name__)
-
-DOWNLOADS = Path(".state/downloads")
 _UNPACKED = "unpacked.json"
-"""Says which archives `files` holds; written when it holds all of them."""
+"""Names the archives that `files` holds; written once it holds all of them."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +29,10 @@ class Fetched:
 
     data: Data
     """As if its source had been the folder."""
-    origin: dict[str, Any]
-    """Where it came from, for dataset.json."""
+    origin: dict[str, Any] | None
+    """Where it came from, for dataset.json; None for data of this machine."""
     disposable: bool
-    """Its files are no longer needed once they were taken over."""
+    """Its files are not needed after the ingest."""
 
 
 # Sizes and checksums as in tensorflow_datasets (url_checksums/coco.txt, Apache-2.0).
@@ -54,33 +49,37 @@ COCO2017 = (
 
 
 @contextmanager
-def fetched(data: Data, downloads: Path = DOWNLOADS) -> Iterator[Fetched | None]:
-    """Bring what `data` names; None where it names nothing remote.
+def fetch_archive(data: Data, downloads: Path) -> Iterator[Fetched]:
+    """The archive that `data.http` names, unpacked; the unpacked files are removed on a clean exit."""
+    http: Http = required(data, "http")
+    archives = [Download(http.url, http.size, http.sha256)]
+    with _unpacked(archives, downloads / _place(http.url)) as (folder, origin):
+        yield Fetched(_local(data, http.format, folder), {"archives": origin}, disposable=True)
 
-    On a clean exit, unpacked files are removed; the archives they came from, and copies of buckets, are kept.
-    Raises :class:`DataError` for everything that goes wrong on the way (`stages.sources.http`, `archive`, `s3_source`).
-    """
-    if data.source == "http" and data.http is not None:
-        one = data.http
-        place = downloads / _place(one.url)
-        with _unpacked([Download(one.url, one.size, one.sha256)], place) as (folder, origin):
-            local = data.model_copy(update={"source": one.format, "folder": str(folder)})
-            yield Fetched(local, {"archives": origin}, disposable=True)
-    elif data.source == "coco2017":
-        with _unpacked(coco2017_archives(data.coco2017), downloads / "coco2017") as (folder, origin):
-            local = data.model_copy(update={"source": "coco", "folder": str(folder), "coco": _COCO2017_LAYOUT})
-            yield Fetched(local, {"archives": origin}, disposable=True)
-    elif data.source == "s3" and data.s3 is not None:
-        from stages.sources.s3 import bring_prefix
 
-        folder = downloads / _place(data.s3.url)
-        found = bring_prefix(data.s3, folder)
-        local = data.model_copy(update={"source": data.s3.format, "folder": str(folder)})
-        yield Fetched(local, {"url": data.s3.url, "objects": found.objects, "bytes": found.size}, disposable=False)
-    elif data.source in ("http", "s3"):
-        raise ConfigError(f"data.{data.source}: needed with `source: {data.source}`")
-    else:
-        yield None
+@contextmanager
+def fetch_coco2017(data: Data, downloads: Path) -> Iterator[Fetched]:
+    """The official archives of COCO 2017, unpacked; the unpacked files are removed on a clean exit."""
+    with _unpacked(coco2017_archives(data.coco2017), downloads / "coco2017") as (folder, origin):
+        local = _local(data, "coco", folder).model_copy(update={"coco": _COCO2017_LAYOUT})
+        yield Fetched(local, {"archives": origin}, disposable=True)
+
+
+@contextmanager
+def fetch_prefix(data: Data, downloads: Path) -> Iterator[Fetched]:
+    """A mirror of the prefix that `data.s3` names; it stays for the next call."""
+    from stages.sources.s3 import mirror_prefix
+
+    s3: S3 = required(data, "s3")
+    folder = downloads / _place(s3.url)
+    mirrored = mirror_prefix(s3, folder)
+    origin = {"url": s3.url, "objects": mirrored.objects, "bytes": mirrored.size}
+    yield Fetched(_local(data, s3.format, folder), origin, disposable=False)
+
+
+def _local(data: Data, source: str, folder: Path) -> Data:
+    """`data` as if its source had been `folder`."""
+    return data.model_copy(update={"source": source, "folder": str(folder)})
 
 
 _COCO2017_LAYOUT = Coco(
@@ -92,26 +91,28 @@ _COCO2017_LAYOUT = Coco(
 def coco2017_archives(parameters: Coco2017) -> list[Download]:
     """The official archives on the server that `parameters` names."""
     base = parameters.url.rstrip("/")
-    return [Download(base + one.url, one.size, one.sha256) for one in COCO2017]
+    return [Download(base + archive.url, archive.size, archive.sha256) for archive in COCO2017]
 
 
 def _place(url: str) -> str:
-    """A folder name of its own for every address; queries, which may be secrets that change, do not count."""
+    """A folder name per address, without its query: that may be a secret, and change."""
     address = url.partition("?")[0].rstrip("/")
     return f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{Download(address).name}"
 
 
 @contextmanager
 def _unpacked(archives: Sequence[Download], place: Path) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-    """A folder with the content of all archives, and what they were; removed on a clean exit."""
+    """Yield a folder with the content of all archives, and their origin; remove the folder on a clean exit."""
     place.mkdir(parents=True, exist_ok=True)
-    # Before the first byte: room for all archives and for what is in them. Images unpack to about their archive's size.
-    total = sum(one.size or 0 for one in archives)
-    there = sum(path.stat().st_size for one in archives for path in place.glob(f"{one.name}*"))
+    # Before the first byte: room for all archives and their content. Images unpack to about their archive's size.
+    total = sum(archive.size or 0 for archive in archives)
+    there = sum(path.stat().st_size for archive in archives for path in place.glob(f"{archive.name}*"))
     inside = 0 if (place / "files").is_dir() else total
     require_space(place, total - there + inside, "fetching and unpacking this data set")
-    paths = [fetch(one, place, spare=lambda size: size) for one in archives]
-    origin = [{"url": one.shown, "sha256": read_note(path).sha256} for one, path in zip(archives, paths, strict=True)]
+    paths = [fetch(archive, place, spare=lambda size: size) for archive in archives]
+    origin = [
+        {"url": archive.shown, "sha256": read_note(path).sha256} for archive, path in zip(archives, paths, strict=True)
+    ]
     files, note = place / "files", place / _UNPACKED
     if not _is_unpacked(files, note, origin):
         note.unlink(missing_ok=True)

@@ -11,13 +11,10 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from stages.validation.images import ImageCheck
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +22,40 @@ _ROOT = Path(__file__).parents[2]
 _CODE = (
     "stages/images/header.py",
     "stages/images/near_duplicates.py",
+    "stages/images/sandbox.py",
     "stages/validation/images.py",
     "yolov7/data/decode.py",
 )
 """Code that an entry depends on, as well as on the bytes."""
 _BATCH = 500
 """Entries per write, so that an interrupted run keeps what it has decoded."""
+
+
+@dataclass(frozen=True)
+class ImageCheck:
+    """The result of decoding one image file."""
+
+    exists: bool
+    sha256: str | None = None
+    """Of the bytes; None where they could not be read or were not looked at."""
+    defect: str | None = None
+    """Why the pixels cannot be trusted."""
+    complaint: str | None = None
+    """A message of the decoder although it delivered every pixel."""
+    width: int | None = None
+    """Of the decoded image, upright; None where there is none."""
+    height: int | None = None
+    format: str | None = None
+    """As Pillow names it: JPEG, PNG."""
+    mode: str | None = None
+    """How the pixels are stored, as Pillow names it: RGB, L, CMYK, I;16."""
+    is_animated: bool | None = None
+    brightness: float | None = None
+    """Mean of the grey image, 0 to 255."""
+    contrast: float | None = None
+    """Standard deviation of the grey image."""
+    hash: str | None = None
+    """Difference hash, hexadecimal (see `stages.images.near_duplicates`)."""
 
 
 class ImageCache:

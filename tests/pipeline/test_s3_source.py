@@ -17,7 +17,7 @@ import pytest
 from stages.ingest import ingest
 from stages.project.params_data import S3, Data
 from stages.sources import s3 as s3_source
-from stages.sources.s3 import bring_prefix
+from stages.sources.s3 import mirror_prefix
 from tests.pipeline.servers import s3_credentials, s3_server
 from tests.unit.stages.test_ingest import image, picture, write_source
 from yolov7.errors import DataError
@@ -122,7 +122,7 @@ def test_a_bucket_is_ingested_by_the_endpoint_of_the_environment(bucket, tmp_pat
 
 def test_only_what_has_changed_is_fetched_and_what_is_gone_is_removed(bucket, tmp_path):
     put(bucket.folder, set__a=b"1" * 10, set__b__c=b"2" * 10, set__old=b"3", set__empty=b"")
-    mirrored = bring_prefix(source(bucket), tmp_path / "m")
+    mirrored = mirror_prefix(source(bucket), tmp_path / "m")
     assert (mirrored.objects, mirrored.size) == (4, 21)
     kept = (tmp_path / "m/a").stat().st_ino
     changed = bucket.folder / "set/b/c"
@@ -130,17 +130,17 @@ def test_only_what_has_changed_is_fetched_and_what_is_gone_is_removed(bucket, tm
     os.utime(changed, (2_000_000_000, 2_000_000_000))
     (bucket.folder / "set/old").unlink()
     put(bucket.folder, set__old__new=b"5")
-    bring_prefix(source(bucket), tmp_path / "m")
+    mirror_prefix(source(bucket), tmp_path / "m")
     assert found(tmp_path / "m") == {"a": b"1" * 10, "b/c": b"4" * 10, "old/new": b"5", "empty": b""}
     assert (tmp_path / "m/a").stat().st_ino == kept and not (tmp_path / "m.parts").exists()
 
 
-def test_an_object_goes_on_where_its_connection_was_cut(bucket, tmp_path):
+def test_an_object_arrives_whole_although_its_connection_is_cut(bucket, tmp_path):
     content = os.urandom(3_000_000)
     put(bucket.folder, set__big=content)
     cuts = [1_500_000, 700_000]
     with cutting(bucket.store.port, cuts) as url:
-        bring_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m", pause=lambda seconds: None)
+        mirror_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m")
     assert cuts == [] and found(tmp_path / "m") == {"big": content}
 
 
@@ -150,38 +150,53 @@ def test_what_was_fetched_before_a_failure_is_not_fetched_again(bucket, tmp_path
     monkeypatch.setattr(s3_source, "_ATTEMPTS", 1)
     with (
         cutting(bucket.store.port, [2_000_000, *[0] * 99]) as url,
-        pytest.raises(DataError, match=r"run it again to go on|cannot be read"),
+        pytest.raises(DataError, match=r"run it again to resume|cannot be read"),
     ):
-        bring_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m", pause=lambda seconds: None)
-    (part,) = (tmp_path / "m.parts").iterdir()
-    assert found(tmp_path / "m") == {"a": b"first"} and 0 < part.stat().st_size < len(content)
+        mirror_prefix(source(bucket, endpoint=url, parallel=1), tmp_path / "m")
+    assert found(tmp_path / "m") == {"a": b"first"}
+    put(tmp_path, **{"m.parts__left": b"by a killed run"})
     asked: list[str | None] = []
-    append = s3_source._append
-    monkeypatch.setattr(s3_source, "_append", lambda *given: (asked.append(given[2].key), append(*given)))
-    bring_prefix(source(bucket), tmp_path / "m")
+    fetch = s3_source._fetch
+    monkeypatch.setattr(s3_source, "_fetch", lambda *given: (asked.append(given[2].key), fetch(*given)))
+    mirror_prefix(source(bucket), tmp_path / "m")
     assert asked == ["set/big"] and found(tmp_path / "m") == {"a": b"first", "big": content}
+    assert not (tmp_path / "m.parts").exists()
+
+
+def test_an_object_that_changes_after_it_was_listed_is_refused(bucket, tmp_path, monkeypatch):
+    put(bucket.folder, set__a=b"1" * 10)
+    missing = s3_source._missing
+
+    def changed(*given: object) -> list[object]:
+        put(bucket.folder, set__a=b"2" * 11)
+        return missing(*given)
+
+    monkeypatch.setattr(s3_source, "_missing", changed)
+    with pytest.raises(DataError, match=r"set/a: the object has changed since it was listed; run it again"):
+        mirror_prefix(source(bucket), tmp_path / "m")
+    assert found(tmp_path / "m") == {}
 
 
 def test_a_wrong_secret_no_bucket_and_an_empty_prefix_are_told_apart(bucket, tmp_path, monkeypatch):
     put(bucket.folder, set__a=b"1")
     with pytest.raises(DataError, match="nothing below this prefix"):
-        bring_prefix(source(bucket, "/other"), tmp_path / "m")
+        mirror_prefix(source(bucket, "/other"), tmp_path / "m")
     with pytest.raises(DataError, match=r"refuses \(NoSuchBucket\): correct the bucket's name"):
-        bring_prefix(S3(url="s3://no-such-bucket/set", endpoint=bucket.store.url), tmp_path / "m")
+        mirror_prefix(S3(url="s3://no-such-bucket/set", endpoint=bucket.store.url), tmp_path / "m")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(DataError, match=r"refuses \((SignatureDoesNotMatch|AccessDenied|403)\)"):
-        bring_prefix(source(bucket), tmp_path / "m")
+        mirror_prefix(source(bucket), tmp_path / "m")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(DataError, match="no credentials: set AWS_ACCESS_KEY_ID"):
-        bring_prefix(source(bucket), tmp_path / "m")
+        mirror_prefix(source(bucket), tmp_path / "m")
 
 
 def test_too_little_space_is_found_before_the_first_object(bucket, tmp_path, monkeypatch):
     put(bucket.folder, set__a=b"1" * 3_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
     with pytest.raises(DataError, match=r"needs 6\.0 MB of disk space; 5\.0 MB are free"):
-        bring_prefix(source(bucket), tmp_path / "m")
+        mirror_prefix(source(bucket), tmp_path / "m")
     assert found(tmp_path / "m") == {}
 
 
@@ -190,7 +205,7 @@ def test_too_little_space_is_found_before_the_first_object(bucket, tmp_path, mon
     [
         (["set/../../x"], r"leaves the image folder"),
         (["set//x"], "an absolute path"),
-        (["set/a//x"], "is no plain path"),
+        (["set/a//x"], "is not a plain path"),
         (["set/a\\x"], "Windows path"),
         (["set/a", "set/a/x"], "a is an object too"),
     ],

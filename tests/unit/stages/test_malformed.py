@@ -12,8 +12,6 @@ import os
 import random
 import signal
 import struct
-import threading
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.images import pool as image_pool
+from stages.images import sandbox
 from stages.images.header import read_header
-from stages.images.pool import _Worker, run_jobs
+from stages.images.near_duplicates import difference_hashes
+from stages.images.sandbox import Died, breaks_out, run_limited
 from stages.ingest import ingest
 from stages.project.params_data import Data
 from tests.unit.stages.sources.test_sources import put, voc_data, xml, yolo_data
@@ -429,34 +428,50 @@ def test_names_that_differ_in_case_only_are_noted(coco, tmp_path):
 
 
 def test_an_image_that_takes_too_much_processor_time_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_pool, "SECONDS", 0.01)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.01)
     noise = np.random.default_rng(0).integers(0, 256, (2500, 2500, 3), np.uint8)
     assert cv2.imwrite(str(tmp_path / "slow.png"), noise)
     with pytest.raises(DataError, match=r"slow\.png.*took more processor time than one image may.*remove the image"):
-        image_pool.run_jobs([{"task": "hash", "source": str(tmp_path / "slow.png")}])
+        difference_hashes([tmp_path / "slow.png"])
 
 
-def test_a_process_that_ends_over_an_image_names_it(tmp_path):
-    with pytest.raises(DataError, match=r"strange\.jpg: the process .* ended \(exit code 1\)"):
-        run_jobs([{"task": "a task there is not", "source": "strange.jpg"}])
-    waits = tmp_path / "waits.jpg"
-    os.mkfifo(waits)
-    worker = _Worker()
-    said: list[str] = []
+def misbehave(how: str) -> str:
+    """In the sandbox: what a decoder may do to its process."""
+    if how == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "exit":
+        os._exit(3)
+    if how == "raise":
+        raise LookupError(how)
+    if how == "take memory":
+        return str(len(bytearray(8 << 30)))
+    if how == "be ended":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.write(1, b"to the terminal")  # goes nowhere
+    return how
 
-    def ask() -> None:
-        try:
-            worker.ask({"task": "plain", "source": str(waits)})
-        except DataError as error:
-            said.append(str(error))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    while worker._process is None:
-        time.sleep(0.01)
-    worker._process.send_signal(signal.SIGKILL)
-    thread.join()
-    assert said[0].startswith(f"{waits}: the process that decoded this image was ended by the system")
+def test_the_sandbox_names_every_item_that_ends_its_process_and_answers_the_others(capfd):
+    items = ["fine", "crash", "exit", "raise", "also fine", "take memory", "be ended", "fine again"]
+    results = dict(zip(items, run_limited(misbehave, items, per_process=2), strict=True))
+    fine = {item for item, result in results.items() if not isinstance(result, Died)}
+    assert fine == {"fine", "also fine", "fine again"} and all(results[item] == item for item in fine)
+    assert {item: result.why for item, result in results.items() if isinstance(result, Died)} == {
+        "crash": "crashed (SIGSEGV)",
+        "exit": "ended (exit code 3)",
+        "raise": "ended (exit code 1)",
+        "take memory": "takes more than 1024 MiB of memory",
+        "be ended": "was ended by the system, probably for lack of memory",
+    }
+    assert capfd.readouterr().out == ""
+    named = str(breaks_out(Path("a.jpg"), Died("crashed (SIGSEGV)")))
+    assert named.startswith("a.jpg: the process that decoded this image crashed (SIGSEGV); remove the image")
+
+
+def test_processes_that_do_not_start_are_an_error_of_one_line(monkeypatch):
+    monkeypatch.setattr(sandbox, "_serve", os._exit)
+    with pytest.raises(DataError, match="the processes that decode images do not start"):
+        list(run_limited(misbehave, ["fine"], per_process=1))
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

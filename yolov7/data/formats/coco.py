@@ -62,10 +62,11 @@ def _is_number(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     # A zero byte ends a path early and a lone surrogate cannot be written as UTF-8.
-    return type(value) is str and value != "" and (value.isascii() or _is_encodable(value)) and "\0" not in value
+    return type(value) is str and value != "" and (value.isascii() or is_utf8(value)) and "\0" not in value
 
 
-def _is_encodable(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Whether a text, a file name for example, can be written as UTF-8: lone surrogates cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

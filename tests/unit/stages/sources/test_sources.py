@@ -243,7 +243,7 @@ def test_a_missing_folder_is_named_with_its_key(yolo, tmp_path):
             "give `train` and `val`",
         ),
         ({"split": {"train": 0.9}}, "must add up to 1"),
-        ({"split": {"group_pattern": "("}}, "no regular expression"),
+        ({"split": {"group_pattern": "("}}, "not a regular expression"),
     ],
 )
 def test_parameters_that_do_not_fit_each_other_are_refused(tmp_path, values, words):

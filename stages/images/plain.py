@@ -1,0 +1,100 @@
+"""Rewrite an image as every program reads it: upright, 8 bits, RGB, one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from stages.images.header import MAX_PIXELS
+from stages.images.sandbox import Died, breaks_out, clear_complaints, complaints, run_limited
+from yolov7.data.decode import decode_image
+from yolov7.errors import DataError
+
+_PER_PROCESS = 16
+_JPEG_QUALITY = 95
+_LOSSLESS_WEBP = 101
+_ENCODINGS: dict[str | None, tuple[str, list[int]]] = {
+    "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]),
+    "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, _LOSSLESS_WEBP]),
+    "bmp": (".bmp", []),
+    "tiff": (".tiff", []),
+}
+_PNG: tuple[str, list[int]] = (".png", [])
+"""For all other formats: nothing is lost, and every program reads it."""
+
+Result = Literal["written", "damaged", "too large"]
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One image file to rewrite."""
+
+    source: Path
+    target: Path
+    format: str | None
+    """Of the source (`stages.images.header`); it is kept where every program reads it."""
+    as_stored: bool = False
+    """Keep the pixels as they are stored, and drop the EXIF orientation instead of applying it."""
+
+
+def rewrite_all(images: Sequence[Rewrite]) -> list[bool]:
+    """Write every target, in processes with limits; False where the source is damaged and nothing was written.
+
+    Raises :class:`DataError` naming an image that breaks the limits or its decoder.
+    """
+    written: list[bool] = []
+    for image, result in zip(images, run_limited(rewrite, images, per_process=_PER_PROCESS), strict=True):
+        if isinstance(result, Died):
+            raise breaks_out(image.source, result)
+        if result == "too large":
+            message = f"the image claims more pixels than are decoded ({MAX_PIXELS:,}); remove it, or save it smaller"
+            raise DataError(message, path=image.source)
+        written.append(result == "written")
+    return written
+
+
+def rewrite(image: Rewrite) -> Result:
+    """Write one target. Runs under :func:`run_limited`."""
+    data = image.source.read_bytes()
+    clear_complaints()
+    try:
+        pixels = decode_image(data)
+    except DataError as error:
+        return _judge(error.__context__)
+    # Decoders fill holes with grey and only say so: rewritten, the image would pass for a whole one.
+    if "premature" in complaints().lower():
+        return "damaged"
+    if image.as_stored:
+        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if stored is None or stored.shape[:2] == pixels.shape[:2]:
+            return "damaged"  # the decoder turns images of this format whatever it is told
+        pixels = stored.astype(np.uint8, copy=False)
+    else:
+        cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR, dst=pixels)
+    try:
+        _encode(pixels, image)
+    except cv2.error as error:
+        return _judge(error)
+    return "written"
+
+
+def _encode(pixels: cv2.typing.MatLike, image: Rewrite) -> None:
+    extension, settings = _ENCODINGS.get(image.format, _PNG)
+    encoded, content = cv2.imencode(extension, pixels, settings)
+    if not encoded:
+        raise MemoryError  # the only thing that an encoder can lack for a decoded image
+    image.target.write_bytes(content.tobytes())
+
+
+def _judge(error: BaseException | None) -> Result:
+    """Whether a decoder gave up because of the image's size: other defects are for validation to report."""
+    if not isinstance(error, cv2.error):
+        return "damaged"
+    if error.code == cv2.Error.StsNoMem:
+        raise MemoryError from None
+    return "too large" if "MAX_IMAGE" in error.err else "damaged"  # OpenCV's own limits, which the sandbox sets
