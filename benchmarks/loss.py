@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolov7.loss import create_criterion
+from yolov7.config import AnchorLoss
+from yolov7.loss import anchor_criterion
 
 P5 = [[(12, 16), (19, 36), (40, 28)], [(36, 75), (76, 55), (72, 146)], [(142, 110), (192, 243), (459, 401)]]
 P6 = [
@@ -91,7 +92,7 @@ def median(call: Callable[[], float], repeats: int) -> float:
 
 
 def measure(case: Case, repeats: int) -> tuple[float, float, int]:
-    criterion = create_criterion(case.model(), image_size=case.side, assigner=case.assigner)  # type: ignore[arg-type]
+    criterion = anchor_criterion(case.model(), AnchorLoss(assigner=case.assigner), image_size=case.side)  # type: ignore[arg-type]
     maps, targets = case.maps(), case.targets()
 
     def forward() -> float:

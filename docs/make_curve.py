@@ -1,6 +1,6 @@
 """A training's curve as a picture: `python docs/make_curve.py models/V/train/history.csv docs/images/NAME.svg`.
 
-Validation AP and AP50 by epoch, and the two parts of the loss below. matplotlib comes with DVC and MLflow.
+Validation AP and AP50 by epoch, and the parts of the loss below. matplotlib comes with DVC and MLflow.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def main() -> None:
     plt.rcParams.update({"svg.hashsalt": "curve", "svg.fonttype": "none", "font.size": 9})
     with args.history.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    losses = [name for name in rows[0] if name.startswith("train/")]
     figure, (above, below) = plt.subplots(2, 1, figsize=(7, 4.4), sharex=True, layout="constrained")
-    for axes, names in ((above, ("val/AP", "val/AP50")), (below, ("train/box", "train/objectness"))):
+    for axes, names in ((above, ("val/AP", "val/AP50")), (below, losses)):
         for name in names:
             points = [(int(row["epoch"]) + 1, float(row[name])) for row in rows if row.get(name)]
             axes.plot(*zip(*points, strict=True), marker="." if "val" in name else None, label=name)

@@ -22,7 +22,7 @@ from stages.training.run import TrainingRun
 from yolov7.device import choose_device
 from yolov7.errors import YoloError
 from yolov7.train.distributed import Processes, is_echo, join_processes, local_rank
-from yolov7.train.loop import Outcome
+from yolov7.train.records import Outcome
 
 
 def main(params: Params, args: argparse.Namespace) -> None:

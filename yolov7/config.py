@@ -1,19 +1,21 @@
-"""Typed parameters of the library, and the presets published with the method.
+"""Typed parameters of the library.
 
-Every group is a frozen pydantic model that refuses unknown keys; :func:`parse` turns a mapping (a subtree of
-`params.yaml`) into a group and reports a mistake as one line that names the key and the nearest known one.
-Defaults are those of the published p5 hyper-parameter set (reference: training sheet, section 1).
+Every group is a frozen pydantic model that refuses unknown keys. :func:`parse` turns a mapping (a subtree of
+`params.yaml`) into a group and reports a mistake in one line, with the key and the nearest known one.
+Defaults are those of YOLOv7's published p5 hyper-parameters (training sheet, section 1); the other published sets are
+in :mod:`yolov7.presets`. :func:`train_parameters` lays what the user gave over a preset.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, SerializeAsAny, ValidationError
 
 from yolov7.errors import ConfigError
+from yolov7.errors import nearest as nearest  # importers move to yolov7.errors
+from yolov7.presets import PRESETS
 
 
 class Group(BaseModel):
@@ -22,8 +24,16 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class AddedLater:
+    """Marks a field, `Annotated[float, AddedLater()]`, that revisions before it did not have.
+
+    At its default it stays out of a run's identity (:func:`identity_of`), so that a run begun before the upgrade is
+    still the same run.
+    """
+
+
 class Augment(Group):
-    """What happens to a training sample (training sheet, section 4). Probabilities are per sample."""
+    """Augmentation of a training sample (training sheet, section 4). Probabilities are per sample."""
 
     mosaic: float = Field(default=1.0, ge=0.0, le=1.0)
     """Probability of building a sample from several images."""
@@ -40,7 +50,9 @@ class Augment(Group):
     translate: float = Field(default=0.2, ge=0.0, le=0.9)
     """Translation is uniform in plus or minus this share of the output side."""
     scale: float = Field(default=0.9, ge=0.0, lt=1.0)
-    """Scale is uniform in [1 - scale, 1.1 + scale]."""
+    """Scale is uniform in [1 - scale, 1 + scale_surplus + scale]."""
+    scale_surplus: Annotated[float, AddedLater()] = Field(default=0.1, ge=0.0, le=1.0)
+    """How much further the scale may rise than fall, as published for YOLOv7."""
     shear: float = Field(default=0.0, ge=0.0, lt=90.0)
     """Shear per axis is uniform in plus or minus this many degrees."""
     perspective: float = Field(default=0.0, ge=0.0, le=0.001)
@@ -61,8 +73,12 @@ class Augment(Group):
     """Probability of pasting cut-out objects of other images (needs polygons; does nothing without)."""
 
 
-class Loss(Group):
-    """Assignment and loss (training sheet, sections 3 and 6 to 8)."""
+class LossParameters(Group):
+    """Base of the parameters of assignment and loss. Each kind of head has a subclass and names it."""
+
+
+class AnchorLoss(LossParameters):
+    """Assignment and loss of an anchor head (training sheet, sections 3 and 6 to 8)."""
 
     assigner: Literal["ota", "plain"] = "ota"
     """`ota`: dynamic matching by cost; `plain`: every candidate cell is a positive."""
@@ -92,6 +108,10 @@ class Loss(Group):
     """Decode the auxiliary head's boxes with the bounded decoder, as published (architecture sheet, section 7)."""
 
 
+Loss = AnchorLoss
+"""The name of revisions with one kind of head."""
+
+
 class Optimizer(Group):
     """Optimiser, warm-up and schedule (training sheet, section 2)."""
 
@@ -103,6 +123,8 @@ class Optimizer(Group):
     """The schedule ends at learning_rate times this."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """Shape of the decay, stepped once per epoch."""
+    linear_reaches_end: Annotated[bool, AddedLater()] = True
+    """The linear decay reaches final_factor in the last epoch; false: one epoch later, as the cosine does."""
     momentum: float = Field(default=0.937, ge=0.0, lt=1.0)
     """SGD momentum, or Adam's beta1."""
     weight_decay: float = Field(default=0.0005, ge=0.0)
@@ -135,8 +157,8 @@ class Ema(Group):
 class Train(Group):
     """One training run. `preset` names the published set that fills whatever is not given."""
 
-    preset: str = "p5"
-    """p5, p6, tiny, finetune or small."""
+    preset: str = ""
+    """A set of yolov7.presets, for example `small`; empty: the recipe that the variant was published with."""
     network: str = ""
     """A network of your own, as MODULE:FUNCTION (docs/variants.md); empty: the variant's name says which."""
     epochs: int = Field(default=300, ge=1)
@@ -178,6 +200,8 @@ class Train(Group):
     """Validate after every this many epochs, and after the last."""
     evaluate_rectangular: bool = False
     """Validate on batches of similar shape with little border instead of squares (training sheet, section 9)."""
+    evaluate_iou: Annotated[float, AddedLater()] = Field(default=0.65, gt=0.0, le=1.0)
+    """IoU threshold of the non-maximum suppression in validation, as published (section 9)."""
     patience: int = Field(default=0, ge=0)
     """Stop after this many epochs without a better validation AP (0: never)."""
     checkpoint_minutes: float = Field(default=10.0, ge=0.0)
@@ -192,43 +216,13 @@ class Train(Group):
     """Stop after this many unreadable training images in one epoch."""
     augment: Augment = Augment()
     """What happens to a sample."""
-    loss: Loss = Loss()
-    """Assignment and loss."""
+    loss: SerializeAsAny[LossParameters] = AnchorLoss()
+    """Assignment and loss: the group of the variant's head (:class:`AnchorLoss` for YOLOv7)."""
     optimizer: Optimizer = Optimizer()
     """Optimiser, warm-up and schedule."""
     ema: Ema = Ema()
     """Averaged weights."""
 
-
-# The published files (training sheet, section 1). `small` is ours, for data sets of hundreds of images: the published
-# gains shrink the class loss with the class count and the objectness loss with the image area, and its SGD schedule
-# is made for 300 epochs of COCO; on little data both starve the network.
-PRESETS: dict[str, dict[str, Any]] = {
-    "p5": {},
-    "p6": {"image_size": 1280, "optimizer": {"final_factor": 0.2}},
-    "tiny": {
-        "optimizer": {"final_factor": 0.01},
-        "loss": {"classification": 0.5, "objectness": 1.0},
-        "augment": {"translate": 0.1, "scale": 0.5, "mixup": 0.05, "paste_in": 0.05},
-    },
-    "finetune": {"augment": {"scale": 0.5, "mixup": 0.0, "paste_in": 0.0}},
-    "small": {
-        "optimizer": {
-            "name": "adamw",
-            "learning_rate": 0.002,
-            "final_factor": 0.02,
-            "momentum": 0.9,
-            "nominal_batch": 16,
-            "warmup_iterations": 100,
-            "warmup_momentum": 0.9,
-            "warmup_bias_learning_rate": 0.0,
-        },
-        "loss": {"objectness": 1.0, "classification": 0.3, "scale_gains": False},
-        "augment": {"translate": 0.1, "scale": 0.5, "mixup": 0.0, "paste_in": 0.0},
-        "ema": {"decay": 0.998, "ramp": 200.0},
-        "cache": "ram",
-    },
-}
 
 G = TypeVar("G", bound=Group)
 
@@ -244,14 +238,79 @@ def parse(group: type[G], values: Mapping[str, Any] | None, *, where: str) -> G:
         raise ConfigError("; ".join(_explain(group, item, where) for item in error.errors())) from None
 
 
-def train_parameters(values: Mapping[str, Any] | None, *, where: str = "params.yaml: train") -> Train:
-    """Parameters of a run: the named preset, with whatever `values` gives laid over it, key by key."""
+LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss}
+"""The loss group of each family in :data:`yolov7.presets.PRESETS`."""
+
+
+def train_parameters(
+    values: Mapping[str, Any] | None, *, where: str = "params.yaml: train", recipe: str = "p5"
+) -> Train:
+    """Parameters of a run: a preset, with whatever `values` gives laid over it key by key.
+
+    `recipe` is the preset the variant was published with. It is used where `values` names none, and its family is the
+    one whose presets and loss parameters are valid here. Raises :class:`ConfigError`.
+    """
     given = dict(values or {})
-    name = given.get("preset", "p5")
-    if name not in PRESETS:
-        raise ConfigError(f"{where}.preset: {name!r} is not a preset{nearest(str(name), list(PRESETS))}")
-    parse(Train, given, where=where)  # so that a mistake is reported as the user wrote it
-    return parse(Train, merge(PRESETS[name], given), where=where)
+    family = next((family for family, presets in PRESETS.items() if recipe in presets), "")
+    if not family:
+        raise ConfigError(f"{where}: {recipe!r} is not a recipe{nearest(recipe, _preset_names())}")
+    name = given.get("preset", "")
+    if name == "":
+        name = given["preset"] = recipe
+    presets, group = PRESETS[family], LOSSES[family]
+    if not isinstance(name, str) or name not in presets:
+        raise ConfigError(f"{where}.preset: {_unknown_preset(str(name), family)}")
+    # What was given is checked alone first, so that a mistake is reported as the user wrote it.
+    parse(Train, _with_loss(given, group, where), where=where)
+    return parse(Train, _with_loss(merge(presets[name], given), group, where), where=where)
+
+
+def _with_loss(values: Mapping[str, Any], group: type[LossParameters], where: str) -> dict[str, Any]:
+    """`values` with `loss` as the family's group. Anything but a mapping is left for :class:`Train` to refuse."""
+    loss = values.get("loss", {})
+    if isinstance(loss, LossParameters):
+        if not isinstance(loss, group):
+            raise ConfigError(f"{where}.loss: {group.__name__} is expected here, got {type(loss).__name__}")
+        return dict(values)
+    return {**values, "loss": parse(group, loss, where=f"{where}.loss") if isinstance(loss, Mapping) else loss}
+
+
+def _unknown_preset(name: str, family: str) -> str:
+    """What is wrong with a preset that the family does not have."""
+    others = [other for other, presets in PRESETS.items() if name in presets]
+    if others:
+        known = ", ".join(PRESETS[family])
+        return f"{name!r} is a preset of {others[0]} and does not fit a network of {family} (known: {known})"
+    return f"{name!r} is not a preset{nearest(name, list(PRESETS[family]))}"
+
+
+def _preset_names() -> list[str]:
+    return [name for presets in PRESETS.values() for name in presets]
+
+
+def recipe_loss(group: type[LossParameters], recipe: str) -> dict[str, Any]:
+    """The loss parameters that `recipe` sets otherwise than the defaults of `group`; none if it is another group's."""
+    for family, presets in PRESETS.items():
+        if recipe in presets and LOSSES[family] is group:
+            return dict(presets[recipe].get("loss", {}))
+    return {}
+
+
+def identity_of(group: Group) -> dict[str, Any]:
+    """The parameters as plain values (JSON types), for a run's identity.
+
+    A field marked :class:`AddedLater` is left out while it is at its default: the identity of a run then equals the
+    one that revisions before the field gave it.
+    """
+    values = group.model_dump(mode="json")
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if isinstance(value, Group):
+            values[name] = identity_of(value)
+        later = any(isinstance(mark, AddedLater) for mark in field.metadata)
+        if later and value == field.get_default(call_default_factory=True):
+            del values[name]
+    return values
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,12 +321,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(present, Mapping) and isinstance(value, Mapping)
         result[key] = merge(present, value) if both else value  # type: ignore[arg-type]
     return result
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """` (did you mean 'x'?)`, or a list of what is known where nothing is near; made to end an error message."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"
 
 
 def _explain(group: type[Group], item: Any, where: str) -> str:

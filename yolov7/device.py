@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import DTypeLike
 
 from yolov7 import memory
 from yolov7.errors import ConfigError
@@ -41,6 +43,11 @@ def choose_device(name: str = "auto", *, local_rank: int | None = None) -> torch
     return device
 
 
+def constant(values: Any, dtype: DTypeLike, device: torch.device) -> torch.Tensor:
+    """Numbers, nested sequences of them included, as a tensor on the device."""
+    return torch.from_numpy(np.asarray(values, dtype=dtype)).to(device)
+
+
 def distributed_backend(device: torch.device) -> str:
     """What carries messages between processes: for tensors on the CPU, and for those on `device`."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -48,6 +55,11 @@ def distributed_backend(device: torch.device) -> str:
 
 def has_native_sync_batchnorm(device: torch.device) -> bool:
     """Whether `torch.nn.SyncBatchNorm` works there."""
+    return device.type == "cuda"
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Whether page-locked memory makes copies to the device faster."""
     return device.type == "cuda"
 
 

@@ -5,7 +5,9 @@ The command line prints them in one line and exits with code 2; everything else 
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Sequence
 
 
 class YoloError(Exception):
@@ -41,3 +43,12 @@ class ModelError(YoloError):
 
 class TrainingError(YoloError):
     """Training cannot go on: a resume that does not fit, too many bad batches or images, no memory, no disk."""
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The end of an error message about an unknown word.
+
+    ` (did you mean 'x'?)`, or ` (known: x, y, z)` if no known word is close.
+    """
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else f" (known: {', '.join(known)})"

@@ -18,14 +18,12 @@ from stages.registry.journal import RunJournal
 from yolov7.config import Train
 from yolov7.device import peak_memory_gib
 from yolov7.files import atomic_path, write_json, write_text
-from yolov7.train.loop import Outcome
+from yolov7.train.records import Outcome, loss_parts
 from yolov7.train.summary import as_markdown, as_text, facts
 
 log = logging.getLogger(__name__)
 
 PICTURES = "epoch-*-batch-*.jpg"
-_PART = "train/"
-"""Prefix of the history's columns that hold the loss, part by part."""
 
 
 def write_outputs(out: Path, outcome: Outcome, train: Train, device: torch.device, *, variant: str) -> None:
@@ -76,8 +74,8 @@ def record_outputs(out: Path, journal: RunJournal, *, variant: str, key: str, se
 
 def _curves(history: Sequence[Mapping[str, float]]) -> list[dict[str, float | str]]:
     """One row per epoch and curve: `dvc plots` draws a panel per curve from them."""
-    parts = [name.removeprefix(_PART) for name in history[0] if name.startswith(_PART)]
-    titles = {**{f"{_PART}{part}": f"{part} loss" for part in parts}, "learning_rate": "learning rate"}
+    titles = {f"train/{part}": f"{part} loss" for part in loss_parts(history[0])}
+    titles["learning_rate"] = "learning rate"
     return [
         {"epoch": row["epoch"], "curve": title, "value": row[name]} for name, title in titles.items() for row in history
     ]

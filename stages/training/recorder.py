@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 from stages.registry.journal import RunJournal
-from yolov7.train.loop import StepReport, Trainer
 from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
+from yolov7.train.records import StartReport, StepReport
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,9 @@ class Recorder:
     def __init__(self, journal: RunJournal, folder: Path, class_names: tuple[str, ...]):
         self.journal, self.folder, self.class_names = journal, folder, class_names
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, report: StartReport) -> None:
         """Reopen a run that had ended: stopped on request, or failed."""
-        if not trainer.position.finished:
+        if not report.finished:
             self.journal.reopen()
 
     def assigned(self, batch: AssignedBatch) -> None:

@@ -25,8 +25,9 @@ from yolov7.config import Train
 from yolov7.model import ModelMetadata
 from yolov7.train.distributed import Processes
 from yolov7.train.initial import initial_model
-from yolov7.train.loop import Outcome, Trainer
+from yolov7.train.loop import Trainer
 from yolov7.train.progress import ProgressDisplay
+from yolov7.train.records import Outcome
 from yolov7.train.state import StateFolder, prune
 
 log = logging.getLogger(__name__)

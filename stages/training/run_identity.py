@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from yolov7.config import Train
+from yolov7.config import Train, identity_of
 from yolov7.errors import ConfigError, TrainingError
 from yolov7.files import sha256_file
 from yolov7.model.spec_json import network_to_json
@@ -28,7 +28,7 @@ _NOT_IDENTITY = (
 
 def run_identity(variant: str, train: Train, data: dict[str, Any], weights: str | None) -> dict[str, Any]:
     """Network, parameters that change the result, data (`dataset.json`) and start weights by their sha256."""
-    parameters = {k: v for k, v in train.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    parameters = {k: v for k, v in identity_of(train).items() if k not in _NOT_IDENTITY}
     # A user's own network may change behind its name.
     network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
     return {"variant": variant, "network": network, "train": parameters, "data": data["sha256"], "weights": weights}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from yolov7.assign import COARSE, FINE, OtaAssigner, PlainAssigner, Targets
-from yolov7.loss import create_criterion
+from yolov7.config import AnchorLoss
+from yolov7.loss import anchor_criterion
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 SIDE, IMAGES = 128, 3
@@ -44,7 +45,7 @@ def case(request):
 
 
 def criterion(case):
-    return create_criterion(case.model, image_size=SIDE, assigner=case.kind, scale_gains=False)
+    return anchor_criterion(case.model, AnchorLoss(assigner=case.kind, scale_gains=False), image_size=SIDE)
 
 
 def rows(array):
@@ -132,9 +133,8 @@ def test_the_maps_of_the_lead_head_alone_give_its_part_of_the_loss(case):
         pytest.skip("there is no auxiliary head")
     both = criterion(case)(case.raw, case.targets)
     lead = criterion(case)(case.raw[: case.levels], case.targets)
-    alone = create_criterion(case.model, image_size=SIDE, scale_gains=False, auxiliary_weight=0.0)(
-        case.raw, case.targets
-    )
+    options = AnchorLoss(scale_gains=False, auxiliary_weight=0.0)
+    alone = anchor_criterion(case.model, options, image_size=SIDE)(case.raw, case.targets)
     assert lead.total.item() == pytest.approx(alone.total.item(), rel=1e-6)
     assert lead.total < both.total
 

@@ -373,7 +373,7 @@ def test_a_full_disk_keeps_the_state_and_another_machine_ends_with_the_same_bits
     shutil.rmtree(small)
     done = stage(elsewhere, *train)
     assert done.returncode == 0, done.stderr
-    assert "holds a newer state (iteration" in done.stderr and "going on from epoch" in done.stderr
+    assert "holds a newer state (iteration" in done.stderr and "resuming at epoch" in done.stderr
     for name in ("best.safetensors", "last.safetensors"):
         ours, theirs = (load_file(one / "models" / VARIANT / "train" / name) for one in (elsewhere, straight))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name

@@ -122,7 +122,7 @@ def test_killed_again_and_again_equals_undisturbed(straight, tmp_path):
         assert 0 < kill_after_a_save(folder, random_source, sent, workers) < 18
     done = stage(folder, "stages.train", "--variant", VARIANT)
     assert done.returncode == 0, done.stderr
-    assert "going on from epoch" in done.stderr
+    assert "resuming at epoch" in done.stderr
     assert_same_result(straight, folder)
     # A finished training is not repeated.
     shutil.rmtree(folder / "models")

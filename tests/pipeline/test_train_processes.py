@@ -60,7 +60,7 @@ def test_one_of_two_killed_both_start_again_and_learn_what_one_alone_learns(tmp_
     finally:
         if both.poll() is None:
             both.kill()
-    assert "going on from epoch" in log.read_text()
+    assert "resuming at epoch" in log.read_text()
     together = history(folder)
     assert [row["epoch"] for row in together] == [row["epoch"] for row in alone]
     # Sums run in another order. A fresh network gives nearly the same answer everywhere, so that after a few steps the

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from yolov7.config import AnchorLoss, parse
+from yolov7.loss import AnchorCriterion, anchor_criterion
+
 ANCHORS = [[(12, 16), (19, 36), (40, 28)], [(36, 75), (76, 55), (72, 146)], [(142, 110), (192, 243), (459, 401)]]
 PLACES = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)]
 
@@ -27,6 +30,11 @@ class Head:
 
 def head(classes=5, *, auxiliary=False, shrink=1.0):
     return Head(torch.tensor(ANCHORS) * shrink, num_classes=classes, has_auxiliary=auxiliary)
+
+
+def criterion_of(model, *, image_size, totals=None, **fields) -> AnchorCriterion:
+    """The criterion of a head that belongs to no network; `fields` are those of the parameter group."""
+    return anchor_criterion(model, parse(AnchorLoss, fields, where="loss"), image_size=image_size, totals=totals)
 
 
 def raw_maps(model, images, height, width, *, seed=0, dtype=torch.float32, spread=2.0):

@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ class Curve:
     def __init__(self) -> None:
         self.losses: list[dict[str, float]] = []
 
-    def started(self, trainer) -> None: ...
+    def started(self, report) -> None: ...
 
     def assigned(self, batch) -> None: ...
 
@@ -87,7 +88,7 @@ def train(folder: Path, states: Path, processes: Processes, **over) -> dict:
     outcome = run.fit()
     states.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": tensor for name, tensor in run.model.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in run.average.model.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in run.learner.average.model.state_dict().items()}
     save_file({n: t.contiguous() for n, t in tensors.items()}, states / f"weights-{processes.rank}.safetensors")
     return {
         "curve": curve.losses,
@@ -143,19 +144,21 @@ def stopped_and_resumed(folder: Path, states: Path, processes: Processes) -> dic
 def broken_on_one(folder: Path, states: Path, processes: Processes) -> dict:
     """In its fourth batch the loss of the second process is not a number."""
     run, _ = trainer(folder, states, processes)
-    plain, calls = run.criterion, iter(range(100))
+    plain, calls = run.learner.criterion, iter(range(100))
 
-    def criterion(raw, targets):
-        result = plain(raw, targets)
-        if next(calls) == 3 and processes.rank == 1:
-            return type(result)(result.total * float("nan"), result.box, result.objectness, result.classification)
-        return result
+    def criterion(*inputs):
+        result = plain(*inputs)
+        broken = next(calls) == 3 and processes.rank == 1
+        return replace(result, total=result.total * float("nan")) if broken else result
 
-    criterion.assign = plain.assign  # type: ignore[attr-defined]
-    run.criterion = criterion  # type: ignore[assignment]
+    run.learner.criterion.at = lambda epoch: criterion  # type: ignore[method-assign, assignment]
     run.fit()
     weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
-    return {"skipped": run.position.skipped_steps, "sum": weights.double().sum().item(), "updates": run.average.updates}
+    return {
+        "skipped": run.position.skipped_steps,
+        "sum": weights.double().sum().item(),
+        "updates": run.learner.average.updates,
+    }
 
 
 def error_on_main(processes: Processes) -> str:
@@ -169,6 +172,23 @@ def error_on_main(processes: Processes) -> str:
     return ""
 
 
+def learnable_scalar(processes: Processes) -> float:
+    """Gradient of a parameter without dimensions: that of the mean over the processes, (1 + 2) / 2."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x):
+            return x * self.scale
+
+    model = Scaled()
+    network = processes.wrap(model)  # whose end would end the averaging
+    network(torch.tensor([1.0 + processes.rank])).sum().backward()
+    return model.scale.grad.item()
+
+
 def everything(folder: Path, processes: Processes) -> dict:
     """All that needs no further start of processes. The second process has a folder for states of its own."""
     own = folder / f"rank-{processes.rank}"
@@ -180,6 +200,8 @@ def everything(folder: Path, processes: Processes) -> dict:
         "results": find(folder, processes),
         "norm": normalize(processes),
         "error": error_on_main(processes),
+        "totals": processes.totals(torch.tensor([0.25, 3.0])).tolist(),
+        "scalar": learnable_scalar(processes),
     }
 
 
@@ -187,7 +209,7 @@ def dies(folder: Path, processes: Processes) -> dict:
     """The second process is killed in the fourth batch, unless the training goes on from a state."""
     states = folder / "restarted"
     run, _ = trainer(folder, states, processes)
-    plain = run.network.forward
+    plain = run.learner.network.forward
     resumed = states.exists()
 
     def forward(images):
@@ -195,7 +217,7 @@ def dies(folder: Path, processes: Processes) -> dict:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(images)
 
-    run.network.forward = forward  # type: ignore[method-assign]
+    run.learner.network.forward = forward  # type: ignore[method-assign]
     outcome = run.fit()
     return {"finished": outcome.finished, "batches": run.position.iteration}
 

@@ -11,7 +11,8 @@ from small_detector import SIDE, metadata_of, pictures, small_detector, small_in
 from yolov7.config import Train, train_parameters
 from yolov7.data.index import Index
 from yolov7.predict import Predictor, TorchRuntime
-from yolov7.train.loop import Outcome, Trainer
+from yolov7.train.loop import Trainer
+from yolov7.train.records import Outcome
 from yolov7.train.state import StateFolder
 
 TIMES = {"seconds", "images_per_second"}
@@ -57,7 +58,7 @@ class Watcher:
         self.on_step = on_step
         self.pictured, self.reports, self.notes = [], [], []
 
-    def started(self, trainer) -> None: ...
+    def started(self, report) -> None: ...
 
     def assigned(self, batch) -> None:
         self.pictured.append(batch)

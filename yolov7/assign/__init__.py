@@ -3,7 +3,7 @@
 from yolov7.assign.candidates import COARSE, FINE, Candidates, find_candidates
 from yolov7.assign.decoding import CONSTRAINED, UNCONSTRAINED, decode_boxes
 from yolov7.assign.geometry import Geometry
-from yolov7.assign.matches import Assigner, Matches, Targets
+from yolov7.assign.matches import Assigner, MapAssigner, Matches, Predicted, Targets
 from yolov7.assign.ota import OtaAssigner
 from yolov7.assign.plain import PlainAssigner
 
@@ -15,9 +15,11 @@ __all__ = [
     "Assigner",
     "Candidates",
     "Geometry",
+    "MapAssigner",
     "Matches",
     "OtaAssigner",
     "PlainAssigner",
+    "Predicted",
     "Targets",
     "decode_boxes",
     "find_candidates",

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolov7.assign.geometry import Geometry, Grid, constant
+from yolov7.assign.geometry import Geometry, Grid
 from yolov7.assign.matches import Matches, Targets
+from yolov7.device import constant
 from yolov7.errors import DataError
 
 FINE = 0.5  # a neighbour takes part if the centre lies in the half of the cell next to it: up to 3 cells

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike
 from torch import Tensor
+
+from yolov7.device import constant
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,3 @@ def _grid(
             one=constant(1, np.float32, device),
             last=constant([(width - 1, height - 1) for width, height in sizes], np.int64, device),
         )
-
-
-def constant(values: Any, dtype: DTypeLike, device: torch.device) -> Tensor:
-    """Numbers as a tensor on the device."""
-    return torch.from_numpy(np.asarray(values, dtype=dtype)).to(device)

@@ -1,23 +1,25 @@
-"""What an assigner reads and answers: the ground truth of a batch, and which predictions learn which targets.
+"""The seam between assignment and loss: the ground truth of a batch, and which predictions learn which targets.
 
-This is the seam between assignment and loss. A new family brings its own assigner as a file beside these; it answers
-the same :class:`Matches` (a head without anchors has anchor 0 everywhere), and its loss reads them.
+An :class:`Assigner` of an anchor head reads raw maps; one that compares decoded boxes and scores with the targets
+reads a :class:`Predicted`. Both answer :class:`Matches` (a head without anchors has anchor 0 everywhere), which the
+losses read.
 
 Legend: B images, L levels, K maps (L of the lead head, then L of an auxiliary head if there is one), T targets,
-P matches.
+P matches, N predictions of an image, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 SMALL, LARGE = 1e-30, 1e30
+Input = TypeVar("Input", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Targets:
     area: Tensor
     """(T,) float32."""
     unusable: Tensor
-    """(T,) bool: the area is not positive and finite; such a target teaches nothing and takes no part."""
+    """(T,) bool: the area is not positive and finite; such a target is ignored."""
 
     @classmethod
     @torch.no_grad()
@@ -57,10 +59,24 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Predicted:
+    """Decoded predictions of a head without anchors; order level, row, column, as in the decoded output."""
+
+    boxes: Tensor
+    """(B, N, 4) xyxy in pixels of the network's input."""
+    scores: Tensor
+    """(B, N, C) class probabilities."""
+    centres: Tensor
+    """(N, 2) x, y of each cell's centre in pixels."""
+    strides: Tensor
+    """(N, 1) pixels per cell side."""
+
+
+@dataclass(frozen=True)
 class Matches:
     """Predictions and the target that each is to learn, ordered by map.
 
-    Where several targets share a prediction each of them stands here; the last one wins wherever there can be only one
+    A prediction shared by several targets is listed once for each; the last one wins wherever there can be only one
     (the objectness target).
     """
 
@@ -68,6 +84,8 @@ class Matches:
     """(6, P) int64, rows: map, image, anchor, row, column, target."""
     counts: tuple[int, ...]
     """(K,) number of matches in each map."""
+    weight: Tensor | None = field(default=None, kw_only=True)
+    """(P,) target score of each match, from assigners that grade their matches; None: all count alike."""
 
     def __len__(self) -> int:
         return self.cells.shape[1]
@@ -82,27 +100,40 @@ class Matches:
         return list(zip(*(line.split(self.counts) for line in self.lines[1:5]), strict=True))
 
     def first(self, maps: int) -> Matches:
-        """The part that lies in the first `maps` maps."""
+        """The matches in the first `maps` maps."""
         counts = self.counts[:maps]
-        return self if counts == self.counts else Matches(self.cells[:, : sum(counts)], counts)
+        if counts == self.counts:
+            return self
+        weight = None if self.weight is None else self.weight[: sum(counts)]
+        return Matches(self.cells[:, : sum(counts)], counts, weight=weight)
 
     def then(self, other: Matches) -> Matches:
-        """These, and after them those of `other` in further maps."""
+        """These, followed by those of `other` in further maps. Matches without a weight weigh 1 beside others."""
         moved = other.cells.clone()
         moved[0] += len(self.counts)
-        return Matches(torch.cat((self.cells, moved), 1), self.counts + other.counts)
+        weight = None
+        if self.weight is not None or other.weight is not None:
+            weight = torch.cat([part._weight_or_ones() for part in (self, other)])
+        return Matches(torch.cat((self.cells, moved), 1), self.counts + other.counts, weight=weight)
+
+    def _weight_or_ones(self) -> Tensor:
+        return self.cells.new_ones(len(self), dtype=torch.float32) if self.weight is None else self.weight
 
     def by_map(self) -> tuple[Tensor, ...]:
         """The cells (6, n) of each map."""
         return self.cells.split(list(self.counts), dim=1)
 
 
-class Assigner(Protocol):
-    """Decides which predictions learn which targets."""
+class Assigner(Protocol[Input]):
+    """Decides which predictions learn which targets.
 
-    def __call__(self, raw: Sequence[Tensor], targets: Targets) -> Matches:
-        """From maps (B, A, h, w, 5 + C) of one head to matches in its maps.
+    `Input` is `Sequence[Tensor]`, the raw maps (B, A, h, w, 5 + C) of one anchor head, or :class:`Predicted`.
+    """
 
-        An assigner that was made for several regions answers for as many heads, map after map.
-        """
+    def __call__(self, predictions: Input, targets: Targets, /) -> Matches:
+        """Matches in the maps of the head. One made for several regions answers for as many heads, map after map."""
         ...
+
+
+MapAssigner = Assigner[Sequence[Tensor]]
+"""An assigner of an anchor head."""

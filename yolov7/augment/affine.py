@@ -37,7 +37,7 @@ def draw_matrix(rng: np.random.Generator, augment: Augment, canvas: int, size: i
     """
     tilt_x, tilt_y = rng.uniform(-augment.perspective, augment.perspective, 2).tolist()
     angle = math.radians(rng.uniform(-augment.degrees, augment.degrees))
-    scale = float(rng.uniform(1 - augment.scale, 1.1 + augment.scale))
+    scale = float(rng.uniform(1 - augment.scale, 1 + augment.scale_surplus + augment.scale))
     slope_x, slope_y = np.tan(np.radians(rng.uniform(-augment.shear, augment.shear, 2))).tolist()
     shift_x, shift_y = (rng.uniform(0.5 - augment.translate, 0.5 + augment.translate, 2) * size).tolist()
     sine, cosine = scale * math.sin(angle), scale * math.cos(angle)

@@ -1,6 +1,17 @@
-"""The training loss: :func:`create_criterion` builds the one that fits a model."""
+"""Training losses: :func:`create_criterion` builds the :class:`Criterion` that fits a model's head."""
 
-from yolov7.loss.anchor import Criterion, Gains, LossResult, MapLoss, Totals
-from yolov7.loss.create import create_criterion
+from yolov7.loss.anchor import AnchorCriterion, AnchorLossResult, anchor_criterion
+from yolov7.loss.create import CRITERIA, create_criterion
+from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
 
-__all__ = ["Criterion", "Gains", "LossResult", "MapLoss", "Totals", "create_criterion"]
+__all__ = [
+    "CRITERIA",
+    "AnchorCriterion",
+    "AnchorLossResult",
+    "Criterion",
+    "LevelPicture",
+    "LossResult",
+    "Totals",
+    "anchor_criterion",
+    "create_criterion",
+]

@@ -1,4 +1,4 @@
-"""The parts of the raw maps that a loss reads: the rows of the matches, and every objectness.
+"""The parts of the raw maps that the anchor loss reads: the rows of the matches, and every objectness.
 
 The maps are read through one differentiable operation, so that each gradient is built once and in the memory layout of
 its map, instead of once for each slice and then added up: at 640 px it has over two million numbers an image.
@@ -9,13 +9,16 @@ Legend: B images, A anchors, h w cells, C classes, K maps, P matches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from yolov7.assign import Matches
+from yolov7.device import constant
 
 
 def read_predictions(raw: Sequence[Tensor], matches: Matches) -> tuple[Tensor, Tensor]:
@@ -49,3 +52,38 @@ class _Read(torch.autograd.Function):
             gradient.index_put_(at, row.to(maps.dtype), accumulate=True)
             gradients.append(gradient)
         return None, *gradients
+
+
+# The same few sizes come in every step: building these anew would cost a copy to the device for each.
+@lru_cache(maxsize=64)
+def objectness_layout(
+    device: torch.device, images: float, anchors: int, sizes: tuple[tuple[int, int], ...], weights: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """How objectness (B, A, sum of h*w) is laid out.
+
+    Steps (5, K) int64: place of a map's first cell, and what one image, anchor, row and column further adds to it.
+    Weights (sum of h*w,) that turn one sum into the weighted sum of the maps' means.
+    """
+    lengths = [height * width for height, width in sizes]
+    total = sum(lengths)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    steps = [(start, anchors * total, total, width, 1) for start, (_, width) in zip(starts, sizes, strict=True)]
+    shares = [weight / (images * anchors * length) for weight, length in zip(weights, lengths, strict=True)]
+    with torch.inference_mode(False):  # so that training may use what validation built
+        lines = list(zip(*steps, strict=True))
+        weight = [share for n, share in zip(lengths, shares, strict=True) for _ in range(n)]
+        return constant(lines, np.int64, device), constant(weight, np.float32, device)
+
+
+@torch.no_grad()
+def objectness_targets(matches: Matches, steps: Tensor, agreement: Tensor, like: Tensor) -> Tensor:
+    """Objectness to learn, in the shape of `like`: the CIoU `agreement` (P,) at the matches, 0 elsewhere.
+
+    Where several targets share a prediction the last match wins, as in the published losses. All of them write the
+    winner's value, so the outcome does not depend on the order in which a device writes.
+    """
+    step = steps[:, matches.lines[0]]  # (5, P)
+    place = step[0] + (step[1:] * matches.cells[1:5]).sum(0)  # (P,)
+    ranked, order = torch.sort(place, stable=True)
+    last = torch.searchsorted(ranked, ranked, right=True) - 1
+    return torch.zeros_like(like).put_(ranked, agreement.clamp(min=0)[order[last]])

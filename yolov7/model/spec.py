@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from yolov7.config import LossParameters
 from yolov7.errors import ModelError
 
 IMAGE = "image"  # the name of the network's input among the maps
@@ -118,6 +119,8 @@ class HeadModule(Protocol):
 
 class Head(Protocol):
     """A head as data. YOLOv7's is `yolov7.model.heads.anchor.AnchorHead`; another family brings its own."""
+
+    parameters: ClassVar[type[LossParameters]]
 
     def reads(self) -> tuple[str, ...]:
         """Names of the maps it takes."""

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.config import nearest
 from yolov7.data.index import Index
-from yolov7.errors import ConfigError
+from yolov7.errors import ConfigError, nearest
 
 
 def class_weights(setting: str | Mapping[str, float], index: Index) -> tuple[float, ...] | None:

@@ -42,12 +42,12 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the first process: the one that evaluates, writes and reports."""
+        """Whether this is the first process: the one that reads and writes states, writes weights and reports."""
         return self.rank == 0
 
     @property
     def totals(self) -> Totals | None:
-        """Adds up counts over the processes, for the criterion; None where there is nothing to add."""
+        """Sums figures over the processes, for the criterion; None if there is only one process."""
         return None
 
     def sum(self, figures: Tensor) -> Tensor:
@@ -92,8 +92,8 @@ class TorchProcesses(Processes):
     def totals(self) -> Totals:
         """See :class:`Processes`."""
 
-        def add(counts: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(self.sum(torch.tensor(counts, dtype=torch.int64)).tolist())
+        def add(figures: Tensor) -> Tensor:
+            return self.sum(figures.detach().to("cpu", torch.float64, copy=True))
 
         return add
 
@@ -155,7 +155,7 @@ class TorchProcesses(Processes):
         an unfinished accumulation window are the same everywhere and can be saved.
         """
         for parameter in model.parameters():
-            if parameter.shape[0] == 1:
+            if parameter.ndim and parameter.shape[0] == 1:
                 # A gradient of one row has plain strides; where those of its parameter differ DDP would warn.
                 parameter.data = parameter.data.flatten().view(parameter.shape)
         return DistributedDataParallel(model, forward_sync_buffers=False)

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from yolov7.anchors import check_anchors, fit_anchors
-from yolov7.config import Train
+from yolov7.config import AnchorLoss, Train
 from yolov7.data.index import Index
-from yolov7.errors import ModelError
+from yolov7.errors import ConfigError, ModelError
 from yolov7.model import Detector, create_model, load_checkpoint
 from yolov7.model.detector import Anchors
+from yolov7.model.heads.anchor import AnchorHead
+from yolov7.model.spec import Network
 from yolov7.model.variants import find_variant
 
 log = logging.getLogger(__name__)
@@ -21,25 +23,37 @@ log = logging.getLogger(__name__)
 def initial_model(variant: str, params: Train, index: Index) -> Detector:
     """A network in training form for the classes of `index`.
 
-    Anchors are as `params.anchors` says (training sheet, section 5);
-    `params.weights` is a checkpoint of this project or a published `.pt`, of which everything that fits is taken.
+    The anchors of a head that has any follow `params.anchors` (training sheet, section 5). `params.weights` is a
+    checkpoint of this project or a published `.pt`, of which everything that fits is taken. Raises
+    :class:`ConfigError` if `params.loss` is for another kind of head.
     """
     classes = len(index.class_names)
     network = find_variant(variant, source=params.network)
+    if not isinstance(params.loss, network.head.parameters):
+        group, given = network.head.parameters.__name__, type(params.loss).__name__
+        raise ConfigError(f"train.loss: {variant} is trained with {group}, got {given}; set train.preset to one of its")
     model = create_model(network, classes, seed=params.seed)
-    if params.anchor_scale != 1.0:
-        scaled = _nested(model.anchors.numpy() * params.anchor_scale)
-        model = create_model(network, classes, anchors=scaled, seed=params.seed)
-    if params.anchors != "keep":
-        fitted = _fitted_anchors(model, params, index)
-        if fitted is not None:
-            model = create_model(network, classes, anchors=fitted, seed=params.seed)
+    if isinstance(network.head, AnchorHead) and isinstance(params.loss, AnchorLoss):
+        model = _with_anchors(model, network, params, params.loss.anchor_threshold, index)
     if params.weights:
         load_weights(model, Path(params.weights))
     return model
 
 
-def _fitted_anchors(model: Detector, params: Train, index: Index) -> Anchors | None:
+def _with_anchors(model: Detector, network: Network, params: Train, threshold: float, index: Index) -> Detector:
+    """The model with its anchors scaled and fitted as `params` ask for."""
+    classes = model.num_classes
+    if params.anchor_scale != 1.0:
+        scaled = _nested(model.anchors.numpy() * params.anchor_scale)
+        model = create_model(network, classes, anchors=scaled, seed=params.seed)
+    if params.anchors != "keep":
+        fitted = _fitted_anchors(model, params, threshold, index)
+        if fitted is not None:
+            model = create_model(network, classes, anchors=fitted, seed=params.seed)
+    return model
+
+
+def _fitted_anchors(model: Detector, params: Train, threshold: float, index: Index) -> Anchors | None:
     """Anchors (levels, anchors, 2) in pixels of the training image, or None where the network's own are kept."""
     boxes, images = index.all_sizes()
     if not len(boxes):
@@ -49,7 +63,6 @@ def _fitted_anchors(model: Detector, params: Train, index: Index) -> Anchors | N
     scale = params.image_size / images.max(axis=1).astype(np.float64) * generator.uniform(0.9, 1.1, len(images))
     sizes = boxes * scale[:, None]
     present = model.anchors.cpu().numpy()
-    threshold = params.loss.anchor_threshold
     if params.anchors == "fit" and len(sizes) >= present[..., 0].size:
         fitted = np.asarray(fit_anchors(sizes, present[..., 0].size, generator, threshold)).reshape(present.shape)
     else:
@@ -75,12 +88,14 @@ def load_weights(model: Detector, path: Path) -> None:
         return
     source, metadata = load_checkpoint(path)
     ours, theirs = model.state_dict(), source.state_dict()
-    fitting = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and "anchor" not in n}
-    # Counters of batch norms and vectors of the head fit many networks; only kernels make a start.
+    # Buffers of the head itself (the anchors) describe its layout: those of this training stay.
+    layout = {f"head.{name}" for name, _ in model.head.named_buffers(recurse=False)}
+    fitting = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and n not in layout}
+    # Counters of batch norms and vectors of the head fit many networks: at least one kernel must fit too.
     if not any(name.endswith("conv.weight") for name in fitting):
         raise ModelError(f"{path}: holds a {metadata.variant} in {metadata.form} form; none of its kernels fits here")
     model.load_state_dict(fitting, strict=False)
-    left = sorted(name for name in ours if name not in fitting and "anchor" not in name)
+    left = sorted(ours.keys() - fitting.keys() - layout)
     log.info(
         "%s: %d of %d tensors taken; left as they were: %s", path, len(fitting), len(ours), ", ".join(left) or "none"
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolov7.augment.multi_scale import multi_scale_size, resize_batch
 from yolov7.config import Train
@@ -20,43 +21,26 @@ from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
 from yolov7.data.workers import lost_workers_explained
-from yolov7.device import (
-    allow_tf32,
-    autocast,
-    autocast_dtype,
-    gradient_scaler,
-    has_fused_sgd,
-    peak_memory_gib,
-)
+from yolov7.device import allow_tf32, peak_memory_gib, pins_memory
 from yolov7.errors import ConfigError
-from yolov7.evaluate import coco_metrics, find_results
-from yolov7.evaluate.coco import Result
-from yolov7.loss import create_criterion
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
-from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch
-from yolov7.train.ema import AveragedModel
-from yolov7.train.guard import Guard
-from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
+from yolov7.train.guard import Guard, memory_advice
+from yolov7.train.learner import Learner
 from yolov7.train.pictures import AssignedBatch
-from yolov7.train.records import Listener, Outcome, Position, StepReport
+from yolov7.train.records import LOSS_PREFIX, Listener, Outcome, Position, StartReport, StepReport
 from yolov7.train.schedule import Schedule
 from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState
-from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
+from yolov7.train.validation import validation_figures
 
-LOSS_PARTS = ("box", "objectness", "classification")
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 PICTURED = 3
 """So many of the first batches are shown with their assignment."""
 _WORTH_SAVING_SECONDS = 60.0
-"""An evaluation may end badly (an image, memory, a kill): what is older than this is saved before it begins."""
-
-
-class _Stopped(Exception):  # noqa: N818 - a request, not an error
-    """Leaves an evaluation that is no longer wanted."""
+"""A validation may fail (an image, memory, a kill): progress older than this is saved before it begins."""
 
 
 class Trainer:
@@ -81,24 +65,41 @@ class Trainer:
         stop: Callable[[], bool] = lambda: False,
         processes: Processes | None = None,
     ):
-        if params.image_size % model.stride:
-            below = params.image_size // model.stride * model.stride
-            raise ConfigError(
-                f"train.image_size: {params.image_size} is not a multiple of the network's largest stride "
-                f"{model.stride}; {max(below, model.stride)} or {below + model.stride} would do"
-            )
+        _check_side(params.image_size, model.stride)
         self.params = params
         self.device = device or torch.device("cpu")
         self.processes = processes or Processes()
-        self.share = share_of_batch(params.batch_size, self.processes.world_size)
-        allow_tf32(self.device, params.tf32)
-        self.model = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.train_index, self.val_index = train_index, val_index
         self.states, self.metadata = states, metadata
         self.listeners = tuple(listeners) if self.processes.main else ()
-        self.stop = stop
-        self.dataset = TrainDataset(
-            train_index,
+        self.workers, self.stop = workers, stop
+        self.share = share_of_batch(params.batch_size, self.processes.world_size)
+        allow_tf32(self.device, params.tf32)
+        self.loader = self._loader()
+        self.schedule = Schedule(
+            optimizer=params.optimizer,
+            epochs=params.epochs,
+            batches_per_epoch=self.loader.batches_per_epoch,
+            batch_size=params.batch_size,
+        )
+        self.guard = Guard(self.processes, params.max_bad_batches, params.max_bad_images, states.folder)
+        self.learner = Learner(
+            model,
+            params,
+            self.schedule,
+            class_weights=class_weights(params.class_weights, train_index),
+            device=self.device,
+            processes=self.processes,
+        )
+        self.model = self.learner.model
+        self.position = Position()
+        self.epoch_losses = torch.zeros(len(self.learner.criterion.parts), dtype=torch.float64)
+        self.saved = time.monotonic()
+
+    def _loader(self) -> TrainLoader:
+        params = self.params
+        dataset = TrainDataset(
+            self.train_index,
             image_size=params.image_size,
             augment=params.augment,
             seed=params.seed,
@@ -106,54 +107,20 @@ class Trainer:
             cache=params.cache,
             cache_folder=params.cache_folder,
         )
-        self.loader = TrainLoader(
-            self.dataset,
+        return TrainLoader(
+            dataset,
             batch_size=self.share,
-            workers=workers,
+            workers=self.workers,
             rank=self.processes.rank,
             world_size=self.processes.world_size,
-            pin_memory=self.device.type == "cuda",
-            weights=image_weights(params.image_sampling, train_index),
+            pin_memory=pins_memory(self.device),
+            weights=image_weights(params.image_sampling, self.train_index),
         )
-        self.schedule = Schedule(
-            optimizer=params.optimizer,
-            epochs=params.epochs,
-            batches_per_epoch=self.loader.batches_per_epoch,
-            batch_size=params.batch_size,
-        )
-        self.guard = Guard(params, self.processes, self.loader, self.schedule, share=self.share, states=states.folder)
-        self.synchronized = params.sync_batchnorm and self.processes.world_size > 1
-        if self.synchronized:
-            synchronize_batchnorm(self.model, self.device)
-        self.frozen = freeze(self.model, params.freeze)
-        self.network = self.processes.wrap(self.model)
-        if params.compile:
-            self.network = torch.compile(self.network)  # type: ignore[assignment]
-        self.optimizer = create_optimizer(
-            self.model,
-            params.optimizer,
-            weight_decay=self.schedule.weight_decay,
-            fused_sgd=has_fused_sgd(self.device),
-        )
-        self.criterion = create_criterion(
-            self.model,
-            image_size=params.image_size,
-            class_weights=class_weights(params.class_weights, train_index),
-            totals=self.processes.totals,
-            **params.loss.model_dump(),
-        )
-        self.dtype = autocast_dtype(self.device, params.precision)
-        self.scaler = gradient_scaler(self.device, self.dtype)
-        self.average = AveragedModel(self.model, params.ema)
-        self.position = Position()
-        self.epoch_losses = torch.zeros(len(LOSS_PARTS), dtype=torch.float64)
-        self.saved = time.monotonic()
-        self.workers = workers
 
     # The run ---------------------------------------------------------------------------------------------------------
 
     def fit(self) -> Outcome:
-        """Train to the end, or until `stop()`; goes on from the newest state where there is one.
+        """Train to the end, or until `stop()`; resumes from the newest state if there is one.
 
         Raises :class:`TrainingError` for anything the user must decide: a state of another run, no memory, no disk,
         too many bad batches or images.
@@ -162,7 +129,7 @@ class Trainer:
         if state is not None:
             self._restore(state)
         for listener in self.listeners:
-            listener.started(self)
+            listener.started(self._start_report())
         self.saved = time.monotonic()
         try:
             with lost_workers_explained():
@@ -192,9 +159,7 @@ class Trainer:
     def _train_epoch(self) -> bool:
         """The rest of the present epoch; False if `stop()` asked for an end after one of its batches."""
         position = self.position
-        self.model.train()
-        for module in self.frozen:
-            module.eval()
+        self.learner.train()
         started = time.monotonic()
         spent = position.epoch_seconds
         done_before = position.batch
@@ -258,50 +223,41 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         """Add the gradients of a batch, and let the optimiser use them at the end of an accumulation window."""
-        position = self.position
+        position, learner = self.position, self.learner
         settings = self.schedule.at(position.iteration)
-        with self.guard.memory_advice(f"a batch of {len(batch)} images", self._side()):
+        with self._memory_advice(f"a batch of {len(batch)} images", self._side()):
             finite = self._add_gradients(batch)
-            if not self.synchronized:
-                average_statistics(self.model, self.processes)
+            learner.share_statistics()
             if not finite:
                 # What the window has summed up so far is sound; only this batch is left out of it.
-                self.average.heal()
-                self.guard.skip(position, "the loss is not finite", range(position.iteration, position.iteration + 1))
-            if position.iteration % settings.accumulate:
+                learner.average.heal()
+                self._skip("the loss is not finite", range(position.iteration, position.iteration + 1))
+            if position.iteration % settings.accumulate or not learner.has_gradients():
                 return
-            if not any(p.grad is not None for p in self.model.parameters()):
-                return
-            apply_settings(self.optimizer, settings)
-            self.scaler.unscale_(self.optimizer)
-            if not bool(torch.isfinite(self._gradient_norm())):
-                # Loss scaling overshoots now and then by design: the scale shrinks and the step is left out.
-                self.scaler.update()
-                self.optimizer.zero_grad(set_to_none=True)
-                self.guard.skip(position, "a gradient is not finite", self.guard.window(position.iteration))
-                return
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.average.update()
-        if finite:
-            position.bad_batches = 0
+            if not learner.update(settings):
+                self._skip("a gradient is not finite", self.schedule.window(position.iteration))
+            elif finite:
+                position.bad_batches = 0
+
+    def _skip(self, why: str, iterations: range) -> None:
+        """Count a skipped step; the images of `iterations` have led to it."""
+        batches = [divmod(iteration, self.schedule.batches_per_epoch) for iteration in iterations]
+        ids = [image for epoch, batch in batches for image in self.loader.image_ids(epoch, batch)]
+        self.guard.skip(self.position, why, ids)
 
     def _add_gradients(self, batch: Batch) -> bool:
         """Forward and backward pass; False if the loss was not finite, and then no gradient was touched."""
         images, targets = self._on_device(batch)
-        with autocast(self.device, self.dtype):
-            raw = self.network(images)
+        raw = self.learner.raw(images)
         self._show_assignment(batch, images, targets, raw)
-        loss = self.criterion(raw, targets)
-        figures = torch.stack([loss.total, *(getattr(loss, name) for name in LOSS_PARTS)])
+        loss = self.learner.criterion.at(self.position.epoch)(raw, targets, images)
+        figures = torch.stack([loss.total, *loss.parts.values()])
         # One message: the losses of the whole batch, and whether one of the shares is not finite.
         figures = self.processes.sum(figures.detach().cpu().double())
         if not bool(torch.isfinite(figures[0])):
             return False
         self.epoch_losses += figures[1:]
-        # Processes average their gradients, but those of a batch are the sum of those of its shares.
-        self.scaler.scale(loss.total * self.processes.world_size).backward()
+        self.learner.backward(loss.total)
         return True
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -331,35 +287,44 @@ class Trainer:
             image_ids=batch.image_ids,
             images=images[:16].mul(255).round().byte().cpu(),
             targets=targets.cpu(),
-            positives=[cells.cpu() for cells in self.criterion.assign(raw, targets)],
-            anchors=self.model.anchors.cpu(),
-            strides=tuple(self.model.strides),
+            positives=[cells.cpu() for cells in self.learner.criterion.assign(raw, targets)],
+            levels=self.learner.criterion.levels(),
         )
         for listener in self.listeners:
             listener.assigned(seen)
-
-    def _gradient_norm(self) -> Tensor:
-        """Norm of all gradients, which are clipped to `gradient_clip` on the way if that is set."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.params.optimizer.gradient_clip > 0:
-            return nn.utils.clip_grad_norm_(parameters, self.params.optimizer.gradient_clip)
-        return nn.utils.get_total_norm([p.grad for p in parameters])
 
     # Figures ---------------------------------------------------------------------------------------------------------
 
     def _row(self) -> dict[str, float]:
         position = self.position
         means = (self.epoch_losses / max(position.batch, 1)).tolist()
-        images = min(position.batch * self.params.batch_size, len(self.dataset))
+        images = min(position.batch * self.params.batch_size, len(self.train_index))
         return {
             "epoch": position.epoch,
-            **{f"train/{name}": value for name, value in zip(LOSS_PARTS, means, strict=True)},
+            **{f"{LOSS_PREFIX}{name}": value for name, value in zip(self.learner.criterion.parts, means, strict=True)},
             "learning_rate": self.schedule.at(position.iteration - 1).learning_rate,
             "bad_images": position.epoch_bad_images,
             "skipped_steps": position.skipped_steps,
             "images_per_second": images / max(position.epoch_seconds, 1e-9),
             "seconds": position.epoch_seconds,
         }
+
+    def _start_report(self) -> StartReport:
+        params, position = self.params, self.position
+        return StartReport(
+            variant=self.metadata.variant,
+            training_images=len(self.train_index),
+            validation_images=len(self.val_index),
+            classes=self.model.num_classes,
+            epochs=params.epochs,
+            batch_size=params.batch_size,
+            image_size=params.image_size,
+            optimizer=params.optimizer.name,
+            learning_rate=params.optimizer.learning_rate,
+            device=self.device.type,
+            epoch=position.epoch,
+            finished=position.finished,
+        )
 
     def _report(self, seconds: float, batches: int) -> None:
         if not self.listeners:
@@ -372,8 +337,8 @@ class Trainer:
             epochs=self.params.epochs,
             batch=position.batch,
             batches=self.schedule.batches_per_epoch,
-            losses=dict(zip(LOSS_PARTS, means, strict=True)),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
+            losses=dict(zip(self.learner.criterion.parts, means, strict=True)),
+            learning_rate=self.learner.optimizer.param_groups[0]["lr"],
             images_per_second=batches * self.params.batch_size / max(seconds, 1e-9),
             seconds_left=left,
             memory_gib=peak_memory_gib(self.device),
@@ -382,56 +347,51 @@ class Trainer:
             listener.stepped(report)
 
     def _evaluate(self) -> dict[str, float] | None:
-        """COCO figures of the averaged weights on the validation split, in the form that will be deployed.
+        """COCO figures of the averaged weights on the validation split; None if `stop()` asked for an end."""
+        with self._memory_advice(f"an evaluation of {self.share} images at a time", self.params.image_size):
+            return validation_figures(
+                self.learner.average.model,
+                self.metadata,
+                self.val_index,
+                self.params,
+                batch_size=self.share,
+                workers=self.workers,
+                processes=self.processes,
+                stop=self.stop,
+            )
 
-        None if `stop()` asked for an end between two batches. Of several processes the others finish their share first.
-        """
-        runtime = TorchRuntime(self.average.model.reparameterize(), self.metadata)
-        processes = self.processes
-        results: list[Result] = []
-        stopped = False
-        with self.guard.memory_advice(f"an evaluation of {self.share} images at a time", self.params.image_size):
-            try:
-                results = find_results(
-                    Predictor(runtime),
-                    self.val_index,
-                    image_size=self.params.image_size,
-                    batch_size=self.share,
-                    rectangular=self.params.evaluate_rectangular,
-                    workers=self.workers,
-                    rank=processes.rank,
-                    world_size=processes.world_size,
-                    progress=self._go_on,
-                )
-            except _Stopped:
-                stopped = True
-        (stopped,) = processes.any(stopped)
-        if stopped:
-            return None
-        everything = processes.gather(results)
-        return processes.on_main(lambda: coco_metrics(self.val_index, everything))
-
-    def _go_on(self, done: int, images: int) -> None:
-        if done < images and self.stop():
-            raise _Stopped
+    def _memory_advice(self, load: str, side: int) -> AbstractContextManager[None]:
+        half = self.share // 2 * self.processes.world_size
+        return memory_advice(load, side, image_size=self.params.image_size, smaller_batch=half)
 
     # State -----------------------------------------------------------------------------------------------------------
 
     def _save_weights(self, name: str, row: dict[str, Any]) -> None:
         extra = {"epoch": row["epoch"], "val": {k: v for k, v in row.items() if k.startswith("val/")}}
         metadata = replace(self.metadata, extra={**self.metadata.extra, **extra})
-        self.processes.on_main(lambda: save_checkpoint(self.states.folder / name, self.average.model, metadata))
+        self.processes.on_main(lambda: save_checkpoint(self.states.folder / name, self.learner.average.model, metadata))
 
     def _save(self) -> None:
-        tensors, values = snapshot(self.model, self.average, self.optimizer, self.scaler)
+        learner = self.learner
+        tensors, values = snapshot(learner.model, learner.average, learner.optimizer, learner.scaler)
         tensors["epoch_losses"] = self.epoch_losses
         values["position"] = self.position.__dict__
         self.processes.on_main(lambda: self.states.save(TrainingState(tensors, values), self.position.iteration))
         self.saved = time.monotonic()
 
     def _restore(self, state: TrainingState) -> None:
-        restore(state, self.model, self.average, self.optimizer, self.scaler)
+        learner = self.learner
+        restore(state, learner.model, learner.average, learner.optimizer, learner.scaler)
         self.epoch_losses.copy_(state.tensors["epoch_losses"])
         self.position = Position(**state.values["position"])
         for listener in self.listeners:
-            listener.note(f"going on from epoch {self.position.epoch}, batch {self.position.batch}")
+            listener.note(f"resuming at epoch {self.position.epoch}, batch {self.position.batch}")
+
+
+def _check_side(image_size: int, stride: int) -> None:
+    if image_size % stride:
+        below = image_size // stride * stride
+        raise ConfigError(
+            f"train.image_size: {image_size} is not a multiple of the network's largest stride {stride}; "
+            f"use {max(below, stride)} or {below + stride}"
+        )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yolov7.files import atomic_path
+from yolov7.loss import LevelPicture
 from yolov7.predict.draw import class_color, draw_boxes
 
 Picture = NDArray[np.uint8]
@@ -41,11 +42,9 @@ class AssignedBatch:
     targets: Tensor
     """(T, 6) float32: image of the batch, class, x1, y1, x2, y2 in pixels."""
     positives: list[Tensor]
-    """For each level (6, n) int64: level, image, anchor, row, column, row of `targets`."""
-    anchors: Tensor
-    """(L, A, 2) width and height in pixels."""
-    strides: tuple[int, ...]
-    """Pixels per cell side of each level."""
+    """For each level (6, n) int64: level, image, slot, row, column, row of `targets`."""
+    levels: tuple[LevelPicture, ...]
+    """Stride, slots of a cell and caption of each level."""
 
     @property
     def name(self) -> str:
@@ -73,15 +72,15 @@ def draw_assignment(batch: AssignedBatch, class_names: Sequence[str], path: Path
     """Write, for the first images of a batch, the labels and, level by level, the cells that learn them.
 
     A row is an image. In its first panel every object has a colour of its own; in the others the cells of a level have
-    the colour of the object they learn, in as many upright stripes as the level has anchors. Objects that no cell took
-    are crossed out.
+    the colour of the object they learn, in an upright stripe for each anchor where the level has several. Objects that
+    no cell took are crossed out.
     """
     width, height = batch.images.shape[3], batch.images.shape[2]
     scale = max(1, -(-_LONGEST // max(width, height))) if max(width, height) < 2 * _LONGEST else 2 * _LONGEST / width
     rows = [_heading(batch, round(width * scale))]
     for number in range(min(most, len(batch.images))):
         rows.append(_image_row(batch, number, class_names, scale))
-    rows.append(_footer(rows[0].shape[1]))
+    rows.append(_footer(rows[0].shape[1], stripes=any(level.slots > 1 for level in batch.levels)))
     _write(np.concatenate(rows, axis=0), path)
 
 
@@ -100,12 +99,12 @@ def _image_row(batch: AssignedBatch, number: int, class_names: Sequence[str], sc
     for target in own:
         if not sum(counts[target]):
             _cross(panels[0], boxes[target], colors[target])
-    for level, stride in zip(cells, batch.strides, strict=True):
-        panels.append(_level_panel(image, level, stride * scale, batch.anchors.shape[1], boxes, colors))
+    for positives, level in zip(cells, batch.levels, strict=True):
+        panels.append(_level_panel(image, positives, level.stride * scale, level.slots, boxes, colors))
     lines = [f"image {batch.image_ids[number]}: {len(own)} objects"]
-    for place, level in enumerate(cells):
+    for place, positives in enumerate(cells):
         taken = sum(counts[target][place] > 0 for target in own)
-        lines.append(f"predictions: {level.shape[1]}, of objects: {taken} of {len(own)}")
+        lines.append(f"predictions: {positives.shape[1]}, of objects: {taken} of {len(own)}")
     panels = [
         np.concatenate([_text_line(line, panel.shape[1]), panel]) for line, panel in zip(lines, panels, strict=True)
     ]
@@ -113,7 +112,7 @@ def _image_row(batch: AssignedBatch, number: int, class_names: Sequence[str], sc
 
 
 def _level_panel(
-    image: Picture, cells: Tensor, side: float, anchors: int, boxes: NDArray[np.floating], colors: dict[int, Color]
+    image: Picture, cells: Tensor, side: float, slots: int, boxes: NDArray[np.floating], colors: dict[int, Color]
 ) -> Picture:
     """The dimmed image with the grid of a level, its positives (6, n) filled, and the boxes of the objects they learn.
 
@@ -125,10 +124,10 @@ def _level_panel(
             stripe = (slice(None), place) if axis else (place,)
             panel[stripe] = panel[stripe] // 2 + 40
     # The whole cell faintly, so that it is seen where stripes are narrow; then its stripes.
-    for strength, stripes in ((0.4, 1), (0.85, anchors)):
+    for strength, stripes in ((0.4, 1), (0.85, slots)):
         filled = panel.copy()
-        for _, _, anchor, row, column, target in cells.T.tolist():
-            start, end = (anchor / stripes, (anchor + 1) / stripes) if stripes > 1 else (0, 1)
+        for _, _, slot, row, column, target in cells.T.tolist():
+            start, end = (slot / stripes, (slot + 1) / stripes) if stripes > 1 else (0, 1)
             low = round((column + start) * side), round(row * side)
             high = max(round((column + end) * side) - 1, low[0]), max(round((row + 1) * side) - 1, low[1])
             cv2.rectangle(filled, low, high, colors[target], cv2.FILLED)
@@ -148,18 +147,16 @@ def _cross(panel: Picture, box: NDArray[np.floating], color: Color) -> None:
 
 def _heading(batch: AssignedBatch, width: int) -> Picture:
     parts = [_text_line(f"epoch {batch.epoch + 1}, batch {batch.batch_index + 1}: labels", width)]
-    for level, (anchors, stride) in enumerate(zip(batch.anchors.tolist(), batch.strides, strict=True)):
-        sizes = ", ".join(f"{wide:.0f} x {high:.0f}" for wide, high in anchors)
-        parts.append(_text_line(f"level {level + 1}, stride {stride}: anchors {sizes}", width))
+    for number, level in enumerate(batch.levels):
+        caption = f": {level.caption}" if level.caption else ""
+        parts.append(_text_line(f"level {number + 1}, stride {level.stride}{caption}", width))
     return _side_by_side(parts)
 
 
-def _footer(width: int) -> Picture:
-    text = (
-        "A cell has the colour of the object it learns, one upright stripe for each anchor. "
-        "At a label: predictions of each level that learn it; crossed out: none does."
-    )
-    return _text_line(text, width)
+def _footer(width: int, *, stripes: bool) -> Picture:
+    each = ", one upright stripe for each anchor" if stripes else ""
+    text = f"A cell has the colour of the object it learns{each}. "
+    return _text_line(text + "At a label: predictions of each level that learn it; crossed out: none does.", width)
 
 
 def _text_line(text: str, width: int) -> Picture:

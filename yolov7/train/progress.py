@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-if TYPE_CHECKING:
-    from yolov7.train.loop import StepReport, Trainer
-    from yolov7.train.pictures import AssignedBatch
+from yolov7.train.pictures import AssignedBatch
+from yolov7.train.records import StartReport, StepReport, loss_parts
 
 _PLAIN_SECONDS = 60.0
 
@@ -23,14 +21,13 @@ class ProgressDisplay:
         self._bar: Progress | None = None
         self._last_line = time.monotonic()
 
-    def started(self, trainer: Trainer) -> None:
+    def started(self, report: StartReport) -> None:
         """Print what is about to be trained."""
-        params, position = trainer.params, trainer.position
         self.console.print(
-            f"{trainer.metadata.variant}: {len(trainer.train_index)} training and {len(trainer.val_index)} validation "
-            f"images, {trainer.model.num_classes} classes, {params.epochs} epochs of batches of {params.batch_size} at "
-            f"{params.image_size} px, {params.optimizer.name} at {params.optimizer.learning_rate:g}, "
-            f"on {trainer.device.type}, from epoch {position.epoch + 1}",
+            f"{report.variant}: {report.training_images} training and {report.validation_images} validation images, "
+            f"{report.classes} classes, {report.epochs} epochs of batches of {report.batch_size} at "
+            f"{report.image_size} px, {report.optimizer} at {report.learning_rate:g}, on {report.device}, "
+            f"from epoch {report.epoch + 1}",
             highlight=False,
         )
         if self.console.is_terminal:
@@ -64,7 +61,7 @@ class ProgressDisplay:
 
     def epoch_ended(self, row: dict[str, float], *, best: bool) -> None:
         """One line for the epoch."""
-        losses = " ".join(f"{name} {row[f'train/{name}']:.4f}" for name in ("box", "objectness", "classification"))
+        losses = " ".join(f"{name} {row[f'train/{name}']:.4f}" for name in loss_parts(row))
         figures = f"  AP {row['val/AP']:.3f} AP50 {row['val/AP50']:.3f}" if "val/AP" in row else ""
         mark = "  best so far" if best else ""
         speed = f"{row['images_per_second']:.0f} img/s"

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from yolov7.train.pictures import AssignedBatch
 
-if TYPE_CHECKING:
-    from yolov7.train.loop import Trainer
+
+@dataclass(frozen=True, kw_only=True)
+class StartReport:
+    """A training that begins or resumes."""
+
+    variant: str
+    training_images: int
+    validation_images: int
+    classes: int
+    epochs: int
+    batch_size: int
+    image_size: int
+    optimizer: str
+    learning_rate: float
+    device: str
+    """Kind of device."""
+    epoch: int
+    """The epoch to be trained next, from 0."""
+    finished: bool
+    """Whether the run had ended already: nothing is left to train."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What a listener is told after a batch."""
+    """The state of a training after a batch."""
 
     epoch: int
     epochs: int
@@ -31,8 +50,8 @@ class StepReport:
 class Listener(Protocol):
     """Told what happens; shows it or records it. Every method may be called again for an epoch that is resumed."""
 
-    def started(self, trainer: Trainer) -> None:
-        """Training begins or goes on."""
+    def started(self, report: StartReport) -> None:
+        """Training begins or resumes."""
 
     def assigned(self, batch: AssignedBatch) -> None:
         """One of the few batches worth a picture is known to the last cell."""
@@ -83,3 +102,12 @@ class Outcome:
     best_epoch: int
     history: list[dict[str, float]]
     skipped_steps: int
+
+
+LOSS_PREFIX = "train/"
+"""Begins the columns of the history that hold the loss parts."""
+
+
+def loss_parts(row: Mapping[str, float]) -> list[str]:
+    """Names of the loss parts in a row of the history."""
+    return [name.removeprefix(LOSS_PREFIX) for name in row if name.startswith(LOSS_PREFIX)]

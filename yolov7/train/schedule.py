@@ -57,8 +57,16 @@ class Schedule:
         """What the learning rate is multiplied by in `epoch` (0-based)."""
         final = self.optimizer.final_factor
         if self.optimizer.schedule == "linear":
-            return (1.0 - epoch / max(self.epochs - 1, 1)) * (1.0 - final) + final
+            length = max(self.epochs - 1, 1) if self.optimizer.linear_reaches_end else self.epochs
+            return (1.0 - epoch / length) * (1.0 - final) + final
         return (1.0 - math.cos(math.pi * epoch / self.epochs)) / 2.0 * (final - 1.0) + 1.0
+
+    def window(self, iteration: int) -> range:
+        """The iterations whose gradients a step after this one uses: all since the step before."""
+        first = iteration
+        while first and (first - 1) % self.at(first - 1).accumulate:
+            first -= 1
+        return range(first, iteration + 1)
 
     def at(self, iteration: int) -> StepSettings:
         """Settings at `iteration`, counted in batches from the start of the run."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolov7.train.loop import LOSS_PARTS, Outcome
 from yolov7.train.progress import duration
+from yolov7.train.records import Outcome, loss_parts
 
 Facts = list[tuple[str, str]]
 
@@ -25,7 +25,7 @@ def facts(outcome: Outcome, *, epochs: int, device: str, peak_memory_gib: float,
     return [
         ("best epoch", f"{outcome.best_epoch + 1} of {len(history)}{ended}"),
         ("validation", validation),
-        ("last losses", ", ".join(f"{name} {last[f'train/{name}']:.4f}" for name in LOSS_PARTS)),
+        ("last losses", ", ".join(f"{name} {last[f'train/{name}']:.4f}" for name in loss_parts(last))),
         ("training time", f"{duration(seconds)} on {device}"),
         ("speed", f"{images / max(seconds, 1e-9):.1f} images/s"),
         ("peak memory", f"{peak_memory_gib:.1f} GiB"),

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
 
 from stages.project import params as params_module
-from yolov7.config import PRESETS, Loss, merge, parse, train_parameters
+from yolov7 import config
+from yolov7.config import (
+    AddedLater,
+    AnchorLoss,
+    Group,
+    Loss,
+    LossParameters,
+    Train,
+    identity_of,
+    merge,
+    parse,
+    train_parameters,
+)
 from yolov7.errors import ConfigError
+from yolov7.presets import PRESETS, YOLOV7
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -27,7 +41,7 @@ def test_presets_hold_the_published_values():
     assert not train_parameters({"preset": "small"}).loss.scale_gains
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", YOLOV7)
 def test_what_is_given_lies_over_the_preset_and_leaves_the_rest(name):
     plain = train_parameters({"preset": name})
     changed = train_parameters({"preset": name, "optimizer": {"learning_rate": 0.5}})
@@ -53,6 +67,83 @@ def test_a_mistake_is_named_with_the_nearest_key(values, words):
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("loss", ["ota", ["ota"], 3, None])
+def test_a_loss_that_is_not_a_mapping_is_refused(loss):
+    with pytest.raises(ConfigError, match=r"train\.loss: "):
+        train_parameters({"loss": loss})
+
+
+@pytest.mark.parametrize("preset", [["p5"], 5, None, "P5"])
+def test_a_preset_that_is_no_name_is_refused(preset):
+    with pytest.raises(ConfigError, match=r"train\.preset: .* is not a preset"):
+        train_parameters({"preset": preset})
+
+
+@pytest.mark.parametrize("recipe", YOLOV7)
+def test_without_a_preset_the_recipe_is_used(recipe):
+    assert train_parameters({}, recipe=recipe) == train_parameters({"preset": recipe})
+    assert train_parameters({"preset": ""}, recipe=recipe).preset == recipe
+    assert train_parameters({"preset": "small"}, recipe=recipe) == train_parameters({"preset": "small"})
+    with pytest.raises(ConfigError, match="'p7' is not a recipe"):
+        train_parameters({}, recipe="p7")
+
+
+class OtherLoss(LossParameters):
+    """Parameters of another kind of head."""
+
+    box: float = 7.5
+    assigner: str = "aligned"
+
+
+@pytest.fixture
+def other_family(monkeypatch):
+    presets = {"other": {"epochs": 500, "loss": {"box": 2.5}}, "small": {"epochs": 20}}
+    monkeypatch.setitem(PRESETS, "other", presets)
+    monkeypatch.setitem(config.LOSSES, "other", OtherLoss)
+
+
+def test_a_family_has_its_own_presets_and_loss_parameters(other_family):
+    train = train_parameters({"loss": {"assigner": "plain"}}, recipe="other")
+    assert train.loss == OtherLoss(box=2.5, assigner="plain")
+    assert (train.preset, train.epochs) == ("other", 500)
+    assert train.model_dump()["loss"] == {"box": 2.5, "assigner": "plain"}
+    small = train_parameters({"preset": "small"}, recipe="other")
+    assert (small.epochs, small.loss) == (20, OtherLoss())
+    assert train_parameters({"preset": "small"}).loss == AnchorLoss(objectness=1.0, scale_gains=False)
+
+
+def test_presets_and_loss_parameters_of_another_family_are_refused(other_family):
+    with pytest.raises(ConfigError, match=r"preset: 'other' is a preset of other .*network of yolov7 \(known: p5"):
+        train_parameters({"preset": "other"})
+    with pytest.raises(ConfigError, match=r"'tiny' is a preset of yolov7 .*network of other"):
+        train_parameters({"preset": "tiny"}, recipe="other")
+    with pytest.raises(ConfigError, match=r"train.loss.objectness: unknown key \(known: box, assigner\)"):
+        train_parameters({"loss": {"objectness": 1.0}}, recipe="other")
+    with pytest.raises(ConfigError, match=r"train.loss: OtherLoss is expected here, got AnchorLoss"):
+        train_parameters({"loss": AnchorLoss()}, recipe="other")
+
+
+class LaterTrain(Train):
+    """A revision with one more field at each level."""
+
+    class LaterAugment(Group):
+        """Augmentation with a field more."""
+
+        mosaic: float = 1.0
+        border: Annotated[int, AddedLater()] = 114
+
+    augment: LaterAugment = LaterAugment()  # type: ignore[assignment]
+    dropout: Annotated[float, AddedLater()] = 0.0
+
+
+def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
+    assert identity_of(Train()) == Train().model_dump(mode="json")
+    expected = {**Train().model_dump(mode="json"), "augment": {"mosaic": 1.0}}
+    assert identity_of(LaterTrain()) == expected
+    changed = LaterTrain(dropout=0.5, augment={"border": 0})
+    assert identity_of(changed) == {**expected, "dropout": 0.5, "augment": {"mosaic": 1.0, "border": 0}}
 
 
 def test_merge_is_deep_and_leaves_its_inputs_alone():

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from yolov7.config import AnchorLoss, LossParameters
 from yolov7.errors import ModelError
 from yolov7.model.blocks import ConvUnit
 from yolov7.model.spec import Block, Map, Scaling
@@ -36,6 +38,8 @@ class Level:
 @dataclass(frozen=True, kw_only=True)
 class AnchorHead:
     """IDetect (with `auxiliary`: IAuxDetect): three anchors a cell, implicit vectors around the lead predictions."""
+
+    parameters: ClassVar[type[LossParameters]] = AnchorLoss
 
     anchors: tuple[tuple[tuple[float, float], ...], ...]
     """(L, A, 2) width and height in pixels, small level to large."""

@@ -10,7 +10,7 @@ import torch
 
 from stages.training.outputs import write_outputs
 from yolov7.config import Train
-from yolov7.train.loop import Outcome
+from yolov7.train.records import Outcome
 
 
 def outcome(folder: Path, parts: tuple[str, ...]) -> Outcome:
@@ -25,7 +25,7 @@ def outcome(folder: Path, parts: tuple[str, ...]) -> Outcome:
     return Outcome(finished=True, best=best, last=last, best_ap=0.5, best_epoch=1, history=history, skipped_steps=0)
 
 
-@pytest.mark.parametrize("parts", [("box", "objectness", "classification")])
+@pytest.mark.parametrize("parts", [("box", "objectness", "classification"), ("box", "dfl", "classification")])
 def test_curves_are_those_of_the_history(tmp_path: Path, parts: tuple[str, ...]) -> None:
     out = tmp_path / "out"
     write_outputs(out, outcome(tmp_path / "states", parts), Train(epochs=2), torch.device("cpu"), variant="v")

@@ -9,7 +9,7 @@ from assign_cases import head, plain_candidates, plain_ota, random_targets, raw_
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from yolov7.assign import COARSE, FINE, UNCONSTRAINED, Geometry, OtaAssigner, PlainAssigner, Targets
+from yolov7.assign import COARSE, FINE, UNCONSTRAINED, Geometry, Matches, OtaAssigner, PlainAssigner, Targets
 from yolov7.assign import ota as ota_module
 from yolov7.errors import DataError
 
@@ -223,3 +223,14 @@ def test_constants_made_under_inference_mode_serve_training():
     with torch.inference_mode():
         assign(OtaAssigner(geometry(model)), raw_maps(model, 2, 32, 224), targets)
     assert not geometry(model).grid(raw_maps(model, 2, 32, 224)).strides.is_inference()
+
+
+def test_weights_of_matches_stay_with_them():
+    cells = torch.arange(30).view(6, 5)
+    plain, graded = Matches(cells, (2, 3)), Matches(cells, (2, 3), weight=torch.linspace(0.1, 0.5, 5))
+    assert plain.first(1).weight is None and plain.then(plain).weight is None
+    assert torch.equal(graded.first(1).weight, graded.weight[:2]) and graded.first(2) is graded
+    assert torch.equal(graded.then(graded).weight, torch.cat((graded.weight, graded.weight)))
+    assert torch.equal(graded.then(plain).weight, torch.cat((graded.weight, torch.ones(5))))
+    assert torch.equal(plain.then(graded).weight, torch.cat((torch.ones(5), graded.weight)))
+    assert plain.then(graded).counts == (2, 3, 2, 3)

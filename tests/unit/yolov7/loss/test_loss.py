@@ -9,17 +9,18 @@ from types import SimpleNamespace
 import assign_cases
 import pytest
 import torch
-from assign_cases import head, plain_candidates, plain_ota, random_targets, raw_maps
+from assign_cases import criterion_of, head, plain_candidates, plain_ota, random_targets, raw_maps
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolov7.boxes import ciou
-from yolov7.config import Loss
+from yolov7.config import AnchorLoss, Loss, LossParameters
 from yolov7.errors import ConfigError, DataError, ModelError
-from yolov7.loss import create_criterion
+from yolov7.loss import LossResult, anchor_criterion, create_criterion
 from yolov7.loss.anchor_maps import read_predictions
 from yolov7.loss.cross_entropy import CrossEntropy
+from yolov7.model import create_model
 
 BALANCE = [4.0, 1.0, 0.4]
 
@@ -75,7 +76,7 @@ def test_loss_and_gradient_equal_plain_version(seed, classes, smoothing, assigne
     )
     assume(matches is not None)
     gains = {"box": 0.4, "objectness": 0.7, "classification": 1.3}
-    criterion = create_criterion(
+    criterion = criterion_of(
         model, image_size=96, assigner=assigner, scale_gains=False, label_smoothing=smoothing, **gains
     )
     loss = criterion(maps, targets)
@@ -113,7 +114,7 @@ def test_auxiliary_modes_equal_plain_version(mode, constraint):
         tried += 1
         first = plain_head_loss(model, lead, targets, by_target(fine))
         second = plain_head_loss(model, auxiliary, targets, by_target(own), spread=spread)
-        criterion = create_criterion(
+        criterion = criterion_of(
             model,
             image_size=64,
             scale_gains=False,
@@ -138,23 +139,24 @@ def test_shares_of_a_batch_add_up_to_its_loss_and_gradient(cut, auxiliary):
     targets = random_targets(4, 6, 64, 96, 5, seed=3)
     if cut == 1:
         targets = targets[targets[:, 0] > 0]
-    whole = create_criterion(model, image_size=96)(maps, targets)
+    whole = criterion_of(model, image_size=96)(maps, targets)
     pieces = []
     for start, stop in ((0, cut), (cut, 4)):
         own = targets[(targets[:, 0] >= start) & (targets[:, 0] < stop)]
         own = own - torch.tensor([start, 0, 0, 0, 0, 0])
         pieces.append(([m[start:stop] for m in maps], own))
-    counts: list[tuple[int, ...]] = []
+    counts = []
 
     def told(own):
+        assert own.dtype == torch.float64
         counts.append(own)
         return own
 
     for piece in pieces:
-        create_criterion(model, image_size=96, totals=told)(*piece)
-    sums = tuple(map(sum, zip(*counts, strict=True)))
-    assert sums[0] == 4 and counts[0][1:] != counts[1][1:]
-    criterion = create_criterion(model, image_size=96, totals=lambda own: sums)
+        criterion_of(model, image_size=96, totals=told)(*piece)
+    sums = torch.stack(counts).sum(0)
+    assert sums[0] == 4 and not torch.equal(counts[0][1:], counts[1][1:])
+    criterion = criterion_of(model, image_size=96, totals=lambda own: sums)
     losses = [criterion(*piece) for piece in pieces]
     for name in ("total", "box", "objectness", "classification"):
         found = sum(getattr(loss, name).item() for loss in losses)
@@ -164,25 +166,96 @@ def test_shares_of_a_batch_add_up_to_its_loss_and_gradient(cut, auxiliary):
         assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_fractional_totals_are_not_truncated():
+    """Denominators of other losses are sums of scores."""
+    model = head(shrink=0.5)
+    maps, targets = raw_maps(model, 2, 64, 64), random_targets(2, 3, 64, 64, 5, seed=1, exact=True)
+    whole = criterion_of(model, image_size=64)(maps, targets)
+    part = criterion_of(model, image_size=64, totals=lambda own: own * torch.tensor([1.0, 1.25, 1.25, 1.25]))
+    result = part(maps, targets)
+    assert result.box.item() == pytest.approx(whole.box.item() / 1.25, rel=1e-6)
+    assert result.classification.item() == pytest.approx(whole.classification.item() / 1.25, rel=1e-6)
+    assert result.objectness.item() == pytest.approx(whole.objectness.item(), rel=1e-6)
+
+
+def test_the_parts_are_named_by_the_criterion():
+    model = head(shrink=0.5)
+    criterion = criterion_of(model, image_size=64)
+    result = criterion(raw_maps(model, 2, 64, 64), random_targets(2, 3, 64, 64, 5, seed=1, exact=True))
+    assert isinstance(result, LossResult)
+    assert tuple(result.parts) == criterion.parts == ("box", "objectness", "classification")
+    assert [result.box, result.objectness, result.classification] == list(result.parts.values())
+    assert result.total.item() == pytest.approx(2 * sum(result.parts.values()).item(), rel=1e-6)
+    assert not any(part.requires_grad for part in result.parts.values())
+
+
+def test_an_anchor_criterion_is_the_same_in_every_epoch_and_calls_the_model_as_it_is():
+    criterion, model = criterion_of(head(), image_size=64), torch.nn.Identity()
+    assert criterion.at(0) is criterion.at(299) is criterion
+    assert criterion.wrap(model) is model
+
+
+def test_a_level_is_drawn_with_a_slot_for_each_anchor():
+    first, *_ = levels = criterion_of(head(), image_size=64).levels()
+    assert [level.stride for level in levels] == [8, 16, 32] and {level.slots for level in levels} == {3}
+    assert first.caption == "anchors 12 x 16, 19 x 36, 40 x 28"
+
+
+def test_the_criterion_of_a_model_takes_the_fields_of_its_head_group():
+    model = create_model("yolov7", 3, device="meta")
+    model.head.anchors = torch.tensor(assign_cases.ANCHORS, dtype=torch.float32)
+    criterion = create_criterion(model, image_size=64, box=0.4, scale_gains=False)
+    assert (criterion.gains.box, criterion.gains.objectness) == (0.4, AnchorLoss().objectness)
+    with pytest.raises(ConfigError, match=r"loss\.objectnes: unknown key \(did you mean 'objectness'\?\)"):
+        create_criterion(model, image_size=64, objectnes=1.0)
+
+
+def test_the_defaults_are_those_of_the_group():
+    """As published, and as they were written out in the signature before."""
+    expected = {
+        "assigner": "ota", "box": 0.05, "objectness": 0.7, "classification": 0.3, "scale_gains": True,
+        "anchor_threshold": 4.0, "label_smoothing": 0.0, "focal_gamma": 0.0, "objectness_positive_weight": 1.0,
+        "classification_positive_weight": 1.0, "auxiliary": "coarse-to-fine", "auxiliary_weight": 0.25,
+        "auxiliary_constraint": True,
+    }  # fmt: skip
+    assert AnchorLoss().model_dump() == expected
+    model = head(auxiliary=True)
+    plain, written = anchor_criterion(model, image_size=64), criterion_of(model, image_size=64, **expected)
+    for name in ("gains", "maps", "objectness", "classification", "label_smoothing", "auxiliary_assigner"):
+        assert getattr(plain, name) == getattr(written, name)
+    assert (plain.assigner.top, plain.assigner.threshold) == (20, 4.0)
+
+
+def test_a_head_of_another_group_needs_a_criterion_of_its_own():
+    class OtherLoss(LossParameters):
+        pass
+
+    other = SimpleNamespace(
+        variant="other", spec=SimpleNamespace(name="other", head=SimpleNamespace(parameters=OtherLoss))
+    )
+    with pytest.raises(ModelError, match="other: no criterion is known for OtherLoss"):
+        create_criterion(other, image_size=64)
+
+
 def test_published_gain_scaling():
-    criterion = create_criterion(head(20), image_size=1280, box=0.05, objectness=0.7, classification=0.3)
+    criterion = criterion_of(head(20), image_size=1280, box=0.05, objectness=0.7, classification=0.3)
     assert criterion.gains.box == pytest.approx(0.05)
     assert criterion.gains.objectness == pytest.approx(2.8)
     assert criterion.gains.classification == pytest.approx(0.075)
     p6 = SimpleNamespace(anchors=torch.ones(4, 3, 2), strides=(8, 16, 32, 64), num_classes=80, has_auxiliary=True)
-    gains = create_criterion(p6, image_size=1280).gains
+    gains = criterion_of(p6, image_size=1280).gains
     figures = (gains.box, gains.classification, gains.objectness)
     assert figures == pytest.approx((0.0375, 0.225, 2.1))  # the figures of the sheet's section 3
 
 
 def test_takes_every_field_of_the_parameters():
-    create_criterion(head(), image_size=64, **Loss().model_dump())
+    criterion_of(head(), image_size=64, **Loss().model_dump())
 
 
 def test_one_class_has_no_class_loss_and_no_class_gradient():
     model = head(1, shrink=0.5)
     maps = [m.requires_grad_() for m in raw_maps(model, 2, 64, 64)]
-    loss = create_criterion(model, image_size=64)(maps, random_targets(2, 4, 64, 64, 1, seed=1, exact=True))
+    loss = criterion_of(model, image_size=64)(maps, random_targets(2, 4, 64, 64, 1, seed=1, exact=True))
     loss.total.backward()
     assert loss.classification.item() == 0 and loss.box.item() > 0
     assert all(m.grad[..., 5:].abs().sum() == 0 for m in maps)
@@ -192,7 +265,7 @@ def test_one_class_has_no_class_loss_and_no_class_gradient():
 def test_batches_without_targets_train_objectness_alone(auxiliary):
     model = head(auxiliary=auxiliary)
     maps = [m.requires_grad_() for m in raw_maps(model, 2, 64, 64)]
-    loss = create_criterion(model, image_size=64)(maps, torch.zeros(0, 6))
+    loss = criterion_of(model, image_size=64)(maps, torch.zeros(0, 6))
     loss.total.backward()
     assert loss.box.item() == 0 and loss.classification.item() == 0 and loss.objectness.item() > 0
     for m in maps:
@@ -205,7 +278,7 @@ def test_extreme_predictions_give_finite_loss_and_gradient(value, gamma):
     model = head(shrink=0.5)
     maps = [torch.full_like(m, value).requires_grad_() for m in raw_maps(model, 2, 64, 64)]
     targets = torch.tensor([[0, 1, 10, 10, 40, 40], [1, 2, 0, 0, 64, 64], [1, 2, 8, 8, 9, 16]], dtype=torch.float32)
-    loss = create_criterion(model, image_size=64, focal_gamma=gamma)(maps, targets)
+    loss = criterion_of(model, image_size=64, focal_gamma=gamma)(maps, targets)
     loss.total.backward()
     assert torch.isfinite(loss.total) and all(torch.isfinite(m.grad).all() for m in maps)
 
@@ -221,7 +294,7 @@ def test_broken_and_tiny_targets_give_finite_loss():
         (5, 5, 5 + 1e-4, 5 + 1e-4),
         (3, 3, 30, 40),
     ]
-    loss = create_criterion(model, image_size=64)(maps, torch.tensor([(0, 1, *row) for row in rows]))
+    loss = criterion_of(model, image_size=64)(maps, torch.tensor([(0, 1, *row) for row in rows]))
     loss.total.backward()
     assert torch.isfinite(loss.total) and all(torch.isfinite(m.grad).all() for m in maps)
 
@@ -230,7 +303,7 @@ def test_thousands_of_objects_in_one_image():
     model = head(3, shrink=0.5)
     maps = [m.requires_grad_() for m in raw_maps(model, 1, 96, 96)]
     targets = random_targets(1, 2000, 96, 96, 3, exact=True)
-    loss = create_criterion(model, image_size=96)(maps, targets)
+    loss = criterion_of(model, image_size=96)(maps, targets)
     loss.total.backward()
     assert torch.isfinite(loss.total) and all(torch.isfinite(m.grad).all() for m in maps)
 
@@ -241,7 +314,7 @@ def test_half_precision_maps(dtype):
     targets = random_targets(2, 4, 64, 64, 5, seed=1, exact=True)
     half = [m.requires_grad_() for m in raw_maps(model, 2, 64, 64, dtype=dtype)]
     full = [m.detach().float().requires_grad_() for m in half]
-    criterion = create_criterion(model, image_size=64)
+    criterion = criterion_of(model, image_size=64)
     a, b = criterion(half, targets), criterion(full, targets)
     assert a.total.dtype == torch.float32 and a.total.item() == b.total.item()
     a.total.backward()
@@ -254,7 +327,7 @@ def test_shared_prediction_learns_the_objectness_of_the_later_target():
     model = head(shrink=0.5)
     maps = [torch.ones_like(m) for m in raw_maps(model, 1, 64, 64)]
     boxes = torch.tensor([[0, 1, 20, 20, 40, 52], [0, 2, 22, 24, 38, 48]], dtype=torch.float32)
-    criterion = create_criterion(model, image_size=64, assigner="plain", scale_gains=False)
+    criterion = criterion_of(model, image_size=64, assigner="plain", scale_gains=False)
 
     def objectness(rows):
         return criterion(maps, rows).objectness.item()
@@ -282,7 +355,7 @@ def test_reading_the_maps_has_the_right_gradient():
     maps = raw_maps(model, 2, 32, 64, dtype=torch.float64)
     maps[0] = maps[0].permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
     targets = random_targets(2, 4, 32, 64, 2, seed=3, exact=True)
-    criterion = create_criterion(model, image_size=64, assigner="plain")
+    criterion = criterion_of(model, image_size=64, assigner="plain")
     cells = [c for part in criterion.assign(maps, targets) for c in part.T.tolist()]
     assert len({tuple(c[:5]) for c in cells}) < len(cells)  # some predictions are read twice
     leaves = [m.requires_grad_() for m in maps]
@@ -302,7 +375,7 @@ def _targets(rows):
 def test_positives_to_look_at():
     model = head(shrink=0.5, auxiliary=True)
     maps, targets = raw_maps(model, 2, 64, 64), random_targets(2, 3, 64, 64, 5, seed=1, exact=True)
-    criterion = create_criterion(model, image_size=64)
+    criterion = criterion_of(model, image_size=64)
     levels = criterion.assign(maps, targets)
     assert len(levels) == 3 and sum(part.shape[1] for part in levels) > 0
     for level, part in enumerate(levels):
@@ -310,11 +383,11 @@ def test_positives_to_look_at():
 
 
 def test_wrong_maps_are_refused():
-    criterion = create_criterion(head(auxiliary=True), image_size=64)
+    criterion = criterion_of(head(auxiliary=True), image_size=64)
     maps = raw_maps(head(auxiliary=True), 1, 64, 64)
     with pytest.raises(ModelError, match=r"4 raw maps given; 3 levels with an auxiliary head make 3 or 6"):
         criterion(maps[:4], torch.zeros(0, 6))
-    plain = create_criterion(head(), image_size=64)
+    plain = criterion_of(head(), image_size=64)
     with pytest.raises(ModelError, match=r"6 raw maps given; 3 levels without an auxiliary head make 3"):
         plain(maps, torch.zeros(0, 6))
     with pytest.raises(ModelError, match=r"\(B, 3, h, w, 5 \+ C\) is expected"):
@@ -325,14 +398,14 @@ def test_wrong_maps_are_refused():
 
 def test_unknown_options_are_refused():
     with pytest.raises(ConfigError, match="assigner"):
-        create_criterion(head(), image_size=64, assigner="sim")
+        criterion_of(head(), image_size=64, assigner="sim")
     with pytest.raises(ConfigError, match="auxiliary"):
-        create_criterion(head(), image_size=64, auxiliary="none")
+        criterion_of(head(), image_size=64, auxiliary="none")
     six = SimpleNamespace(
         anchors=torch.ones(6, 3, 2), strides=(4, 8, 16, 32, 64, 128), num_classes=1, has_auxiliary=False
     )
     with pytest.raises(ModelError, match="6"):
-        create_criterion(six, image_size=64)
+        criterion_of(six, image_size=64)
 
 
 class Count(TorchDispatchMode):
@@ -360,7 +433,7 @@ def counted(model, images, objects, monkeypatch, **options):
     side = 160
     maps = [m.requires_grad_() for m in raw_maps(model, images, side, side, spread=1.0)]
     targets = random_targets(images, objects, side, side, model.num_classes, exact=True)
-    criterion = create_criterion(model, image_size=side, **options)
+    criterion = criterion_of(model, image_size=side, **options)
     count = Count()
     to_list = torch.Tensor.tolist
 
@@ -405,7 +478,7 @@ def test_empty_batches_cost_no_more(monkeypatch):
     model = head(80)
     count = Count()
     with count:
-        create_criterion(model, image_size=64)(raw_maps(model, 4, 64, 64), torch.zeros(0, 6))
+        criterion_of(model, image_size=64)(raw_maps(model, 4, 64, 64), torch.zeros(0, 6))
     assert count.operations <= 300
 
 
@@ -413,14 +486,13 @@ MEMORY = """
 import sys, torch
 torch.set_num_threads(1)
 sys.path.insert(0, {folder!r})
-from assign_cases import head, random_targets, raw_maps
-from yolov7.loss import create_criterion
+from assign_cases import criterion_of, head, random_targets, raw_maps
 from yolov7.memory import peak_memory_gib
 model = head(80)
 side = 320
 maps = [m.requires_grad_() for m in raw_maps(model, 32, side, side)]
 targets = random_targets(32, 300, side, side, 80, exact=True)
-loss = create_criterion(model, image_size=side)(maps, targets)
+loss = criterion_of(model, image_size=side)(maps, targets)
 loss.total.backward()
 assert torch.isfinite(loss.total)
 print(peak_memory_gib())

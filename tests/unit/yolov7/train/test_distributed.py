@@ -264,3 +264,9 @@ time.sleep(100)
     assert launch(["-c", program], processes=2) == 75
     assert {path.name for path in tmp_path.iterdir()} == {"ready", "saved-0", "saved-1"}
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_totals_are_summed_as_fractions_and_scalar_parameters_are_averaged(two):
+    for told_by in two:
+        assert told_by["totals"] == [0.5, 6.0]
+        assert told_by["scalar"] == 1.5

@@ -78,7 +78,7 @@ def test_too_many_broken_images_stop_the_run_which_goes_on_when_they_are_back(br
         cv2.imwrite(str(data.image_path(i)), torch.zeros(height, width, 3, dtype=torch.uint8).numpy())
     again = Watcher()
     assert trainer(data, tmp_path / "run", params, listeners=[again]).fit().finished
-    assert again.notes[0].startswith("going on from epoch")
+    assert again.notes[0].startswith("resuming at epoch")
 
 
 def test_a_broken_image_counts_once_an_epoch_however_often_it_is_asked_for(tmp_path, caplog):
@@ -318,7 +318,7 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_whole_one(index, tmp_path, monk
         enabled = dtype is torch.float16
         return torch.amp.GradScaler(device.type, enabled=enabled, init_scale=4.0, growth_interval=2)
 
-    monkeypatch.setattr("yolov7.train.loop.gradient_scaler", quick_scaler)
+    monkeypatch.setattr("yolov7.train.learner.gradient_scaler", quick_scaler)
     params = parameters(optimizer={"nominal_batch": 4, "warmup_iterations": 3, "warmup_epochs": 0}, **over)
     straight = trainer(index, tmp_path / "straight", params)
     whole = straight.fit()
@@ -331,7 +331,7 @@ def test_a_run_in_pieces_ends_with_the_bits_of_a_whole_one(index, tmp_path, monk
     assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in ours.tensors)
     assert ours.values["scaler"] == theirs.values["scaler"]
     if params.precision == "float16":
-        assert run.scaler.get_scale() > 4
+        assert run.learner.scaler.get_scale() > 4
     assert ours.values["ema_updates"] == theirs.values["ema_updates"] > 0
 
 
@@ -391,7 +391,7 @@ def test_an_evaluation_that_fails_costs_nothing_of_its_epoch(index, tmp_path, mo
     whole = trainer(index, tmp_path / "straight", params).fit()
     run = trainer(index, tmp_path / "run", params)
     with monkeypatch.context() as patch:
-        patch.setattr("yolov7.train.loop.find_results", lambda *a, **k: pytest.fail("an image is broken"))
+        patch.setattr("yolov7.train.validation.find_results", lambda *a, **k: pytest.fail("an image is broken"))
         with pytest.raises(pytest.fail.Exception):
             run.fit()
     state = run.states.newest()

@@ -10,10 +10,10 @@ import torch
 from small_detector import metadata_of, small_detector
 
 from yolov7.anchors import best_possible_recall
-from yolov7.config import train_parameters
+from yolov7.config import LossParameters, train_parameters
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
-from yolov7.errors import ModelError
+from yolov7.errors import ConfigError, ModelError
 from yolov7.model import save_checkpoint
 from yolov7.train.initial import initial_model
 
@@ -83,3 +83,13 @@ def test_weights_of_a_network_that_has_nothing_in_common_are_refused(tmp_path):
     params = train_parameters({"image_size": 96, "weights": str(tmp_path / "w.safetensors")})
     with pytest.raises(ModelError, match="holds a small in training form; none of its kernels fits"):
         initial_model("yolov7-tiny", params, data(tmp_path / "a", 12, 60))
+
+
+class OtherLoss(LossParameters):
+    """Parameters of another kind of head."""
+
+
+def test_loss_parameters_of_another_head_are_refused(tmp_path):
+    params = train_parameters({"image_size": 96}).model_copy(update={"loss": OtherLoss()})
+    with pytest.raises(ConfigError, match=r"train\.loss: yolov7-tiny is trained with AnchorLoss, got OtherLoss"):
+        initial_model("yolov7-tiny", params, data(tmp_path, 12, 60))

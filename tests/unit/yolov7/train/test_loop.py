@@ -156,13 +156,13 @@ def test_training_stops_early_when_nothing_gets_better(index, tmp_path):
 def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_stops_the_run(index, tmp_path):
     run = trainer(index, tmp_path, plain(epochs=9, max_bad_batches=3))
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items() if "running" not in name}
-    plain_criterion = run.criterion
+    plain_criterion = run.learner.criterion
 
-    def broken(raw, targets):
-        result = plain_criterion(raw, targets)
-        return type(result)(result.total * math.nan, result.box, result.objectness, result.classification)
+    def broken(*inputs):
+        result = plain_criterion(*inputs)
+        return replace(result, total=result.total * math.nan)
 
-    run.criterion = broken  # type: ignore[assignment]
+    run.learner.criterion.at = lambda epoch: broken  # type: ignore[method-assign, assignment]
     with pytest.raises(TrainingError, match=r"4 batches in a row were skipped.*not finite.*image ids"):
         run.fit()
     assert run.position.skipped_steps == 4
@@ -171,5 +171,5 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_stops_the_r
 
 
 def test_an_image_side_that_does_not_fit_names_two_that_do(index, tmp_path):
-    with pytest.raises(ConfigError, match=r"100 is not a multiple.*32; 96 or 128 would do"):
+    with pytest.raises(ConfigError, match=r"100 is not a multiple.*32; use 96 or 128"):
         trainer(index, tmp_path, plain(image_size=100))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,15 +36,14 @@ def run(folder, states, *, window=1, **params):
 
 def breaking(run, batches, factor=math.nan):
     """The loss of these batches is multiplied."""
-    plain = run.criterion
+    plain = run.learner.criterion
 
-    def criterion(raw, targets):
-        result = plain(raw, targets)
+    def criterion(*inputs):
+        result = plain(*inputs)
         worth = factor if run.position.iteration in batches else 1.0
-        return type(result)(result.total * worth, result.box, result.objectness, result.classification)
+        return replace(result, total=result.total * worth)
 
-    criterion.assign = plain.assign
-    run.criterion = criterion
+    run.learner.criterion.at = lambda epoch: criterion
     return run
 
 
@@ -56,17 +56,17 @@ def test_a_bad_loss_takes_nothing_from_the_other_batches_of_its_window(folder, t
     # Windows of two batches end at iterations 0, 2 and 4.
     whole = run(folder, tmp_path / "whole", window=2)
     steps = []
-    step = whole.optimizer.step
-    whole.optimizer.step = lambda *a, **k: (steps.append(gradient(whole)), step(*a, **k))[1]
+    step = whole.learner.optimizer.step
+    whole.learner.optimizer.step = lambda *a, **k: (steps.append(gradient(whole)), step(*a, **k))[1]
     # The same gradients, but for those of the bad batch, which are set to nothing.
     breaking(whole, {bad}, factor=0.0).fit()
     found = []
     broken = run(folder, tmp_path / "broken", window=2)
-    broken_step = broken.optimizer.step
-    broken.optimizer.step = lambda *a, **k: (found.append(gradient(broken)), broken_step(*a, **k))[1]
+    broken_step = broken.learner.optimizer.step
+    broken.learner.optimizer.step = lambda *a, **k: (found.append(gradient(broken)), broken_step(*a, **k))[1]
     breaking(broken, {bad}).fit()
     assert broken.position.skipped_steps == 1
-    assert broken.average.updates == whole.average.updates == 2
+    assert broken.learner.average.updates == whole.learner.average.updates == 2
     assert all(torch.equal(a, b) for a, b in zip(found, steps, strict=True))
     assert torch.equal(weights(broken), weights(whole))
 
@@ -77,7 +77,7 @@ def gradient(run):
 
 def test_statistics_that_overflowed_are_those_of_the_average_again(folder, tmp_path):
     broken = breaking(run(folder, tmp_path), {2})
-    network, norm = broken.network.forward, broken.model.backbone.P2.down.bn
+    network, norm = broken.learner.network.forward, broken.model.backbone.P2.down.bn
 
     def overflowing(images):
         raw = network(images)
@@ -86,24 +86,24 @@ def test_statistics_that_overflowed_are_those_of_the_average_again(folder, tmp_p
             norm.running_mean[0] = math.inf
         return raw
 
-    broken.network.forward = overflowing
+    broken.learner.network.forward = overflowing
     outcome = broken.fit()
     assert broken.position.skipped_steps == 1
-    for state in (broken.model.state_dict(), broken.average.model.state_dict()):
+    for state in (broken.model.state_dict(), broken.learner.average.model.state_dict()):
         assert all(torch.isfinite(tensor).all() for tensor in state.values())
     assert outcome.history[0]["val/AP"] > 0
 
 
 def test_an_overflowing_gradient_halves_the_loss_scale_and_starts_its_count_anew(folder, tmp_path):
     scaled = run(folder, tmp_path)
-    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
+    scaled.learner.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
     seen = []
     plain = scaled._step
 
     def step(batch):
         before = weights(scaled)
         plain(batch)
-        scale = scaled.scaler.state_dict()
+        scale = scaled.learner.scaler.state_dict()
         seen.append((scale["scale"], scale["_growth_tracker"], not torch.equal(before, weights(scaled))))
         assert all(parameter.grad is None for parameter in scaled.model.parameters())
 
@@ -118,7 +118,7 @@ def test_every_image_of_a_window_that_was_lost_is_named(folder, tmp_path, caplog
     monkeypatch.setattr("yolov7.train.guard._SHOWN_IDS", 2)
     # The window of iterations 1 to 3, whose second batch overflows.
     lost = breaking(run(folder, tmp_path, window=3, max_bad_batches=0), {2}, factor=1e38)
-    lost.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    lost.learner.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     ids = ", ".join(str(image) for number in (1, 2, 3) for image in lost.loader.image_ids(0, number))
     with pytest.raises(TrainingError, match=rf"a gradient is not finite; .* image ids {ids}\. Lower"):
         lost.fit()
@@ -136,7 +136,7 @@ def test_gradients_are_measured_tensor_by_tensor_where_the_device_knows_no_other
     # As on MPS, in its older versions.
     monkeypatch.setattr("torch.nn.utils.clip_grad._has_foreach_support", lambda tensors, device: False)
     monkeypatch.setattr("torch.nn.utils.clip_grad._device_has_foreach_support", lambda device: False)
-    assert float(measuring._gradient_norm()) == pytest.approx(count**0.5, rel=1e-5)
+    assert float(measuring.learner.clipped_norm()) == pytest.approx(count**0.5, rel=1e-5)
     assert float(gradient(measuring).norm()) == pytest.approx(clip or count**0.5, rel=1e-3)
 
 
@@ -163,6 +163,6 @@ def test_out_of_memory_in_evaluation_is_explained_too(folder, tmp_path, monkeypa
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("yolov7.train.loop.find_results", fail)
+    monkeypatch.setattr("yolov7.train.validation.find_results", fail)
     with pytest.raises(TrainingError, match=r"an evaluation of 4 images at a time of 96 px; try train\.batch_size: 2"):
         evaluating.fit()

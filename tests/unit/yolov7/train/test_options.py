@@ -17,7 +17,7 @@ from yolov7.errors import ConfigError, ModelError
 from yolov7.loss import create_criterion
 from yolov7.model import load_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
-from yolov7.train import loop
+from yolov7.train import validation
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.loop import Trainer
 
@@ -87,8 +87,8 @@ def test_rectangular_evaluation_of_the_artefact_is_an_option(index, rectangular)
 
 def test_validation_inside_training_has_as_many_loader_processes(index, tmp_path, monkeypatch):
     asked = []
-    find = loop.find_results
-    monkeypatch.setattr(loop, "find_results", lambda *a, **k: (asked.append(k["workers"]), find(*a, **k))[1])
+    find = validation.find_results
+    monkeypatch.setattr(validation, "find_results", lambda *a, **k: (asked.append(k["workers"]), find(*a, **k))[1])
     assert trainer(index, tmp_path, parameters(epochs=1), workers=2).fit().finished
     assert asked == [2]
 
@@ -239,8 +239,8 @@ def test_pictures_show_the_first_batches_and_change_nothing(index, tmp_path, bas
     watcher = Watcher()
     run = trainer(index, tmp_path, parameters(epochs=2, evaluate_every=2), listeners=[watcher])
     assigned = []
-    original = run.criterion.assign
-    run.criterion.assign = lambda raw, targets: assigned.append(original(raw, targets)) or assigned[-1]
+    original = run.learner.criterion.assign
+    run.learner.criterion.assign = lambda raw, targets: assigned.append(original(raw, targets)) or assigned[-1]
     assert same_outcome(run.fit(), baseline)
     first = [batch for batch in watcher.pictured if batch.epoch == 0]
     assert [batch.batch_index for batch in first] == [0, 1, 2]

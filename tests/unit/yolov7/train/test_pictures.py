@@ -10,10 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from yolov7.loss import LevelPicture
 from yolov7.predict.draw import class_color
-from yolov7.train.loop import Outcome, StepReport
 from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
 from yolov7.train.progress import ProgressDisplay, duration
+from yolov7.train.records import Outcome, StartReport, StepReport
 from yolov7.train.summary import as_markdown, as_text, facts
 
 SIDE, SCALE = 64, 8  # of the image, and of its panels
@@ -30,8 +31,7 @@ def batch(positives: list[list[list[int]]], **over) -> AssignedBatch:
         "images": torch.full((2, 3, SIDE, SIDE), 128, dtype=torch.uint8),
         "targets": torch.tensor(targets, dtype=torch.float32),
         "positives": cells,
-        "anchors": torch.tensor([[[10.0, 13], [16, 30]], [[30.0, 61], [62, 45]]]),
-        "strides": (8, 16),
+        "levels": (LevelPicture(8, 2, "anchors 10 x 13, 16 x 30"), LevelPicture(16, 2, "anchors 30 x 61, 62 x 45")),
     }
     return AssignedBatch(**{**given, **over})
 
@@ -74,6 +74,26 @@ def test_an_object_that_no_cell_took_is_crossed_out(tmp_path):
         (labels, *_), _ = panels(tmp_path / "a.png", 3)
         patch = labels[middle - 3 : middle + 3, middle - 3 : middle + 3]
         assert (np.abs(patch - 128).max() > 60) == crossed
+
+
+def test_cells_of_a_level_without_anchors_are_filled_whole(tmp_path):
+    seen = batch([[[0, 0, 0, 1, 2, 0]], []], levels=(LevelPicture(8), LevelPicture(16)))
+    draw_assignment(seen, ["cat", "dog"], tmp_path / "a.png")
+    (_, first, _), _ = panels(tmp_path / "a.png", 3)
+    assert is_filled(first, 2.25, 1.5, 8, class_color(0)) and is_filled(first, 2.75, 1.5, 8, class_color(0))
+
+
+def test_the_start_of_a_training_is_told_in_one_line():
+    text = io.StringIO()
+    report = StartReport(
+        variant="small", training_images=6, validation_images=2, classes=3, epochs=4, batch_size=2, image_size=96,
+        optimizer="adamw", learning_rate=0.002, device="cpu", epoch=1, finished=False,
+    )  # fmt: skip
+    ProgressDisplay(Console(file=text, width=400)).started(report)
+    assert text.getvalue() == (
+        "small: 6 training and 2 validation images, 3 classes, 4 epochs of batches of 2 at 96 px, adamw at 0.002, "
+        "on cpu, from epoch 2\n"
+    )
 
 
 def test_a_log_has_a_line_for_every_epoch_and_a_long_one_a_line_a_minute(monkeypatch):

@@ -1,0 +1,74 @@
+"""The seam between trainer and losses: what a criterion offers, and what it answers.
+
+The trainer never looks into the raw maps: the head's module makes them, and the criterion built for that head reads
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+Totals = Callable[[Tensor], Tensor]
+"""Figures (n,) of this process, as float64 -> their sums over all processes of a training, (n,) float64 on the CPU."""
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """Loss of a batch; of a process among several its share, and the shares add up to the loss of the whole batch."""
+
+    total: Tensor
+    """Scalar to back-propagate: batch size times the sum of the parts."""
+    parts: Mapping[str, Tensor]
+    """Gain times loss of each part, detached scalars by name, in the order of `Criterion.parts`."""
+
+
+@dataclass(frozen=True)
+class LevelPicture:
+    """How the assignment of a level is drawn."""
+
+    stride: int
+    """Pixels per cell side."""
+    slots: int = 1
+    """Predictions of a cell, each drawn as a stripe of it."""
+    caption: str = ""
+    """A few words about the level, for example its anchors."""
+
+
+class Criterion(Protocol):
+    """Assignment and loss of one kind of head. Subclass it to inherit the defaults."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the loss parts."""
+        ...
+
+    def at(self, epoch: int) -> Criterion:
+        """The criterion of an epoch, from 0. A pure function of it: nothing has to be saved for a resume."""
+        return self
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as training calls it, where a loss reads more than the raw maps (features, for example)."""
+        return model
+
+    def __call__(self, raw: Sequence[Tensor], targets: Tensor, images: Tensor | None = None) -> LossResult:
+        """Loss of a batch.
+
+        `raw`: the maps of the head in training. `targets` (T, 6): image index, class, x1, y1, x2, y2 in pixels of the
+        batch. `images` (B, 3, H, W) in [0, 1], for losses that run a second network on them.
+        """
+        ...
+
+    def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
+        """The positives of the lead head, for pictures.
+
+        For each level (6, n) int64: level, image, slot (the anchor, or 0), row, column, row of `targets`.
+        """
+        ...
+
+    def levels(self) -> tuple[LevelPicture, ...]:
+        """How to draw each lead level."""
+        ...

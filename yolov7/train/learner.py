@@ -1,0 +1,105 @@
+"""The model and all that a batch changes with it: gradients, optimiser, loss scale, averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from yolov7.config import Train
+from yolov7.device import autocast, autocast_dtype, gradient_scaler, has_fused_sgd
+from yolov7.loss import create_criterion
+from yolov7.model import Detector
+from yolov7.train.distributed import Processes
+from yolov7.train.ema import AveragedModel
+from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
+from yolov7.train.schedule import Schedule, StepSettings
+from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
+
+
+class Learner:
+    """`model` on `device` with the criterion of its head, its optimiser and the average of its weights.
+
+    `class_weights` (C,) multiply the class loss. Of several `processes` each has a learner; their gradients and
+    weights are the same.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        params: Train,
+        schedule: Schedule,
+        *,
+        class_weights: Sequence[float] | None,
+        device: torch.device,
+        processes: Processes,
+    ):
+        self.params, self.device, self.processes = params, device, processes
+        self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.synchronized = params.sync_batchnorm and processes.world_size > 1
+        if self.synchronized:
+            synchronize_batchnorm(self.model, device)
+        self.frozen = freeze(self.model, params.freeze)
+        self.criterion = create_criterion(
+            self.model,
+            image_size=params.image_size,
+            class_weights=class_weights,
+            totals=processes.totals,
+            **params.loss.model_dump(),
+        )
+        self.network = processes.wrap(self.criterion.wrap(self.model))
+        if params.compile:
+            self.network = torch.compile(self.network)  # type: ignore[assignment]
+        decay, fused = schedule.weight_decay, has_fused_sgd(device)
+        self.optimizer = create_optimizer(self.model, params.optimizer, weight_decay=decay, fused_sgd=fused)
+        self.dtype = autocast_dtype(device, params.precision)
+        self.scaler = gradient_scaler(device, self.dtype)
+        self.average = AveragedModel(self.model, params.ema)
+
+    def train(self) -> None:
+        """Put the model into training mode; frozen parts keep their statistics."""
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+
+    def raw(self, images: Tensor) -> list[Tensor]:
+        """The head's raw maps of images (B, 3, H, W) in [0, 1]."""
+        with autocast(self.device, self.dtype):
+            maps: list[Tensor] = self.network(images)
+        return maps
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss of this process's share."""
+        # Processes average their gradients, but those of a batch are the sum of those of its shares.
+        self.scaler.scale(loss * self.processes.world_size).backward()
+
+    def share_statistics(self) -> None:
+        """After a forward pass in training mode: the same statistics of batch norms in all processes."""
+        if not self.synchronized:
+            average_statistics(self.model, self.processes)
+
+    def has_gradients(self) -> bool:
+        """Whether any batch has left gradients since the last step."""
+        return any(parameter.grad is not None for parameter in self.model.parameters())
+
+    def update(self, settings: StepSettings) -> bool:
+        """Take a step with the summed gradients and drop them; False, and no step, if one is not finite."""
+        apply_settings(self.optimizer, settings)
+        self.scaler.unscale_(self.optimizer)
+        finite = bool(torch.isfinite(self.clipped_norm()))
+        if finite:
+            self.scaler.step(self.optimizer)
+        # Loss scaling overshoots now and then by design: without a step the scale shrinks.
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if finite:
+            self.average.update()
+        return finite
+
+    def clipped_norm(self) -> Tensor:
+        """Norm of all gradients, which are clipped to `gradient_clip` on the way if that is set."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.params.optimizer.gradient_clip > 0:
+            return nn.utils.clip_grad_norm_(parameters, self.params.optimizer.gradient_clip)
+        return nn.utils.get_total_norm([p.grad for p in parameters])
