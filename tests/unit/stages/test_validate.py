@@ -457,8 +457,8 @@ def made_tables(coco: CocoAnnotations, images: int):
         ({"expectation": "expect_column_values_to_be_betwen"}, "has no 'expect_column_values_to_be_betwen' (did you"),
         ({"arguments": {"min_value": 0, "minimum": 1}}, "arguments do not fit expect_column_values_to_be_between"),
         ({"arguments": {"min_value": "a"}}, "box-width-is-positive"),
-        ({"found": "{box_width.__class__}"}, "`found` names 'box_width.__class__', no column of annotations"),
-        ({"found": "{box_width"}, "`found` is no format text"),
+        ({"found": "{box_width.__class__}"}, "'box_width.__class__', which is not a column of annotations"),
+        ({"found": "{box_width"}, "`found` is not a valid format string"),
         ({"found": "{file_name:.1f}"}, "`found` cannot show"),
         ({"expectation": "expect_table_row_count_to_equal", "arguments": {"value": 3}}, "box-width-is-positive"),
     ],
@@ -485,7 +485,7 @@ def test_an_expectation_about_a_whole_column_gives_one_finding():
 
 
 def test_image_checks_keep_the_order_over_many_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.validation.images._IMAGES_PER_PROCESS", 10)
+    monkeypatch.setattr("stages.validation.images._IMAGES_PER_WORKER", 10)
     paths = []
     for i in range(40):
         paths.append(tmp_path / f"{i}.png")
@@ -604,7 +604,7 @@ def test_severity_by_params_and_what_is_off_is_not_judged(tmp_path):
         ("- {name: a-rule, serverity: off}", "own.yaml: a-rule.serverity: unknown key (did you mean 'severity'?)"),
         ("rules: []", "own.yaml: a list of rules is expected"),
         ("- [", "own.yaml: not readable as YAML"),
-        ("DUPLICATE", "box-is-finite: a rule of this name is there already"),
+        ("DUPLICATE", "box-is-finite: a rule of this name exists already"),
     ],
 )
 def test_a_suite_that_is_not_written_as_it_should_be_is_refused_by_file_and_field(tmp_path, text, message):
