@@ -54,8 +54,8 @@ class Int8Settings(Group):
     """How the int8 formats are made."""
 
     max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
-    """AP on the validation images may fall by this much (0.005 is half a point of a hundred); beyond it, the layers
-    that cost most go back to float, one group after another."""
+    """Largest allowed drop of AP on the validation images (0.005 is half a point of a hundred); beyond it, the layers
+    that cost most return to float, one group after another."""
     calibration_images: int = Field(default=64, ge=1)
     """Training images that ranges are measured on."""
     validation_images: int = Field(default=500, ge=1)

@@ -1,4 +1,4 @@
-"""How every stage starts: parameters checked as a whole, no telemetry, one-line errors, exit code 2.
+"""Entry point of every stage: parameters checked as a whole, no telemetry, one-line errors, exit code 2.
 
 A stage module ends with ``if __name__ == "__main__": run_stage(main)`` where ``main(params, args)`` does its work.
 """
@@ -22,10 +22,10 @@ from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError
 
 EXIT_ERROR = 2
 EXIT_RESUMABLE = 75
-"""Start the same command again: a training was told to stop and has saved its state, a server is away, or a process
+"""Run the same command again to resume: a training saved its state on request, a server is unavailable, or a process
 that loads data was killed (sysexits' EX_TEMPFAIL)."""
 RESTORE_ONLY = "YOLOV7_RESTORE_ONLY"
-"""Environment: a stage whose outputs were to come from the DVC remote does not make them itself."""
+"""Environment variable: the outputs must come from the DVC remote; the stage refuses to make them itself."""
 
 NO_TELEMETRY = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -34,18 +34,18 @@ NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GX_ANALYTICS_ENABLED": "false",
 }
-"""The one place that says so; the Makefile repeats it for what it starts directly."""
+"""The Makefile repeats these for the commands that it starts itself."""
 
 
 class UnavailableError(YoloError):
-    """A server cannot be reached now; the same command may work later."""
+    """A server is unavailable; the same command may work later."""
 
 
 Option = tuple[str, dict[str, object]]
 
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """A stage was asked to stop and has left a state from which the same command goes on."""
+    """A stage stopped on request and left a state from which the same command resumes."""
 
 
 def environment(base: dict[str, str] | None = None) -> dict[str, str]:
@@ -62,8 +62,8 @@ def run_stage(
 ) -> None:
     """Parse the command line, check `params.yaml`, run `main`, and leave with an exit code.
 
-    0 done; 2 a mistake that the message explains; 75 stopped on request, or a server that it needs is away, or a
-    process that loads data was killed: the same command may go on.
+    0: done. 2: a mistake that the message explains. 75: stopped on request, a server is unavailable, or a process that
+    loads data was killed; the same command may resume.
     """
     sys.exit(_run(main, variant, options, arguments))
 
@@ -80,11 +80,11 @@ def _run(
         logging.getLogger(noisy).setLevel(logging.WARNING)
     parser = argparse.ArgumentParser(description=(sys.modules["__main__"].__doc__ or "").split("\n\n")[0])
     if variant:
-        parser.add_argument("--variant", required=True, help="a network named in params.yaml: variants")
+        parser.add_argument("--variant", required=True, help="one of the variants in params.yaml")
     for name, details in options:
         parser.add_argument(name, **details)  # type: ignore[arg-type]
     args = parser.parse_args(arguments)
-    # A `dvc repro` or a Prefect worker stops a stage with SIGTERM; as an exception it unwinds through `finally`.
+    # `dvc repro` and Prefect workers stop a stage with SIGTERM; as an exception it unwinds through `finally`.
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _raise_exit)
     try:
@@ -96,8 +96,8 @@ def _run(
             )
         if os.environ.get(RESTORE_ONLY):
             raise DataError(
-                "the DVC remote's run cache has no outputs for the code, data and parameters of this folder; "
-                "the other machine worked with others, or has not pushed them"
+                "the run cache of the DVC remote has no outputs for this code, data and parameters; "
+                "the other machine used different ones, or has not pushed its results"
             )
         main(params, args)
     except YoloError as error:
@@ -107,7 +107,7 @@ def _run(
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         place = error.filename or Path.cwd()
-        print(f"error: {place}: the disk is full; free some space and start again", file=sys.stderr)  # noqa: T201
+        print(f"error: {place}: the disk is full; free some space and run the command again", file=sys.stderr)  # noqa: T201
         return EXIT_ERROR
     except Interrupted as stop:
         print(f"stopped: {redacted(stop)}", file=sys.stderr)  # noqa: T201

@@ -1,4 +1,4 @@
-"""Folders that are either old or new, never half: built beside their place, then swapped in. And room for them."""
+"""Replace whole folders, never half, and check for disk space."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from yolov7.errors import DataError
 
 @contextlib.contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target`; on a clean exit it takes `target`'s place.
+    """Yield an empty folder next to `target`; on a clean exit it replaces `target`.
 
-    On an exception it is removed and whatever stood at `target` stays as it was. What a killed run left behind is
-    cleared by the next one, which also brings the old folder back if the kill fell between the two renames.
+    On an exception it is removed and `target` stays as it was. The next run clears the leftovers of a killed one, and
+    restores the old folder if the kill came between the two renames.
     """
     fresh = target.with_name(f".{target.name}.new")
     old = target.with_name(f".{target.name}.old")
@@ -35,8 +35,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all it holds, if it is there."""
-    # DVC may make an output a link into its cache: the link goes, never what it points to.
+    """Remove a file, a link or a folder with its content, if it exists."""
+    # DVC may make an output a link into its cache: remove the link, never its target.
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -44,7 +44,7 @@ def remove(path: Path) -> None:
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
-    """Raise :class:`DataError` where the file system of `folder` has fewer than `needed` bytes free."""
+    """Raise :class:`DataError` if the file system of `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         message = f"{purpose} needs {gigabytes(needed)} of disk space; {gigabytes(free)} are free: make room, or link"

@@ -26,39 +26,39 @@ PARAMS_FILE = Path("params.yaml")
 
 
 def _off(value: Any) -> Any:
-    """YAML reads the bare word `off` as false."""
+    """Undo YAML, which reads the bare word `off` as false."""
     return "off" if value is False else value
 
 
 RuleSeverity = Annotated[Literal["blocking", "warning", "off"], BeforeValidator(_off)]
-"""What a broken rule does: stop the pipeline, be reported, or nothing, because it is not judged."""
+"""Effect of a broken rule: stop the pipeline, be reported, or none (the rule is skipped)."""
 
 
 class Validation(Group):
-    """What the data must satisfy before anything is trained on it."""
+    """Checks of the data before anything is trained on it."""
 
     suite: str = "validation"
-    """Folder of the rules (YAML), and of the statistics of the champion's data they compare with (reference.json)."""
+    """Folder of the rules (YAML), and of the statistics of the champion's data (reference.json) for drift rules."""
     severity: dict[str, RuleSeverity] = Field(default_factory=dict)
-    """Severity of single rules where it is to differ from the one in their file: `rule-name: warning`."""
+    """Severity of single rules, instead of the one in their file: `rule-name: warning`."""
     on_bad_record: Literal["stop", "drop"] = "stop"
-    """What a blocking finding about one image or annotation does: `stop` the pipeline, or leave the record out (`drop`)
-    and list it in the report; findings about splits and categories stop it in any case."""
+    """Effect of a blocking finding about one image or annotation: `stop` the pipeline, or `drop` the record and list it
+    in the report. Findings about splits and categories always stop the pipeline."""
     check_images: bool = True
     """Decode every image and compare its size with the annotation."""
     near_duplicate_bits: int | None = Field(default=10, ge=0, le=32)
     """Images of two splits whose difference hashes (128 bits) differ in at most this many bits are reported as nearly
-    the same; null: do not look."""
+    the same; null: skip the search."""
     max_findings: int = Field(default=1000, ge=1)
     """At most this many findings of one rule are listed one by one; the count is always exact."""
     sample_pictures: int = Field(default=12, ge=0)
     """Labelled samples drawn into the report."""
     worst_pictures: int = Field(default=24, ge=0)
-    """Images with findings drawn into the report, the gravest first."""
+    """Images with findings drawn into the report, the most serious first."""
 
 
 def _known_format(name: Any) -> Any:
-    """The nearest known name for one that is not."""
+    """Refuse an unknown format, naming the nearest known one."""
     if name not in FORMATS:
         raise ValueError(f"unknown format{nearest(str(name), list(FORMATS))}")
     return name
@@ -81,7 +81,7 @@ class Export(Group):
     max_detections: int = Field(default=100, ge=1)
     """Most detections per image the NMS graph returns."""
     formats: tuple[KnownFormat, ...] = ("openvino",)
-    """What is written besides .safetensors and ONNX: OpenVINO, int8, ONNX with raw maps (docs/export.md)."""
+    """Formats in addition to .safetensors and ONNX: OpenVINO, int8, ONNX with raw maps (docs/export.md)."""
     int8: Int8Settings = Int8Settings()
     """The int8 files."""
     verify_images: int = Field(default=32, ge=1)
@@ -106,19 +106,20 @@ class Evaluate(Group):
     batch_size: int = Field(default=16, ge=1)
     """Images per forward pass."""
     rectangular: bool = False
-    """Batches of similar shape with little border instead of squares, as the published figures were measured; needs
+    """Batches of similar shape with little border instead of squares, the setting of the published figures; needs
     export.dynamic."""
     augment: bool | Literal["all", "scales", "flip"] = False
-    """Test-time augmentation: each image is seen several times, smaller and mirrored (true: `all`; `scales` leaves the
-    mirror out). AP of a detector that is used so, and several times slower; all but `flip` need export.dynamic."""
+    """Test-time augmentation: each image is seen several times, smaller and mirrored (true: `all`; `scales`: not
+    mirrored). Measures the AP of a detector that is used this way, several times slower; all but `flip` need
+    export.dynamic."""
     pictures: int = Field(default=12, ge=0)
     """Test images drawn with their detections, and as many in the report."""
     resamples: int = Field(default=200, ge=20)
-    """Times the test images are drawn again for the interval of AP."""
+    """Bootstrap resamples of the test images for the interval of AP."""
 
     @property
     def conditions(self) -> str:
-        """What AP depends on besides model and data, in one line: where it differs, AP cannot be compared."""
+        """The settings that AP depends on, in one line: AP is comparable only between equal ones."""
         text = f"confidence={self.confidence:g} iou={self.iou:g} max_detections={self.max_detections}"
         text += f" rectangular={self.rectangular}" if self.rectangular else ""
         return text + (f" augment={self.augment}" if self.augment else "")
@@ -130,64 +131,63 @@ class Registry(Group):
     experiment: str = "yolov7"
     """Experiment the runs are filed under."""
     model_prefix: str = ""
-    """Put before the variant's name to make the registered model's name."""
+    """Prefix of the variant's name in the registered model's name."""
 
 
 class Promotion(Group):
-    """When a challenger becomes the champion: measured side by side on the test split, it must pass every check."""
+    """Conditions for a challenger to become the champion, measured side by side on the test split."""
 
     margin: float = Field(default=0.0, ge=0.0, le=1.0)
     """The challenger's test AP must exceed the champion's by more than this."""
     certain: bool = False
-    """The whole 95 % interval of the difference must lie above `margin`, not the measured difference alone."""
+    """Require the whole 95 % interval of the difference to exceed `margin`, not only the measured difference."""
     max_class_loss: float = Field(default=0.2, gt=0.0, le=1.0)
     """No class's AP may fall by more than this."""
     min_class_objects: int = Field(default=30, ge=1)
-    """Classes with fewer test objects are not held against the challenger: their AP is mostly luck."""
+    """Classes with fewer test objects do not count: their AP is mostly chance."""
     max_latency_ms: float = Field(default=0.0, ge=0.0)
-    """Median time of one test image, preparation and suppression included, on the machine of the gate (0: any)."""
+    """Largest median time of one test image, with preparation and suppression, on the machine of the gate (0: any)."""
     max_size_mb: float = Field(default=0.0, ge=0.0)
-    """Size of the ONNX file (0: any)."""
+    """Largest size of the ONNX file (0: any)."""
 
 
 class Flow(Group):
-    """How the Prefect flow runs the stages."""
+    """Settings of the Prefect flows."""
 
     accelerator_slots: int = Field(default=1, ge=1)
-    """Variants that train at the same time."""
+    """Number of variants that train at the same time."""
     retries: int = Field(default=2, ge=0)
-    """Times a failed stage is started again (a training resumes where it stopped)."""
+    """Retries of a failed stage (a training resumes)."""
     retry_seconds: int = Field(default=10, ge=0)
     """Pause before the first retry; it doubles each time."""
     stage_timeout_hours: float = Field(default=240.0, gt=0.0)
-    """A stage that runs longer is stopped."""
+    """Time limit of a stage."""
     fetch_reference: bool = False
     """Fetch the statistics of the champion's data before validation (`python -m stages.data_reference`), so that a
-    scheduled run judges drift from the present champion; false: by the file that is there."""
+    scheduled run measures drift from the current champion; false: use the existing file."""
     push: bool = True
-    """Push the results to the DVC remote when all is done."""
+    """Push the results to the DVC remote at the end."""
     pull: bool = False
-    """Take from the DVC remote what is made already: outputs that dvc.lock names, and results of the run cache. For
-    runs in fresh checkouts, which have neither; where folder and cache stay, it only asks the remote in vain."""
+    """Fetch existing results from the DVC remote: outputs named in dvc.lock, and results of the run cache. For runs in
+    fresh checkouts, which have neither; with a persistent folder and cache it only costs requests."""
     remote_training: str = ""
-    """A deployment, FLOW/NAME, whose workers train instead of this machine (`train-variant/by-revision`); empty: here.
-    """
+    """A deployment, FLOW/NAME, whose workers train (`train-variant/by-revision`); empty: this machine trains."""
     state_remote: str = ""
-    """Where copies of the newest training state go while a training runs, `s3://BUCKET/PREFIX` or a shared folder, so
-    that it goes on elsewhere when its machine is gone; empty: no copies."""
+    """Destination for copies of the newest training state, `s3://BUCKET/PREFIX` or a shared folder: another machine can
+    resume from them if this one is lost; empty: no copies."""
     state_every_minutes: float = Field(default=10.0, ge=0.0)
-    """Time between two copies, at least; a copy is taken of a state that is saved (train.checkpoint_minutes)."""
+    """Shortest time between two copies; a copy is made of a saved state (train.checkpoint_minutes)."""
 
 
 class Params(Group):
-    """The whole of `params.yaml`."""
+    """All of `params.yaml`."""
 
     variants: tuple[str, ...] = ("yolov7-tiny",)
     """Networks to train; each gets its own train, export, evaluate and register stage."""
     data: Data = Data()
     """Where the data comes from."""
     validation: Validation = Validation()
-    """What the data must satisfy."""
+    """Checks of the data."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Training parameters of every variant as written (yolov7.config.Train); `trainings` holds them parsed."""
     per_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -230,11 +230,13 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; run from the project's root, where params.yaml lies") from None
+        raise ConfigError(
+            f"{file}: no such file; run the command in the project's root, which holds params.yaml"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not readable as YAML: {in_one_line(error, 300)}") from None
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{file}: a mapping of groups is expected, for example `train:`")
+        raise ConfigError(f"{file}: expected a mapping of groups, for example `train:`")
     params = parse(Params, values, where=str(file))
     _check(params, file)
     return params
@@ -246,7 +248,7 @@ def _check(params: Params, file: Path) -> None:
 
     if not params.variants:
         raise ConfigError(f"{file}: variants: name at least one network")
-    # A network of the user's own is known by the entry that says where it is defined.
+    # The entry of a user's own network says where it is defined.
     known = [*list_variants(), *(name for name, values in params.per_variant.items() if values.get("network"))]
     for name in params.variants:
         if name not in known:
@@ -262,4 +264,6 @@ def _check(params: Params, file: Path) -> None:
     if params.flow.state_remote.startswith("s3:"):
         check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))
     if params.flow.remote_training.count("/") != bool(params.flow.remote_training):
-        raise ConfigError(f"{file}: flow.remote_training: a deployment is FLOW/NAME, as `prefect deployment ls` says")
+        raise ConfigError(
+            f"{file}: flow.remote_training: expected a deployment FLOW/NAME, as in `prefect deployment ls`"
+        )

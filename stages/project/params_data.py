@@ -1,4 +1,4 @@
-"""The `data` group of `params.yaml`: where the data comes from, in which format, and how it is divided."""
+"""The `data` group of `params.yaml`: source, format and division into splits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CocoSplit(Group):
     """One set of images of a COCO-format data set."""
 
     images: str
-    """Folder that the `file_name` entries are relative to; itself relative to data.folder."""
+    """Folder of the `file_name` entries, relative to data.folder."""
     annotations: str
     """Annotation json (instances format), relative to data.folder."""
 
@@ -57,8 +57,8 @@ class VocSplit(Group):
     annotations: str
     """Folder of the XML files, relative to data.folder."""
     listed_in: str | None = None
-    """Text file (an image set of VOC: a name a line) or CSV (column `filename`) that names the files of this set;
-    without one, every XML file belongs to it."""
+    """Text file (an image set of VOC: one name per line) or CSV (column `filename`) with the files of this set;
+    default: every XML file."""
 
 
 class YoloSplit(Group):
@@ -69,26 +69,26 @@ class YoloSplit(Group):
     labels: str
     """Folder of the label files, relative to data.folder: `a/b.txt` for the image `a/b.jpg`."""
     listed_in: str | None = None
-    """Text file or CSV that names the images of this set; without one, every image of the folder belongs to it."""
+    """Text file or CSV with the images of this set; default: every image of the folder."""
 
 
 S = TypeVar("S", CocoSplit, VocSplit, YoloSplit)
 
 
 class Sets(Group, Generic[S]):
-    """The images: either train, val and perhaps test, or all of them in one set that data.split divides."""
+    """The images: either train, val and optionally test, or all of them in one set that data.split divides."""
 
     train: S | None = None
-    """Trained on."""
+    """Training images."""
     val: S | None = None
-    """Chooses the checkpoint."""
+    """Images that choose the checkpoint."""
     test: S | None = None
-    """Gives the reported figures; without one the val split does, and the report says so."""
+    """Images for the reported figures; default: the val split, and the report says so."""
     all: S | None = None
-    """One set, to be divided as data.split says."""
+    """One set, divided by data.split."""
 
     def given(self, where: str) -> dict[str, S]:
-        """The sets by name: `all` alone, or train, val and perhaps test. Raises :class:`ConfigError` otherwise."""
+        """The sets by name: `all` alone, or train, val and optionally test. Raises :class:`ConfigError` otherwise."""
         sets = {"train": self.train, "val": self.val, "test": self.test, "all": self.all}
         given = {name: one for name, one in sets.items() if one is not None}
         if "all" in given and len(given) > 1:
@@ -105,45 +105,45 @@ class Sets(Group, Generic[S]):
 
 
 class Coco(Sets[CocoSplit]):
-    """A COCO-format data set of yours: an image folder and an annotation json per set."""
+    """Your COCO-format data set: an image folder and an annotation json per set."""
 
 
 class Voc(Sets[VocSplit]):
-    """A Pascal VOC data set of yours: a folder of XML files beside the images."""
+    """Your Pascal VOC data set: a folder of images and one of XML files per set."""
 
     classes: tuple[str, ...] | None = None
-    """Class names in the order of their numbers; another name is then an error. Without: those that occur, sorted."""
+    """Class names in the order of their numbers; any other name is an error. Default: the names that occur, sorted."""
     one_based: bool = False
-    """Pixels are numbered from 1 and the last one is included, as in the original VOC data (left = xmin - 1);
+    """True: pixels count from 1 and the last one is included, as in the original VOC data (left = xmin - 1);
     false: xmin to ymax are the edges of the box, as annotation tools write them."""
     difficult_is_crowd: bool = False
-    """Objects marked difficult are ignored in training and evaluation."""
+    """Ignore objects marked difficult in training and evaluation."""
 
 
 class Yolo(Sets[YoloSplit]):
-    """Images of yours with YOLO text labels."""
+    """Your images with YOLO text labels."""
 
     names: tuple[str, ...] | str
-    """Class names in the order of their numbers, or a file that has them: one a line, or YAML with `names`."""
+    """Class names in the order of their numbers, or a file with them: one per line, or YAML with `names`."""
 
 
 class Split(Group):
-    """How `all` is divided into train, val and test. Same seed and same images: same splits."""
+    """Division of `all` into train, val and test. Same seed and same images: same splits."""
 
     train: float = Field(default=0.7, gt=0.0, lt=1.0)
     """Share of the images."""
     val: float = Field(default=0.15, gt=0.0, lt=1.0)
     """Share of the images."""
     test: float = Field(default=0.15, ge=0.0, lt=1.0)
-    """Share of the images; 0: none, the val split then gives the reported figures."""
+    """Share of the images; 0: none, and the val split gives the reported figures."""
     seed: int = Field(default=0, ge=0)
     """Another seed, another division."""
     stratify: bool = True
-    """Give every split its share of every class, not only of the images."""
+    """Divide every class by these shares, not only the images."""
     near_duplicate_bits: int | None = Field(default=10, ge=0, le=32)
-    """Images whose difference hashes (128 bits) differ in at most this many bits stay together; null: do not look."""
+    """Images whose difference hashes (128 bits) differ in at most this many bits stay together; null: no search."""
     group_pattern: str | None = None
-    """Regular expression on the file name; images with the same match (of its groups, if it has any) stay together."""
+    """Regular expression for file names; images with equal matches (equal groups, if it has any) stay together."""
     group_field: str | None = None
     """Field of the image records (COCO); images with the same value stay together."""
 
@@ -177,9 +177,9 @@ class Http(Remote):
     """An archive (zip, tar, tar.gz) on a web server."""
 
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """What the archive's bytes must hash to; without it, the server is asked each time whether the archive changed."""
+    """Expected sha256 of the archive; default: each run asks the server whether the archive has changed."""
     size: int | None = Field(default=None, ge=1)
-    """What the archive's size must be, in bytes."""
+    """Expected size of the archive in bytes."""
 
 
 class S3(Remote):
@@ -188,15 +188,15 @@ class S3(Remote):
     schemes: ClassVar[tuple[str, ...]] = ("s3",)
 
     endpoint: str | None = None
-    """Address of a server other than Amazon's; AWS_ENDPOINT_URL does the same."""
+    """Address of a server other than Amazon's; AWS_ENDPOINT_URL has the same effect."""
     anonymous: bool = False
-    """Ask without credentials, as public buckets allow."""
+    """Send no credentials, for public buckets."""
     parallel: int = Field(default=8, ge=1, le=64)
-    """Objects fetched at a time."""
+    """Number of objects fetched at a time."""
 
 
 class Coco2017(Group):
-    """COCO 2017, train and val, from its official archives: 20 GB to fetch, twice that while they are unpacked."""
+    """COCO 2017, train and val, from its official archives: 20 GB to fetch, twice that during unpacking."""
 
     url: str = "http://images.cocodataset.org"
     """A mirror with the same archives under the same paths; their checksums are known."""
@@ -207,12 +207,12 @@ class Coco2017(Group):
 
 
 class Data(Group):
-    """Where the data comes from."""
+    """Source of the data."""
 
     source: Literal["digits", "coco", "voc", "yolo", "http", "s3", "coco2017"] = "digits"
-    """`digits`: the embedded set; `coco`, `voc`, `yolo`: formats of the folders named below; the others are fetched."""
+    """`digits`: the embedded set; `coco`, `voc`, `yolo`: formats of the folders below; the others are fetched."""
     folder: str = "datasets"
-    """Folder of your data. The ingest stage depends on all of it, so that a changed file is seen."""
+    """Folder of your data. The ingest stage depends on all of it, so a changed file makes it stale."""
     http: Http | None = None
     """Needed with `source: http`."""
     s3: S3 | None = None
@@ -228,7 +228,7 @@ class Data(Group):
     yolo: Yolo | None = None
     """Needed with `source: yolo`."""
     split: Split = Split()
-    """Used where a source gives `all`."""
+    """For a source with one set, `all`."""
 
 
 def check_data(data: Data, *, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a result comes from: the data's hash and the git revision."""
+"""Origin of a result: git revision, hash of the data, lock of the packages."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PACKAGES = Path("requirements.lock")
 UNKNOWN, DIRTY = "unknown", "-dirty"
 UNTRACKED = "not tracked by DVC"
 _WRITTEN = ("dvc.lock", "reference.json")
-"""Written by the pipeline itself, a result of this revision and not a change to it: the second, the statistics of the
-champion's data, by `flow.fetch_reference`; it judges data and changes none."""
+"""Written by the pipeline itself: results of this revision, not changes to it. The second one holds the statistics of
+the champion's data (`flow.fetch_reference`); it judges data and changes none."""
 
 
 def git_revision() -> str:
-    """The commit of the working tree, with `-dirty` where it differs (:func:`git_changes`); `unknown` outside git."""
+    """The commit of the working tree, with `-dirty` if it differs (:func:`git_changes`); `unknown` outside git."""
     try:
         revision = _git("rev-parse", "HEAD")
         changed = git_changes()
@@ -29,9 +29,9 @@ def git_revision() -> str:
 
 
 def git_changes() -> list[str]:
-    """Tracked files that differ from the commit, and Python files that it lacks: they may be a network of the user's.
+    """Tracked files that differ from the commit, and untracked Python files: they may define a network of the user.
 
-    Raises what `subprocess.run` does outside git.
+    Raises the errors of `subprocess.run` outside git.
     """
     lines = _git("status", "--porcelain", "--untracked-files=all").splitlines()
     found = (line.split(maxsplit=1) for line in lines)
@@ -40,7 +40,7 @@ def git_changes() -> list[str]:
 
 
 def code_origin() -> dict[str, str]:
-    """Tags that say which code made a thing: the revision, what differs from it, and the lock of the packages."""
+    """Tags that identify the code: the revision, the changes to it, and the lock of the packages."""
     revision = git_revision()
     tags = {"git_revision": revision}
     if revision.endswith(DIRTY):
@@ -51,9 +51,9 @@ def code_origin() -> dict[str, str]:
 
 
 def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> str | None:
-    """A digest of the Python files that dvc.yaml names among the dependencies of a stage; None where it names none.
+    """Digest of the Python files among the dependencies of a stage in dvc.yaml; None if there are none.
 
-    DVC runs the stage again when one of them changes; this tells the stage why.
+    DVC runs the stage again when one of them changes; by this digest the stage can tell.
     """
     try:
         named = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]
@@ -73,7 +73,7 @@ def _git(*arguments: str) -> str:
 
 
 def dvc_hash(output: str, lock: Path = Path("dvc.lock")) -> str | None:
-    """DVC's hash of a stage output as recorded in dvc.lock; None where DVC has not run."""
+    """DVC's hash of a stage output as recorded in dvc.lock; None if DVC has not run."""
     try:
         stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
     except (OSError, TypeError, KeyError, yaml.YAMLError):

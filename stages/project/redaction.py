@@ -1,7 +1,7 @@
-"""Keeps credentials out of what is written for people: logs, messages of errors, pages.
+"""Keep credentials out of logs, error messages and pages.
 
-Addresses lose the user and password in front of their host; values of environment variables that hold a secret by
-their name are replaced wherever they appear. Both are needed: a library may print an address or a header as it is.
+Addresses lose the user and password before their host; values of environment variables whose names mark them as secrets
+are replaced wherever they appear. Both are needed: a library may print an address or a header as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HIDDEN = "***"
 _USERINFO = re.compile(r"(?<=://)[^\s/'\"<>]+@")
 _SECRET_NAME = re.compile(r"(PASSWORD|SECRET|TOKEN|AUTH_STRING|SECRET_KEY|ACCESS_KEY|API_KEY|SIGNING_KEY)$")
 _SHORTEST_SECRET = 6
-"""Shorter values may be words that stand in a text by chance."""
+"""Shorter values may be ordinary words of a text."""
 _PEM = "-----BEGIN "
 
 
@@ -33,7 +33,7 @@ def in_one_line(text: object, longest: int) -> str:
 
 
 class RedactingFormatter(logging.Formatter):
-    """Formats records, tracebacks included, without credentials."""
+    """Format records, tracebacks included, without credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's text."""
@@ -41,14 +41,14 @@ class RedactingFormatter(logging.Formatter):
 
 
 def log_to_stderr(*, force: bool = False) -> None:
-    """Let the process log its messages to stderr, without credentials; `force` replaces what was set up before."""
+    """Log messages to stderr, without credentials; `force` replaces an earlier setup."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=force)
 
 
 def _secrets() -> list[str]:
-    """Longest first: one may be part of another. A key that is named by its path is no secret, its text is."""
+    """Secret values, longest first: one may be part of another. The path of a key is not secret, its text is."""
     found: set[str] = set()
     for name, value in os.environ.items():
         if not _SECRET_NAME.search(name) or len(value) < _SHORTEST_SECRET:

@@ -1,8 +1,8 @@
-"""Archives from elsewhere, unpacked without trusting them: zip, tar and tar.gz.
+"""Unpack untrusted archives: zip, tar and tar.gz.
 
-Nothing is written outside the folder, no link is made, no archive within the archive is opened, and what a small file
-may grow to is limited. Members are looked at before they are written; what is refused is refused as a whole, so that
-no half of a data set is left.
+Nothing is written outside the folder, no link is made, no archive within the archive is opened, and the unpacked size
+is limited. Members are checked before they are written; one refused member refuses the archive, so no half of a data
+set is left.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ logger = logging.getLogger(__name__)
 
 _NESTED = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 _PIECE = 1 << 16
-"""Bytes read at a time; no header of a tar has more, names have a few hundred."""
+"""Bytes read at a time; no honest tar header is longer: names have a few hundred."""
 _PADDING = 16 * 2**20
-"""Bytes behind the end of a tar: programs fill up to a whole block, of some kilobytes."""
+"""Largest padding after the end of a tar: programs fill up to a whole block of some kilobytes."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may hold. The defaults leave room for several times COCO."""
+    """Limits on the content of an archive. The defaults leave room for several times COCO."""
 
     members: int = 500_000
     """Files and folders."""
     total: int = 200 * 10**9
     """Bytes of all files, unpacked."""
     ratio: int = 200
-    """Bytes unpacked for one byte packed, of what is larger than `harmless`. Images have 1, annotations up to 30."""
+    """Largest ratio of unpacked to packed bytes, beyond `harmless`. Images have 1, annotations up to 30."""
     harmless: int = 64 * 2**20
-    """Bytes that no ratio is asked of."""
+    """Unpacked bytes below which the ratio does not matter."""
     directory: int = 64 * 2**20
-    """Bytes of a zip's list of members, which is read into memory as a whole."""
+    """Largest list of members of a zip in bytes: it is read into memory as a whole."""
 
 
 def unpack(archive: Path, folder: Path, limits: Limits | None = None) -> int:
-    """Unpack `archive` into `folder`, which must not hold what the archive holds; returns the number of files.
+    """Unpack `archive` into `folder`, where none of its files exists yet; returns the number of files.
 
-    Raises :class:`DataError` naming archive and member for: another format, damage, a member that leads out of the
-    folder, is a link or a device, comes twice, is encrypted or itself an archive, and for more than `limits` allow.
-    On an error the folder is removed.
+    Raises :class:`DataError` naming archive and member: another format, damage, a member that leads out of the folder,
+    is a link or a device, occurs twice, is encrypted or itself an archive, or more than `limits` allow. On an error the
+    folder is removed.
     """
     bounds = limits or Limits()
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,11 +92,11 @@ def _unpack(archive: Path, folder: Path, budget: _Budget) -> int:
         raise DataError(message, path=archive) from None
     except OSError as error:
         raise DataError(f"cannot be unpacked: {error.strerror or error}", path=archive) from None
-    raise DataError("no zip, tar or tar.gz; pack the data set as one of them", path=archive)
+    raise DataError("not a zip, tar or tar.gz; pack the data set as one of them", path=archive)
 
 
 class _Budget:
-    """What may still be written; every member is announced here before it is."""
+    """Keeps count of the members and bytes of an archive; every member is announced before it is written."""
 
     def __init__(self, archive: Path, limits: Limits, packed: int, free: int):
         self.archive, self.limits, self.packed, self.free = archive, limits, packed, free
@@ -105,13 +105,13 @@ class _Budget:
         self._folders: set[PurePosixPath] = set()
 
     def count(self, name: str) -> None:
-        """One more member, of whatever kind."""
+        """Count one more member, of any kind."""
         self.members += 1
         if self.members > self.limits.members:
             raise self.refusal(name, f"is beyond the {self.limits.members:,} members an archive may have")
 
     def admit(self, name: str, size: int, *, packed: int | None = None) -> PurePosixPath:
-        """The path of a member below the folder; its size counts from now on."""
+        """Count the size of a member and return its path below the folder."""
         reason = unsafe_name(name)
         if reason is not None:
             raise self.refusal(name, f"{reason.partition(';')[0]}: it would leave the folder or go by another name")
@@ -130,14 +130,14 @@ class _Budget:
         harmless, ratio = self.limits.harmless, self.limits.ratio
         alone = packed is not None and size > harmless and size > ratio * packed
         if alone or (self.written > harmless and self.written > ratio * self.packed):
-            raise self.refusal(name, f"unpacks to more than {ratio} times its size: this is no data set")
+            raise self.refusal(name, f"unpacks to more than {ratio} times its size: not a data set")
 
     def add_file(self, name: str, path: PurePosixPath) -> None:
-        """A regular file, once, and no archive."""
+        """Record a file. Refuses archives and names that occur twice."""
         if name.lower().endswith(_NESTED):
             raise self.refusal(name, "is an archive within the archive; unpack it and pack the files themselves")
         if path in self._seen or path in self._folders:
-            raise self.refusal(name, "comes twice")
+            raise self.refusal(name, "occurs twice")
         self._seen.add(path)
         for parent in path.parents:
             if parent in self._seen:
@@ -153,7 +153,7 @@ class _Budget:
 
 
 def _write(source: IO[bytes], target: Path, size: int) -> bool:
-    """Copy exactly `size` bytes; false where there are fewer."""
+    """Copy exactly `size` bytes; False if there are fewer."""
     target.parent.mkdir(parents=True, exist_ok=True)
     left = size
     with target.open("xb") as file:
@@ -177,7 +177,7 @@ def _unpack_zip(archive: Path, folder: Path, budget: _Budget) -> int:
                 continue
             path = budget.admit(name, member.file_size, packed=member.compress_size)
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-                raise budget.refusal(name, "is a link or a device; pack the file it stands for")
+                raise budget.refusal(name, "is a link or a device; pack the file itself")
             if member.flag_bits & 1:
                 raise budget.refusal(name, "is encrypted; pack it without a password")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -206,7 +206,7 @@ def _check_directory(archive: Path, limits: Limits) -> None:
             file.seek(struct.unpack_from("<Q", tail, at - 12)[0])
             (size,) = struct.unpack("<40xQ8x", file.read(56))
     if size > limits.directory:
-        raise DataError(f"the list of members alone has {gigabytes(size)}; this is no data set", path=archive)
+        raise DataError(f"the list of members alone has {gigabytes(size)}; not a data set", path=archive)
 
 
 def _unpack_tar(archive: Path, packed: IO[bytes], folder: Path, budget: _Budget) -> int:
@@ -219,7 +219,7 @@ def _unpack_tar(archive: Path, packed: IO[bytes], folder: Path, budget: _Budget)
                 continue
             path = budget.admit(member.name, member.size)
             if not member.isreg() or member.issparse():
-                raise budget.refusal(member.name, "is a link, a device or sparse; pack the file it stands for")
+                raise budget.refusal(member.name, "is a link, a device or sparse; pack the file itself")
             budget.add_file(member.name, path)
             content = opened.extractfile(member)
             if content is None or not _write(content, folder / path, member.size):
@@ -230,16 +230,16 @@ def _unpack_tar(archive: Path, packed: IO[bytes], folder: Path, budget: _Budget)
 
 
 def _members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """One after the other; the list that tarfile keeps of them is emptied, or a long archive would fill memory."""
+    """Yield the members one by one, and empty tarfile's list of them: a long archive would fill the memory."""
     while (member := opened.next()) is not None:
         yield member
         opened.members.clear()  # type: ignore[attr-defined]
 
 
 class _Guarded:
-    """A stream that refuses what only a hostile tar asks for: huge headers, and more bytes than an archive may have.
+    """A stream that refuses what only a hostile tar needs: huge headers, and more bytes than an archive may have.
 
-    tarfile reads the headers of long names into memory, as long as they say they are.
+    tarfile reads the headers of long names into memory, however long they claim to be.
     """
 
     def __init__(self, source: IO[bytes], archive: Path, limits: Limits):
@@ -247,20 +247,20 @@ class _Guarded:
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > _PIECE:
-            raise DataError("a header in this archive is longer than any name; this is no data set", path=self._archive)
+            raise DataError("a header in this archive is longer than any file name; not a data set", path=self._archive)
         return self._source.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if offset > 2 * self._limits.total:
-            raise DataError(f"goes on beyond {gigabytes(self._limits.total)}", path=self._archive)
+            raise DataError(f"is longer than {gigabytes(self._limits.total)}", path=self._archive)
         return self._source.seek(offset, whence)
 
     def tell(self) -> int:
         return self._source.tell()
 
     def finish(self) -> None:
-        """Read what is behind the last member: the checksum of a gzip is compared at its very end."""
+        """Read the rest after the last member: gzip compares its checksum at the very end."""
         for _ in range(_PADDING // _PIECE):
             if not self._source.read(_PIECE):
                 return
-        raise DataError("there are bytes behind the end of the archive; pack it again", path=self._archive)
+        raise DataError("there are bytes after the end of the archive; pack it again", path=self._archive)

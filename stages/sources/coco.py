@@ -10,9 +10,9 @@ from yolov7.data.formats.coco import read_coco
 
 
 def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
-    """The sets that `parameters` names, by split or `all`; paths are relative to `base`.
+    """The sets of `parameters`, by split or `all`; paths are relative to `base`.
 
-    Raises :class:`DataError` for an annotation file that is not what it should be and for a missing image folder.
+    Raises :class:`DataError` for a bad annotation file and for a missing image folder.
     """
     return {
         name: ImageSet(read_coco(base / one.annotations), base / one.images, f"data.coco.{name}")

@@ -1,9 +1,9 @@
-"""Files over HTTP: gone on with where they broke off, checked, and never mistaken for whole ones.
+"""HTTP downloads: resumable, checksummed, and renamed into place only when complete.
 
-A download grows in `NAME.part`; `NAME.json` beside it says what it is part of. A cut connection, a restarted process
-or a rebooted machine costs what was on the wire. The finished file takes its name in one step, after its size and,
-where one is known, its checksum were compared. Proxies and certificates are those of the environment (HTTPS_PROXY,
-REQUESTS_CA_BUNDLE); so are credentials: DATA_HTTP_TOKEN, or ~/.netrc.
+A download grows in `NAME.part`; `NAME.json` records its file on the server. A cut connection, a restarted process or a
+rebooted machine loses only bytes in flight. The complete file takes its name after a check of its size and, if known,
+its checksum. Proxies, certificates and credentials come from the environment (HTTPS_PROXY, REQUESTS_CA_BUNDLE;
+DATA_HTTP_TOKEN, or ~/.netrc).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 TOKEN = "DATA_HTTP_TOKEN"
 """Environment variable: a bearer token for the server."""
 _ATTEMPTS = 6
-"""In a row without a new byte; as long as there is progress, nothing is given up."""
+"""In a row without a new byte; while there is progress, the download continues."""
 _LONGEST_PAUSE = 30.0
 _TIMEOUT = (10.0, 60.0)
-"""Seconds to connect, and without a byte."""
+"""Seconds: to connect, and without a byte."""
 _PIECE = 1 << 20
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that another attempt may better."""
+"""Statuses that are worth another attempt."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,36 @@ class Download:
 
     url: str
     size: int | None = None
-    """Bytes, where known beforehand."""
+    """Expected bytes, if known."""
     sha256: str | None = None
-    """Hex, where known beforehand."""
+    """Expected checksum in hex, if known."""
 
     @property
     def name(self) -> str:
-        """The last part of the address' path, as a file name."""
+        """The last part of the address, as a file name."""
         last = PurePosixPath(unquote(urlsplit(self.url).path)).name
         return re.sub(r"[^\w.-]", "_", last).lstrip(".") or "download"
 
     @property
     def shown(self) -> str:
-        """The address without its query, user and password, which may be secrets."""
+        """The address without query, user and password, which may be secrets."""
         return redacted(self.url.partition("?")[0])
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the server said of a file; kept beside it."""
+    """The server's description of a file; kept next to it."""
 
     url: str
     size: int | None = None
     etag: str | None = None
     modified: str | None = None
     sha256: str | None = None
-    """Set when the file is complete."""
+    """Of the complete file."""
 
 
-class _Again(Exception):  # noqa: N818 - no error yet
-    """This attempt failed; the next one may not."""
+class _Again(Exception):  # noqa: N818 - not an error yet
+    """This attempt failed; the next one may succeed."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -90,12 +90,11 @@ def fetch(
     spare: Callable[[int], int] = lambda size: 0,
     pause: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """Bring a file into `folder`; one that is there already and has not changed on the server is kept.
+    """Bring a file into `folder`; an existing one that has not changed on the server is kept.
 
-    `spare(size)` is the disk space that what comes after the download needs: with that of the download itself it must
-    be free before the first byte. Raises :class:`DataError` where it is not, where the server refuses, where size or
-    checksum are others than expected, and after several attempts in a row that brought no new byte; what has arrived
-    by then is kept for the next call.
+    `spare(size)` is the disk space needed after the download: with the download itself it must be free before the first
+    byte. Raises :class:`DataError` if it is not, if the server refuses, if size or checksum are not the expected ones,
+    and after several attempts in a row without a new byte; the bytes so far are kept for the next call.
     """
     folder.mkdir(parents=True, exist_ok=True)
     transfer = _Transfer(one, folder, spare)
@@ -110,19 +109,19 @@ def fetch(
             failures = 0 if transfer.have() > best else failures + 1
             best = max(best, transfer.have())
             if failures >= _ATTEMPTS:
-                message = f"{again}; given up after {failures} attempts without a new byte"
+                message = f"{again}; stopped after {failures} attempts without a new byte"
                 raise DataError(
-                    f"{message}, {gigabytes(best)} are kept: run it again to go on", path=one.shown
+                    f"{message}, {gigabytes(best)} are kept: run it again to resume", path=one.shown
                 ) from None
             wait = max(again.wait, min(_LONGEST_PAUSE, 2.0**failures))
-            logger.info("%s: %s; going on in %.0f s from %s", one.name, again, wait, gigabytes(transfer.have()))
+            logger.info("%s: %s; resuming in %.0f s from %s", one.name, again, wait, gigabytes(transfer.have()))
             pause(wait)
-        except OSError as error:  # of the disk: those of the network have been turned into _Again
+        except OSError as error:  # of the disk: those of the network are _Again
             raise DataError(f"cannot be written: {error.strerror}", path=transfer.part) from None
 
 
 class _Transfer:
-    """One file on its way: what is there of it, and the next attempt to get the rest."""
+    """One download: its bytes so far, and the next attempt to get the rest."""
 
     def __init__(self, one: Download, folder: Path, spare: Callable[[int], int]):
         self.one, self.folder, self.spare = one, folder, spare
@@ -138,13 +137,13 @@ class _Transfer:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def is_complete(self) -> bool:
-        """Whether the file is here and is, by its checksum, the one that is meant."""
+        """Whether the file is here and has the expected checksum."""
         known, wanted = self.known, self.one.sha256
         here = self.target.is_file() and known is not None and known.size == self.target.stat().st_size
         return here and wanted is not None and known is not None and known.sha256 == wanted
 
     def attempt(self) -> None:
-        """Ask for what is missing and append it. Raises :class:`_Again` where the rest must be asked for again."""
+        """Ask for the missing bytes and append them. Raises :class:`_Again` if that must be repeated."""
         offset = self.have()
         try:
             with requests.get(self.one.url, headers=self._headers(offset), stream=True, timeout=_TIMEOUT) as response:
@@ -166,7 +165,7 @@ class _Transfer:
             raise DataError(f"cannot be fetched: {in_one_line(error, 160)}", path=self.one.shown) from None
 
     def _headers(self, offset: int) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity"}  # the bytes as they lie there, or lengths would mean nothing
+        headers = {"Accept-Encoding": "identity"}  # the bytes as stored, or lengths would mean nothing
         token = os.environ.get(TOKEN)
         if token:
             headers["Authorization"] = f"Bearer {token}"
@@ -183,10 +182,10 @@ class _Transfer:
         return headers
 
     def _judge(self, response: requests.Response) -> None:
-        """Raise for answers that bring nothing."""
+        """Raise for answers without the file."""
         status, where = response.status_code, self.one.shown
         if self.one.url.startswith("https:") and response.url.startswith("http:"):
-            raise DataError("the server leads from https to http; give the address it leads to", path=where)
+            raise DataError("the server redirects from https to http; give the address it redirects to", path=where)
         if status in _AGAIN:
             wait = response.headers.get("Retry-After", "")
             raise _Again(f"the server answers {status}", min(float(wait), 120.0) if wait.isdecimal() else 0.0)
@@ -198,22 +197,22 @@ class _Transfer:
             raise DataError(f"the server answers {status} {response.reason}", path=where)
 
     def _beyond_the_end(self, response: requests.Response, offset: int) -> None:
-        """There is nothing after what we have: it is the whole, or no part of it."""
+        """The server has nothing after our bytes: they are the whole file, or not part of it."""
         stated = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
         if stated is None or int(stated[1]) != offset:
             self._forget()
-            raise _Again("what was fetched so far is no part of the file any more")
+            raise _Again("the bytes so far are not part of the file any more")
         self._expect(offset)
 
     def _start_and_total(self, response: requests.Response, offset: int) -> tuple[int, int | None]:
-        """Where the answer's bytes belong, and how long the whole file is."""
-        if response.status_code == requests.codes.ok:  # the whole file: it has changed, or the server knows no ranges
+        """Offset of the answer's bytes, and length of the whole file."""
+        if response.status_code == requests.codes.ok:  # the whole file: it has changed, or the server has no ranges
             length = response.headers.get("Content-Length", "")
             return 0, int(length) if length.isdecimal() else None
         stated = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if stated is None or int(stated[1]) != offset:
             self._forget()
-            raise _Again("the server sent another range than the one asked for")
+            raise _Again("the server sent a range other than the requested one")
         total = None if stated[2] == "*" else int(stated[2])
         if self.known is not None and self.known.size not in (None, total):
             self._forget()
@@ -230,7 +229,7 @@ class _Transfer:
         self.known = Known(
             url=self.one.shown,
             size=total,
-            etag=etag if etag.startswith('"') else None,  # a weak one promises nothing about bytes
+            etag=etag if etag.startswith('"') else None,  # a weak one says nothing about bytes
             modified=response.headers.get("Last-Modified"),
         )
         write_json(self.note, asdict(self.known))
@@ -242,7 +241,7 @@ class _Transfer:
         mode = "ab" if start else "wb"
         with self.part.open(mode) as file:
             for piece in response.raw.stream(_PIECE, decode_content=False):
-                if total is None:  # it may go on for ever
+                if total is None:  # it may never end
                     have = progress.have + len(piece)
                     require_space(self.folder, len(piece) + self.spare(have), self._purpose(have))
                 file.write(piece)
@@ -253,11 +252,11 @@ class _Transfer:
             raise _Again("the connection was cut")
 
     def _purpose(self, total: int) -> str:
-        return f"{self.one.name} ({gigabytes(total)}) with what is made of it"
+        return f"{self.one.name} ({gigabytes(total)}) with its unpacked files"
 
     def finish(self) -> Path:
-        """Check the file and give it its name."""
-        if not self.part.exists():  # it was not modified
+        """Check the file and rename it into place."""
+        if not self.part.exists():  # not modified
             return self.target
         assert self.known is not None
         size = self.have()
@@ -265,7 +264,7 @@ class _Transfer:
         digest = sha256_file(self.part)
         if self.one.sha256 not in (None, digest):
             self._forget()
-            message = f"the sha256 is {digest}; {self.one.sha256} is expected: what was fetched was removed"
+            message = f"the sha256 is {digest}; {self.one.sha256} is expected: the download was removed"
             raise DataError(f"{message}; run it again, or correct the checksum", path=self.one.shown)
         self.part.replace(self.target)
         self.known = Known(self.known.url, size, self.known.etag, self.known.modified, digest)
@@ -280,15 +279,15 @@ class _Transfer:
 
 
 def read_note(file: Path) -> Known:
-    """What the server said of a file that :func:`fetch` has brought, and its checksum."""
+    """The server's description of a file from :func:`fetch`, and its checksum."""
     known = _read_note(file.with_name(f"{file.name}.json"))
     if known is None:
-        raise DataError("there is no note on this download; remove the file and run it again", path=file)
+        raise DataError("this download has no record; remove the file and run it again", path=file)
     return known
 
 
 def _read_note(path: Path) -> Known | None:
-    """None where there is none, or none that we wrote."""
+    """None if there is none, or not one of ours."""
     try:
         return Known(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

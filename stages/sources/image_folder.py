@@ -1,4 +1,4 @@
-"""Folders whose files belong together by name: images with their labels, and lists that name some of them."""
+"""Folders of images with label files of the same names, and lists of such names."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from yolov7.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _LISTED = 5
-"""Files a message names; it always tells how many there are."""
+"""Files that a message names; it always gives their number."""
 _NAME_COLUMNS = ("filename", "file_name", "image", "file", "path")
-"""Headings under which a CSV may name its files."""
+"""Headings of a CSV's column of file names."""
 
 
 def stem_of(name: str) -> str:
-    """A relative file name without its extension: what an image and its labels share."""
+    """A relative file name without its extension: an image and its labels share it."""
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
-    """Names, relative to `root` and sorted, of the files below it that end in one of `suffixes` (in any case).
+    """Names of the files below `root`, relative to it and sorted, that end in one of `suffixes` (in any case).
 
-    Hidden files and folders are passed over, and so are links to folders. Raises :class:`DataError` naming `key` of
-    params.yaml where there is no such folder, for a name that is not UTF-8, because no annotation can hold it, and for
-    links that leave the folder and what else is no file: a pipe would be waited for.
+    Hidden files and folders are skipped, and so are links to folders. Raises :class:`DataError` naming `key` of
+    params.yaml if there is no such folder, for a name that is not UTF-8, because no annotation can hold it, for links
+    that leave the folder, and for pipes and the like: reading one would block.
     """
     if not root.is_dir():
         raise DataError(f"no such folder; see {key} in params.yaml", path=root)
@@ -47,12 +47,12 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
         if not path.is_file():
             raise DataError("is not a file; remove it", path=path)
         if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
-            raise DataError("is a link that leaves its folder; bring the file itself", path=path)
+            raise DataError("is a link that leaves its folder; replace it by the file itself", path=path)
     return sorted(found)
 
 
 def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:
-    """File names by stem. Raises :class:`DataError` where two differ in the extension only: whose labels are theirs?"""
+    """File names by stem. Raises :class:`DataError` if two differ only in the extension: their labels are ambiguous."""
     result: dict[str, str] = {}
     for name in names:
         other = result.setdefault(stem_of(name), name)
@@ -65,8 +65,8 @@ def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:
 def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Height and width of every image, upright, from its header.
 
-    Raises :class:`DataError` naming the files whose header cannot be read: damaged, or of a format that
-    `stages.images.header` does not know.
+    Raises :class:`DataError` naming the files whose header cannot be read: damaged, or of a format unknown to
+    `stages.images.header`.
     """
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         headers = list(pool.map(lambda name: read_header(root / name), names))
@@ -81,7 +81,7 @@ def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
             sizes[name] = (header.height, header.width)
     if bad:
         message = f"the size of {len(bad)} images cannot be read: {shown(bad)}"
-        raise DataError(f"{message}; they are damaged, or no JPEG, PNG, WebP, BMP, GIF or TIFF", path=root)
+        raise DataError(f"{message}; they are damaged, or not JPEG, PNG, WebP, BMP, GIF or TIFF", path=root)
     return sizes
 
 
@@ -94,9 +94,9 @@ def shown(names: Sequence[str]) -> str:
 def select_listed(path: Path, known: Mapping[str, str]) -> list[str]:
     """The values of `known` (by stem) that a list names, each once, in the order of the list.
 
-    The list is a CSV with a heading `filename`, or a text file with a name a line: with or without extension, with or
-    without leading folders, and with or without the -1, 0 or 1 that the class lists of VOC put behind it.
-    Raises :class:`DataError` for an empty list and for names that are not known, with their lines.
+    The list is a CSV with a heading `filename`, or a text file with one name per line: with or without extension, with
+    or without leading folders, and with or without the -1, 0 or 1 of VOC's class lists after it. Raises
+    :class:`DataError` for an empty list and for unknown names, with their lines.
     """
     entries = _csv_names(path) if path.suffix.lower() == ".csv" else _text_names(path)
     chosen: dict[str, None] = {}
@@ -111,7 +111,7 @@ def select_listed(path: Path, known: Mapping[str, str]) -> list[str]:
         listed = [f"{entry} (line {line})" for entry, line in missing.items()]
         raise DataError(f"{len(missing)} names of this list have no file: {shown(listed)}", path=path)
     if not chosen:
-        raise DataError("names no file", path=path)
+        raise DataError("the list is empty", path=path)
     return list(chosen)
 
 
@@ -134,7 +134,7 @@ def _csv_names(path: Path) -> list[tuple[int, str]]:
 
 
 def _known_stem(entry: str, known: Mapping[str, str]) -> str | None:
-    """The known stem an entry means; leading folders are dropped one by one until one fits."""
+    """The known stem of an entry; leading folders are dropped one by one until one fits."""
     entries = [entry]
     name, _, flag = entry.rpartition(" ")
     if flag in ("-1", "0", "1"):

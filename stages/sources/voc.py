@@ -1,4 +1,4 @@
-"""The source `voc`: Pascal VOC, a folder of XML files beside a folder of images."""
+"""The source `voc`: Pascal VOC, a folder of XML files and a folder of images."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _Matched = list[tuple[VocImage, str, tuple[int, int]]]
 
 
 def read_voc_sets(parameters: Voc, base: Path) -> dict[str, ImageSet]:
-    """The sets that `parameters` names, by split or `all`; paths are relative to `base`.
+    """The sets of `parameters`, by split or `all`; paths are relative to `base`.
 
-    Where no classes are named, those that occur in any set are the classes of all, sorted. Raises :class:`DataError`
+    Without named classes, the names that occur in any set are the classes of all, sorted. Raises :class:`DataError`
     for a bad file (:func:`yolov7.data.formats.voc.read_voc_file`), an unknown class, and a file whose image is missing.
     """
     given = parameters.given("data.voc")
@@ -46,7 +46,7 @@ def read_voc_sets(parameters: Voc, base: Path) -> dict[str, ImageSet]:
 
 
 def _matched(one: VocSplit, base: Path, key: str) -> tuple[_Matched, tuple[str, ...]]:
-    """The files of a set with their images, and notes."""
+    """The XML files of a set with their images, and notes."""
     root, annotations = base / one.images, base / one.annotations
     known = {stem_of(name): name for name in files_below(annotations, (".xml",), key=f"{key}.annotations")}
     if not known:
@@ -60,7 +60,7 @@ def _matched(one: VocSplit, base: Path, key: str) -> tuple[_Matched, tuple[str, 
     sizes = image_sizes(root, unsized)
     notes: list[str] = []
     if unsized:
-        notes.append(f"{len(unsized)} files give no image size; it was taken from the image: {shown(unsized)}")
+        notes.append(f"{len(unsized)} files give no image size; it was read from the image: {shown(unsized)}")
     if one.listed_in is None and len(set(images)) > len(set(names)):
         unused = sorted(set(images) - set(names))
         notes.append(f"{len(unused)} images have no XML file and were left out: {shown(unused)}")
@@ -68,7 +68,7 @@ def _matched(one: VocSplit, base: Path, key: str) -> tuple[_Matched, tuple[str, 
 
 
 def _image_names(chosen: list[str], files: list[VocImage], images: list[str], root: Path) -> list[str]:
-    """The image of every file: as its `<filename>` says, or else, as that is often stale, of the file's own name."""
+    """The image of every XML file: named by its `<filename>`, or, as that is often stale, by the file's own name."""
     exact = set(images)
     stems: dict[str, str] = {}
     for name in images:

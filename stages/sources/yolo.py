@@ -15,9 +15,9 @@ _NO_LABELS = ("classes.txt", "notes.txt")
 
 
 def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
-    """The sets that `parameters` names, by split or `all`; paths are relative to `base`.
+    """The sets of `parameters`, by split or `all`; paths are relative to `base`.
 
-    An image without a label file is one with nothing on it; notes count them. Raises :class:`DataError` for bad rows
+    An image without a label file has no objects; notes count such images. Raises :class:`DataError` for bad rows
     (:func:`yolov7.data.formats.yolo_txt.read_yolo`), images whose size cannot be read, label files without an image,
     and images that would share a label file.
     """
@@ -33,7 +33,7 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
         )
         without = sum(image.label is None for image in images)
         if without:
-            notes.append(f"{without} of {len(images)} images have no label file: taken as images with nothing on them")
+            notes.append(f"{without} of {len(images)} images have no label file: taken as images without objects")
         sets[name] = ImageSet(coco, base / one.images, key, tuple(notes))
         image_id += len(coco.images)
         annotation_id += len(coco.annotations)
@@ -52,7 +52,9 @@ def _images(one: YoloSplit, base: Path, key: str) -> list[YoloImage]:
     orphans = [label for stem, label in labels.items() if stem not in known]
     if orphans:
         names = [path.relative_to(label_root).as_posix() for path in orphans]
-        message = f"{len(orphans)} label files have no image in {root}: {shown(names)}; bring the images or remove them"
+        message = (
+            f"{len(orphans)} label files have no image in {root}: {shown(names)}; add the images or remove the labels"
+        )
         raise DataError(message, path=label_root)
     chosen = list(known.values()) if one.listed_in is None else select_listed(base / one.listed_in, known)
     if not chosen:

@@ -134,7 +134,7 @@ def test_an_encrypted_member_is_refused(tmp_path):
 def test_other_methods_of_packing_are_refused(tmp_path):
     with pytest.raises(DataError, match="packed by method 14"):
         unpack(zipped(tmp_path / "a.zip", {"x.jpg": b"x"}, method=zipfile.ZIP_LZMA), tmp_path / "out")
-    with pytest.raises(DataError, match=r"no zip, tar or tar\.gz"):
+    with pytest.raises(DataError, match=r"not a zip, tar or tar\.gz"):
         unpack(tarred(tmp_path / "a.tar.xz", FILES, "w:xz"), tmp_path / "out")
 
 
@@ -142,7 +142,7 @@ def test_the_same_member_twice_is_refused(tmp_path):
     for number, names in enumerate([("a/x", "a/./x"), ("a/x", "a"), ("a", "a/x")]):
         members = dict.fromkeys(names, b"x")
         for make in (zipped, tarred):
-            with pytest.raises(DataError, match=r"comes twice|which is a file"):
+            with pytest.raises(DataError, match=r"occurs twice|which is a file"):
                 unpack(make(tmp_path / f"{number}", members), tmp_path / "out")
 
 
@@ -202,7 +202,7 @@ def test_a_header_of_a_tar_as_long_as_it_says_is_not_read(tmp_path):
         info.type, info.size = tarfile.GNUTYPE_LONGNAME, 10**6
         packed.addfile(info, io.BytesIO(b"n" * 10**6))
         packed.addfile(tarfile.TarInfo("x"))
-    with pytest.raises(DataError, match="longer than any name"):
+    with pytest.raises(DataError, match="longer than any file name"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
 
 
@@ -213,7 +213,7 @@ def test_a_damaged_archive_is_told_in_words(tmp_path, make):
         [content[: len(content) // 2], content[:300], content[:200] + b"x" * 90 + content[290:]]
     ):
         (tmp_path / "b").write_bytes(broken)
-        with pytest.raises(DataError, match=r"/b: .*(damaged|cut short|not readable|no zip|size than)"):
+        with pytest.raises(DataError, match=r"/b: .*(damaged|cut short|not readable|not a zip|size than)"):
             unpack(tmp_path / "b", tmp_path / f"out{number}")
         assert not (tmp_path / f"out{number}").exists()
 
@@ -223,5 +223,5 @@ def test_what_is_no_archive_is_refused(tmp_path):
         [b"", b"PK", b"<html>not found</html>", gzip.compress(b"{}"), gzip.compress(b"{}" * 999)]
     ):
         (tmp_path / "a.zip").write_bytes(content)
-        with pytest.raises(DataError, match=r"a\.zip: (no zip|the archive is)"):
+        with pytest.raises(DataError, match=r"a\.zip: (not a zip|the archive is)"):
             unpack(tmp_path / "a.zip", tmp_path / f"out{number}")

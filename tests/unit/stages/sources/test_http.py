@@ -77,7 +77,7 @@ def test_a_server_without_ranges_is_asked_for_the_whole_again(server, tmp_path):
 
 def test_a_server_that_never_gets_further_is_given_up_and_what_came_is_kept(server, tmp_path):
     served = server.files["/a.zip"] = Served(CONTENT, cuts=[70_000, *[0] * 50])
-    with pytest.raises(DataError, match=r"connection .*given up after 6 attempts .*run it again to go on"):
+    with pytest.raises(DataError, match=r"connection .*stopped after 6 attempts .*run it again to resume"):
         bring(server, tmp_path)
     assert (tmp_path / "a.zip.part").stat().st_size == 70_000 and not (tmp_path / "a.zip").exists()
     served.cuts.clear()
@@ -147,14 +147,14 @@ def test_another_size_is_refused_before_the_first_byte(server, tmp_path):
 
 def test_a_stated_length_that_never_comes_is_no_whole_file(server, tmp_path):
     server.files["/a.zip"] = Served(CONTENT, length=len(CONTENT) + 9, ranges=False)
-    with pytest.raises(DataError, match="given up"):
+    with pytest.raises(DataError, match="stopped after"):
         bring(server, tmp_path)
     assert not (tmp_path / "a.zip").exists()
 
 
 def test_another_checksum_is_refused_and_nothing_is_kept(server, tmp_path):
     server.files["/a.zip"] = Served(CONTENT[::-1])
-    with pytest.raises(DataError, match=f"{SHA} is expected: what was fetched was removed"):
+    with pytest.raises(DataError, match=f"{SHA} is expected: the download was removed"):
         bring(server, tmp_path, sha256=SHA)
     assert list(tmp_path.iterdir()) == []
 
@@ -177,7 +177,7 @@ def test_too_little_space_is_found_before_the_first_byte(server, tmp_path, monke
 def test_no_server_is_told_in_words(tmp_path):
     with serving() as state:
         url = state.url
-    with pytest.raises(DataError, match=r"connection failed .*given up after 6 attempts"):
+    with pytest.raises(DataError, match=r"connection failed .*stopped after 6 attempts"):
         fetch(Download(f"{url}/a.zip"), tmp_path, pause=lambda seconds: None)
 
 

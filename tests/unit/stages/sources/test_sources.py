@@ -90,7 +90,7 @@ def test_sizes_that_are_missing_come_from_the_images_and_that_is_noted(voc, tmp_
     header = read_header(tmp_path / "out/train/images/0.jpg")
     assert header is not None and (image["width"], image["height"]) == (header.width, header.height) == (30, 40)
     assert dataset(tmp_path / "out")["notes"] == [
-        "train: 1 files give no image size; it was taken from the image: '0.jpg'"
+        "train: 1 files give no image size; it was read from the image: '0.jpg'"
     ]
 
 
@@ -110,7 +110,7 @@ def test_images_without_xml_are_left_out_and_that_is_noted(voc, tmp_path):
         ("JPEGImages/0.jpg", None, r"1 of 2 XML files have no image here: '0\.xml \(filename 0\.jpg\)'"),
         ("Annotations/0.xml", "<annotation>", r"0\.xml: line 1: not XML"),
         ("ImageSets/Main/val.txt", "2\nnone\n", r"val\.txt: 1 names of this list have no file: 'none \(line 2\)'"),
-        ("ImageSets/Main/val.txt", "\n", r"val\.txt: names no file"),
+        ("ImageSets/Main/val.txt", "\n", r"val\.txt: the list is empty"),
         ("ImageSets/Main/val.txt", None, r"val\.txt: no such file"),
     ],
 )
@@ -179,7 +179,7 @@ def test_yolo_labels_come_in_as_boxes_and_polygons_in_pixels(yolo, tmp_path):
     assert [a["bbox"] for a in train.annotations] == [[10, 7.5, 20, 15], pytest.approx([10, 6, 20, 12])]
     assert train.annotations[1]["segmentation"] == [pytest.approx([10, 6, 30, 6, 30, 18])]
     assert records(tmp_path / "out", "val").annotations[0]["id"] == 3
-    note = "1 of 2 images have no label file: taken as images with nothing on them"
+    note = "1 of 2 images have no label file: taken as images without objects"
     assert dataset(tmp_path / "out")["notes"] == [f"train: {note}", f"val: {note}"]
     assert dataset(tmp_path / "out")["classes"] == ["cat", "dog"]
 
