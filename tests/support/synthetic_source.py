@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from yolov7.augment.sample import Objects, Polygons
+from yolov7.augment.sample import Objects
+from yolov7.polygons import Polygons
 
 SIDE = 64
 

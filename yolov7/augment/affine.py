@@ -14,8 +14,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.augment.sample import Floats, Polygons
+from yolov7.augment.sample import Floats
 from yolov7.config import Augment
+from yolov7.polygons import Polygons
 
 MIN_SIDE = 2.0
 """A box must stay wider and higher than this many pixels (training sheet, section 4.3)."""

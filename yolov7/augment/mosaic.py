@@ -28,8 +28,9 @@ from yolov7.augment.affine import (
     visible_extents,
     visible_region,
 )
-from yolov7.augment.sample import Floats, Image, Polygons, Source, join_polygons
+from yolov7.augment.sample import Floats, Image, Source
 from yolov7.letterbox import FILL, centre_pad
+from yolov7.polygons import Polygons, join_polygons
 
 Rectangle = tuple[int, int, int, int]
 """x1, y1, x2, y2 in whole pixels."""

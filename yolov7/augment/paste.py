@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from yolov7.augment.affine import flip_boxes_left_right, visible_extents
 from yolov7.augment.mosaic import Overlay, Scene, gather, outline_mask, plan_mosaic4
-from yolov7.augment.sample import Floats, Image, Polygons, Source, join_polygons
+from yolov7.augment.sample import Floats, Image, Source
+from yolov7.polygons import Polygons, join_polygons
 
 MAX_COVER = 0.30
 """No present label may be covered by this share of its area or more."""

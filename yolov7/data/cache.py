@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import mmap
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from yolov7.errors import DataError
@@ -80,7 +79,7 @@ class ImageCache:
         """The file holds the pixels of the first images and, behind them, a byte for each: whether it was readable."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(file.with_suffix(".lock")):
+            with FileLock(file.with_suffix(".lock")):  # the system frees it if its holder is killed
                 if not file.is_file():
                     self._fill_file(file, read, limit, threads)
         except OSError as error:
@@ -89,7 +88,7 @@ class ImageCache:
         ends = self._starts + np.arange(len(self._starts))  # file sizes by number of images
         fitting = int(np.searchsorted(ends, len(self._pixels)))
         if fitting == len(ends) or ends[fitting] != len(self._pixels):
-            raise DataError("the image cache is damaged; remove it, it is made anew", path=file)
+            raise DataError("the image cache is damaged; remove it and it is filled again", path=file)
         self._present = self._pixels[self._starts[fitting] :].view(np.bool_)
         log.info("image cache: %d images, %.2f GB in %s", int(self._present.sum()), len(self._pixels) / 2**30, file)
 
@@ -200,11 +199,3 @@ def _map(path: str, *, writable: bool = True) -> Image:
     with Path(path).open("r+b" if writable else "rb") as file:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), np.uint8)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock among the processes of this machine; the system frees it when one is killed."""
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -12,9 +12,9 @@ import numpy as np
 from yolov7.augment.pipeline import augment_sample
 from yolov7.augment.sample import Image, Objects, Sample
 from yolov7.config import Augment
+from yolov7.data.annotated import read_annotated
 from yolov7.data.cache import ImageCache
 from yolov7.data.decode import load_size, reduction_for, resize_to_long_side
-from yolov7.data.evaluation import read_annotated
 from yolov7.data.index import Index
 from yolov7.errors import DataError
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from yolov7.data.decode import decode_image, is_jpeg, load_size, read_file, resize_to_long_side
+from yolov7.data.annotated import read_annotated
+from yolov7.data.decode import load_size, resize_to_long_side
 from yolov7.data.index import Index
 from yolov7.data.workers import OrderedMap
-from yolov7.errors import DataError
 from yolov7.letterbox import pad_to, unletterbox
 
 
@@ -147,21 +147,3 @@ class _EvalReader:
             scales=scales,
             pads=pads,
         )
-
-
-def read_annotated(index: Index, i: int, *, reduction: int = 1) -> NDArray[np.uint8]:
-    """Image `i` as uint8 (height, width, 3) RGB; :class:`DataError` if unreadable or not of the annotated size.
-
-    A `reduction` that divides the annotated sides makes a JPEG come that much smaller (other formats come whole); its
-    size is then checked to as many pixels.
-    """
-    path = index.image_path(i)
-    data = read_file(path)
-    reduction = reduction if is_jpeg(data) else 1
-    image = decode_image(data, path=path, reduction=reduction)
-    height, width = index.size(i)
-    if image.shape[:2] != (height // reduction, width // reduction):
-        found_height, found_width = (image if reduction == 1 else decode_image(data, path=path)).shape[:2]
-        message = f"the image is {found_width} x {found_height} but annotated as {width} x {height}"
-        raise DataError(message, path=path, record=f"image {index.image_id(i)}")
-    return image

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.augment.sample import Polygons
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index_arrays import ARRAYS, arrays_of, classes_of
 from yolov7.errors import DataError
 from yolov7.files import write_json
+from yolov7.polygons import Polygons
 
 FORMAT = 1
 """Version of the folder's layout; another one is refused with the advice to build the index again."""

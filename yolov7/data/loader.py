@@ -191,27 +191,3 @@ class TrainLoader:
     def close(self) -> None:
         """End the workers."""
         self._build.close()
-
-
-def make_loader(
-    dataset: TrainDataset,
-    *,
-    batch_size: int,
-    epoch: int,
-    start_batch: int = 0,
-    workers: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """The batches of one epoch, with workers that end with it; :class:`TrainLoader` keeps them over many.
-
-    `batch_size` is this rank's number of images per batch; `start_batch` goes on in the middle of an epoch.
-    """
-    loader = TrainLoader(
-        dataset, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size, pin_memory=pin_memory
-    )
-    try:
-        yield from loader.epoch(epoch, start_batch)
-    finally:
-        loader.close()

@@ -23,7 +23,7 @@ class LossResult:
     total: Tensor
     """Scalar to back-propagate: batch size times the sum of the parts."""
     parts: Mapping[str, Tensor]
-    """Gain times loss of each part, detached scalars by name, in the order of `Criterion.parts`."""
+    """Gain times loss of each part, detached scalars by the names of `Criterion.parts`."""
 
 
 @dataclass(frozen=True)

@@ -250,8 +250,9 @@ class Trainer:
         images, targets = self._on_device(batch)
         raw = self.learner.raw(images)
         self._show_assignment(batch, images, targets, raw)
-        loss = self.learner.criterion.at(self.position.epoch)(raw, targets, images)
-        figures = torch.stack([loss.total, *loss.parts.values()])
+        criterion = self.learner.criterion
+        loss = criterion.at(self.position.epoch)(raw, targets, images)
+        figures = torch.stack([loss.total, *(loss.parts[name] for name in criterion.parts)])
         # One message: the losses of the whole batch, and whether one of the shares is not finite.
         figures = self.processes.sum(figures.detach().cpu().double())
         if not bool(torch.isfinite(figures[0])):
@@ -281,14 +282,15 @@ class Trainer:
         last = batch.epoch == self.params.epochs - 1 and batch.batch_index == 0
         if not self.listeners or not (first or last):
             return
+        criterion = self.learner.criterion.at(batch.epoch)
         seen = AssignedBatch(
             epoch=batch.epoch,
             batch_index=batch.batch_index,
             image_ids=batch.image_ids,
             images=images[:16].mul(255).round().byte().cpu(),
             targets=targets.cpu(),
-            positives=[cells.cpu() for cells in self.learner.criterion.assign(raw, targets)],
-            levels=self.learner.criterion.levels(),
+            positives=[cells.cpu() for cells in criterion.assign(raw, targets)],
+            levels=criterion.levels(),
         )
         for listener in self.listeners:
             listener.assigned(seen)

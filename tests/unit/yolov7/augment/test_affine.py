@@ -18,8 +18,8 @@ from yolov7.augment.affine import (
     visible_extents,
     visible_region,
 )
-from yolov7.augment.sample import Polygons, join_polygons
 from yolov7.config import Augment
+from yolov7.polygons import Polygons, join_polygons
 
 SIZE = 64
 SEEDS = st.integers(0, 2**32)
@@ -219,3 +219,11 @@ def test_polygons_are_taken_joined_and_mapped():
     np.testing.assert_array_equal(joined.of(8 + 1)[0], polygons.of(2)[0])
     np.testing.assert_allclose(polygons.mapped((2, 3), (1, -1)).points, polygons.points * [2, 3] + [1, -1])
     assert join_polygons([(None, 3)]) is None
+
+
+@pytest.mark.parametrize("surplus", [0.1, 0.0, 0.5])
+def test_the_scale_is_uniform_up_to_its_surplus(surplus):
+    augment = Augment(scale=0.4, scale_surplus=surplus)
+    scales = [matrix_of(seed, augment, SIZE)[1] for seed in range(500)]
+    assert 0.6 <= min(scales) < 0.62
+    assert 1.4 + surplus - 0.02 < max(scales) <= 1.4 + surplus

@@ -12,8 +12,9 @@ from yolov7.augment.mixup import mix
 from yolov7.augment.mosaic import Rendered, gather, outline_mask, plan_mosaic4, plan_single, render
 from yolov7.augment.paste import MAX_COVER, collect_cut_outs, copy_paste, covered_shares, paste_in
 from yolov7.augment.pipeline import augment_sample
-from yolov7.augment.sample import Objects, Polygons
+from yolov7.augment.sample import Objects
 from yolov7.config import Augment
+from yolov7.polygons import Polygons
 
 SEEDS = st.integers(0, 2**32)
 PLAIN = {"hsv_h": 0, "hsv_s": 0, "hsv_v": 0, "mixup": 0, "paste_in": 0}

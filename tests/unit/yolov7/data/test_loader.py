@@ -25,7 +25,7 @@ from yolov7.data.dataset import TrainDataset
 from yolov7.data.decode import decode_image
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
-from yolov7.data.loader import TrainLoader, epoch_keys, epoch_order, make_loader
+from yolov7.data.loader import TrainLoader, epoch_keys, epoch_order
 from yolov7.data.workers import OrderedMap
 from yolov7.errors import DataError, TrainingError
 
@@ -68,8 +68,13 @@ def dataset_of(index, **keywords):
     return TrainDataset(index, **{"image_size": SIDE, "augment": BUSY, "seed": 3, **keywords})
 
 
-def loaded(dataset, **keywords):
-    return list(make_loader(dataset, **{"batch_size": 3, "epoch": 2, **keywords}))
+def loaded(dataset, *, epoch=2, start_batch=0, **keywords):
+    """The batches of one epoch, from workers that end with it."""
+    loader = TrainLoader(dataset, **{"batch_size": 3, **keywords})
+    try:
+        return list(loader.epoch(epoch, start_batch))
+    finally:
+        loader.close()
 
 
 def assert_same(batches, others):
@@ -403,7 +408,7 @@ def test_a_request_to_stop_that_reaches_the_workers_too_costs_no_batch(index):
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
     seen += batches
-    assert_same(seen, list(make_loader(dataset_of(index), batch_size=1, epoch=0)))
+    assert_same(seen, loaded(dataset_of(index), batch_size=1, epoch=0))
     # Before the close: what a fork of this process does at its end is up to every library that lives in it.
     assert all(worker.is_alive() for worker in workers)
     loader.close()
@@ -490,7 +495,7 @@ def test_large_photographs_are_reduced_while_decoded_and_boxes_stay_where_they_a
     dataset = dataset_of(build_index(coco, tmp_path, tmp_path / "index"), augment=Augment(mosaic=0))
     asked = []
     monkeypatch.setattr(
-        "yolov7.data.evaluation.decode_image",
+        "yolov7.data.annotated.decode_image",
         lambda data, *, path, reduction: asked.append(reduction) or decode_image(data, path=path, reduction=reduction),
     )
     for i in range(2):

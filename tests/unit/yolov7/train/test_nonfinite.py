@@ -43,6 +43,7 @@ def breaking(run, batches, factor=math.nan):
         worth = factor if run.position.iteration in batches else 1.0
         return replace(result, total=result.total * worth)
 
+    criterion.assign, criterion.levels = plain.assign, plain.levels
     run.learner.criterion.at = lambda epoch: criterion
     return run
 

@@ -11,15 +11,18 @@ from small_training import Watcher, parameters, same_outcome, same_weights, trai
 from stages.evaluate import run_evaluation as evaluate_artefact
 from stages.project.params import Evaluate
 from yolov7.augment import pipeline
+from yolov7.config import AnchorLoss
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.loader import epoch_order
 from yolov7.errors import ConfigError, ModelError
-from yolov7.loss import create_criterion
+from yolov7.loss import CRITERIA, Criterion, LossResult, anchor_criterion, create_criterion
 from yolov7.model import load_checkpoint
 from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train import validation
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.loop import Trainer
+from yolov7.train.records import loss_parts
+from yolov7.train.summary import facts
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,15 @@ def test_validation_inside_training_has_as_many_loader_processes(index, tmp_path
     assert asked == [2]
 
 
+def test_the_iou_of_the_suppression_in_validation_is_an_option(index, tmp_path, monkeypatch):
+    asked = []
+    find = validation.find_results
+    monkeypatch.setattr(validation, "find_results", lambda *a, **k: (asked.append(k["iou"]), find(*a, **k))[1])
+    assert parameters().evaluate_iou == 0.65
+    assert trainer(index, tmp_path, parameters(epochs=1, evaluate_iou=0.5)).fit().finished
+    assert asked == [0.5]
+
+
 # Class weights --------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +166,60 @@ def test_images_with_rare_classes_are_drawn_more_often_and_empty_ones_keep_their
     order = epoch_order(len(index), seed=0, epoch=7, weights=image_weights("class_balanced", index))
     assert seen == [index.image_id(int(i)) for i in order] and len(set(seen)) < len(seen)
     assert seen[2:] == [i for batch in run.loader.epoch(7, 1) for i in batch.image_ids]
+
+
+# Criteria of other heads ----------------------------------------------------------------------------------------------
+
+
+class OtherCriterion(Criterion):
+    """The anchor loss under other names, with a second output of the network and a method that changes by the epoch."""
+
+    parts = ("box", "distribution")
+
+    def __init__(self, model, parameters, seen, **options):
+        self.plain, self.seen, self.epoch = anchor_criterion(model, parameters, **options), seen, -1
+
+    def at(self, epoch):
+        self.epoch = epoch
+        return self
+
+    def wrap(self, model):
+        class WithImages(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = model
+
+            def forward(self, images):
+                return self.model(images), images
+
+        return WithImages()
+
+    def __call__(self, raw, targets, images=None):
+        maps, same = raw
+        assert torch.equal(same, images)
+        self.seen.append(self.epoch)
+        result = self.plain(maps, targets)
+        return LossResult(result.total, {"box": result.box, "distribution": result.objectness})
+
+    def assign(self, raw, targets):
+        return self.plain.assign(raw[0], targets)
+
+    def levels(self):
+        return self.plain.levels()
+
+
+def test_a_criterion_of_another_kind_needs_no_other_trainer(index, tmp_path, monkeypatch):
+    plain = trainer(index, tmp_path / "plain", parameters(epochs=2)).fit()
+    seen = []
+    monkeypatch.setitem(CRITERIA, AnchorLoss, lambda *given, **options: OtherCriterion(*given, seen, **options))
+    other = trainer(index, tmp_path / "other", parameters(epochs=2)).fit()
+    assert seen == [0, 0, 0, 1, 1, 1]
+    assert same_weights(plain.last, other.last)
+    for ours, theirs in zip(other.history, plain.history, strict=True):
+        assert loss_parts(ours) == ["box", "distribution"]
+        assert ours["train/distribution"] == theirs["train/objectness"]
+    lines = dict(facts(other, epochs=2, device="cpu", peak_memory_gib=1.0, folder=tmp_path))
+    assert lines["last losses"].startswith("box 0.") and ", distribution " in lines["last losses"]
 
 
 # Ablations ------------------------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ def test_cosine_and_linear_factors_follow_the_sheet():
     assert plan.factor(299) == pytest.approx((1 - math.cos(math.pi * 299 / 300)) / 2 * -0.9 + 1)
     linear = Schedule(optimizer=Optimizer(schedule="linear"), epochs=300, batches_per_epoch=10, batch_size=16)
     assert (linear.factor(0), linear.factor(299)) == (1.0, pytest.approx(0.1))
+    options = Optimizer(schedule="linear", linear_reaches_end=False)
+    later = Schedule(optimizer=options, epochs=300, batches_per_epoch=10, batch_size=16)
+    assert (later.factor(0), later.factor(150), later.factor(300)) == (1.0, 0.55, pytest.approx(0.1))
 
 
 def test_accumulation_and_decay_follow_the_nominal_batch():
