@@ -65,7 +65,7 @@ class RunJournal:
         self._client: Any = None
         self._write_head()
 
-    # What a stage records --------------------------------------------------------------------------------------------
+    # Recording -------------------------------------------------------------------------------------------------------
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Parameters, nested mappings flattened with dots; MLflow never lets one change."""
@@ -160,8 +160,8 @@ class RunJournal:
         try:
             delivery.send(self._client, self._head["run_id"], event)
         except MlflowException as error:
-            # What the server refuses for good would block everything behind it. Its code for a mistake of ours is also
-            # the one for a broken connection to its database: only what it repeats is meant.
+            # A record that the server refuses for good would block everything behind it. MLflow uses one code for our
+            # mistakes and for a broken connection to its database: only a repeated refusal is final.
             if error.error_code == "BAD_REQUEST" and self._head.get("refused", 0) < _REFUSALS:
                 self._head["refused"] = self._head.get("refused", 0) + 1
                 self._write_head()

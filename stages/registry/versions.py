@@ -100,7 +100,8 @@ class ModelRegistry:
         """The newest version that holds the export folder of this manifest, or None."""
         query = f"name = '{name}' and tags.manifest_sha256 = '{manifest_sha256}'"
         with reported():
-            found = [_version(one) for one in self.client.search_model_versions(query) if one.status == "READY"]
+            records = self.client.search_model_versions(query)
+        found = [_version(record) for record in records if record.status == "READY"]
         return max(found, key=lambda version: version.number, default=None)
 
     def aliases(self, name: str) -> dict[str, int]:
