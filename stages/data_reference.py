@@ -1,11 +1,11 @@
-"""Fetch the statistics of the data the champion was trained on: `python -m stages.data_reference [--model NAME]`.
+"""Fetch the statistics of the champion's training data: `python -m stages.data_reference [--model NAME]`.
 
-They are written beside the rules (`validation/reference.json`), where the validate stage compares new data with them.
-The stage itself never asks the registry: its result follows from files that DVC knows, and a registry is none. What is
-compared with is a file that changes by this command only, and that a team can commit.
+They are written next to the rules (`validation/reference.json`), where the validate stage compares new data with them.
+The stage itself never asks the registry: its result follows from files that DVC tracks. Only this command changes the
+reference, and a team can commit it.
 
-No champion, or one that was registered without statistics, is no error: the file stays as it is and the message says
-so. A registry that does not answer within a time limit ends the command with exit code 75.
+If there is no champion, or it was registered without statistics, the file stays as it is and a message says so. A
+registry that does not answer within the time limit ends the command with exit code 75.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from yolov7.files import write_json
 log = logging.getLogger(__name__)
 
 _SECONDS = 30.0
+"""Default time limit for MLflow."""
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Write the reference of the first model, of those asked for, that has a champion with statistics."""
+    """Write the reference of the first requested model that has a champion with statistics."""
     names = [args.model] if args.model else [f"{params.registry.model_prefix}{variant}" for variant in params.variants]
-    # A validation should not wait for a server that is away: one attempt, and a few seconds.
+    # A validation should not wait for a server that is unavailable: one attempt, and a few seconds.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     try:
@@ -50,9 +51,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def fetch_reference(names: Sequence[str], target: Path) -> Statistics | None:
-    """Write the statistics of the first champion that has some; returns them, or None where there are none.
+    """Write the statistics of the first champion that has some; returns them, or None if no champion has.
 
-    Raises :class:`ModelError` for a document that is no statistics, and :class:`RegistryUnavailableError`.
+    Raises :class:`ModelError` for an invalid document, and :class:`RegistryUnavailableError`.
     """
     registry = ModelRegistry()
     for name in names:
@@ -80,7 +81,7 @@ def _statistics(registry: ModelRegistry, champion: Version) -> Statistics | None
         return Statistics.model_validate({**document, "champion": str(champion)})
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise ModelError(f"{champion}: {path} of its run holds no statistics of data: {reason}") from None
+        raise ModelError(f"{champion}: {path} of its run is not a valid statistics document: {reason}") from None
 
 
 class _TimeUp(BaseException):
@@ -89,7 +90,7 @@ class _TimeUp(BaseException):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`TimeoutError` when the block takes longer, whatever it waits for; in the main thread."""
+    """Raise :class:`TimeoutError` if the block takes longer, whatever it waits for. For the main thread."""
 
     def stop(signum: int, frame: object) -> None:
         raise _TimeUp
@@ -109,7 +110,10 @@ if __name__ == "__main__":
     run_stage(
         main,
         options=[
-            ("--model", {"help": "registered model whose champion it is (default: the first variant's that has one)"}),
-            ("--timeout", {"type": float, "default": _SECONDS, "help": "seconds MLflow is given (default: 30)"}),
+            ("--model", {"help": "registered model (default: the first variant's with a champion)"}),
+            (
+                "--timeout",
+                {"type": float, "default": _SECONDS, "help": "time limit for MLflow in seconds (default: 30)"},
+            ),
         ],
     )

@@ -1,8 +1,8 @@
 """Check the data, report, and index it if it passes.
 
 Reads `data/ingested` and the rules; writes `reports/validation/` (results.json, findings.json, dropped.json,
-statistics.json, index.html) in any case, and `data/index/{train,val,test}/` only when every blocking rule holds.
-Otherwise the stage fails and says why.
+statistics.json, index.html) in any case, and `data/index/{train,val,test}/` only if every blocking rule holds.
+Otherwise the stage fails with the reasons.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from yolov7.files import write_json, write_text
 logger = logging.getLogger(__name__)
 
 CACHE = Path(".state/image-checks.sqlite")
-"""What decoding showed, by content: no output, because it changes no result."""
+"""Results of decoding by content. Not an output of the stage, because it changes no result."""
 
 _RULES_NAMED = 3
 _FINDINGS_NAMED = 3
-"""What the one line of a failure has room for; the page has the rest."""
+"""Named in the one line of a failure; the page has the rest."""
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -51,9 +51,9 @@ def validate(
 ) -> Verdict:
     """Check the data in `ingested`, write `report`, and write `index` if every blocking rule holds.
 
-    `cache` is the file that keeps what decoding the images showed. Raises :class:`DataError` where a blocking rule does
-    not hold, naming rules, counts and the first records; what stood at `index` stays then as it was. Raises
-    :class:`ConfigError` for a suite that is not written as it should be.
+    `cache` is the file with the results of earlier decoding. Raises :class:`DataError` if a blocking rule does not hold,
+    naming rules, counts and the first records; `index` then stays as it was. Raises :class:`ConfigError` for a suite
+    with mistakes.
     """
     suite = Path(parameters.suite)
     reference, no_reference = _reference(suite)
@@ -84,7 +84,7 @@ def validate(
 
 
 def _reference(suite: Path) -> tuple[Statistics | None, str | None]:
-    """The champion's data, or why there is none to compare with."""
+    """The statistics of the champion's data, or the reason why there are none."""
     path = suite / REFERENCE
     if path.is_file():
         return read_statistics(path), None
@@ -94,13 +94,13 @@ def _reference(suite: Path) -> tuple[Statistics | None, str | None]:
 def _check_files(
     splits: Mapping[str, CocoAnnotations], ingested: Path, decode: bool, cache: Path | None
 ) -> dict[str, list[ImageCheck]]:
-    """Look at every image file of every split, all in one go, so that the workers start once."""
+    """Check every image file of every split in one call, so that the processes start once."""
     paths = [
         images_folder(ingested, split) / image["file_name"] for split, coco in splits.items() for image in coco.images
     ]
     found = check_images(paths, decode=decode, cache=cache)
     if decode:
-        logger.info("%d images: %d decoded, the rest is known by content", len(paths), found.decoded)
+        logger.info("%d images: %d decoded, the rest known by content", len(paths), found.decoded)
     remaining = iter(found.checks)
     return {split: [next(remaining) for _ in coco.images] for split, coco in splits.items()}
 

@@ -1,6 +1,6 @@
-"""Write the ingested data back as COCO, YOLO or Pascal VOC, for other programs.
+"""Write the ingested data as COCO, YOLO or Pascal VOC, for other programs.
 
-No stage of the pipeline: `python -m stages.write_dataset --format yolo --out FOLDER`, whenever it is needed.
+Not a stage of the pipeline: run `python -m stages.write_dataset --format yolo --out FOLDER` when needed.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def write_dataset(ingested: Path, kind: str, out: Path) -> None:
-    """Write every split of `ingested` below `out`, in a folder of its own, with its images.
+    """Write every split of `ingested` into a folder of its own below `out`, with its images.
 
-    `coco`: `SPLIT/annotations.json` and `SPLIT/images`, all fields of all records kept. `yolo`: `SPLIT/labels`,
+    `coco`: `SPLIT/annotations.json` and `SPLIT/images`, with all fields of all records. `yolo`: `SPLIT/labels`,
     `SPLIT/images`, and a `data.yaml` that names classes and folders. `voc`: `SPLIT/Annotations`, `SPLIT/JPEGImages`
-    and `SPLIT/ImageSets/Main/SPLIT.txt`. A test split that is the val split a second time is left out.
+    and `SPLIT/ImageSets/Main/SPLIT.txt`. A test split that is a copy of the val split is left out.
 
-    Raises :class:`yolov7.errors.DataError` where nothing was ingested, where `out` is not empty, and for what the
-    format cannot hold (see the writers); `out` is then not made.
+    Raises :class:`yolov7.errors.DataError` if nothing was ingested, if `out` is not empty, and for content that the
+    format cannot hold (see the writers); `out` is then not created.
     """
     document = read_json(ingested / "dataset.json", "dvc repro ingest")
     splits = [split for split in SPLITS if split != "test" or not document.get("test_is_val")]
@@ -73,7 +73,7 @@ if __name__ == "__main__":
     run_stage(
         main,
         options=[
-            ("--format", {"choices": FORMATS, "required": True, "help": "what to write"}),
-            ("--out", {"type": Path, "required": True, "help": "a folder that is empty or not there yet"}),
+            ("--format", {"choices": FORMATS, "required": True, "help": "format to write"}),
+            ("--out", {"type": Path, "required": True, "help": "a new or empty folder"}),
         ],
     )

@@ -1,9 +1,9 @@
-"""A set of annotated images as a source gives it, and its way into the pipeline's layout.
+"""A set of annotated images from a source, and its copy into the pipeline's layout.
 
-Whatever the format was, the records are COCO's by now and are kept as they are. Images keep their bytes, except those
-with an EXIF orientation, which are stored upright, and those that programs decode in different ways (CMYK, more than 8
-bits, several pictures in a file, unusual formats), which are stored as plain 8-bit RGB: nothing after this stage has to
-ask. Those are decoded in processes of their own (`stages.images.plain`).
+The records are COCO's, whatever the format was, and stay as they are. Images keep their bytes, with two exceptions: an
+EXIF orientation is applied, and images that programs decode in different ways (CMYK, more than 8 bits, several pictures
+in a file, unusual formats) become plain 8-bit RGB, so that no later stage has to handle them. Both are decoded in a
+sandbox (`stages.images.plain`).
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from yolov7.errors import DataError
 logger = logging.getLogger(__name__)
 
 _LISTED = 5
-"""Missing or refused files a message names; it always tells how many there are."""
+"""Missing or refused files that a message names; it always gives their number."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Annotated images and the folder they lie in."""
+    """Annotated images and their folder."""
 
     coco: CocoAnnotations
     root: Path
-    """Folder that the `file_name` entries are relative to."""
+    """Folder of the `file_name` entries."""
     key: str
-    """Where params.yaml names the set, for messages."""
+    """Key of the set in params.yaml, for messages."""
     notes: tuple[str, ...] = ()
-    """What reading it left out or supplied; goes into dataset.json."""
+    """What the reader left out or added; for dataset.json."""
     disposable: bool = False
-    """The files were brought here for this one purpose: they are linked instead of copied, where that is possible."""
+    """The files are temporary: they are linked instead of copied, if possible."""
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
@@ -51,16 +51,16 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class _Copied:
-    """What became of the images of one split."""
+    """The result of copying the images of one split."""
 
     turned: int
-    """Written anew because of their EXIF orientation."""
+    """Number of images rewritten because of their EXIF orientation."""
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _File:
-    """One image file on its way."""
+    """One image file to copy."""
 
     source: Path
     target: Path
@@ -69,18 +69,18 @@ class _File:
 
 
 def copy_sets(sets: Mapping[str, ImageSet], folder: Path) -> SourceReport:
-    """Copy train, val and, where there is one, test into `folder`.
+    """Copy train, val and, if given, test into `folder`.
 
-    Raises :class:`DataError` for image files that are missing, for file names that point out of the image folder, for
-    images of more pixels than are ever decoded, and for such as cannot be decoded within the limits. Nothing is judged
-    beyond that: see the validate stage.
+    Raises :class:`DataError` for missing image files, for file names that lead out of the image folder, for images with
+    more pixels than are decoded, and for images that break the limits of the sandbox. The validate stage judges the
+    rest.
     """
     copied = {split: _copy_set(one, folder, split) for split, one in sets.items()}
     turned = {split: one.turned for split, one in copied.items()}
     notes = tuple(f"{split}: {note}" for split, one in sets.items() for note in (*one.notes, *copied[split].notes))
     if "test" in sets:
         return SourceReport(turned_upright=turned, notes=notes)
-    logger.warning("no test split is given: the val split gives the reported figures too")
+    logger.warning("no test split is given: the val split also gives the reported figures")
     shutil.copytree(folder / "val", folder / "test")
     return SourceReport(test_is_val=True, turned_upright={**turned, "test": turned["val"]}, notes=notes)
 
@@ -90,7 +90,7 @@ def _copy_set(one: ImageSet, folder: Path, split: str) -> _Copied:
     sources = locate(one.coco, one.root)
     target = images_folder(folder, split)
     target.mkdir(parents=True)
-    # One copy a file, even where two records name it: validation reports that.
+    # One copy per file, even if two records name it: validation reports that.
     records = {target / PurePosixPath(record["file_name"]): (path, record) for path, record in sources}
     for parent in {path.parent for path in records}:
         parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def _copy_set(one: ImageSet, folder: Path, split: str) -> _Copied:
         special = [file for file in files if not _is_plain(file.header)]
         written = rewrite_all([_rewrite(file) for file in special])
         rewritten = [file for file, done in zip(special, written, strict=True) if done]
-        # What cannot be decoded is copied: validation names it.
+        # Undecodable images are copied: validation names them.
         left = {file.target for file in files} - {file.target for file in rewritten}
         list(pool.map(lambda file: _copy_image(file, link=one.disposable), [f for f in files if f.target in left]))
     write_coco(annotations_file(folder, split), one.coco)
@@ -117,7 +117,7 @@ def _is_plain(header: ImageHeader | None) -> bool:
 
 
 def _refuse_huge(files: Sequence[_File], path: Path) -> None:
-    """Raise :class:`DataError` naming images that claim more pixels than are ever decoded."""
+    """Raise :class:`DataError` naming images that claim more pixels than are decoded."""
     huge = [file for file in files if file.header is not None and file.header.width * file.header.height > MAX_PIXELS]
     if not huge:
         return
@@ -128,14 +128,14 @@ def _refuse_huge(files: Sequence[_File], path: Path) -> None:
     )
     more = f"; and {len(huge) - _LISTED} more" if len(huge) > _LISTED else ""
     message = f"{len(huge)} images have more than the {MAX_PIXELS:,} pixels that are decoded: {listed}{more}"
-    raise DataError(f"{message}; cut or scale them down, or remove them", path=path)
+    raise DataError(f"{message}; crop, scale or remove them", path=path)
 
 
 def _rewrite(file: _File) -> Rewrite:
-    """Have an image written as it is meant to be seen.
+    """The rewrite of an image to upright, plain RGB.
 
-    Which way is up follows from the annotations: where they were drawn on the pixels as stored (the record's size is
-    the stored one and not that of the image turned), the pixels stay and only the flag goes.
+    The annotations decide which way is up: if they were drawn on the pixels as stored (the record has the stored size,
+    not that of the turned image), the pixels stay and only the flag is dropped.
     """
     header, as_stored = file.header, False
     if header is not None and header.lies_on_its_side:
@@ -157,7 +157,7 @@ def _copy_image(file: _File, *, link: bool) -> None:
 
 
 def _converted_note(rewritten: Sequence[_File]) -> Iterator[str]:
-    """Which images are no longer the bytes they were, other than turned ones, and why."""
+    """A note per reason on the images that were converted, turned ones apart."""
     reasons: dict[str, list[str]] = {}
     for file in rewritten:
         reason = "an unusual format" if file.header is None else file.header.peculiarity
@@ -170,7 +170,7 @@ def _converted_note(rewritten: Sequence[_File]) -> Iterator[str]:
 
 
 def _case_note(coco: CocoAnnotations) -> Iterator[str]:
-    """File names that many a Mac and every Windows machine would take for one."""
+    """A note on file names that clash on systems that ignore case."""
     spellings: dict[str, set[str]] = {}
     for record in coco.images:
         spellings.setdefault(record["file_name"].casefold(), set()).add(record["file_name"])
@@ -178,13 +178,13 @@ def _case_note(coco: CocoAnnotations) -> Iterator[str]:
     if clashes:
         more = f" and {len(clashes) - _LISTED} more" if len(clashes) > _LISTED else ""
         listed = ", ".join(" and ".join(map(repr, names)) for names in clashes[:_LISTED])
-        yield f"{len(clashes)} file names differ in case only and clash on other systems: {listed}{more}"
+        yield f"{len(clashes)} file names differ only in case and clash on other systems: {listed}{more}"
 
 
 def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
     """The file of every image record, in their order; links are followed, but not out of the folder.
 
-    Raises :class:`DataError` for missing files and unsafe names: all are looked at before the first few are named.
+    Raises :class:`DataError` for missing files and unsafe names: all are checked, and the first few named.
     """
     inside = root.resolve()
     found: list[tuple[Path, Record]] = []
@@ -208,13 +208,13 @@ def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
 
 
 def _existing(inside: Path, name: str) -> tuple[Path | None, str | None]:
-    """The regular file behind a name, links followed but not out of the folder; otherwise why there is none."""
+    """The regular file of a name (links are followed, but not out of the folder), or the reason why there is none."""
     try:
         path = (inside / name).resolve(strict=True)
     except FileNotFoundError:
         return None, _missing(inside / name)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        reason = getattr(error, "strerror", None) or "links in a circle"
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
+        reason = getattr(error, "strerror", None) or "circular links"
         return None, f"cannot be reached ({reason})"
     if not path.is_relative_to(inside):
         return None, "is a link that leaves the image folder"
@@ -224,7 +224,7 @@ def _existing(inside: Path, name: str) -> tuple[Path | None, str | None]:
 
 
 def _missing(path: Path) -> str:
-    """That a file is missing, and which one may be meant."""
+    """The reason for a missing file, with one that may be meant."""
     with contextlib.suppress(OSError):
         for other in path.parent.iterdir():
             if other.name.casefold() == path.name.casefold():

@@ -1,4 +1,4 @@
-"""The one layout every source of data is brought into, and its description.
+"""The layout of ingested data, and its description.
 
 ``data/ingested/{dataset.json, train|val|test/{annotations.json, images/}}``
 """
@@ -21,16 +21,16 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What a source has to say about the data it wrote, beyond what the files themselves tell."""
+    """Facts about the data that the files do not show."""
 
     test_is_val: bool = False
-    """There was no test split of its own: the val split was taken twice."""
+    """There is no test split: it is a copy of the val split."""
     turned_upright: Mapping[str, int] | None = None
-    """Images per split that were re-encoded because an EXIF orientation was applied or removed."""
+    """Images per split that were re-encoded to apply or drop an EXIF orientation."""
     notes: tuple[str, ...] = ()
-    """What reading the source left out or supplied, a sentence each."""
+    """What the reader left out or added, one sentence each."""
     made_splits: Mapping[str, Any] | None = None
-    """How the splits were made and which images were kept together, where they were not given."""
+    """How the splits were made and which images were kept together; None if the source gave them."""
 
 
 def annotations_file(ingested: Path, split: str) -> Path:
@@ -39,15 +39,15 @@ def annotations_file(ingested: Path, split: str) -> Path:
 
 
 def images_folder(ingested: Path, split: str) -> Path:
-    """The folder a split's `file_name` entries are relative to."""
+    """The folder of a split's `file_name` entries."""
     return ingested / split / "images"
 
 
 def describe(ingested: Path, source: str, report: SourceReport) -> dict[str, Any]:
     """The content of `dataset.json`: source, classes, counts per split, and a hash of everything that was written.
 
-    `sha256` of a split covers the path and the bytes of its annotation file and of every image; the one at the top
-    covers the splits. Nothing in it depends on where the folder lies or when it was made.
+    `sha256` of a split covers path and bytes of its annotation file and of every image; the one at the top covers the
+    splits. Neither depends on the place of the folder or the time.
     """
     splits = {split: read_coco(annotations_file(ingested, split)) for split in SPLITS}
     turned = report.turned_upright or {}

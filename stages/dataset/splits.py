@@ -1,9 +1,9 @@
-"""One set of annotated images divided into train, val and test.
+"""Divide one set of annotated images into train, val and test.
 
-What must not be torn apart forms a unit: near-duplicate images, images of one group, records of one file or one id.
-Units are dealt out class by class, the rarest first, each to the split that lacks most of that class (iterative
-stratification: Sechidis et al., ECML PKDD 2011). Which unit comes first follows from a hash of the seed and a file
-name: no generator, and no dependence on the order of the records.
+Images that must stay together form a unit: near-duplicates, images of one group, records of one file or one id. Units
+are dealt class by class, the rarest first, each to the split that lacks most of that class (iterative stratification:
+Sechidis et al., ECML PKDD 2011). Their order follows from a hash of the seed and a file name: no generator, and no
+dependence on the order of the records.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 _GROUPS_LISTED = 1000
 _FILES_LISTED = 20
-"""What dataset.json has room for; its counts are always exact."""
+"""Entries listed in dataset.json; its counts are always exact."""
 _NOTHING = -1
-"""The class of images with nothing on them: they are dealt out evenly too."""
+"""The class of images without objects: they are divided evenly too."""
 _LARGE = 0.5
-"""A unit with more than this share of the images makes the ratios meaningless, and is warned of."""
+"""A unit with more than this share of the images makes the ratios meaningless: a warning says so."""
 
 NEAR_DUPLICATE = "near-duplicate"
 PATTERN = "group_pattern"
@@ -51,21 +51,21 @@ class Unit:
     members: tuple[int, ...]
     """Positions of the image records, ascending."""
     because: tuple[str, ...]
-    """What ties them together."""
+    """The reasons to keep them together."""
 
 
 def make_splits(one: ImageSet, parameters: Split) -> tuple[dict[str, ImageSet], dict[str, Any]]:
-    """Divide a set; returns the splits, and for dataset.json how it was done and what was kept together.
+    """Divide a set; returns the splits and their description for dataset.json.
 
     Every split keeps the categories, licences and info of the whole, and every record as it is. Raises
-    :class:`DataError` where an image file is missing, a group matches nothing, or there are too few units.
+    :class:`DataError` if an image file is missing, a group matches nothing, or there are too few units.
     """
     coco = one.coco
     ratios = {name: getattr(parameters, name) for name in ("train", "val", "test") if getattr(parameters, name) > 0}
     units = find_units(one, parameters)
     if len(units) < len(ratios):
         message = f"{len(coco.images)} images in {len(units)} groups cannot be divided into {len(ratios)} splits"
-        raise DataError(f"{message}; give more images, or loosen data.split", path=coco.path)
+        raise DataError(f"{message}; add images, or loosen data.split", path=coco.path)
     classes = _classes(coco)
     place = assign_units(coco, units, classes, ratios, parameters)
     splits = {name: replace(one, coco=_part(coco, units, place, name), notes=()) for name in ratios}
@@ -90,7 +90,7 @@ def find_units(one: ImageSet, parameters: Split) -> list[Unit]:
 
 
 def _same(keys: Sequence[Any], reason: str) -> Iterator[tuple[int, int, str]]:
-    """Ties between records with the same key; None ties nothing."""
+    """Ties between records with the same key, None excepted."""
     first: dict[Any, int] = {}
     for position, key in enumerate(keys):
         if key is not None and first.setdefault(key, position) != position:
@@ -130,7 +130,7 @@ def _joined(count: int, ties: Sequence[tuple[int, int, str]]) -> list[Unit]:
 
 
 def _classes(coco: CocoAnnotations) -> dict[int, set[int]]:
-    """Category ids on each image, by image id; crowds teach nothing and do not count."""
+    """Category ids on each image, by image id; crowds do not count: nothing is learnt from them."""
     classes: dict[int, set[int]] = defaultdict(set)
     for annotation in coco.annotations:
         if not annotation.get("iscrowd"):
@@ -145,7 +145,7 @@ def assign_units(
     ratios: Mapping[str, float],
     parameters: Split,
 ) -> list[str]:
-    """The split of every unit. Every split gets at least one."""
+    """The split of every unit; every split gets at least one."""
     counts = [_class_counts(coco, unit, classes, parameters.stratify) for unit in units]
     totals: Counter[int] = sum(counts, Counter())
     lacking = {name: {key: ratio * total for key, total in totals.items()} for name, ratio in ratios.items()}
@@ -172,7 +172,7 @@ def assign_units(
 
 
 def _class_counts(coco: CocoAnnotations, unit: Unit, classes: Mapping[int, set[int]], stratify: bool) -> Counter[int]:
-    """Images of the unit by class on them; without stratification all images are of one class."""
+    """Number of images of the unit by class; without stratification all images have one class."""
     if not stratify:
         return Counter({_NOTHING: len(unit.members)})
     found = (classes.get(coco.images[position]["id"]) or {_NOTHING} for position in unit.members)
@@ -180,7 +180,7 @@ def _class_counts(coco: CocoAnnotations, unit: Unit, classes: Mapping[int, set[i
 
 
 def _order(coco: CocoAnnotations, units: Sequence[Unit], seed: int) -> list[int]:
-    """Large units first, while there is room to choose from; among equals the order of a hash of seed and name."""
+    """Large units first, while every split has room; equal ones by a hash of seed and name."""
 
     def rank(number: int) -> tuple[int, bytes]:
         name = min(coco.images[position]["file_name"] for position in units[number].members)
@@ -190,7 +190,7 @@ def _order(coco: CocoAnnotations, units: Sequence[Unit], seed: int) -> list[int]
 
 
 def _none_empty(place: list[str], units: Sequence[Unit], ratios: Mapping[str, float]) -> list[str]:
-    """Rounding can leave a small split with nothing: it gets the smallest unit of the split that has most units."""
+    """Give a split that rounding left empty the smallest unit of the split with the most units."""
     for name in ratios:
         if name not in place:
             richest = max(ratios, key=place.count)
@@ -203,7 +203,7 @@ def _none_empty(place: list[str], units: Sequence[Unit], ratios: Mapping[str, fl
 
 
 def _part(coco: CocoAnnotations, units: Sequence[Unit], place: Sequence[str], name: str) -> CocoAnnotations:
-    """The records of one split, in their order; annotations of no known image go to train, for validation to name."""
+    """The records of one split, in their order; annotations without an image go to train: validation names them."""
     positions = sorted(
         position for unit, split in zip(units, place, strict=True) if split == name for position in unit.members
     )
@@ -222,13 +222,13 @@ def _part(coco: CocoAnnotations, units: Sequence[Unit], place: Sequence[str], na
 def _report(
     coco: CocoAnnotations, units: Sequence[Unit], place: Sequence[str], ratios: Mapping[str, float], parameters: Split
 ) -> dict[str, Any]:
-    """What dataset.json says of the splits."""
+    """The description of the splits for dataset.json."""
     together = [(unit, split) for unit, split in zip(units, place, strict=True) if len(unit.members) > 1]
     together.sort(key=lambda pair: -len(pair[0].members))
     if together and len(together[0][0].members) > _LARGE * len(coco.images):
         unit = together[0][0]
         logger.warning(
-            "%d of %d images are tied together (%s): the ratios cannot be met; see data.split",
+            "%d of %d images stay together (%s), so the splits cannot have their shares; see data.split",
             len(unit.members), len(coco.images), ", ".join(unit.because),
         )  # fmt: skip
     groups = [

@@ -1,8 +1,9 @@
-"""Size, orientation and kind of pixels from the headers of an image file, without decoding it.
+"""Size, orientation and kind of pixels of an image file, from its headers (JPEG, PNG, WebP, BMP, GIF, TIFF).
 
-Enough to know, for every image of a large set and at the price of a few small reads, whether it must be turned or
-converted and whether decoding it would take more memory than anyone meant to spend. Read are JPEG, PNG, WebP, BMP,
-GIF and TIFF.
+A few small reads tell, for every image of a large set, whether it must be turned or converted and whether it is too
+large to decode. Pillow would open the same files; but it needs more of them: a WebP that is cut short, or a JPEG cut
+before its scan, would have no size, so ingest would stop where validation can drop the record. Its parsers also let
+exceptions of many kinds through for damaged files (an IndexError for half a GIF).
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ from pathlib import Path
 from typing import IO
 
 UPRIGHT = 1
-"""EXIF orientation of an image stored as it is meant to be seen."""
+"""EXIF orientation of an image that is stored the right way up."""
 
 MAX_PIXELS = 100_000_000
-"""Larger images are not decoded: a file of a few kilobytes can claim any size, and decoding pays for all of it."""
+"""Larger images are not decoded: a file of a few kilobytes can claim any size."""
 
 _ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _MAX_PARTS = 4096
-"""Segments or chunks looked at; a file with more before its pixels is no ordinary image."""
+"""Most segments or chunks before the pixels; ordinary images have far fewer."""
 _MAX_BLOCKS = 1 << 18
-"""Blocks of one picture of a GIF, of up to 255 bytes each."""
+"""Most blocks of one picture of a GIF, of up to 255 bytes each."""
 _MAX_STRAY = 1 << 16
-"""Bytes between two segments of a JPEG that are passed over, as decoders do."""
+"""Most bytes to skip between two segments of a JPEG, as decoders do."""
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the header says; the pixels may still be missing."""
+    """The content of the header; the pixels may still be missing."""
 
     format: str
     """`jpeg`, `png`, `webp`, `bmp`, `gif` or `tiff`."""
@@ -42,11 +43,11 @@ class ImageHeader:
     orientation: int
     """EXIF orientation, 1 to 8 (EXIF 2.32, section 4.6.5): 1 upright, 5 to 8 lie on their side."""
     bits: int = 8
-    """The most a channel has."""
+    """Most bits of any channel."""
     cmyk: bool = False
     """The channels are cyan, magenta, yellow and black, for printing."""
     animated: bool = False
-    """There are several pictures in the file: frames, or pages."""
+    """The file has several pictures: frames, or pages."""
 
     @property
     def lies_on_its_side(self) -> bool:
@@ -55,7 +56,7 @@ class ImageHeader:
 
     @property
     def peculiarity(self) -> str | None:
-        """What programs disagree about, or ignore, when they decode it; None where there is nothing of the kind."""
+        """A property that programs decode in different ways, or ignore; None if there is none."""
         if self.cmyk:
             return "CMYK"
         if self.bits > 8:
@@ -64,7 +65,7 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader | None:
-    """The header of an image, or None where the file is of another format, damaged, or cannot be read."""
+    """The header of an image; None if the file is of another format, damaged, or unreadable."""
     try:
         with path.open("rb") as file:
             start = file.read(16)
@@ -87,7 +88,7 @@ def read_header(path: Path) -> ImageHeader | None:
 
 
 def _jpeg(file: IO[bytes]) -> ImageHeader | None:
-    """JPEG (ITU T.81, annex B): segments up to the scan; the frame header holds the size, APP1 the EXIF data."""
+    """JPEG (ITU T.81, annex B): segments up to the scan; the frame header has the size, APP1 the EXIF data."""
     orientation = UPRIGHT
     size: tuple[int, int] | None = None
     bits = channels = stray = 0
@@ -136,7 +137,7 @@ def _png(file: IO[bytes]) -> ImageHeader | None:
 
 
 def _webp(file: IO[bytes]) -> ImageHeader | None:
-    """WebP (RFC 9649, section 2): RIFF chunks; each of the three kinds of picture keeps its size elsewhere."""
+    """WebP (RFC 9649, section 2): RIFF chunks; the three kinds of picture have their size in different places."""
     orientation = UPRIGHT
     size: tuple[int, int] | None = None
     animated = False
@@ -159,9 +160,8 @@ def _webp(file: IO[bytes]) -> ImageHeader | None:
 
 
 def _bmp(file: IO[bytes]) -> ImageHeader | None:
-    """BMP (Windows bitmap, all headers since version 3): sizes behind the two headers' first fields; no orientation.
-
-    A negative height means rows from top to bottom.
+    """BMP (Windows bitmap, all headers since version 3): the size follows the first fields of the two headers; no
+    orientation. A negative height means rows from top to bottom.
     """
     file.seek(14)
     length, width, height = struct.unpack("<Iii", file.read(12))
@@ -196,7 +196,7 @@ def _gif(file: IO[bytes]) -> ImageHeader | None:
 
 
 def _colour_table(packed: int) -> int:
-    """Bytes of the colour table that a packed field announces."""
+    """Bytes of the colour table announced by a packed field."""
     return 3 << (1 + (packed & 7)) if packed & 0x80 else 0
 
 
@@ -211,7 +211,7 @@ def _tiff(file: IO[bytes], order: str) -> ImageHeader | None:
     values: dict[int, int] = {}
     for tag, kind, number, raw in struct.iter_unpack(order + "HHI4s", entries):
         inline = {_SHORT: 2, 4: 4}.get(kind, 0) * number <= 4
-        if kind in (_SHORT, 4) and not inline:  # several values, elsewhere: the first one speaks for all
+        if kind in (_SHORT, 4) and not inline:  # several values, elsewhere: the first one decides
             file.seek(struct.unpack(order + "I", raw)[0])
             raw = file.read(4)
         if kind in (_SHORT, 4):
@@ -231,7 +231,7 @@ def _tiff(file: IO[bytes], order: str) -> ImageHeader | None:
 
 
 def _chunks(file: IO[bytes], length_format: str, *, kind_first: bool) -> Iterator[tuple[bytes, int]]:
-    """Each chunk's kind and length, the file standing at its body; PNG puts the length first and a checksum last."""
+    """Yield each chunk's kind and length, with the file at its body; PNG has the length first and a checksum last."""
     for _ in range(_MAX_PARTS):
         head = file.read(8)
         if len(head) < 8:
@@ -244,7 +244,7 @@ def _chunks(file: IO[bytes], length_format: str, *, kind_first: bool) -> Iterato
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """The orientation entry of EXIF data (a small TIFF file); upright where there is none or it makes no sense."""
+    """The orientation entry of EXIF data (a small TIFF file); upright if it is missing or invalid."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return UPRIGHT

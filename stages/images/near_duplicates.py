@@ -1,8 +1,8 @@
-"""Images that are nearly the same: difference hashes, and all pairs of them within a few bits.
+"""Find near-duplicates: difference hashes of images, and all pairs of hashes within a few bits.
 
-The hash has 128 bits: the image is made grey and averaged down to 9 x 8 and 8 x 9 cells, and each bit tells whether a
-cell is brighter than its neighbour to the right, or below. Scaling, compression and slight changes of brightness leave
-nearly all bits as they are; cropping, turning and mirroring do not.
+The hash has 128 bits: the grey image is averaged to 9 x 8 and 8 x 9 cells, and each bit tells whether a cell is
+brighter than its neighbour to the right, or below. Scaling, compression and slight changes of brightness keep nearly
+all bits; cropping, turning and mirroring do not.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BITS = 128
 _CELLS = 8
 _PER_PROCESS = 16
 _BLOCK = 2048
-"""Hashes compared with each other at a time: 4 million pairs, some 100 MB."""
+"""Hashes compared at a time: 4 million pairs, about 100 MB."""
 
 Hash = NDArray[np.uint64]
 """(2,): the horizontal and the vertical half."""
 
 
 def difference_hashes(paths: Sequence[Path]) -> list[Hash | None]:
-    """The hash of every image, upright; None where it cannot be read, is huge, or has no contrast to compare.
+    """The hash of every image, upright; None if it is unreadable, huge, or without contrast.
 
     They are decoded in processes with limits. Raises :class:`DataError` naming an image that breaks out of them.
     """
@@ -45,7 +45,7 @@ def difference_hash(path: Path) -> Hash | None:
     header = read_header(path)
     if header is None or header.width * header.height > MAX_PIXELS:
         return None
-    # JPEG decodes to a half, a quarter, an eighth at a fraction of the cost; 128 pixels are plenty for 9 cells.
+    # JPEG decodes to a half, a quarter or an eighth at a fraction of the cost; 128 pixels are plenty for 9 cells.
     side = min(header.width, header.height)
     flags = {
         8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
@@ -62,7 +62,7 @@ def difference_hash(path: Path) -> Hash | None:
 
 
 def hash_pixels(pixels: NDArray[np.uint8]) -> Hash | None:
-    """The hash of a grey image (height, width); None where all cells are equally bright."""
+    """The hash of a grey image (height, width); None if all cells are equally bright."""
     exact = pixels.astype(np.float32)
     across = cv2.resize(exact, (_CELLS + 1, _CELLS), interpolation=cv2.INTER_AREA)
     down = cv2.resize(exact, (_CELLS, _CELLS + 1), interpolation=cv2.INTER_AREA)
@@ -75,8 +75,8 @@ def hash_pixels(pixels: NDArray[np.uint8]) -> Hash | None:
 def near_pairs(hashes: Sequence[Hash | None], limit: int) -> Iterator[tuple[int, int, int]]:
     """Pairs of positions whose hashes differ in at most `limit` of 128 bits, with the distance.
 
-    Every such pair comes up at least once, except that of equal hashes only neighbours are paired: enough to join them.
-    Two hashes within `limit` bits agree in at least one of `limit + 1` pieces, so only those that share a piece are
+    Every such pair occurs at least once; equal hashes are paired with the first of them only, enough to join them. Two
+    hashes within `limit` bits agree in at least one of `limit + 1` pieces, so only hashes that share a piece are
     compared: for 100,000 images a few million pairs instead of five thousand million.
     """
     positions: dict[bytes, int] = {}
@@ -98,7 +98,7 @@ def near_pairs(hashes: Sequence[Hash | None], limit: int) -> Iterator[tuple[int,
 
 
 def _agreeing(bits: NDArray[np.uint8]) -> Iterator[NDArray[np.int64]]:
-    """Groups of two or more rows that are the same."""
+    """Groups of two or more equal rows."""
     keys = np.packbits(bits, axis=1)
     padded = np.zeros((len(keys), -(-keys.shape[1] // 8) * 8), np.uint8)
     padded[:, : keys.shape[1]] = keys

@@ -38,13 +38,13 @@ MAX_IOU = 0.05
 MAX_COVERED = 0.10
 """Largest share of the smaller of two boxes that the other one covers."""
 MIN_CONTRAST = 70.0
-"""Least difference of luma (0 to 255) between a digit and the mean of what lies under it."""
+"""Least difference of luma (0 to 255) between a digit and the mean of its background."""
 VISIBLE = 0.3
-"""A pixel belongs to the visible stroke, and so to the box, from this coverage on."""
+"""Least coverage of a pixel that belongs to the visible stroke, and so to the box."""
 JPEG_QUALITY = 92
 PLACEMENT_TRIES = 40
 _CELL = 16
-"""Pixels a scan's cell is enlarged to before it is warped and shrunk to its final size."""
+"""A scan's cell is enlarged to this many pixels, then warped and shrunk to its final size."""
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -85,7 +85,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class _Material:
-    """What one split may draw from."""
+    """The scans and bands of one split."""
 
     bands: tuple[Image, ...]
     """One band (H, W, 3) RGB of each photograph."""
@@ -154,7 +154,7 @@ def _material(seed: int, number: int) -> _Material:
 
 
 def _span(shares: tuple[float, ...], number: int, total: int) -> tuple[int, int]:
-    """The part of `total` things that belongs to split `number`: first and one past the last."""
+    """The range of split `number` among `total`: first, and one past the last."""
     first = shares[number - 1] if number else 0.0
     return round(first * total), round(shares[number] * total)
 
@@ -214,7 +214,7 @@ def _background(material: _Material, side: int, rng: np.random.Generator) -> tup
 
 
 def _draw_scan(scan: Floats, longer_side: float, rng: np.random.Generator) -> Floats:
-    """How much of each pixel the stroke covers (h, w): slanted, rotated, its longer side `longer_side` pixels.
+    """Coverage of each pixel by the stroke (h, w): slanted, rotated, its longer side `longer_side` pixels.
 
     The scan's cells are coverages already: enlarged with a cubic kernel and cut where half a cell is inked they give
     back a smooth outline, and shrinking by area gives it soft edges.
@@ -241,7 +241,7 @@ def _draw_scan(scan: Floats, longer_side: float, rng: np.random.Generator) -> Fl
 
 
 def _place(coverage: Floats, canvas: Floats, boxes: list[Box], rng: np.random.Generator) -> tuple[int, int] | None:
-    """Left and top of a free place where a contrasting colour exists, or None when the image is too full.
+    """Left and top of a free place where a contrasting colour exists, or None if the image is too full.
 
     The first digit always finds a place: where all that were tried are too busy, it takes the calmest.
     """
@@ -271,13 +271,13 @@ def _overlap_too_much(first: Box, second: Box) -> bool:
 
 
 def _luma_under(canvas: Floats, left: int, top: int, height: int, width: int) -> tuple[float, float]:
-    """Mean and standard deviation of the luma where a digit will stand."""
+    """Mean and standard deviation of the luma under a digit."""
     luma = canvas[top : top + height, left : left + width] @ LUMA
     return float(luma.mean()), float(luma.std())
 
 
 def _blend(canvas: Floats, coverage: Floats, left: int, top: int, rng: np.random.Generator) -> None:
-    """Draw the stroke in a random colour whose luma is clearly apart from what lies under it."""
+    """Draw the stroke in a random colour whose luma is clearly different from its background."""
     height, width = coverage.shape
     mean, spread = _luma_under(canvas, left, top, height, width)
     least = MIN_CONTRAST + spread
@@ -295,7 +295,7 @@ def _blend(canvas: Floats, coverage: Floats, left: int, top: int, rng: np.random
 
 
 def _colour_of_luma(luma: float, rng: np.random.Generator) -> Floats:
-    """A random hue mixed with grey as little as keeps it inside RGB, at exactly this luma."""
+    """A random hue at exactly this luma, mixed with as little grey as keeps it inside RGB."""
     tint = rng.uniform(-1.0, 1.0, size=3) * 160.0
     tint -= tint @ LUMA
     room = np.where(tint > 0, (255.0 - luma) / np.maximum(tint, 1e-6), luma / np.maximum(-tint, 1e-6))

@@ -202,7 +202,7 @@ def test_missing_files_are_named_with_their_ids_and_counted(source, tmp_path):
         ("folder/secret.jpg", "a link that leaves"),
         ("circle.jpg", "cannot be reached"),
         ("empty", "is not a file"),
-        (".", "names no file"),
+        (".", "does not name a file"),
         ("a.jpg/b.jpg", "cannot be reached"),
         ("x" * 300 + ".jpg", "cannot be reached"),
     ],

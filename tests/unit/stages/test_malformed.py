@@ -89,16 +89,19 @@ ANNOTATIONS: dict[str, tuple[bytes, str]] = {
     "comments": (b"// made by hand\n{}", "not JSON"),
     "Latin-1": (named("").replace(b'""', b'"\xe4.jpg"', 1), "not UTF-8 at byte"),
     "UTF-16": (json.dumps(document()).encode("utf-16"), "not UTF-8 at byte 0"),
-    "a list": (b"[1, 2]", "top level is a list; an object"),
+    "a list": (b"[1, 2]", "top level is a list; expected an object"),
     "null": (b"null", "top level is null"),
     "a text": (b'"images"', "top level is a text"),
     "deep": (b'{"images": ' + b"[" * 200_000, "nested too deeply"),
     "no images": (without("images"), "the list `images` is missing"),
     "no annotations": (without("annotations"), "the list `annotations` is missing; is this an instances file"),
     "no categories": (without("categories"), "the list `categories` is missing"),
-    "images by name": (json.dumps(document(images={"a.jpg": {}})).encode(), "`images` is an object; a list"),
-    "annotations null": (json.dumps(document(annotations=None)).encode(), "`annotations` is null; a list"),
-    "record no object": (json.dumps(document(images=["a.jpg"])).encode(), r"images\[0\]: a text where an object"),
+    "images by name": (json.dumps(document(images={"a.jpg": {}})).encode(), "`images` is an object; expected a list"),
+    "annotations null": (json.dumps(document(annotations=None)).encode(), "`annotations` is null; expected a list"),
+    "record no object": (
+        json.dumps(document(images=["a.jpg"])).encode(),
+        r"images\[0\]: expected an object",
+    ),
     "info a list": (json.dumps(document(info=[])).encode(), "`info` is a list"),
     "licences texts": (json.dumps(document(licenses=["CC0"])).encode(), "`licenses` must be a list of objects"),
     "no id": (without("annotations", "id"), r"annotations\[0\]: field `id` is missing"),
@@ -106,21 +109,24 @@ ANNOTATIONS: dict[str, tuple[bytes, str]] = {
     "no width": (without("images", "width"), "field `width` is missing"),
     "no image_id": (without("annotations", "image_id"), "field `image_id` is missing"),
     "no category_id": (without("annotations", "category_id"), "field `category_id` is missing"),
-    "no bbox": (without("annotations", "bbox"), r"\(id 11\): field `bbox` is missing; four numbers"),
+    "no bbox": (without("annotations", "bbox"), r"\(id 11\): field `bbox` is missing; expected four numbers"),
     "no name": (without("categories", "name"), "field `name` is missing"),
-    "width a text": (changed("images", "width", "40"), "field `width` is '40'; a number"),
+    "width a text": (changed("images", "width", "40"), "field `width` is '40'; expected a number"),
     "height null": (changed("images", "height", None), "field `height` is None"),
-    "id a text": (changed("images", "id", "7"), "field `id` is '7'; a whole number"),
+    "id a text": (changed("images", "id", "7"), "field `id` is '7'; expected a whole number"),
     "id a fraction": (changed("annotations", "id", 1.5), "field `id` is 1.5"),
     "id true": (changed("categories", "id", True), "field `id` is True"),
     "id too large": (changed("annotations", "id", 10**30), "does not fit 64 bits"),
-    "bbox of three": (changed("annotations", "bbox", [1, 2, 3]), r"field `bbox` is \[1, 2, 3\]; four numbers"),
+    "bbox of three": (changed("annotations", "bbox", [1, 2, 3]), r"field `bbox` is \[1, 2, 3\]; expected four numbers"),
     "bbox of texts": (changed("annotations", "bbox", ["1", "2", "3", "4"]), "field `bbox`"),
     "bbox an object": (changed("annotations", "bbox", {"x": 1}), "field `bbox`"),
     "bbox nested": (changed("annotations", "bbox", [[1, 2, 3, 4]]), "field `bbox`"),
-    "category by name": (changed("annotations", "category_id", "thing"), "`category_id` is 'thing'; a whole number"),
+    "category by name": (
+        changed("annotations", "category_id", "thing"),
+        "is 'thing'; expected a whole number",
+    ),
     "class a number": (changed("categories", "name", 3), "field `name` is 3"),
-    "iscrowd 2": (changed("annotations", "iscrowd", 2), "`iscrowd` is 2; 0 or 1"),
+    "iscrowd 2": (changed("annotations", "iscrowd", 2), "`iscrowd` is 2; expected 0 or 1"),
     "area a text": (changed("annotations", "area", "large"), "`area` is 'large'"),
     "polygon of texts": (changed("annotations", "segmentation", [["1", 2]]), "field `segmentation`"),
     "run lengths without size": (changed("annotations", "segmentation", {"counts": [1]}), "field `segmentation`"),
@@ -132,7 +138,7 @@ ANNOTATIONS: dict[str, tuple[bytes, str]] = {
     "name outward within": (named("sub/../../../secret.jpg"), "leaves the image folder"),
     "name of Windows": (named("images\\a.jpg"), "is a Windows path; write it relative"),
     "name with drive": (named("C:/images/a.jpg"), "is a Windows path"),
-    "name a folder": (named("."), "names no file"),
+    "name a folder": (named("."), "does not name a file"),
     "name missing": (named("gone.jpg"), "1 of 2 images cannot be taken .*image 7: 'gone.jpg' is missing"),
     "name of other case": (named("A.JPG"), r"'A.JPG' is missing; there is 'a.jpg', which differs in case"),
     "name endless": (named("n" * 5000), "cannot be reached"),
@@ -192,8 +198,8 @@ LABELS: dict[str, tuple[bytes, str]] = {
     "infinite": (b"0 .5 .5 1e999 .5", "'1e999' is not a finite number"),
     "pixels": (b"0 20 15 10 8", "'20' is not within 0 to 1; divide by"),
     "negative": (b"0 -.5 .5 .5 .5", "'-.5' is not within 0 to 1"),
-    "class of 91": (b"90 .5 .5 .5 .5", "class '90'; a whole number from 0 to 79 is expected, as 80 are named"),
-    "class from one": (b"80 .5 .5 .5 .5", "class '80'; a whole number from 0 to 79"),
+    "class of 91": (b"90 .5 .5 .5 .5", "class '90'; expected a whole number from 0 to 79: 80 classes are named"),
+    "class from one": (b"80 .5 .5 .5 .5", "class '80'; expected a whole number from 0 to 79"),
     "class a fraction": (b"1.5 .5 .5 .5 .5", "class '1.5'"),
     "class by name": (b"cat .5 .5 .5 .5", "'cat' is not a finite number"),
     "class negative": (b"-1 .5 .5 .5 .5", "class '-1'"),
@@ -201,7 +207,7 @@ LABELS: dict[str, tuple[bytes, str]] = {
     "UTF-16": ("0 .5 .5 .5 .5".encode("utf-16"), "not UTF-8 at byte 0"),
     "an image": (PLAIN, r"not UTF-8|not a finite number"),
     "JSON": (b'{"boxes": []}', "2 columns"),
-    "huge": (b" " * (17 * 2**20), "larger than 16 MiB; this is no label file"),
+    "huge": (b" " * (17 * 2**20), "larger than 16 MiB; not a label file"),
 }
 
 
@@ -272,18 +278,18 @@ DOCUMENTS: dict[str, tuple[str | bytes, str]] = {
     "truncated": (xml("2.jpg", "cow")[:-20], "not XML"),
     "entities": (LAUGHS, r"a document type .* is refused"),
     "an entity from a file": ('<!DOCTYPE a [<!ENTITY b SYSTEM "/etc/passwd">]>' + xml("2.jpg", "cow"), "is refused"),
-    "another root": ("<html></html>", "the root is <html>; <annotation> is expected"),
-    "deep": ("<annotation>" + "<a>" * 100, "more than 32 elements within each other"),
+    "another root": ("<html></html>", "the root is <html>; expected <annotation>"),
+    "deep": ("<annotation>" + "<a>" * 100, "more than 32 nested elements"),
     "no box": (xml("2.jpg", "cow").replace(BOX, ""), r"object 1 \(cow\): <bndbox> is missing"),
     "no name": (xml("2.jpg", ""), "object 1: <name> is missing or empty"),
     "side missing": (xml("2.jpg", "cow").replace("<xmax>11</xmax>", ""), "<xmax> is missing"),
-    "side a word": (xml("2.jpg", "cow").replace("11", "wide"), "<xmax> is 'wide'; a finite number"),
+    "side a word": (xml("2.jpg", "cow").replace("11", "wide"), "<xmax> is 'wide'; expected a finite number"),
     "side NaN": (xml("2.jpg", "cow").replace("11", "NaN"), "<xmax> is 'NaN'"),
-    "size negative": (xml("2.jpg", "cow").replace("40", "-40"), "the size -40 x 30 is no whole number"),
+    "size negative": (xml("2.jpg", "cow").replace("40", "-40"), "the size -40 x 30 is not a whole number"),
     "size a word": (xml("2.jpg", "cow").replace("40", "forty"), "<width> is 'forty'"),
     "unknown encoding": ('<?xml version="1.0" encoding="klingon"?>' + xml("2.jpg", "cow"), r"not XML|not readable"),
     "not its encoding": (b'<?xml version="1.0" encoding="utf-8"?><annotation>\xff</annotation>', "not XML"),
-    "another class": (xml("2.jpg", "yak"), "'yak' is none of the classes"),
+    "another class": (xml("2.jpg", "yak"), "'yak' is not one of the classes"),
 }
 
 
@@ -424,7 +430,7 @@ def test_names_that_differ_in_case_only_are_noted(coco, tmp_path):
     (coco / "train/annotations.json").write_text(json.dumps(document(images=[image(7, "a.jpg"), image(8, "A.jpg")])))
     bring(coco, tmp_path / "out")
     notes = json.loads((tmp_path / "out/dataset.json").read_text())["notes"]
-    assert notes == ["train: 1 file names differ in case only and clash on other systems: 'A.jpg' and 'a.jpg'"]
+    assert notes == ["train: 1 file names differ only in case and clash on other systems: 'A.jpg' and 'a.jpg'"]
 
 
 def test_an_image_that_takes_too_much_processor_time_is_refused_by_name(tmp_path, monkeypatch):

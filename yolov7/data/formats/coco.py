@@ -1,8 +1,8 @@
-"""COCO annotation files (instances format): read with every record's shape checked, and written back.
+"""Read and write COCO annotation files (instances format); the structure of every record is checked.
 
-Reading checks structure: which fields there are and of what type. It does not judge values (a NaN, a box outside its
-image, an unknown category): the validation stage reports those record by record. Fields that are not known here are
-kept, so that ids, licences, polygons and a user's own columns survive reading and writing.
+Reading checks structure: fields and their types. It does not judge values (a NaN, a box outside its image, an unknown
+category): the validation stage reports those record by record. Unknown fields are kept, so ids, licences, polygons and
+a user's own columns survive reading and writing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CocoAnnotations:
     """
 
     path: Path
-    """The file this came from, for messages."""
+    """The file that was read, for messages."""
     images: list[Record]
     annotations: list[Record]
     categories: list[Record]
@@ -44,7 +44,7 @@ class CocoAnnotations:
 
 @dataclass(frozen=True)
 class _Field:
-    """What one field of a record must be."""
+    """The expected type of one field of a record."""
 
     name: str
     fits: Callable[[Any], bool]
@@ -122,30 +122,30 @@ def read_coco(path: str | os.PathLike[str]) -> CocoAnnotations:
     """Read an annotation file and check the structure of every record.
 
     Raises :class:`DataError` naming the file, the record (its id, or its place in the list) and the field, for: no
-    such file, not UTF-8, not JSON, a top level that is no object, a missing list, a record that is no object, a missing
-    field, a field of another type. A leading byte-order mark is accepted. `info` and `licenses` may be absent.
+    such file, not UTF-8, not JSON, a top level or a record that is not an object, a missing list, a missing field, a
+    field of the wrong type. A leading byte-order mark is accepted. `info` and `licenses` may be absent.
     """
     file = Path(path)
     document = _parse(file)
     if not isinstance(document, dict):
         raise DataError(
-            f"the top level is {_kind(document)}; an object with images, annotations, categories is expected", path=file
+            f"the top level is {_kind(document)}; expected an object with images, annotations, categories", path=file
         )
     lists = {name: _records(file, document, name) for name in _FIELDS}
     info = document.get("info", {})
     if not isinstance(info, dict):
-        raise DataError(f"`info` is {_kind(info)}; an object is expected (it may be left out)", path=file)
+        raise DataError(f"`info` is {_kind(info)}; expected an object (it is optional)", path=file)
     licenses = document.get("licenses", [])
     if not isinstance(licenses, list) or not all(isinstance(item, dict) for item in licenses):
-        raise DataError("`licenses` must be a list of objects (it may be left out)", path=file)
+        raise DataError("`licenses` must be a list of objects (it is optional)", path=file)
     return CocoAnnotations(path=file, info=info, licenses=licenses, **lists)
 
 
 def write_coco(path: str | os.PathLike[str], coco: CocoAnnotations) -> None:
-    """Write an annotation file in one step, one record a line, bytes determined by the content.
+    """Write an annotation file in one step, one record per line; equal content gives equal bytes.
 
-    Non-finite numbers are written as Python's `NaN` and `Infinity`, which :func:`read_coco` takes back: a copy must
-    not hide from validation what the original holds.
+    Non-finite numbers are written as Python's `NaN` and `Infinity`, which :func:`read_coco` reads: a copy must not hide
+    them from validation.
     """
     write_atomic(path, lambda file: _write(file, coco))
 
@@ -187,7 +187,7 @@ def _parse(file: Path) -> Any:
 
 
 def _integer(digits: str) -> int:
-    """Whole numbers that fit 64 bits: larger ones overflow every array they would land in."""
+    """A whole number of 64 bits: larger ones overflow every array."""
     if len(digits) < 19:
         return int(digits)
     value = int(digits) if len(digits) <= 20 else _INT64
@@ -198,7 +198,7 @@ def _integer(digits: str) -> int:
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Pause cyclic garbage collection: millions of fresh objects and no cycle, so each pass would be for nothing."""
+    """Pause cyclic garbage collection: with millions of new objects and no cycles, every pass is wasted."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -213,13 +213,13 @@ def _records(file: Path, document: Record, name: str) -> list[Record]:
         raise DataError(f"the list `{name}` is missing; is this an instances file of the COCO format?", path=file)
     records = document[name]
     if not isinstance(records, list):
-        raise DataError(f"`{name}` is {_kind(records)}; a list is expected", path=file)
+        raise DataError(f"`{name}` is {_kind(records)}; expected a list", path=file)
     fields = _FIELDS[name]
-    required = [(one.name, one.fits) for one in fields if one.required]
-    optional = [(one.name, one.fits) for one in fields if not one.required]
+    required = [(item.name, item.fits) for item in fields if item.required]
+    optional = [(item.name, item.fits) for item in fields if not item.required]
     for index, record in enumerate(records):
         if type(record) is not dict:
-            message = f"{_kind(record)} where an object is expected"
+            message = f"expected an object, found {_kind(record)}"
             raise DataError(message, path=file, record=f"{name}[{index}]")
         for key, fits in required:
             if key not in record or not fits(record[key]):
@@ -234,12 +234,12 @@ def _wrong_field(file: Path, name: str, index: int, record: Record, key: str) ->
     where = f"{name}[{index}]"
     if _is_integer(record.get("id")):
         where += f" (id {record['id']})"
-    expected = next(one.expected for one in _FIELDS[name] if one.name == key)
+    expected = next(item.expected for item in _FIELDS[name] if item.name == key)
     if key not in record:
-        return DataError(f"field `{key}` is missing; {expected} is expected", path=file, record=where)
+        return DataError(f"field `{key}` is missing; expected {expected}", path=file, record=where)
     found = repr(record[key])
     found = found if len(found) <= 60 else found[:57] + "..."
-    return DataError(f"field `{key}` is {found}; {expected} is expected", path=file, record=where)
+    return DataError(f"field `{key}` is {found}; expected {expected}", path=file, record=where)
 
 
 def _kind(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the formats with one label file per image share: which file belongs to which image, and small files read safely.
+"""Shared by the formats with one label file per image: matching of files to images, and safe reading of small files.
 
 The two formats are YOLO text (`yolo_txt.py`) and Pascal VOC (`voc.py`).
 """
@@ -19,10 +19,10 @@ from yolov7.data.formats.coco import CocoAnnotations, Record
 from yolov7.errors import DataError
 
 MAX_BYTES = 16 * 2**20
-"""A larger label file is refused: the annotations of one image take a few kilobytes."""
+"""Larger label files are refused: the annotations of one image take a few kilobytes."""
 
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
-"""A number as label files write it; `float` would take `nan`, `inf` and `1_0` too."""
+"""A number in a label file; `float` would also accept `nan`, `inf` and `1_0`."""
 
 
 Ring = list[float]
@@ -31,7 +31,7 @@ Ring = list[float]
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image record with the annotations that go into its label file."""
+    """An image record with the annotations of its label file."""
 
     record: Record
     label: PurePosixPath
@@ -40,7 +40,7 @@ class LabelledImage:
 
 
 def unsafe_name(name: str) -> str | None:
-    """Why an image's file name must not be used as a path below a folder; None where it may be."""
+    """Why an image's file name cannot be a path below a folder; None if it can."""
     if "\\" in name or re.match(r"[A-Za-z]:", name):
         return "is a Windows path; write it relative to the image folder, with forward slashes"
     path = PurePosixPath(name)
@@ -49,12 +49,12 @@ def unsafe_name(name: str) -> str | None:
     if ".." in path.parts:
         return "leaves the image folder by `..`"
     if not path.parts:
-        return "names no file"
+        return "does not name a file"
     return None
 
 
 def read_small(path: Path) -> bytes:
-    """The bytes of a label or list file. Raises :class:`DataError` where it is missing, unreadable or huge."""
+    """The bytes of a label or list file. Raises :class:`DataError` if it is missing, unreadable or huge."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -63,7 +63,7 @@ def read_small(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", path=path) from None
     if len(content) > MAX_BYTES:
-        raise DataError(f"larger than {MAX_BYTES // 2**20} MiB; this is no label file", path=path)
+        raise DataError(f"larger than {MAX_BYTES // 2**20} MiB; not a label file", path=path)
     return content
 
 
@@ -76,12 +76,12 @@ def read_text(path: Path) -> str:
 
 
 def text_lines(text: str) -> list[str]:
-    """The lines of a text, whatever system wrote it; `str.splitlines` would also break at form feeds and the like."""
+    """The lines of a text from any system; `str.splitlines` would also split at form feeds and the like."""
     return re.split(r"\r\n|\r|\n", text)
 
 
 def finite_number(text: str) -> float | None:
-    """The number a text is, or None where it is none or overflows."""
+    """A text as a number; None if it is not one, or overflows."""
     if NUMBER.fullmatch(text) is None:
         return None
     value = float(text)
@@ -104,9 +104,9 @@ def ring_area(ring: Sequence[float]) -> float:
 def by_image(coco: CocoAnnotations, suffix: str) -> list[LabelledImage]:
     """Every image with its annotations (in the order of the file) and its label file's name, which ends in `suffix`.
 
-    Raises :class:`DataError` for what cannot be written file by file: an image id given twice, a name that leads out
-    of the folder, two images whose names differ in the extension only, a size or box that is not finite, a reference
-    to no image.
+    Raises :class:`DataError` for content that cannot be written file by file: a repeated image id, a name that leads
+    out of the folder, two images whose names differ only in the extension, a size or box that is not finite, a
+    reference to an unknown image.
     """
     annotations: dict[int, list[Record]] = defaultdict(list)
     for annotation in coco.annotations:
@@ -119,7 +119,7 @@ def by_image(coco: CocoAnnotations, suffix: str) -> list[LabelledImage]:
     for record in coco.images:
         where = f"image {record['id']}"
         if record["id"] in ids:
-            raise _refused(coco, where, "image id given twice")
+            raise _refused(coco, where, "the image id is repeated")
         ids.add(record["id"])
         _check_image(coco, record)
         label = PurePosixPath(record["file_name"]).with_suffix(suffix)
@@ -129,7 +129,7 @@ def by_image(coco: CocoAnnotations, suffix: str) -> list[LabelledImage]:
         labels[label] = record["file_name"]
         result.append(LabelledImage(record, label, annotations.pop(record["id"], [])))
     for image_id, orphans in annotations.items():
-        raise _refused(coco, f"annotation {orphans[0]['id']}", f"image_id {image_id} names no image of this file")
+        raise _refused(coco, f"annotation {orphans[0]['id']}", f"image_id {image_id} is not an image of this file")
     return result
 
 
@@ -147,7 +147,7 @@ def _refused(coco: CocoAnnotations, record: str, message: str) -> DataError:
 
 
 def copy_images(images: Sequence[LabelledImage], source: Path, target: Path) -> None:
-    """Copy every image file from `source` to `target`, under its own name; :class:`DataError` for a missing one."""
+    """Copy every image file from `source` to `target`. Raises :class:`DataError` for a missing one."""
     for image in images:
         name = image.record["file_name"]
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -159,12 +159,12 @@ def copy_images(images: Sequence[LabelledImage], source: Path, target: Path) -> 
 
 @contextlib.contextmanager
 def fresh_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `out` on a clean exit and vanishes on an exception.
+    """Yield an empty folder that becomes `out` on a clean exit and is removed on an exception.
 
-    Raises :class:`DataError` where `out` holds something: label files of two data sets must not mix.
+    Raises :class:`DataError` if `out` is not empty: label files of two data sets must not mix.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError("exists and is not an empty folder; name another one", path=out)
+        raise DataError("exists and is not an empty folder; choose another one", path=out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent) as work:
         fresh = Path(work) / "new"

@@ -1,9 +1,9 @@
-"""Pascal VOC annotations: an XML file per image, read without ever expanding an entity, and written back.
+"""Read and write Pascal VOC annotations: one XML file per image; entities are never expanded.
 
 Boxes are `xmin ymin xmax ymax`. Annotation tools write the edges of the box in pixels; the original VOC data
 (development kit, section "annotation file") instead numbers pixels from 1 and includes the last one, so that the left
-edge is `xmin - 1`. A file does not tell which: `one_based` does. Polygons are no part of VOC; the two ways in which
-tools add them (`<polygon><x1/><y1/><x2/>...` and `<polygon><pt><x/><y/></pt>...`) are read, the first one is written.
+edge is `xmin - 1`. A file does not say which; `one_based` does. VOC has no polygons; both extensions of annotation
+tools (`<polygon><x1/><y1/><x2/>...` and `<polygon><pt><x/><y/></pt>...`) are read, the first one is written.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from yolov7.errors import DataError
 logger = logging.getLogger(__name__)
 
 _MAX_DEPTH = 32
-"""Elements within elements; VOC needs five."""
+"""Deepest nesting of elements; VOC needs five."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _NOT_XML = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-"""Characters an XML text cannot hold, or that a list of names by line cannot."""
+"""Characters that cannot occur in XML, or in a list with one name per line."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class VocObject:
     polygons: tuple[tuple[float, ...], ...] = ()
     """x1, y1, x2, y2, ... as written."""
     crowd: bool = False
-    """`<iscrowd>1`, which :func:`write_voc` leaves for COCO's crowds."""
+    """`<iscrowd>1`, which :func:`write_voc` writes for COCO's crowds."""
     extra: tuple[tuple[str, int | str], ...] = ()
-    """`difficult`, `truncated`, `occluded` (0 or 1) and `pose`, where the file has them."""
+    """`difficult`, `truncated`, `occluded` (0 or 1) and `pose`, if the file has them."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,28 @@ class VocImage:
 
     path: Path
     file_name: str
-    """`<filename>`; empty where the file has none."""
+    """`<filename>`; empty if the file has none."""
     size: tuple[int, int] | None
-    """Height and width; None where the file has none or says 0."""
+    """Height and width; None if the file has none or says 0."""
     objects: tuple[VocObject, ...]
 
 
 def read_voc_file(path: Path) -> VocImage:
     """Read one annotation file.
 
-    Raises :class:`DataError` naming the file and the object for: no XML, a document type (and with it every entity),
-    another root than `annotation`, an object without name or box, a coordinate or size that is no finite number.
-    Values are not judged beyond that: validation does.
+    Raises :class:`DataError` naming the file and the object for: not XML, a document type (and so every entity), a root
+    other than `annotation`, an object without name or box, a coordinate or size that is not a finite number. Validation
+    judges the values.
     """
     root = _parse(path)
     if root.tag != "annotation":
-        raise DataError(f"the root is <{root.tag[:40]}>; <annotation> is expected: is this Pascal VOC?", path=path)
+        raise DataError(f"the root is <{root.tag[:40]}>; expected <annotation>: is this Pascal VOC?", path=path)
     objects = tuple(_object(element, number, path) for number, element in enumerate(root.findall("object"), 1))
     return VocImage(path, _text(root, "filename"), _size(root, path), objects)
 
 
 def _parse(path: Path) -> Element:
-    """The tree of a file. Expat itself is driven, because only it tells of a document type before reading it."""
+    """The tree of a file. Expat is used directly, because it reports a document type before reading it."""
     parser, builder = expat.ParserCreate(), TreeBuilder()
     depth = 0
 
@@ -90,7 +90,7 @@ def _parse(path: Path) -> Element:
         nonlocal depth
         depth += 1
         if depth > _MAX_DEPTH:
-            raise DataError(f"more than {_MAX_DEPTH} elements within each other; this is no annotation file", path=path)
+            raise DataError(f"more than {_MAX_DEPTH} nested elements; not an annotation file", path=path)
         builder.start(tag, attributes)
 
     def end(tag: str) -> None:
@@ -130,7 +130,7 @@ def _size(root: Element, path: Path) -> tuple[int, int] | None:
         return None
     sides = [_number(size, name, path, "size") for name in ("height", "width")]
     if any(side != int(side) or side < 0 for side in sides):
-        message = f"the size {_text(size, 'width')} x {_text(size, 'height')} is no whole number of pixels"
+        message = f"the size {_text(size, 'width')} x {_text(size, 'height')} is not a whole number of pixels"
         raise DataError(message, path=path)
     return (int(sides[0]), int(sides[1])) if all(sides) else None
 
@@ -140,7 +140,7 @@ def _number(element: Element, name: str, path: Path, where: str) -> float:
     value = finite_number(text)
     if value is None:
         found = f"is {text[:40]!r}" if text else "is missing"
-        raise DataError(f"<{name}> {found}; a finite number is expected", path=path, record=where)
+        raise DataError(f"<{name}> {found}; expected a finite number", path=path, record=where)
     return value
 
 
@@ -179,7 +179,7 @@ def _ring(polygon: Element, path: Path, where: str) -> Ring:
         numbers = range(1, len(polygon) // 2 + 1)
         ring = [_number(polygon, f"{axis}{number}", path, where) for number in numbers for axis in "xy"]
     if len(ring) < 6:
-        raise DataError(f"<polygon> has {len(ring) // 2} points; three or more are expected", path=path, record=where)
+        raise DataError(f"<polygon> has {len(ring) // 2} points; expected three or more", path=path, record=where)
     return ring
 
 
@@ -198,13 +198,13 @@ def voc_to_coco(
     first_image_id: int = 1,
     first_annotation_id: int = 1,
 ) -> CocoAnnotations:
-    """The annotations of many files as one set; the classes become the categories 1, 2, ... in the given order.
+    """Join the annotations of many files; the classes become the categories 1, 2, ... in the given order.
 
-    `images` gives for each file the image's name relative to the image folder, and its height and width. `one_based`:
+    `images` holds each file with its image's name, relative to the image folder, and its height and width. `one_based`:
     see the module. `difficult_is_crowd`: objects marked difficult become crowds, which training ignores and evaluation
-    neither rewards nor punishes, as VOC's own evaluation does. `path` names the source in messages.
+    neither rewards nor punishes, as in VOC's own evaluation. `path` names the source in messages.
 
-    Raises :class:`DataError` naming file and object for a class that is not among `class_names`.
+    Raises :class:`DataError` naming file and object for a class that is not in `class_names`.
     """
     numbers = {name: number for number, name in enumerate(class_names, 1)}
     records: list[Record] = []
@@ -214,7 +214,7 @@ def voc_to_coco(
         for place, item in enumerate(image.objects, 1):
             if item.name not in numbers:
                 known = ", ".join(list(numbers)[:10]) + (", ..." if len(numbers) > 10 else "")
-                message = f"{item.name!r} is none of the classes ({known})"
+                message = f"{item.name!r} is not one of the classes ({known})"
                 raise DataError(message, path=image.path, record=f"object {place}")
             annotation: Record = {"id": first_annotation_id + len(annotations), "image_id": image_id}
             annotation |= {"category_id": numbers[item.name], **_geometry(item, one_based), **dict(item.extra)}
@@ -225,7 +225,7 @@ def voc_to_coco(
 
 
 def _geometry(item: VocObject, one_based: bool) -> Record:
-    """Box, area and outlines, edges in pixels."""
+    """Box, area and outlines in pixels."""
     left, top, right, bottom = item.box
     if one_based:
         left, top = left - 1, top - 1
@@ -247,19 +247,18 @@ def write_voc(
 ) -> int:
     """Write `out/Annotations/**/*.xml`, `out/JPEGImages/` (copies) and `out/ImageSets/Main/<image_set>.txt`.
 
-    Returns the number of objects. Coordinates have at most `decimals` places (0: whole numbers, for readers that take
-    no others; a box thinner than a pixel may then become empty). Outlines are written where all of an object's rings
-    are polygons; crowds are marked `difficult` and `iscrowd`. Class names carry the classes, category ids are lost.
+    Returns the number of objects. Coordinates have at most `decimals` places (0: whole numbers, for readers that accept
+    nothing else; a box thinner than a pixel may then become empty). Outlines are written if all rings of an object are
+    polygons; crowds are marked `difficult` and `iscrowd`. Class names are kept, category ids are lost.
 
-    Raises :class:`DataError` for what the format cannot hold
-    (:func:`yolov7.data.formats.label_files.by_image`; an unknown
-    category; a name with control characters), an image file that is missing, and where `out` is not empty. On any
-    error `out` is not made.
+    Raises :class:`DataError` for content that the format cannot hold
+    (:func:`yolov7.data.formats.label_files.by_image`; an unknown category; a name with control characters), for a
+    missing image file, and if `out` is not empty. On any error `out` is not created.
     """
     names = dict(zip(*reversed(classes_of(coco)), strict=True))
     for name in (*names.values(), *(record["file_name"] for record in coco.images)):
         if _NOT_XML.search(name) or name != name.strip():
-            message = f"the name {name!r} has characters that XML cannot hold, or blanks around it; rename it"
+            message = f"the name {name!r} has characters that XML cannot hold, or spaces around it; rename it"
             raise DataError(message, path=coco.path)
     images = by_image(coco, ".xml")
     with fresh_folder(out) as folder:
@@ -287,7 +286,7 @@ def _document(image: LabelledImage, names: dict[int, str], path: Path, one_based
     SubElement(root, "segmented").text = "0"
     for annotation in image.annotations:
         if annotation["category_id"] not in names:
-            message = f"category_id {annotation['category_id']} names no category of this file"
+            message = f"category_id {annotation['category_id']} is not a category of this file"
             raise DataError(message, path=path, record=f"annotation {annotation['id']}")
         _write_object(root, annotation, names[annotation["category_id"]], one_based, decimals)
     indent(root, space="\t")
@@ -321,7 +320,7 @@ def _word(pose: object) -> str:
 
 
 def _writable_rings(annotation: Record) -> list[Ring]:
-    """The outlines, if every one of them is a polygon: a part of an object must not pass for the whole."""
+    """The outlines, if all of them are polygons: a part of an object must not pass for the whole."""
     rings = annotation.get("segmentation")
     if not isinstance(rings, list):
         return []

@@ -1,8 +1,7 @@
-"""YOLO text labels: a `.txt` per image, a row per object, coordinates as shares of the image's width and height.
+"""Read and write YOLO text labels: one `.txt` per image, one row per object, coordinates as shares of the sides.
 
-A row is `class x y w h` (centre and size of a box) or `class x1 y1 x2 y2 x3 y3 ...` (a polygon of three points or
-more). Which of the two is decided row by row, so that a file may hold both. Class numbers count from 0; as categories
-they become 1, 2, ..., in the same order.
+A row is `class x y w h` (centre and size of a box) or `class x1 y1 x2 y2 x3 y3 ...` (a polygon of at least three
+points); a file may hold both. Class numbers count from 0; as categories they become 1, 2, ..., in the same order.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from yolov7.errors import DataError
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-"""How far a value may lie outside 0 to 1: what rounding to six decimals can do, and no more."""
+"""Tolerance outside 0 to 1: the error of rounding to six decimals."""
 _OUTLINE_TOLERANCE = 0.25
-"""A polygon is written in place of its box if its bounds lie this close to the box, in pixels."""
+"""A polygon is written instead of its box if its bounds are this close to the box, in pixels."""
 _NOTICEABLE = 0.01
-"""Boxes that lose less than this at the image's edge, in pixels, are not reported as cut."""
+"""Boxes that lose less than this at the image's edge, in pixels, are not reported as clipped."""
 _LISTED = 5
 
 
 @dataclass(frozen=True)
 class YoloImage:
-    """An image and where its labels lie."""
+    """An image and its label file."""
 
     file_name: str
     """Relative to the image folder."""
@@ -52,7 +51,7 @@ class YoloImage:
     """Pixels, upright."""
     width: int
     label: Path | None
-    """None: there is no label file, so nothing is to be seen on the image."""
+    """None: no label file, so no objects."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class _Row:
 
 @dataclass
 class _Defects:
-    """Bad rows and repeated rows over all files: all are looked at before the first few bad ones are reported."""
+    """Bad and repeated rows of all files: every row is checked before the first few bad ones are reported."""
 
     bad: list[tuple[Path, int, str]] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
@@ -81,11 +80,11 @@ def read_yolo(
 ) -> tuple[CocoAnnotations, list[str]]:
     """Read the label files of `images`; returns the annotations and notes on what was left out.
 
-    Every annotation keeps the `line` it stood on; polygons become a `segmentation` of one ring and its bounds the box.
-    Exactly repeated rows of a file are read once and noted. `path` names the source in messages and in the result.
+    Every annotation keeps its `line`; polygons become a `segmentation` of one ring, and its bounds the box. Exactly
+    repeated rows of a file are read once and noted. `path` names the source in messages and in the result.
 
     Raises :class:`DataError` naming file and line for: a row of neither 5 nor an odd number of 7 or more columns, a
-    value that is no finite number or not within 0 to 1, a class number that is no whole number or has no name.
+    value that is not a finite number within 0 to 1, a class number that is not a whole number or has no name.
     """
     defects = _Defects()
     records: list[Record] = []
@@ -123,7 +122,7 @@ def _rows(image: YoloImage, classes: int, defects: _Defects) -> list[_Row]:
 
 
 def _row(columns: list[str], line: int, classes: int) -> _Row | str:
-    """One row, or what is wrong with it."""
+    """One row, or the reason why it is bad."""
     count = len(columns)
     if count != 5 and (count < 7 or count % 2 == 0):
         return (
@@ -137,7 +136,9 @@ def _row(columns: list[str], line: int, classes: int) -> _Row | str:
         values.append(number)
     label = values[0]
     if label != int(label) or not 0 <= label < classes:
-        return f"class {_shown(columns[0])}; a whole number from 0 to {classes - 1} is expected, as {classes} are named"
+        return (
+            f"class {_shown(columns[0])}; expected a whole number from 0 to {classes - 1}: {classes} classes are named"
+        )
     for column, value in zip(columns[1:], values[1:], strict=True):
         if not -TOLERANCE <= value <= 1 + TOLERANCE:
             return f"{_shown(column)} is not within 0 to 1; divide by the image's width or height"
@@ -185,9 +186,9 @@ def _notes(repeated: list[str]) -> list[str]:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Class names by number: a text file with a name a line, or a YAML file whose `names` is a list or a mapping.
+    """Class names by number: a text file with one name per line, or a YAML file whose `names` is a list or a mapping.
 
-    Raises :class:`DataError` where there are none, a line between others is blank, or numbers are missing.
+    Raises :class:`DataError` if there are none, if a line between others is blank, or if numbers are missing.
     """
     text = read_text(path)
     if path.suffix.lower() in (".yaml", ".yml"):
@@ -196,9 +197,9 @@ def read_class_names(path: Path) -> list[str]:
     while names and not names[-1]:
         names.pop()
     if not names:
-        raise DataError("no class names; write one name a line", path=path)
+        raise DataError("no class names; write one name per line", path=path)
     if "" in names:
-        message = "a blank line between class names: the numbers of those below it are in doubt"
+        message = "a blank line between class names: the numbers of the names below it are ambiguous"
         raise DataError(message, path=path, record=f"line {names.index('') + 1}")
     return names
 
@@ -215,24 +216,24 @@ def _names_of_yaml(path: Path, text: str) -> list[str]:
         by_number = {int(number): name for number, name in names.items()}
         names = [by_number[number] for number in range(len(by_number))]
     if not isinstance(names, list) or not names:
-        raise DataError("no `names`; a list of class names, or a mapping from number to name, is expected", path=path)
+        raise DataError("no `names`; expected a list of class names, or a mapping from number to name", path=path)
     for number, name in enumerate(names):
         if not isinstance(name, str | int) or str(name).strip() == "":
-            raise DataError(f"the name is {name!r}; a text is expected", path=path, record=f"class {number}")
+            raise DataError(f"the name is {name!r}; expected a text", path=path, record=f"class {number}")
     return [str(name) for name in names]
 
 
 def write_yolo(coco: CocoAnnotations, out: Path, *, images_folder: Path | None = None, polygons: bool = True) -> int:
-    """Write `out/labels/**/*.txt` (one a image, empty where there is nothing on it) and `out/classes.txt`.
+    """Write `out/labels/**/*.txt` (one per image, empty without objects) and `out/classes.txt`.
 
     Returns the number of rows. With `images_folder`, the image files are copied to `out/images`. Objects whose outline
     is one polygon that agrees with the box become polygon rows, unless `polygons` is false; all others box rows. The
-    format has no crowds, and no place outside the image: crowd boxes and boxes wholly outside are left out, others
-    are cut to the image, each with a warning. Class numbers follow the order of the category ids.
+    format has neither crowds nor coordinates outside the image: crowd boxes and boxes wholly outside are omitted,
+    others are clipped to the image, each with a warning. Class numbers follow the order of the category ids.
 
-    Raises :class:`DataError` for what the format cannot hold
-    (:func:`yolov7.data.formats.label_files.by_image`; an unknown
-    category; a class name that is no line of text) and where `out` is not empty. On any error `out` is not made.
+    Raises :class:`DataError` for content that the format cannot hold
+    (:func:`yolov7.data.formats.label_files.by_image`; an unknown category; a class name that is not one line of text)
+    and if `out` is not empty. On any error `out` is not created.
     """
     names, category_ids = classes_of(coco)
     for name in names:
@@ -255,21 +256,21 @@ def write_yolo(coco: CocoAnnotations, out: Path, *, images_folder: Path | None =
         if images_folder is not None:
             copy_images(images, images_folder, folder / "images")
     if cut:
-        logger.warning("%s: %d boxes were cut to their images", coco.path, cut)
+        logger.warning("%s: %d boxes were clipped to their images", coco.path, cut)
     if left_out:
-        message = "%s: %d crowd boxes, or boxes with nothing inside their image, were left out"
+        message = "%s: %d boxes of crowds, or wholly outside their image, were left out"
         logger.warning(message, coco.path, left_out)
     return rows
 
 
 def _lines(image: LabelledImage, numbers: dict[int, int], path: Path, *, polygons: bool) -> tuple[list[str], int]:
-    """The rows of one label file, and how many boxes were cut to the image."""
+    """The rows of one label file, and the number of clipped boxes."""
     sides = (float(image.record["width"]), float(image.record["height"]))
     lines: list[str] = []
     cut = 0
     for annotation in image.annotations:
         if annotation["category_id"] not in numbers:
-            message = f"category_id {annotation['category_id']} names no category of this file"
+            message = f"category_id {annotation['category_id']} is not a category of this file"
             raise DataError(message, path=path, record=f"annotation {annotation['id']}")
         if annotation.get("iscrowd"):
             continue
@@ -288,7 +289,7 @@ def _lines(image: LabelledImage, numbers: dict[int, int], path: Path, *, polygon
 
 
 def _outline(annotation: Record, corners: tuple[float, float, float, float], sides: tuple[float, float]) -> Ring | None:
-    """The polygon to write in place of the box, cut to the image; None where it would not bring the box back."""
+    """The polygon to write instead of the box, clipped to the image; None if its bounds are not the box."""
     rings = annotation.get("segmentation")
     if not isinstance(rings, list) or len(rings) != 1 or len(rings[0]) < 6 or len(rings[0]) % 2:
         return None
@@ -300,5 +301,5 @@ def _outline(annotation: Record, corners: tuple[float, float, float, float], sid
 
 
 def _decimal(share: float) -> str:
-    """Ten decimals: less than a hundredth of a pixel on the largest image there is."""
+    """Ten decimals: less than a hundredth of a pixel on the largest possible image."""
     return f"{share:.10f}".rstrip("0").rstrip(".")

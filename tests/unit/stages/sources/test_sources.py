@@ -71,7 +71,7 @@ def test_voc_comes_in_with_the_same_classes_in_every_split_and_ids_of_its_own(vo
 def test_named_classes_keep_their_order_and_another_one_is_an_error(voc, tmp_path):
     ingest(voc_data(voc, classes=["dog", "cat", "cow"]), tmp_path / "out")
     assert dataset(tmp_path / "out")["classes"] == ["dog", "cat", "cow"]
-    with pytest.raises(DataError, match=r"2\.xml: object 1: 'cow' is none of the classes"):
+    with pytest.raises(DataError, match=r"2\.xml: object 1: 'cow' is not one of the classes"):
         ingest(voc_data(voc, classes=["dog", "cat"]), tmp_path / "out")
 
 

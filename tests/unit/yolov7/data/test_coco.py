@@ -89,8 +89,8 @@ def test_empty_lists_survive(tmp_path):
     [
         (b"", "not JSON"),
         (b'{"images": [', "not JSON"),
-        (b"[]", "a list; an object"),
-        (b"3", "a number; an object"),
+        (b"[]", "a list; expected an object"),
+        (b"3", "a number; expected an object"),
         (b'{"images": "\xff"}', "not UTF-8 at byte 12"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"images": [], "annotations": [], "categories": [{"id": 99999999999999999999999, "name": "x"}]}', "64 bits"),
@@ -119,10 +119,10 @@ def test_missing_list_wrong_list_and_wrong_record_are_refused(tmp_path, name):
     with pytest.raises(DataError, match=f"the list `{name}` is missing"):
         read_coco(save(tmp_path, values))
     values[name] = {"0": {}}
-    with pytest.raises(DataError, match=f"`{name}` is an object; a list is expected"):
+    with pytest.raises(DataError, match=f"`{name}` is an object; expected a list"):
         read_coco(save(tmp_path, values))
     values[name] = [*document()[name], "text"]
-    with pytest.raises(DataError, match=rf"{name}\[{len(values[name]) - 1}\]: a text where an object"):
+    with pytest.raises(DataError, match=rf"{name}\[{len(values[name]) - 1}\]: expected an object, found a text"):
         read_coco(save(tmp_path, values))
 
 

@@ -101,7 +101,7 @@ def test_a_document_type_is_refused_before_any_entity_is_read(tmp_path, content)
         ("<?xml version='1.0' encoding='klingon'?><annotation/>", "not (XML|readable)"),
         ("<?xml version='1.0' encoding='gb2312'?><annotation/>", "not (XML|readable)"),
         ("<html/>", "the root is <html>"),
-        ("<a>" * 100_000, "more than 32 elements"),
+        ("<a>" * 100_000, "more than 32 nested elements"),
         (document(f"<object>{BOX}</object>"), "object 1: <name> is missing"),
         (document(OBJECT, "<object><name>dog</name></object>"), r"object 2 \(dog\): <bndbox> is missing"),
         (document(OBJECT.replace("30", "wide")), r"object 1 \(cat\): <xmax> is 'wide'"),
@@ -109,8 +109,8 @@ def test_a_document_type_is_refused_before_any_entity_is_read(tmp_path, content)
         (document(OBJECT.replace("30", "1e999")), "<xmax> is '1e999'"),
         (document(OBJECT.replace("<xmin>11</xmin>", "")), "<xmin> is missing"),
         (document(size="<size><width>20</width></size>"), "<height> is missing"),
-        (document(size=SIZE.replace("200", "20.5")), "no whole number"),
-        (document(size=SIZE.replace("200", "-5")), "no whole number"),
+        (document(size=SIZE.replace("200", "20.5")), "not a whole number"),
+        (document(size=SIZE.replace("200", "-5")), "not a whole number"),
         (document("<object><name>a</name><polygon><x1>1</x1><y1>1</y1></polygon></object>"), "has 1 points"),
         (document("<object><name>a</name><polygon><x1>1</x1><z/></polygon></object>"), "<y1> is missing"),
     ],
@@ -122,7 +122,7 @@ def test_what_is_no_annotation_is_refused_by_name(tmp_path, content, words):
 
 
 def test_an_unknown_class_is_named_with_its_object(tmp_path):
-    with pytest.raises(DataError, match=r"a\.xml: object 1: 'cow' is none of the classes \(cat, dog\)"):
+    with pytest.raises(DataError, match=r"a\.xml: object 1: 'cow' is not one of the classes \(cat, dog\)"):
         read(tmp_path, OBJECT.replace("cat", "cow"))
 
 
@@ -208,8 +208,8 @@ def test_the_layout_is_that_of_the_challenge(tmp_path):
     ("change", "words"),
     [
         ({"categories": [{"id": 3, "name": "bell\x07"}]}, "XML cannot hold"),
-        ({"categories": [{"id": 3, "name": " cat"}]}, "blanks around"),
-        ({"categories": [{"id": 1, "name": "cat"}]}, "category_id 3 names no category"),
+        ({"categories": [{"id": 3, "name": " cat"}]}, "spaces around"),
+        ({"categories": [{"id": 1, "name": "cat"}]}, "category_id 3 is not a category of this file"),
         ({"images": [{"id": 4, "file_name": "gone.jpg", "width": 5, "height": 5}]}, "cannot be copied"),
         ({"images": [{"id": 4, "file_name": "../a.jpg", "width": 5, "height": 5}]}, "leaves the image folder"),
         ({"images": [{"id": 4, "file_name": "a.jpg", "width": 0, "height": 5}]}, "not positive"),

@@ -85,7 +85,7 @@ def test_no_label_file_and_an_empty_one_mean_an_image_with_nothing_on_it(tmp_pat
         ("0 320 240 20 20", "'320' is not within 0 to 1"),
         ("0 .5 .5 1.001 .2", "'1.001' is not within 0 to 1"),
         ("0 .1 .1 .2 .2 .3 -0.3", "not within 0 to 1"),
-        ("2 .5 .5 .2 .2", "class '2'; a whole number from 0 to 1"),
+        ("2 .5 .5 .2 .2", "class '2'; expected a whole number from 0 to 1"),
         ("-1 .5 .5 .2 .2", "class '-1'"),
         ("0.5 .5 .5 .2 .2", "class '0.5'"),
         ("cat .5 .5 .2 .2", "'cat' is not a finite number"),
@@ -216,7 +216,7 @@ def test_crowds_and_boxes_outside_are_left_out_and_others_cut_with_a_warning(tmp
     )
     assert write_yolo(coco, tmp_path / "out") == 1
     assert read_back(tmp_path / "out", coco).annotations[0]["bbox"] == pytest.approx([0, 10, 10, 20])
-    assert "1 boxes were cut" in caplog.text and "2 crowd boxes" in caplog.text
+    assert "1 boxes were clipped" in caplog.text and "2 boxes of crowds" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_crowds_and_boxes_outside_are_left_out_and_others_cut_with_a_warning(tmp
         ([("a.jpg", 1), ("a.png", 2)], {}, "share the label file a.txt"),
         ([("../a.jpg", 1)], {}, "leaves the image folder"),
         ([("/a.jpg", 1)], {}, "absolute path"),
-        ([("a.jpg", 1), ("b.jpg", 1)], {}, "image id given twice"),
-        ([("a.jpg", 1)], {"image_id": 5}, "names no image"),
-        ([("a.jpg", 1)], {"category_id": 5}, "names no category"),
+        ([("a.jpg", 1), ("b.jpg", 1)], {}, "image id is repeated"),
+        ([("a.jpg", 1)], {"image_id": 5}, "is not an image of this file"),
+        ([("a.jpg", 1)], {"category_id": 5}, "is not a category of this file"),
         ([("a.jpg", 1)], {"bbox": [0, 0, float("nan"), 1]}, "not finite"),
     ],
 )
