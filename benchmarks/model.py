@@ -20,7 +20,7 @@ import torch
 
 from yolov7.memory import peak_memory_gib
 from yolov7.model import create_model, list_variants
-from yolov7.model.info import PUBLISHED
+from yolov7.model.variants import find_record
 
 
 def clock(call, device):
@@ -91,7 +91,8 @@ def accelerator_table(variants, device, rounds, compiled):
             cells += [
                 f"{1e3 * found[name]:>14.2f}" if name in found else f"{'-':>14}" for name in ("eager", "compiled")
             ]
-        print(f"{variant:<18}{side:>6}{''.join(cells)}{PUBLISHED[variant].fps or '-':>11}", flush=True)
+        known = find_record(variant).published
+        print(f"{variant:<18}{side:>6}{''.join(cells)}{(known.fps if known else None) or '-':>11}", flush=True)
         torch._dynamo.reset()
 
 

@@ -1,6 +1,7 @@
-"""YOLOv7 from scratch: the family of networks, their training, evaluation, export and use.
+"""The detector library: `yolov7` is its name, and it holds every family of `yolov7.model.variants`.
 
-The names below are the public API. They are loaded on first use, so that `import yolov7` costs nothing.
+The names below are the public API: networks, their weights, loss, and detectors ready for use. They are loaded on first
+use, so that `import yolov7` costs nothing.
 """
 
 from __future__ import annotations

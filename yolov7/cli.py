@@ -77,7 +77,7 @@ def _termination() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="yolov7", description="The YOLOv7 family of object detectors.")
+    parser = _Parser(prog="yolov7", description="A library of object detectors.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="parameters, GFLOPs, strides and published AP of the networks")
@@ -192,14 +192,18 @@ def _load(args: argparse.Namespace, **more: Any) -> Predictor:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from yolov7.model.info import as_table, family_info
+    from yolov7.model.info import sections, variant_infos
 
-    rows = family_info([args.variant] if args.variant else None)
+    rows = variant_infos([args.variant] if args.variant else None)
     if args.json:
         print(json.dumps([row.as_json() for row in rows], indent=2))
         return
-    heading, *lines = as_table(rows)
-    _print_table(heading, lines, left=1)
+    for number, section in enumerate(sections(rows)):
+        heading, *lines = section.rows
+        print(f"\n{section.title}" if number else section.title)
+        _print_table(heading, lines, left=1)
+        if section.note:
+            print(section.note)
 
 
 def _import_weights(args: argparse.Namespace) -> None:

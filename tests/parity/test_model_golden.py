@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from yolov7.model import create_model
-from yolov7.model.info import PUBLISHED, variant_info
+from yolov7.model.info import variant_info
 from yolov7.model.published.yolov7 import published_keys, unit_modules
-from yolov7.model.variants import find_variant
+from yolov7.model.variants import find_record, find_variant
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 GOLDEN = SHARED / "golden"
@@ -100,8 +100,8 @@ def test_golden_vectors(variant, tmp_path):
             assert np.allclose([float(value) for value in seen[number]], expected, rtol=1e-4, atol=1e-5), number
     assert len(seen) >= len(unit_modules(model.spec))
 
-    names = [f"lead{level}" for level in range(model.num_levels)]
-    names += [f"aux{level}" for level in range(model.num_levels)] if model.has_auxiliary else []
+    names = [f"lead{level}" for level in range(len(model.strides))]
+    names += [f"aux{level}" for level in range(len(model.strides))] if model.has_auxiliary else []
     assert len(raw) == len(names)
     for name, map_ in zip(names, raw, strict=True):
         assert np.abs(map_.numpy() - golden[name]).max() <= 1e-4, name  # float32, golden/README.md
@@ -174,7 +174,7 @@ def test_facts(variant):
     network = find_variant(variant)
     assert network.image_size == facts["input_size"]
     assert [[list(pair) for pair in level] for level in network.head.anchors] == facts["anchors_px"]
-    published, paper = PUBLISHED[variant], facts["paper"]
+    published, paper = find_record(variant).published, facts["paper"]
     assert published.fps == paper["fps_v100_batch1"]
     source = paper["ap_test"] if published.split == "test-dev" else paper["ap_val"][str(published.image_size)]
     assert (published.ap, published.ap50, published.ap75) == (source["AP"], source["AP50"], source["AP75"])

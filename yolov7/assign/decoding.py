@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from yolov7.model.heads.anchor import box_centre, box_scale
+
 CONSTRAINED = 2.0
 UNCONSTRAINED = 3.0
 
@@ -20,4 +22,4 @@ def decode_boxes(raw: Tensor, anchors: Tensor, spread: Tensor | float) -> tuple[
     `raw` (N, 4): x, y, width, height before the sigmoid. `spread` may differ by row, (N, 1).
     """
     place, side = raw.sigmoid().split(2, dim=1)
-    return place * spread - (spread - 1) / 2, (side * 2).square() * anchors
+    return box_centre(place, spread, (1 - spread) / 2), box_scale(side) * (4 * anchors)

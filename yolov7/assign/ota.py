@@ -1,20 +1,28 @@
 """Dynamic matching by cost: SimOTA within the candidate cells, for the whole batch at once.
 
 Source: reference sheet: training, section 7. Each target takes its k cheapest candidates, k from the IoUs it finds; a
-candidate wanted by several goes to the target of the image that it costs least, which may be one that had not asked
-for it (the published losses show so). Everything runs without gradient and in float32, whatever the type of the
-predictions.
+candidate wanted by several goes to the target of the image that it costs least, even one that had not asked for it
+(as in the published losses). Everything runs without gradient and in float32, whatever the type of the predictions.
+`plain_ota` in tests/support/assign_cases.py is the same method image by image, to hold against the paper.
 
-Ties are settled the same way on every device. Where targets share a prediction it stands several times among the
-candidates, at equal cost; a target then prefers the copy it made itself, so that each can have its own. After that the
-earlier candidate and the earlier target win. Matches of one map are ordered by target.
+Ties are settled the same way on every device. Targets that share a prediction each list it among the candidates, at
+equal cost; a target then prefers the copy it made itself, so that each can have its own. After that the earlier
+candidate and the earlier target win. Matches of one map are ordered by target.
 
 A row of the cost table is one target in one region, a column one candidate of its image; rows of images with fewer
-candidates are filled up. There is no table over images and none over classes: the class part of the cost needs only the
-sum over classes of a candidate and the one column of the target's class. Crowded batches are worked in chunks of rows.
+candidates are filled up. There is no table over images and none over classes: the class part of the cost needs only
+the sum over classes of a candidate and the one column of the target's class. Crowded batches are processed in chunks
+of rows.
+
+Cost and tie break travel in one int64, so that one comparison decides. The cost is a non-negative float32, whose bits
+sort as it does:
+
+    bits   63 ......... 32 | 31 ....... | 30 ........ 0
+    price  cost            | not own    | column            a row's choice among its candidates
+    bid    cost            | row .....................      a candidate's choice among the rows that want it
 
 Legend: S regions, L levels, K = S * L maps, B images, T targets, R = S * T rows, N candidates, M columns, Q best kept
-of a row, C classes.
+of a row, C classes. Names end in the shape of their tensor: `cost_RM` is (R, M), `k_R1` (R, 1).
 """
 
 from __future__ import annotations
@@ -33,17 +41,17 @@ from yolov7.assign.matches import Matches, Targets
 
 IOU_WEIGHT = 3.0
 IOU_EPS = 1e-8
-TABLE = 1 << 22  # entries of a table that are worked at once: 16 MiB in float32
-NOBODY = torch.iinfo(torch.int64).max
-LOW_HALF = (1 << 32) - 1
-HIGH_HALF = ~LOW_HALF
-OTHERS = 1 << 31
-COLUMN = OTHERS - 1
+TABLE = 1 << 22  # entries of a table in memory at once: 16 MiB in float32
+NOBODY = torch.iinfo(torch.int64).max  # a bid that loses against every other
+ROW = (1 << 32) - 1
+COST = ~ROW
+NOT_OWN = 1 << 31
+COLUMN = NOT_OWN - 1
 
 
 @dataclass(frozen=True)
 class _Offers:
-    """What the candidates offer, ordered by region and image, and by candidate inside an image."""
+    """The candidates' predictions, ordered by region and image, and by candidate inside an image."""
 
     values: Tensor  # (6, N) x1, y1, x2, y2 in pixels, area, and -sum over classes of ln(1 - p)
     gain: Tensor  # (N, C) ln(p / (1 - p))
@@ -67,7 +75,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Auction:
-    """Who wants which candidate, gathered over the chunks. A bid is a cost and a row in one integer."""
+    """Demand for each candidate, gathered over the chunks. For bids see the module."""
 
     wanted: Tensor  # (N,) how many rows want the candidate
     wanting: Tensor  # (N,) the lowest bid of a row that wants it
@@ -78,7 +86,7 @@ class _Auction:
         return cls(torch.zeros_like(like), torch.full_like(like, NOBODY), torch.full_like(like, NOBODY))
 
     def owners(self) -> Tensor:
-        """(N,) the bid that gets the candidate, if anybody wants it."""
+        """(N,) the bid that gets the candidate, if any row wants it."""
         return torch.where(self.wanted > 1, self.lowest, self.wanting)
 
 
@@ -177,43 +185,44 @@ def _chunks(rows: _Rows) -> Iterator[_Rows]:
 
 def _bid(auction: _Auction, rows: _Rows, offers: _Offers, top: int) -> None:
     """Enter the bids of some rows: for every candidate of their image, and for those that they want."""
-    column = torch.arange(rows.most, device=rows.count.device)
-    place = (rows.first + column).clamp_(max=len(offers.maker) - 1)  # (R, M)
-    outside = column >= rows.count
-    iou, total = _iou(rows, offers.values[:, place])
-    iou.masked_fill_(outside, 0)
-    kept = min(top, rows.most)
-    k = iou.topk(kept, dim=1).values.sum(1, keepdim=True).clamp_(offers.one, rows.count)  # (R, 1), to be truncated
-    cost = total.sub_(offers.gain[place, rows.label]).sub_(iou.add_(IOU_EPS).log_(), alpha=IOU_WEIGHT)
-    # A cost below zero is rounding. The bits of a positive float sort as it does: they go above those of an index.
-    price = cost.clamp_(min=0).masked_fill_(outside, torch.inf).view(torch.int32).long() << 32
-    del iou, total, cost
-    # What lies outside bids on candidates of other images, but no finite bid is that high.
-    auction.lowest.scatter_reduce_(0, place.view(-1), (price | rows.number).view(-1), "amin")
+    column_M = torch.arange(rows.most, device=rows.count.device)
+    place_RM = (rows.first + column_M).clamp_(max=len(offers.maker) - 1)
+    outside_RM = column_M >= rows.count
+    iou_RM, total_RM = _iou(rows, offers.values[:, place_RM])
+    iou_RM.masked_fill_(outside_RM, 0)
+    Q = min(top, rows.most)
+    best_RQ = iou_RM.topk(Q, dim=1).values
+    k_R1 = best_RQ.sum(1, keepdim=True).clamp_(offers.one, rows.count)  # to be truncated
+    gain_RM = offers.gain[place_RM, rows.label]
+    cost_RM = total_RM.sub_(gain_RM).sub_(iou_RM.add_(IOU_EPS).log_(), alpha=IOU_WEIGHT)
+    # A cost below zero is rounding.
+    price_RM = cost_RM.clamp_(min=0).masked_fill_(outside_RM, torch.inf).view(torch.int32).long() << 32
+    del iou_RM, total_RM, gain_RM, cost_RM  # tables are large
+    # Columns outside bid on candidates of other images, but no finite bid is that high.
+    auction.lowest.scatter_reduce_(0, place_RM.view(-1), (price_RM | rows.number).view(-1), "amin")
 
-    # Own candidates come before others of the same cost.
-    price.bitwise_or_(column).add_(offers.maker[place] != rows.target, alpha=OTHERS)
-    cheapest = price.topk(kept, dim=1, largest=False).values  # (R, Q)
-    wants = torch.arange(1, kept + 1, device=k.device) <= k  # as many as the whole part of k
-    bids = torch.where(wants, cheapest & HIGH_HALF | rows.number, NOBODY).view(-1)
-    place = place.gather(1, cheapest & COLUMN).view(-1)
-    auction.wanting.scatter_reduce_(0, place, bids, "amin")
-    auction.wanted.put_(place, wants.long(), accumulate=True)
+    price_RM.bitwise_or_(column_M).add_(offers.maker[place_RM] != rows.target, alpha=NOT_OWN)
+    cheapest_RQ = price_RM.topk(Q, dim=1, largest=False).values
+    wants_RQ = torch.arange(1, Q + 1, device=k_R1.device) <= k_R1  # as many as the whole part of k
+    bids_RQ = torch.where(wants_RQ, cheapest_RQ & COST | rows.number, NOBODY)
+    place = place_RM.gather(1, cheapest_RQ & COLUMN).view(-1)  # (R * Q,)
+    auction.wanting.scatter_reduce_(0, place, bids_RQ.view(-1), "amin")
+    auction.wanted.put_(place, wants_RQ.long(), accumulate=True)
 
 
-def _iou(rows: _Rows, values: Tensor) -> tuple[Tensor, Tensor]:
+def _iou(rows: _Rows, values_6RM: Tensor) -> tuple[Tensor, Tensor]:
     """IoU (R, M) of the rows' boxes with offers (6, R, M), and the last value of the offers."""
-    left, top, right, bottom = rows.boxes[:, None].unbind(2)  # (R, 1) each
-    x1, y1, x2, y2, area, total = values.unbind()
-    shared = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
-    shared.mul_(torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0))
-    return shared / area.add_(rows.area).sub_(shared), total
+    left_R1, top_R1, right_R1, bottom_R1 = rows.boxes[:, None].unbind(2)
+    x1_RM, y1_RM, x2_RM, y2_RM, area_RM, total_RM = values_6RM.unbind()
+    shared_RM = torch.minimum(right_R1, x2_RM).sub_(torch.maximum(left_R1, x1_RM)).clamp_(min=0)
+    shared_RM.mul_(torch.minimum(bottom_R1, y2_RM).sub_(torch.maximum(top_R1, y1_RM)).clamp_(min=0))
+    return shared_RM / area_RM.add_(rows.area).sub_(shared_RM), total_RM
 
 
 def _winners(found: Candidates, order: Tensor, auction: _Auction, targets: int) -> Matches:
-    """The candidates that somebody wants, by map and target."""
+    """The candidates that any row wants, by map and target."""
     taken = auction.wanted.nonzero().view(-1)
-    target = auction.owners()[taken] & LOW_HALF
+    target = auction.owners()[taken] & ROW
     if len(found.group) > targets:
         target = target % targets
     taken = order[taken]

@@ -30,6 +30,7 @@ from yolov7.export.raw import export_onnx_raw
 from yolov7.export.tensorrt import check_tensorrt
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
+from yolov7.model.variants import family_name
 
 FORMAT = 1
 
@@ -64,6 +65,7 @@ def export_folder(
     written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8)]
     description = {
         "format": FORMAT,
+        "family": family_name(model.variant),
         **asdict(said),
         "thresholds": thresholds,
         "opset": opset,

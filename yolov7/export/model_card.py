@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolov7.model.variants import FAMILIES
+
 MODEL_CARD = "MODEL_CARD.md"
 
 _NAMED_CLASSES = 100
@@ -15,7 +17,7 @@ def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], 
     variant, names = description["variant"], description["class_names"]
     parts = [
         f"# {variant}, {len(names)} {'class' if len(names) == 1 else 'classes'}",
-        "A detector of the YOLOv7 family, trained and exported by yolov7-pipeline. "
+        f"A detector{_of_family(description.get('family'))}, trained and exported by yolov7-pipeline. "
         "`model.json` holds the same facts for programs, with the sha256 of every file.",
         "## Files",
         _table(("file", "bytes", "sha256"), _files(description["files"])),
@@ -39,6 +41,11 @@ def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], 
         "by any figure here. Scores are not probabilities of being right unless they were calibrated on your data.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_family(name: str | None) -> str:
+    titles = [family.title for family in FAMILIES if family.name == name]
+    return f" of the {titles[0]} family" if titles else ""
 
 
 def _files(files: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -1,7 +1,8 @@
 """Weights on disk: one .safetensors file whose header says what they are.
 
-The header holds one entry, `yolov7`: JSON with the metadata and the whole network as data, so a file of a network that
-somebody defined themselves can be read wherever the library is installed. Nothing in it is ever executed.
+The header holds one entry, `yolov7`: JSON with the metadata and the whole network as data. So a file of a user's own
+network can be read wherever the library is installed; only its own kinds of block, if it has any, must be handed over.
+Nothing in a file is ever executed or imported.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from torch import Tensor
 from yolov7.errors import ModelError
 from yolov7.files import atomic_path, why_not_written
 from yolov7.model.detector import Detector, create_model
+from yolov7.model.heads.anchor import AnchorTable, anchors_of, with_anchors
 from yolov7.model.spec import Network
-from yolov7.model.spec_json import network_from_json, network_to_json
+from yolov7.model.spec_json import network_from_json, network_to_json, own_kinds
+from yolov7.model.variants import find_variant
 
 HEADER_KEY = "yolov7"
 FORMAT = 1
@@ -30,7 +33,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a file of weights is."""
+    """Description of a file of weights."""
 
     variant: str
     form: str
@@ -38,11 +41,11 @@ class ModelMetadata:
     num_classes: int
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    """The data set's category id of every class number."""
+    """Category id in the data set, by class number."""
     image_size: int
     """Side of the square image it was trained at, in pixels."""
-    anchors: tuple[tuple[tuple[float, float], ...], ...]
-    """(L, A, 2) in pixels."""
+    anchors: AnchorTable = ()
+    """(L, A, 2) in pixels; empty for a head without anchors."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Anything else that JSON can hold: how it was made."""
 
@@ -64,13 +67,13 @@ class ModelMetadata:
             class_names=tuple(class_names),
             category_ids=tuple(range(1, model.num_classes + 1)) if category_ids is None else tuple(category_ids),
             image_size=model.spec.image_size if image_size is None else image_size,
-            anchors=_nested(model.anchors),
+            anchors=anchors_of(model.spec),
             extra=dict(extra or {}),
         )
 
     @classmethod
     def from_json(cls, text: str) -> ModelMetadata:
-        """What :meth:`to_json` wrote. Raises :class:`ModelError` for anything else."""
+        """Inverse of :meth:`to_json`. Raises :class:`ModelError` for anything else."""
         try:
             return _metadata(json.loads(text))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -78,7 +81,11 @@ class ModelMetadata:
 
     def to_json(self) -> str:
         """One JSON object, for formats that carry text beside the weights (ONNX)."""
-        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+        return json.dumps(self.to_dict(), ensure_ascii=False, sort_keys=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name; `anchors` only where there are any."""
+        return {name: value for name, value in asdict(self).items() if name != "anchors" or value}
 
     def __post_init__(self) -> None:
         if self.form not in ("training", "deploy"):
@@ -91,18 +98,20 @@ class ModelMetadata:
 def save_checkpoint(path: str | os.PathLike[str], model: Detector, metadata: ModelMetadata) -> None:
     """Write `model` in float32, in one step.
 
-    Raises :class:`ModelError` if `metadata` speaks of another model, or the file cannot be written; what stood at
-    `path` is then still there.
+    The header's network has the anchors in use. Raises :class:`ModelError` if `metadata` is of another model, or the
+    file cannot be written; the previous file at `path` is then still there.
     """
     found = (model.variant, model.form, model.num_classes)
     said = (metadata.variant, metadata.form, metadata.num_classes)
     if found != said:
         raise ModelError(f"{os.fspath(path)}: the metadata says {said}, the model is {found}")
-    if torch.tensor(metadata.anchors).shape != model.anchors.shape or not torch.allclose(
-        torch.tensor(metadata.anchors), model.anchors.cpu().float(), rtol=1e-5, atol=1e-3
-    ):
+    network = model.spec
+    if not _same_anchors(metadata.anchors, anchors_of(network)):
         raise ModelError(f"{os.fspath(path)}: the metadata's anchors are not the model's")
-    header = {"format": FORMAT, **asdict(metadata), "network": network_to_json(model.spec)}
+    header = {"format": FORMAT, **metadata.to_dict(), "network": network_to_json(network)}
+    own = own_kinds(network)
+    if own:  # for the message of a reader who lacks them
+        header["own_kinds"] = {name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in own.items()}
     tensors = {name: _stored(tensor) for name, tensor in model.state_dict().items()}
     metadata_text = json.dumps(header, ensure_ascii=False, sort_keys=True)
     try:
@@ -115,29 +124,64 @@ def save_checkpoint(path: str | os.PathLike[str], model: Detector, metadata: Mod
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, network: Network | None = None
+    path: str | os.PathLike[str], device: torch.device | str = "cpu", *, network: Network | str | None = None
 ) -> tuple[Detector, ModelMetadata]:
     """Read a file of :func:`save_checkpoint` into a model in eval mode, of the form it was saved in.
 
-    `network` is needed only for a network with block kinds of your own. Raises :class:`ModelError` for a file that is
-    missing, damaged, or not of this project.
+    The file describes its network. `network`, a :class:`Network` or MODULE:FUNCTION, is only needed where that has
+    kinds of block of your own: they are taken from it, since a file never makes the library import anything.
+    Raises :class:`ModelError` for a file that is missing, damaged, or not of this project.
     """
     file = Path(path)
     header, tensors = _read(file)
     try:
         metadata = _metadata(header)
-        spec = network_from_json(header["network"]) if network is None else network
-        if spec.name != metadata.variant:
-            raise ModelError(f"holds a {metadata.variant}, not a {spec.name}")
-        model = create_model(spec, metadata.num_classes, anchors=metadata.anchors, device="meta")
+        model = create_model(_network(header, metadata, network), metadata.num_classes, device="meta")
         if metadata.form == "deploy":
+            unneeded = _pruned(model)
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(unneeded)}
             model = model.reparameterize()
         _fill(model, tensors)
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{file}: the header is not that of a checkpoint of this project: {error!r}") from None
     return model.to(device).eval(), metadata
+
+
+def _network(header: Mapping[str, Any], metadata: ModelMetadata, given: Network | str | None) -> Network:
+    """The network of the header, with kinds of the `given` one where it has kinds of its own."""
+    if isinstance(given, str):
+        given = find_variant(metadata.variant, source=given) if given else None
+    if given is not None and given.name != metadata.variant:
+        raise ModelError(f"holds a {metadata.variant}, not a {given.name}")
+    kinds = {} if given is None else own_kinds(given)
+    origins = dict(header.get("own_kinds", {}))
+    lacking = [f"{name!r} ({origin})" for name, origin in origins.items() if name not in kinds]
+    if lacking:
+        where = "the library does not have" if given is None else f"{given.name} as given does not have"
+        raise ModelError(
+            f"its network has kinds of block of its own that {where}: {', '.join(lacking)}; say which network they are "
+            "from: `network` of load_checkpoint and load_detector, or --network MODULE:FUNCTION"
+        )
+    network = network_from_json(header["network"], kinds=kinds)
+    if network.name != metadata.variant:
+        raise ModelError(f"holds a {metadata.variant}, not a {network.name}")
+    if bool(anchors_of(network)) != bool(metadata.anchors):
+        raise ModelError("the header is not that of a checkpoint of this project: it has no anchors")
+    # Earlier files describe the network with its published anchors; the anchors in use are those beside it.
+    return with_anchors(network, metadata.anchors) if metadata.anchors else network
+
+
+def _pruned(model: Detector) -> tuple[str, ...]:
+    """Prefixes of the tensors of stages that deploy form drops today and earlier files of that form may hold."""
+    spec = model.spec
+    kept = {wire.stage.name for wire in spec.wires_of("deploy")}
+    return tuple(
+        f"{wire.part}.{wire.stage.name}."
+        for wire in spec.wires()
+        if wire.stage.name not in kept and wire.part != "auxiliary"
+    )
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -168,7 +212,7 @@ def _metadata(header: Mapping[str, Any]) -> ModelMetadata:
         class_names=tuple(map(str, header["class_names"])),
         category_ids=tuple(map(int, header["category_ids"])),
         image_size=int(header["image_size"]),
-        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in header["anchors"]),
+        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in header.get("anchors", ())),
         extra=dict(header.get("extra", {})),
     )
 
@@ -200,5 +244,6 @@ def _stored(tensor: Tensor) -> Tensor:
     return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
 
 
-def _nested(anchors: Tensor) -> tuple[tuple[tuple[float, float], ...], ...]:
-    return tuple(tuple((float(w), float(h)) for w, h in level) for level in anchors.tolist())
+def _same_anchors(first: AnchorTable, second: AnchorTable) -> bool:
+    a, b = torch.tensor(first), torch.tensor(second)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-3)

@@ -1,87 +1,118 @@
-"""Builds a network from its data, and runs it: backbone, neck, head."""
+"""Builds a network from its data and runs it: backbone, neck, head."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from yolov7.errors import ModelError
 from yolov7.model import reparameterize
-from yolov7.model.spec import IMAGE, HeadModule, Network, Stage
+from yolov7.model.heads.anchor import AnchorHeadModule, Anchors, with_anchors
+from yolov7.model.spec import IMAGE, Form, HeadModule, Network, Part
 from yolov7.model.variants import find_variant
 
 if TYPE_CHECKING:
     from yolov7.model.published.load import ImportReport
 
-Form = Literal["training", "deploy"]
-Anchors = Sequence[Sequence[Sequence[float]]]
+__all__ = ["Anchors", "Detector", "Form", "Stages", "create_model"]
+
+FORMS: tuple[Form, ...] = ("training", "deploy")
+
+Step = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""A stage, the maps it reads, and the maps that nobody reads after it."""
+
+
+def _steps(network: Network, part: Part, form: Form) -> list[Step]:
+    """The stages of one part that run in this form, and when each map can be dropped."""
+    wires = network.wires_of(form)
+    wanted = set(network.head.reads(form))
+    last_reader = {name: wire.stage.name for wire in wires for name in (wire.stage.name, *wire.inputs)}
+    done: dict[str, list[str]] = {}
+    for name, reader in last_reader.items():
+        if name not in wanted:
+            done.setdefault(reader, []).append(name)
+    return [(wire.stage.name, wire.inputs, tuple(done.get(wire.stage.name, ()))) for wire in wires if wire.part == part]
 
 
 class Stages(nn.Module):
-    """A sequence of named blocks over named maps. `wanted` are the names that others read afterwards."""
+    """One part of a network: named blocks over named maps."""
 
-    def __init__(self, network: Network, stages: Sequence[Stage], wanted: set[str]):
+    def __init__(self, network: Network, part: Part):
         super().__init__()
+        self.steps = {form: _steps(network, part, form) for form in FORMS}
         maps = network.maps()
-        wires = [wire for wire in network.wires() if wire.stage in stages]
-        last_reader = {name: wire.stage.name for wire in wires for name in wire.inputs}
-        self.steps: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
-        for wire in wires:
+        for wire in network.wires():
+            if wire.part != part:
+                continue
             name = wire.stage.name
             if hasattr(self, name):
                 raise ModelError(f"{network.name}: stage {name!r}: this word is taken, choose another name")
             channels = [maps[source].channels for source in wire.inputs]
             self.add_module(name, wire.stage.block.build(channels, network.activation, merged=wire.merged))
-            done = tuple(source for source, reader in last_reader.items() if reader == name and source not in wanted)
-            self.steps.append((name, wire.inputs, done))
 
-    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add the maps of these stages to `maps` and drop, as soon as they are done with, those nobody wants."""
-        for name, inputs, done in self.steps:
+    def forward(self, maps: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
+        """Add the maps of the stages that this form needs to `maps`, and drop each map after its last reader."""
+        for name, inputs, done in self.steps[form]:
             maps[name] = getattr(self, name)(*[maps[source] for source in inputs])
             for source in done:
                 del maps[source]
         return maps
 
+    def reparameterize(self) -> Stages:
+        """Drop the stages that only training has; those that stay convert themselves."""
+        kept = {name for name, _, _ in self.steps["deploy"]}
+        for name, _ in list(self.named_children()):
+            if name not in kept:
+                delattr(self, name)
+        self.steps["training"] = self.steps["deploy"]
+        return self
+
 
 class Detector(nn.Module):
-    """A detector of the family.
+    """A detector: backbone, neck and head of a :class:`Network`.
 
-    `forward` in eval mode: images (B, 3, H, W) in [0, 1] -> (B, N, 5 + C): x1, y1, x2, y2 in input pixels, objectness,
-    class probabilities; order level, anchor, row, column. In train mode: the raw maps, as :meth:`raw`.
+    `forward` in eval mode: images (B, 3, H, W) in [0, 1] -> predictions (B, N, ...): x1, y1, x2, y2 in input pixels,
+    then the columns that the head's `scoring` names, in the order of the head's `decode`. In train mode: the raw maps,
+    as :meth:`raw`.
 
-    Attributes: `spec` (the network as data), `num_classes`, `form` ("training" or "deploy"), and `stride`, the largest
-    of any map: image sides are multiples of it.
+    Attributes: `num_classes`, `form` ("training" or "deploy"), and `stride`, the largest of any map: image sides are
+    multiples of it.
     """
 
-    def __init__(self, spec: Network, num_classes: int, *, anchors: Anchors | None = None):
+    def __init__(self, network: Network, num_classes: int):
         super().__init__()
         if num_classes < 1:
             raise ModelError(f"number of classes: {num_classes} is not possible, at least 1 is needed")
-        self.spec = spec
         self.num_classes = num_classes
         self.form: Form = "training"
-        maps = spec.maps()
+        self._network = network
+        maps = network.maps()
         self.stride = max(item.stride for item in maps.values())
-        for_head = set(spec.head.reads())
-        for_neck = {name for wire in spec.wires() if wire.stage in spec.neck for name in wire.inputs}
-        self.backbone = Stages(spec, spec.backbone, for_neck | for_head)
-        self.neck = Stages(spec, spec.neck, for_head)
-        self.head = spec.head.build(maps, spec.activation, num_classes, anchors)
+        self.backbone = Stages(network, "backbone")
+        self.neck = Stages(network, "neck")
+        self.head = network.head.build(maps, network.activation, num_classes)
+        # Last, so that the same seed gives the same network with and without auxiliary stages.
+        self.auxiliary = Stages(network, "auxiliary") if network.auxiliary else None
 
     @property
     def _head(self) -> HeadModule:
         return cast(HeadModule, self.head)
 
     @property
+    def spec(self) -> Network:
+        """The network as data, with the values its head holds now (anchors of a published file, for example)."""
+        head = self._network.head.current(self.head)
+        return self._network if head is self._network.head else replace(self._network, head=head)
+
+    @property
     def variant(self) -> str:
         """Name of the network."""
-        return self.spec.name
+        return self._network.name
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -90,28 +121,23 @@ class Detector(nn.Module):
 
     @property
     def anchors(self) -> Tensor:
-        """(L, A, 2) width and height in pixels."""
-        return self._head.anchors
-
-    @property
-    def num_levels(self) -> int:
-        """Number L of lead levels."""
-        return len(self.strides)
+        """(L, A, 2) width and height in pixels. Raises :class:`ModelError` for a head without anchors."""
+        if not isinstance(self.head, AnchorHeadModule):
+            raise ModelError(f"{self.variant}: its head has no anchors")
+        return self.head.anchors
 
     @property
     def has_auxiliary(self) -> bool:
         """Whether :meth:`raw` also returns auxiliary levels."""
-        return len(getattr(self.head, "auxiliary", ())) > 0
+        return self._head.auxiliary_levels > 0
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """The maps the head reads, by name."""
-        self._check(images)
-        maps: dict[str, Tensor] = self.neck(self.backbone({IMAGE: images}))
-        return maps
+        """The maps that the lead predictions are made of, by name."""
+        return self._maps(images, "deploy")
 
     def raw(self, images: Tensor) -> list[Tensor]:
-        """Raw maps (B, A, h, w, 5 + C), before the sigmoid: lead levels, then auxiliary levels (training form)."""
-        return self._head.raw(self.features(images))
+        """Raw maps of the head before any sigmoid or softmax: lead levels, then auxiliary levels (training form)."""
+        return self._head.raw(self._maps(images, self.form))
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Predictions in eval mode, raw maps in train mode; see the class."""
@@ -119,11 +145,20 @@ class Detector(nn.Module):
             return self.raw(images)
         return self._head.decode(self._head.leads(self.features(images)))
 
+    def _maps(self, images: Tensor, form: Form) -> dict[str, Tensor]:
+        """The maps the head reads in this form, by name."""
+        self._check(images)
+        maps: dict[str, Tensor] = self.neck(self.backbone({IMAGE: images}, form), form)
+        if form == "training" and self.auxiliary is not None:
+            maps = self.auxiliary(maps, form)
+        return maps
+
     def reparameterize(self) -> Detector:
-        """A new detector in deploy form and eval mode: one biased convolution per conv unit, no implicit vectors, no
-        auxiliary levels. It computes the same (float32 rounding apart) and cannot be trained further.
+        """A new detector in deploy form and eval mode: one biased convolution per conv unit, no implicit vectors, and
+        nothing that only training has. It computes the same (float32 rounding apart) and cannot be trained further.
         """
         deploy = copy.deepcopy(self)
+        deploy.auxiliary = None
         for name, child in list(deploy.named_children()):
             setattr(deploy, name, reparameterize.convert(child))
         deploy.form = "deploy"
@@ -169,14 +204,17 @@ def create_model(
     """A network with random weights, in training form.
 
     `variant` is a name of `list_variants()`, `MODULE:FUNCTION` of a network of yours, or the :class:`Network` itself.
-    `anchors` (L, A, 2) in pixels replace the published ones. The same `seed` gives the same weights on every device,
-    and no global generator is moved. On the `meta` device nothing is allocated. Raises :class:`ModelError`.
+    `anchors` (L, A, 2) in pixels replace the network's own, see :func:`with_anchors`. The same `seed` gives the same
+    weights on every device, and no global generator is moved. On the `meta` device nothing is allocated.
+    Raises :class:`ModelError`.
     """
-    spec = variant if isinstance(variant, Network) else find_variant(variant)
+    network = variant if isinstance(variant, Network) else find_variant(variant)
+    if anchors is not None:
+        network = with_anchors(network, anchors)
     if device is not None and torch.device(device).type == "meta":
         with torch.device("meta"):
-            return Detector(spec, num_classes, anchors=anchors)
+            return Detector(network, num_classes)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        model = Detector(spec, num_classes, anchors=anchors)
+        model = Detector(network, num_classes)
     return model if device is None else model.to(device)

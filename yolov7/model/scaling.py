@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from yolov7.errors import ModelError
-from yolov7.model.block_specs import Elan, StridedConv, Sum
+from yolov7.model.blocks import Elan, StridedConv, Sum
 from yolov7.model.spec import Block, Network, Scaling, Stage
 
 
@@ -27,13 +27,10 @@ def scale(base: Network, *, depth: float = 1.0, width: float = 1.0, inside: floa
         if not 0.0 < factor < 100.0:
             raise ModelError(f"scale: {name} must be a positive factor, got {factor}")
     scaling = Scaling(depth=depth, inside=inside, transition=width)
-    return replace(
-        base,
-        name=f"{base.name}-depth{depth:g}-width{width:g}",
-        backbone=tuple(replace(stage, block=stage.block.scaled(scaling)) for stage in base.backbone),
-        neck=tuple(replace(stage, block=stage.block.scaled(scaling)) for stage in base.neck),
-        head=base.head.scaled(scaling),
+    scaled = _each_part(
+        base, lambda stages: tuple(replace(stage, block=stage.block.scaled(scaling)) for stage in stages)
     )
+    return replace(scaled, name=f"{base.name}-depth{depth:g}-width{width:g}", head=base.head.scaled(scaling))
 
 
 def with_down_sampling(base: Network, kind: Callable[[int], Block]) -> Network:
@@ -45,7 +42,7 @@ def with_down_sampling(base: Network, kind: Callable[[int], Block]) -> Network:
             for stage in stages
         )
 
-    return replace(base, backbone=changed(base.backbone), neck=changed(base.neck))
+    return _each_part(base, changed)
 
 
 def extended(base: Network) -> Network:
@@ -67,4 +64,9 @@ def extended(base: Network) -> Network:
         return tuple(result)
 
     inputs = {wire.stage.name: wire.inputs for wire in base.wires()}
-    return replace(base, name=f"{base.name}-extended", backbone=changed(base.backbone), neck=changed(base.neck))
+    return replace(_each_part(base, changed), name=f"{base.name}-extended")
+
+
+def _each_part(base: Network, change: Callable[[tuple[Stage, ...]], tuple[Stage, ...]]) -> Network:
+    """The network with `change` applied to backbone, neck and auxiliary stages."""
+    return replace(base, backbone=change(base.backbone), neck=change(base.neck), auxiliary=change(base.auxiliary))

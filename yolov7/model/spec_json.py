@@ -1,79 +1,117 @@
-"""A network as JSON and back. Kinds are looked up in a fixed table, so reading a file imports and runs nothing."""
+"""Networks as JSON and back.
+
+Every object carries the name of its kind, a dataclass. Names are looked up among the library's kinds and those that the
+caller hands over, so reading a file imports and runs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 from yolov7.errors import ModelError
-from yolov7.model import block_specs, spec
-from yolov7.model.heads import anchor as head
+from yolov7.model import blocks, spec
+from yolov7.model.variants import FAMILIES
 
-KINDS: Mapping[str, type] = MappingProxyType(
-    {
-        kind.__name__: kind
-        for kind in (
-            block_specs.Conv,
-            block_specs.RepConv,
-            block_specs.SpaceToDepth,
-            block_specs.MaxPool,
-            block_specs.Elan,
-            block_specs.StridedConv,
-            block_specs.MpConv,
-            block_specs.DownC,
-            block_specs.SppCspc,
-            block_specs.TinySpp,
-            block_specs.UpConcat,
-            block_specs.Concat,
-            block_specs.Sum,
-            spec.Stage,
-            spec.Network,
-            head.AnchorHead,
-            head.Level,
-        )
-    }
-)
+KINDS: tuple[type, ...] = (*blocks.KINDS, *(kind for family in FAMILIES for kind in family.kinds))
+
+
+@cache
+def library_kinds() -> Mapping[str, type]:
+    """The kinds of the library by name."""
+    return MappingProxyType(_by_name((spec.Network, spec.Stage, *KINDS), "the library"))
+
+
+def own_kinds(network: spec.Network) -> dict[str, type]:
+    """The kinds in a network that are not the library's, by name.
+
+    Raises :class:`ModelError` if two kinds in it have the same name: a file could not tell them apart.
+    """
+    known = library_kinds()
+    used = _by_name(_kinds_in(network), network.name)
+    return {name: kind for name, kind in used.items() if known.get(name) is not kind}
 
 
 def network_to_json(network: spec.Network) -> dict[str, Any]:
-    """The network as a dictionary of what JSON holds; every object carries its kind."""
+    """The network as a dictionary of JSON values. Raises as :func:`own_kinds` does."""
+    own_kinds(network)
     value = _plain(network)
     assert isinstance(value, dict)
     return value
 
 
-def _plain(value: Any) -> Any:
-    if hasattr(value, "__dataclass_fields__"):
-        kind = type(value).__name__
-        return {"kind": kind} | {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
+def network_from_json(value: Any, *, kinds: Mapping[str, type] | None = None) -> spec.Network:
+    """The network of :func:`network_to_json`. `kinds` by name come before those of the library.
 
-
-def network_from_json(value: Any) -> spec.Network:
-    """The network of :func:`network_to_json`. Raises :class:`ModelError` for anything else."""
-    network = _rebuilt(value)
+    A field that is absent takes its default. Raises :class:`ModelError` for unknown kinds and fields, and for anything
+    that is not a network.
+    """
+    network = _rebuilt(value, {**library_kinds(), **(kinds or {})})
     if not isinstance(network, spec.Network):
         raise ModelError("the header describes no network")
     return network
 
 
-def _rebuilt(value: Any) -> Any:
+def _by_name(kinds: Iterator[type] | tuple[type, ...], owner: str) -> dict[str, type]:
+    found: dict[str, type] = {}
+    for kind in kinds:
+        if found.setdefault(kind.__name__, kind) is not kind:
+            places = " and ".join(item.__module__ for item in (found[kind.__name__], kind))
+            raise ModelError(f"{owner}: two kinds of block are called {kind.__name__} (in {places}); rename one")
+    return found
+
+
+def _kinds_in(value: Any) -> Iterator[type]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _kinds_in(item)
+    elif is_dataclass(value):
+        yield type(value)
+        for item in fields(value):
+            yield from _kinds_in(getattr(value, item.name))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    held = {item.name: getattr(value, item.name) for item in fields(value) if not _unused(item, value)}
+    return {"kind": type(value).__name__} | {name: _plain(item) for name, item in held.items()}
+
+
+def _unused(item: Field[Any], value: Any) -> bool:
+    """Whether a field that files did not have at first still has its default (see :data:`spec.ADDED`)."""
+    return bool(item.metadata.get("added")) and getattr(value, item.name) == item.default
+
+
+def _rebuilt(value: Any, kinds: Mapping[str, type]) -> Any:
     if isinstance(value, list):
-        return tuple(_rebuilt(item) for item in value)
+        return tuple(_rebuilt(item, kinds) for item in value)
     if not isinstance(value, dict):
         return value
-    kind = KINDS.get(str(value.get("kind")))
+    kind = kinds.get(str(value.get("kind")))
     if kind is None:
         raise ModelError(
             f"the network has a block of kind {value.get('kind')!r}, which the library does not know; "
-            "give load_checkpoint your network as `network`"
+            "say which network it is from: `network` of load_checkpoint and load_detector, or --network MODULE:FUNCTION"
         )
-    known = {item.name for item in fields(kind)}
-    given = {name: _rebuilt(item) for name, item in value.items() if name != "kind"}
-    if set(given) != known:
-        raise ModelError(f"{kind.__name__}: fields {sorted(known)} are expected, got {sorted(given)}")
+    given = {name: _rebuilt(item, kinds) for name, item in value.items() if name != "kind"}
+    known = {item.name: item for item in fields(kind)}
+    unknown = sorted(set(given) - set(known))
+    missing = [name for name, item in known.items() if name not in given and _required(item)]
+    if unknown:
+        raise ModelError(
+            f"{kind.__name__}: fields {unknown} are unknown (known: {', '.join(sorted(known))}); "
+            "the file may come from a later version"
+        )
+    if missing:
+        raise ModelError(f"{kind.__name__}: fields {missing} are missing")
     return kind(**given)
+
+
+def _required(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING

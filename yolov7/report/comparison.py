@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from yolov7.model.info import VariantInfo
+from yolov7.model.info import VariantInfo, speed_note
 from yolov7.report.charts import Dot, scatter
 from yolov7.report.page import MISSING, figure, render
 
@@ -48,6 +48,7 @@ def render_comparison(facts: Mapping[str, str], compared: Sequence[Compared], pu
         measured_rows=[_measured_row(variant) for variant in compared],
         class_head=["Class", *(f"#{variant.variant}" for variant in compared)],
         class_rows=[[name, *(figure(variant.per_class.get(name, -1.0)) for variant in compared)] for name in names],
+        speed_note=speed_note(published),
         published_charts=_published_charts(published),
         published_head=_PUBLISHED_HEAD,
         published_rows=[_published_row(row) for row in published],
@@ -96,9 +97,13 @@ def _measured_row(variant: Compared) -> list[str]:
 
 def _published_charts(published: Sequence[VariantInfo]) -> list[Markup]:
     known = [(row, row.published) for row in published if row.published is not None]
-    timed = [(row, said, said.fps) for row, said in known if said.fps]
+    latencies: dict[str, list[Dot]] = {}  # a chart per device and precision: others do not compare
+    for row, said in known:
+        if (speed := said.speed) is not None:
+            x_name = f"latency on one {speed.device}, {speed.precision}, ms"
+            latencies.setdefault(x_name, []).append(Dot(row.variant, round(1000 / speed.fps, 1), said.ap))
     costs = {
-        "latency on a V100, ms": [Dot(row.variant, round(1000 / fps, 1), said.ap) for row, said, fps in timed],
+        **(latencies or {"latency, ms": []}),
         "parameters, millions": [Dot(row.variant, row.parameters_deploy / 1e6, said.ap) for row, said in known],
         "GFLOPs": [Dot(row.variant, row.gflops_deploy, said.ap) for row, said in known],
     }
@@ -112,6 +117,7 @@ _PUBLISHED_HEAD = [
     "#AP75, %",
     "Measured on",
     "#FPS",
+    "FPS on",
     "#Parameters",
     "#GFLOPs",
     "#Input",
@@ -119,8 +125,11 @@ _PUBLISHED_HEAD = [
 
 
 def _published_row(row: VariantInfo) -> list[str]:
-    cells = [MISSING, MISSING, MISSING, "", MISSING]
+    cells = [MISSING, MISSING, MISSING, "", MISSING, ""]
     if (said := row.published) is not None:
-        cells = [f"{said.ap:.1f}", f"{said.ap50:.1f}", f"{said.ap75:.1f}", f"{said.split}, {said.image_size} px"]
-        cells.append(str(said.fps or MISSING))
+        shares = [MISSING if share is None else f"{share:.1f}" for share in (said.ap, said.ap50, said.ap75)]
+        speed = [MISSING, ""]
+        if said.speed is not None:
+            speed = [str(said.speed.fps), f"{said.speed.device} {said.speed.precision}"]
+        cells = [*shares, f"{said.split}, {said.image_size} px", *speed]
     return [row.variant, *cells, f"{row.parameters_deploy:,}", f"{row.gflops_deploy:.1f}", str(row.image_size)]

@@ -17,6 +17,8 @@ M = TypeVar("M", bound=nn.Module)
 class AveragedModel(Generic[M]):
     """A float32 copy of a model that follows it: `ema = d * ema + (1 - d) * model` for parameters and BN statistics.
 
+    Not `torch.optim.swa_utils.AveragedModel`: its first update copies the model instead of averaging, and it sorts all
+    tensors by device and type again in every step.
     `d = decay * (1 - exp(-updates / ramp))`, so that the first averages are not those of random weights.
     With `enabled: false` the copy simply equals the model (the ablation).
     """
@@ -50,11 +52,10 @@ class AveragedModel(Generic[M]):
 
     @torch.no_grad()
     def heal(self) -> bool:
-        """Give the model the average's values wherever its own are not finite; whether there were any.
+        """Replace values of the model that are not finite by those of the average; whether there were any.
 
-        A forward pass that overflows leaves NaN in the running statistics of a batch norm, from where they never go
-        away: training does not notice, because it reads the statistics of the batch, but every evaluation after it
-        would find nothing.
+        A forward pass that overflows leaves NaN in the running statistics of a batch norm for good: training does not
+        notice, because it reads the statistics of the batch, but every later evaluation would find nothing.
         """
         averaged, current = self._floating
         broken = [pair for pair in zip(averaged, current, strict=True) if not bool(torch.isfinite(pair[1]).all())]

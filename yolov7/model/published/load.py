@@ -222,8 +222,9 @@ def looks_like(weights: PublishedWeights) -> list[str]:
     form = "deploy" if weights.form == "deploy" else "training"
     present = {name for name in weights.tensors if not name.endswith("num_batches_tracked")}
     found = []
-    for name, network in VARIANTS.items():
-        expected = {key for key in published_keys(network(), form=form) if not key.endswith("num_batches_tracked")}
+    for name, variant in VARIANTS.items():
+        keys = published_keys(variant.network(), form=form)
+        expected = {key for key in keys if not key.endswith("num_batches_tracked")}
         if {key for key in expected if "anchor" not in key} <= present <= expected:
             found.append(name)
     return found

@@ -26,7 +26,7 @@ def test_a_card_has_the_facts_of_the_folder(exported):
     }  # fmt: skip
     card = model_card(description, {"images": [1, 2], "forms": {"onnx": form, "onnx-nms": without}}, formats)
     for text in (
-        "# small, 3 classes",
+        "# small, 3 classes\n\nA detector, trained and exported by",
         f"| `model.onnx` | {description['files']['model.onnx']['bytes']:,} | "
         f"`{description['files']['model.onnx']['sha256']}` |",
         "| `optional/openvino.bin` |",
@@ -49,6 +49,8 @@ def test_a_card_has_the_facts_of_the_folder(exported):
 def test_a_thousand_classes_do_not_fill_the_card(exported):
     description = json.loads((exported / "model.json").read_text())
     description |= {"class_names": [f"kind {i}" for i in range(1000)], "category_ids": list(range(1000))}
-    card = model_card(description, {"images": [], "forms": {}}, {})
+    assert description["family"] is None, "a network of the user's own"
+    card = model_card(description | {"family": "yolov7"}, {"images": [], "forms": {}}, {})
+    assert "A detector of the YOLOv7 family, trained and exported by" in card
     assert "# small, 1000 classes" in card and "99 kind 99, and 900 more in `model.json`" in card
     assert "## Int8" not in card and "kind 100" not in card

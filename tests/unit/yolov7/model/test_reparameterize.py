@@ -11,8 +11,15 @@ from torch import nn
 from yolov7.errors import ModelError
 from yolov7.model import create_model
 from yolov7.model.block_specs import Concat, Conv, Elan, MaxPool, RepConv, StridedConv, Sum
-from yolov7.model.blocks import ConvUnit, FusedConv, ImplicitAdd, ImplicitMultiply, SpaceToDepth
-from yolov7.model.blocks import RepConv as RepConvModule
+from yolov7.model.blocks import (
+    ConvUnit,
+    FusedConv,
+    ImplicitAdd,
+    ImplicitConvUnit,
+    ImplicitMultiply,
+    RepConvModule,
+    SpaceToDepthModule,
+)
 from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.reparameterize import convert
 from yolov7.model.spec import Network, Stage
@@ -63,7 +70,7 @@ VECTORS = st.lists(st.sampled_from(["add", "multiply"]), max_size=3)
     after=VECTORS,
 )
 def test_conv_unit_with_vectors_anywhere(seed, groups, kernel, stride, norm, before, after):
-    unit = ConvUnit(8, 12, kernel, stride, groups=groups, norm=norm, before=before, after=after)
+    unit = ImplicitConvUnit(8, 12, kernel, stride, groups=groups, norm=norm, before=before, after=after)
     randomise(unit, seed)
     images = torch.randn(2, 8, 7, 6, generator=torch.Generator().manual_seed(seed))
     assert_same(unit, images)
@@ -132,7 +139,9 @@ class WithoutFloat64(torch.Tensor):
 
 
 def test_devices_without_float64_are_not_asked_for_it():
-    unit = randomise(nn.Sequential(RepConvModule(8, 8), ConvUnit(8, 6, before=("add",), after=("multiply",))), 0)
+    unit = randomise(
+        nn.Sequential(RepConvModule(8, 8), ImplicitConvUnit(8, 6, before=("add",), after=("multiply",))), 0
+    )
     expected = convert(copy.deepcopy(unit))
     for module in unit.modules():
         for tensors, wrap in ((module._parameters, nn.Parameter), (module._buffers, lambda tensor: tensor)):
@@ -249,7 +258,7 @@ def test_rep_positions_outside_the_chain_are_refused():
 
 def test_space_to_depth_order():
     image = torch.arange(2 * 4 * 4, dtype=torch.float32).view(1, 2, 4, 4)
-    out = SpaceToDepth()(image)
+    out = SpaceToDepthModule()(image)
     for group, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
         assert torch.equal(out[0, 2 * group : 2 * group + 2], image[0, :, row::2, column::2])
 

@@ -11,12 +11,13 @@ from yolov7.errors import ModelError
 from yolov7.model import create_model, list_variants
 from yolov7.model.block_specs import Conv, Elan, RepConv, StridedConv, Sum, UpConcat
 from yolov7.model.blocks import ImplicitAdd, ImplicitMultiply
+from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
 from yolov7.model.heads.anchor import AnchorHead, Level
-from yolov7.model.info import PUBLISHED, as_table, conv_gflops, count_deploy_unfused, count_parameters, variant_info
+from yolov7.model.info import sections, variant_info
 from yolov7.model.published.yolov7 import published_keys
 from yolov7.model.scaling import extended, scale
 from yolov7.model.spec import Network, Stage
-from yolov7.model.variants import find_variant, yolov7_e6, yolov7_x_light
+from yolov7.model.variants import find_variant, recipe_of, yolov7_e6, yolov7_x_light
 
 # variant: training, deploy unfused, deploy (section 9); keys in the published layout (checkpoint-keys, section 2)
 COUNTS = {
@@ -40,6 +41,16 @@ GFLOPS = {
     "yolov7-d6": (175.435, 701.738, 201.516, 806.063),
     "yolov7-e6e": (210.546, 842.184, 228.963, 915.851),
 }
+RECIPES = {
+    "yolov7-tiny": "tiny",
+    "yolov7-tiny-silu": "tiny",
+    "yolov7": "p5",
+    "yolov7-x": "p5",
+    "yolov7-w6": "p6",
+    "yolov7-e6": "p6",
+    "yolov7-d6": "p6",
+    "yolov7-e6e": "p6",
+}
 BUFFERS = {
     "yolov7-tiny": 14_875,
     "yolov7": 49_856,
@@ -51,8 +62,10 @@ BUFFERS = {
 }
 
 
-def test_the_family_is_complete():
-    assert list_variants() == list(COUNTS) == list(PUBLISHED)
+def test_the_family_is_complete_and_in_order():
+    assert list_variants(family="yolov7") == list(COUNTS)
+    assert list_variants()[: len(COUNTS)] == list(COUNTS)
+    assert list(RECIPES) == list(COUNTS) and {name: recipe_of(name) for name in COUNTS} == RECIPES
 
 
 @pytest.mark.parametrize("variant", COUNTS)
@@ -83,7 +96,7 @@ def test_form_and_constants(variant):
     assert model.stride == model.strides[-1]
     assert model.has_auxiliary is p6
     assert model.spec.image_size == (1280 if p6 else 640)
-    assert model.anchors.shape == (model.num_levels, 3, 2)
+    assert model.anchors.shape == (len(model.strides), 3, 2)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all((norm.eps, norm.momentum) == (1e-3, 0.03) for norm in norms)
     leaky = [module for module in model.modules() if isinstance(module, nn.LeakyReLU)]
@@ -287,7 +300,9 @@ def test_info_rows():
     assert row.image_size == 1280 and row.published is not None and row.published.fps == 44
     values = row.as_json()
     assert values["gflops_deploy"] == pytest.approx(701.738, abs=1e-3) and values["published"]["ap"] == 56.6
-    heading, line = as_table([row])
-    assert len(heading) == len(line) and "133,757,052" in line
+    (section,) = sections([row])
+    heading, line = section.rows
+    assert section.title == "YOLOv7" and "one V100, fp16, batch 1" in section.note
+    assert len(heading) == len(line) and {"133,757,052", "44", "V100 fp16"} <= set(line)
     with pytest.raises(ModelError, match="multiple"):
         variant_info("yolov7-tiny", image_size=100)

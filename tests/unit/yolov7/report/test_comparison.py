@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolov7.model.info import family_info
+from yolov7.model.info import variant_infos
 from yolov7.report.charts import Dot, scatter
 from yolov7.report.comparison import Compared, render_comparison
 
@@ -26,7 +26,7 @@ def compared(variant: str, **changes: object) -> Compared:
 
 def test_the_page_tells_what_was_measured_and_what_was_published():
     slow = compared("mine & yours", latency_ms=99.5, metrics={**FIGURES, "AP": 0.6}, per_class={"owl": 0.1})
-    page = render_comparison({"Test data": "a1<b2"}, [compared("yolov7-tiny"), slow], family_info(["yolov7"]))
+    page = render_comparison({"Test data": "a1<b2"}, [compared("yolov7-tiny"), slow], variant_infos(["yolov7"]))
     text = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page)
     row = text.split("yolov7-tiny", 4)[-1]
     for cell in (
@@ -42,7 +42,9 @@ def test_the_page_tells_what_was_measured_and_what_was_published():
     ):
         assert cell in text, cell
     assert "cat &lt;tom&gt; 0.250 –" in " ".join(text.split()), "a class that only one of them knows"
-    assert "51.4 69.7 55.9 test-dev, 640 px 161" in " ".join(row.split())
+    assert "51.4 69.7 55.9 test-dev, 640 px 161 V100 fp16" in " ".join(row.split())
+    assert "FPS: one V100, fp16, batch 1, without suppression." in text
+    assert "latency on one V100, fp16, ms" in text
     assert not re.search(r"https?://|<link|src=", page), "it opens without a network"
     assert page.count("<svg") == 6 and page.count('class="sorts"') == 3
 

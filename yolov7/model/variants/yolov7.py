@@ -1,4 +1,4 @@
-"""The eight networks of the family, readable beside the tables of the reference sheet: architecture, sections 3 to 6.
+"""The eight YOLOv7 networks, readable beside the tables of the reference sheet: architecture, sections 3 to 6.
 
 Names of stages are those of the tables: B backbone block, D down-sampling, SPP, U up-and-concat, T top-down block, N
 down-sampling of the neck, L block of the second path, H and A the convolutions of the lead and the auxiliary head. The
@@ -7,14 +7,10 @@ number is the level: P3 is stride 8.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from yolov7.config import nearest
-from yolov7.errors import ModelError
-from yolov7.model.block_specs import (
+from yolov7.model.blocks import (
     Conv,
     DownC,
     Elan,
@@ -30,6 +26,7 @@ from yolov7.model.block_specs import (
 from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.scaling import extended, scale, with_down_sampling
 from yolov7.model.spec import Network, Stage
+from yolov7.model.variants.records import Family, Published, Speed, Variant
 
 TINY_ANCHORS = (
     ((10, 13), (16, 30), (33, 23)),
@@ -256,51 +253,66 @@ def yolov7_e6e() -> Network:
     return replace(twin, name="yolov7-e6e", head=replace(twin.head, auxiliary=auxiliary))
 
 
-VARIANTS: Mapping[str, Callable[[], Network]] = MappingProxyType(
-    {
-        "yolov7-tiny": yolov7_tiny,
-        "yolov7-tiny-silu": yolov7_tiny_silu,
-        "yolov7": yolov7,
-        "yolov7-x": yolov7_x,
-        "yolov7-w6": yolov7_w6,
-        "yolov7-e6": yolov7_e6,
-        "yolov7-d6": yolov7_d6,
-        "yolov7-e6e": yolov7_e6e,
-    }
+def _paper(
+    table: int, ap: float, ap50: float, ap75: float, *, side: int, split: str = "test-dev", fps: int | None = None
+) -> Published:
+    return Published(
+        ap=ap,
+        split=split,
+        image_size=side,
+        ap50=ap50,
+        ap75=ap75,
+        source=f"YOLOv7 paper, table {table}",
+        speed=None if fps is None else Speed(fps=fps, device="V100", precision="fp16", batch_size=1),
+    )
+
+
+FAMILY = Family(
+    name="yolov7",
+    title="YOLOv7",
+    kinds=(AnchorHead, Level),
+    variants=MappingProxyType(
+        {
+            "yolov7-tiny": Variant(
+                network=yolov7_tiny,
+                recipe="tiny",
+                published=_paper(1, 35.2, 52.8, 37.3, side=416, split="val2017"),
+            ),
+            "yolov7-tiny-silu": Variant(
+                network=yolov7_tiny_silu,
+                recipe="tiny",
+                published=_paper(2, 38.7, 56.7, 41.7, side=640, fps=286),
+            ),
+            "yolov7": Variant(
+                network=yolov7,
+                recipe="p5",
+                published=_paper(2, 51.4, 69.7, 55.9, side=640, fps=161),
+            ),
+            "yolov7-x": Variant(
+                network=yolov7_x,
+                recipe="p5",
+                published=_paper(2, 53.1, 71.2, 57.8, side=640, fps=114),
+            ),
+            "yolov7-w6": Variant(
+                network=yolov7_w6,
+                recipe="p6",
+                published=_paper(2, 54.9, 72.6, 60.1, side=1280, fps=84),
+            ),
+            "yolov7-e6": Variant(
+                network=yolov7_e6,
+                recipe="p6",
+                published=_paper(2, 56.0, 73.5, 61.2, side=1280, fps=56),
+            ),
+            "yolov7-d6": Variant(
+                network=yolov7_d6,
+                recipe="p6",
+                published=_paper(2, 56.6, 74.0, 61.8, side=1280, fps=44),
+            ),
+            "yolov7-e6e": Variant(
+                network=yolov7_e6e,
+                recipe="p6",
+                published=_paper(2, 56.8, 74.4, 62.1, side=1280, fps=36),
+            ),
+        }
+    ),
 )
-
-
-def list_variants() -> list[str]:
-    """Names of the networks that come with the library, small to large."""
-    return list(VARIANTS)
-
-
-def find_variant(name: str, *, source: str = "") -> Network:
-    """The network of a name of `list_variants()`; with `source`, what MODULE:FUNCTION returns, called `name`.
-
-    `name` itself may be MODULE:FUNCTION too; the network then keeps the name it gives itself. Raises
-    :class:`ModelError` that names the nearest known variant, or says what is wrong with the function.
-    """
-    if source:
-        return replace(_defined_at(source), name=name)
-    if name in VARIANTS:
-        return VARIANTS[name]()
-    if ":" in name:
-        return _defined_at(name)
-    raise ModelError(f"unknown variant {name!r}{nearest(name, list_variants())}")
-
-
-def _defined_at(source: str) -> Network:
-    module_name, _, function_name = source.partition(":")
-    if not module_name or not function_name:
-        raise ModelError(f"network {source!r}: MODULE:FUNCTION is expected, for example my_networks:small")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, ValueError) as error:
-        raise ModelError(f"network {source!r}: module {module_name!r} cannot be imported: {error}") from None
-    except AttributeError:
-        raise ModelError(f"network {source!r}: module {module_name!r} has no {function_name!r}") from None
-    network = function() if callable(function) else function
-    if not isinstance(network, Network):
-        raise ModelError(f"network {source!r}: {function_name} must return a Network, got {type(network).__name__}")
-    return network

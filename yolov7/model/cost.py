@@ -1,0 +1,63 @@
+"""Cost of a network: weights and GFLOPs, counted on the network itself."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from yolov7.errors import ModelError
+from yolov7.model.blocks import ImplicitAdd, ImplicitMultiply
+from yolov7.model.detector import Detector
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_deploy_unfused(model: Detector) -> int:
+    """Number of weights of a training form without implicit vectors and without parts that only training has.
+
+    Batch norms and the branches of RepConv count: published deploy checkpoints hold them so.
+    """
+    deploy = model.reparameterize()
+    return sum(
+        parameter.numel()
+        for path, module in model.named_modules()
+        if not isinstance(module, ImplicitAdd | ImplicitMultiply) and _is_deployed(path, model, deploy)
+        for parameter in module.parameters(recurse=False)
+    )
+
+
+def _is_deployed(path: str, training: nn.Module, deploy: nn.Module) -> bool:
+    """Whether the module at `path` has its part in the deploy form: it is there, or folded into what is."""
+    for name in filter(None, path.split(".")):
+        before, after = training.get_submodule(name), dict(deploy.named_children()).get(name)
+        if after is None:
+            # A module that still is what it was has lost this child; one of another kind has it folded in.
+            return type(deploy) is not type(training)
+        training, deploy = before, after
+    return True
+
+
+def conv_gflops(model: Detector, image_size: int) -> float:
+    """2 x multiply-accumulates of all convolutions for one square image, in 10^9; no bias, no norm (rule A of the
+    reference sheet: architecture, section 9). Auxiliary levels count where the model has them.
+
+    On the `meta` device torch loads its compiler first, some three seconds once per process. Raises
+    :class:`ModelError` if the network does not take images of this side.
+    """
+    if image_size < 1 or image_size % model.stride:
+        raise ModelError(
+            f"image size {image_size} is not a multiple of {model.variant}'s largest stride {model.stride}"
+        )
+    weight = next(model.parameters())
+    counted = copy.deepcopy(model).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # A convolution's work grows with the area, so the smallest image tells the work for any.
+        counted.raw(weight.new_zeros(1, 3, model.stride, model.stride))
+    flops: int = counter.get_total_flops()
+    return flops * (image_size // model.stride) ** 2 / 1e9
