@@ -10,7 +10,7 @@ bits overflow the sixteen they are added in; with seven, one file gives the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,15 @@ OpenVINO joins a convolution with what follows and asks for ranges at the convol
 Ranges = dict[str, tuple[float, float]]
 """Value name -> smallest and largest number that eight bits are to hold."""
 
-_BETWEEN = ("LeakyRelu", "Sigmoid", "Mul", "Add", "Concat", "MaxPool", "Resize")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_JOINING = ("Add", "Mul", "Concat")
+"""Operators of which every input is a value; of all others only the first one is, the rest are sizes and weights."""
+_BETWEEN = (
+    *_JOINING,
+    *("Relu", "LeakyRelu", "Sigmoid"),
+    *("MaxPool", "AveragePool", "Resize"),
+    *("Slice", "Split", "Transpose", "Reshape"),
+)
 """Operators that may work on bytes, between convolutions."""
 _BINS = 2048
 _SAMPLES = 1 << 14
@@ -36,16 +44,23 @@ _SHARES = np.linspace(0.1, 1.0, 91)
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions that may go to eight bits, from input to output: all but the last of every path."""
+    """Names of the convolutions that may go to eight bits, from input to output: all but the last of every path.
+
+    A path ends at an operator that cannot work on bytes: what comes behind a Softmax, say, is no feature map.
+    """
     feeds_convolution: set[str] = set()
     names = []
     for node in reversed(graph.graph.node):  # a graph is sorted: what uses a value comes after it
-        leads_on = any(value in feeds_convolution for value in node.output)
-        if node.op_type == "Conv" and leads_on:
+        leads_on = not feeds_convolution.isdisjoint(node.output)
+        if node.op_type in _CONVOLUTIONS and leads_on:
             names.append(node.name)
-        if node.op_type == "Conv" or leads_on:
-            feeds_convolution.update(node.input)
+        if node.op_type in _CONVOLUTIONS or (node.op_type in _BETWEEN and leads_on):
+            feeds_convolution.update(_values_read(node))
     return names[::-1]
+
+
+def _values_read(node: onnx.NodeProto) -> Sequence[str]:
+    return node.input if node.op_type in _JOINING else node.input[:1]
 
 
 def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]]) -> Ranges:
@@ -92,7 +107,7 @@ def quantized(
     extents = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     options: dict[str, object] = {"ActivationSymmetric": False, "WeightSymmetric": True}
     if placement == "openvino":
-        options["OpTypesToExcludeOutputQuantization"] = ["Conv"]
+        options["OpTypesToExcludeOutputQuantization"] = list(_CONVOLUTIONS)
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
@@ -102,7 +117,7 @@ def quantized(
         tensors_range=TensorsData(CalibrationMethod.MinMax, extents),
         nodes_to_quantize=nodes,
         nodes_to_exclude=[],
-        op_types_to_quantize=["Conv", *_BETWEEN],
+        op_types_to_quantize=[*_CONVOLUTIONS, *_BETWEEN],
         extra_options=options,
     )
     result: onnx.ModelProto = quantizer.quantize_model()
@@ -117,8 +132,8 @@ def _between(graph: onnx.ModelProto, chosen: set[str]) -> list[str]:
     in_bytes: set[str] = set()
     names = []
     for node in graph.graph.node:
-        inputs = [value for value in node.input[: 1 if node.op_type == "Resize" else None] if value not in constants]
-        fits = node.op_type in _BETWEEN and node.output[0] in body and set(inputs) <= in_bytes
+        fits = node.op_type in _BETWEEN and not body.isdisjoint(node.output)
+        fits = fits and set(_values_read(node)) - constants <= in_bytes
         if node.name in chosen or fits:
             in_bytes.update(node.output)
         if fits:
@@ -127,15 +142,13 @@ def _between(graph: onnx.ModelProto, chosen: set[str]) -> list[str]:
 
 
 def _values(graph: onnx.ModelProto) -> list[str]:
-    """The images, and every value that a convolution which is not the last of its path depends on or puts out."""
+    """The images, and every value on a path between convolutions, from input to output."""
     wanted: set[str] = set()
-    body = set(quantizable(graph))
-    last = {node.name for node in graph.graph.node if node.op_type == "Conv"} - body
     constants = {constant.name for constant in graph.graph.initializer}
-    kinds = ("Conv", *_BETWEEN)
     for node in reversed(graph.graph.node):
-        if node.name in last or (node.op_type in kinds and wanted.intersection(node.output)):
-            wanted.update(node.input[: 1 if node.op_type in ("Conv", "Resize") else None])
+        between = node.op_type in _BETWEEN and not wanted.isdisjoint(node.output)
+        if node.op_type in _CONVOLUTIONS or between:
+            wanted.update(_values_read(node))
     made = [graph.graph.input[0].name, *(value for node in graph.graph.node for value in node.output)]
     return [value for value in made if value in wanted - constants]
 

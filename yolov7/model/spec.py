@@ -258,27 +258,3 @@ class Network:
             if name not in seen - training_only:
                 why = "only training has" if name in training_only else "no stage makes"
                 raise ModelError(f"{self.name}: the head reads {name!r} in deploy form, which {why}")
-
-
-class Fillable(Protocol):
-    """A network that published weights are filled into; `yolov7.model.published` needs no more of a detector."""
-
-    num_classes: int
-
-    @property
-    def spec(self) -> Network:
-        """The network as data."""
-
-    @property
-    def variant(self) -> str:
-        """Name of the network."""
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Pixels per cell side of the lead levels, small to large."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Its tensors by name."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
-        """Take tensors by name; with `strict`, all of them."""

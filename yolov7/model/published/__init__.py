@@ -1,1 +1,1 @@
-"""Published checkpoints: read without executing them, and converted to this project's files."""
+"""Published checkpoints: read without executing them, and converted to files of this project."""

@@ -1,4 +1,4 @@
-"""Published checkpoints (`.pt`) to files of this project: what `yolov7 import-weights` does."""
+"""Convert published checkpoints (`.pt`) to files of this project, as `yolov7 import-weights` does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from collections.abc import Sequence
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Form, create_model
-from yolov7.model.published.load import ImportReport, coco_category_ids, fill_published, looks_like, read_published
+from yolov7.model.published.load import (
+    ImportReport,
+    coco_category_ids,
+    fill_published,
+    looks_like,
+    read_published,
+    recognise,
+)
 
 __all__ = ["ImportReport", "identify", "import_official"]
 
 
 def identify(path: str | os.PathLike[str]) -> list[str]:
-    """The variants a published file could be of, by its keys (tiny and tiny-silu have the same). Executes nothing."""
-    return looks_like(read_published(path))
+    """Variants whose tensors have the names of the file's (tiny and tiny-silu share theirs). Executes nothing."""
+    return looks_like(recognise(read_published(path)))
 
 
 def import_official(
@@ -28,21 +35,21 @@ def import_official(
     form: Form = "training",
     seed: int = 0,
 ) -> ImportReport:
-    """Read a published checkpoint and write it as a .safetensors file of this project.
+    """Convert a published checkpoint to a .safetensors file of this project.
 
-    `num_classes` defaults to the file's; another one makes a start for fine-tuning, with a fresh detection layer drawn
+    `num_classes` defaults to the file's; with another one the file starts a fine-tuning, and its outputs are drawn
     from `seed`. `class_names` default to the file's. `form` "deploy" re-parameterises. Nothing in the file is executed.
     Raises :class:`ModelError` if the file is damaged, hostile, or of another variant.
     """
     if form not in ("training", "deploy"):
         raise ModelError(f"form: 'training' or 'deploy' is expected, got {form!r}")
-    weights = read_published(path)
-    classes = weights.num_classes if num_classes is None else num_classes
+    file = recognise(read_published(path))
+    classes = file.num_classes if num_classes is None else num_classes
     if class_names is not None and len(class_names) != classes:
         raise ModelError(f"{classes} class names are expected, got {len(class_names)}")
     model = create_model(variant, classes, seed=seed)
-    report = fill_published(model, weights)
-    if form == "deploy" and report.untouched and any(name.startswith("head.lead") for name in report.untouched):
+    report = fill_published(model, file)
+    if form == "deploy" and not report.complete:
         raise ModelError(
             "a detection layer for another class count is untrained: import the training form and train it"
         )

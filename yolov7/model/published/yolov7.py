@@ -1,4 +1,4 @@
-"""Which tensor of ours is which of the published layout (reference sheet: checkpoint-keys, sections 2 and 4).
+"""YOLOv7's published files: their forms and tensor names (reference sheet: checkpoint-keys, sections 2 to 4).
 
 The published definitions number every layer in one sequence, weightless ones included. The numbers follow from our
 stages: each kind of block occupies a fixed run of numbers, in which its conv units have fixed places.
@@ -6,13 +6,27 @@ stages: each kind of block occupies a fixed run of numbers, in which its conv un
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import singledispatch
+from typing import Final
+
+import torch
+from torch import Tensor
 
 from yolov7.errors import ModelError
-from yolov7.model import block_specs as blocks
+from yolov7.model import blocks
 from yolov7.model.heads.anchor import AnchorHead
+from yolov7.model.published.layout import LoadableDetector, PublishedKeys, PublishedLayout, Transfer
 from yolov7.model.spec import Block, Network
+
+TRAINING: Final = "training"
+AUXILIARY: Final = "training with auxiliary head"
+DEPLOY: Final = "deploy"
+FOLDED: Final = "folded"
+"""Deploy form with the batch norms folded in: neither trainable nor checkable layer by layer."""
+
+ANCHORS = "head.anchors"
+ANCHOR_TOLERANCE = 1e-2  # anchors in grid units went through half precision
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -82,6 +96,65 @@ def _(block: blocks.UpConcat, inputs: int) -> tuple[int, list[Unit]]:
     return 4, [(0, "", "top"), (2, "", "route")]
 
 
+class Yolov7Layout:
+    """Flat numbered layers `model.N.*`; the last one holds the outputs, the anchors and the implicit vectors."""
+
+    packages: tuple[str, ...] = ("models",)
+
+    def form(self, names: Collection[str]) -> str | None:
+        """Told by the last layer: `ia` are implicit vectors, `m2` auxiliary outputs; a file without `m` is foreign."""
+        if _output_bias(names) is None:
+            return None
+        if any(name.endswith(".conv.bias") or ".rbr_reparam." in name for name in names):
+            return FOLDED
+        parts = {name.split(".")[2] for name in names if name.count(".") > 2}
+        if "m2" in parts:
+            return AUXILIARY
+        return TRAINING if "ia" in parts else DEPLOY
+
+    def num_classes(self, tensors: Mapping[str, Tensor]) -> int:
+        """From the A anchors of a level and its A * (5 + classes) outputs; A is 3 in a file without anchors."""
+        name = _output_bias(tensors)
+        if name is not None and tensors[name].ndim == 1:
+            outputs, table = tensors[name].numel(), tensors.get(f"{name.removesuffix('.m.0.bias')}.anchors")
+            per_cell = table.shape[1] if table is not None and table.ndim == 3 else 3
+            if per_cell and outputs % per_cell == 0 and outputs // per_cell > 5:
+                return outputs // per_cell - 5
+        raise ModelError("it has no detection layer with anchors, so it is no checkpoint of YOLOv7")
+
+    def keys(self, network: Network, form: str) -> PublishedKeys:
+        """Names of the tensors of `network`; of a network without an auxiliary head both training forms are equal."""
+        if form == FOLDED:
+            raise ModelError(
+                "its batch norms are folded already, so it can neither be trained nor checked layer by layer; use the "
+                "file it was made from"
+            )
+        names = published_keys(network, form="deploy" if form == DEPLOY else "training")
+        derived = {name for name, ours in names.items() if ours == ANCHORS}
+        detector = _detector_prefix(derived)
+        return PublishedKeys(
+            copied={name: ours for name, ours in names.items() if name not in derived},
+            derived=derived,
+            outputs={name for name in names if name.startswith(detector)},
+        )
+
+    def foreign(self, names: Iterable[str], keys: PublishedKeys) -> list[str]:
+        """Layers behind the last one."""
+        last = _layer(_detector_prefix(keys.derived))
+        return [name for name in names if _layer(name) > last]
+
+    def finish(self, transfer: Transfer, tensors: Mapping[str, Tensor], model: LoadableDetector, form: str) -> None:
+        """Anchors, and the implicit vectors that a deploy file has folded into its outputs."""
+        transfer.kept.add(ANCHORS)
+        ours = model.state_dict()
+        _take_anchors(transfer, tensors, ours[ANCHORS].cpu(), model.strides)
+        if form == DEPLOY:
+            transfer.values |= _identity_vectors(ours, transfer.values)
+
+
+LAYOUT: Final[PublishedLayout] = Yolov7Layout()
+
+
 def published_keys(network: Network, *, form: str = "training") -> dict[str, str]:
     """Published name -> our name in the training form, in the published order.
 
@@ -145,3 +218,51 @@ def _detector(head: AnchorHead, prefix: str, form: str) -> Iterator[tuple[str, s
         for theirs, ours in (("ia", "before"), ("im", "after")):
             for level in range(len(head.lead)):
                 yield f"{prefix}.{theirs}.{level}.implicit", f"head.lead.{level}.predict.{ours}.0.implicit"
+
+
+def _output_bias(names: Iterable[str]) -> str | None:
+    """`model.N.m.0.bias`, the outputs of the first level."""
+    return next((name for name in names if name.endswith(".m.0.bias") and name.count(".") == 4), None)
+
+
+def _detector_prefix(anchors: Iterable[str]) -> str:
+    return next(name.removesuffix("anchors") for name in anchors if name.endswith(".anchors"))
+
+
+def _layer(name: str) -> int:
+    parts = name.split(".")
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else -1
+
+
+def _take_anchors(transfer: Transfer, tensors: Mapping[str, Tensor], ours: Tensor, strides: tuple[int, ...]) -> None:
+    """The file's anchors belong to its box predictions: they are taken only with these.
+
+    The table in pixels is whole numbers, exact in half precision; the one in grid units may be rounded. Where the file
+    agrees with the model up to that rounding the model's own, exact values stay.
+    """
+    names = [name for kind in ("anchor_grid", "anchors") for name in tensors if name.endswith(f".{kind}")]
+    if not names:
+        return
+    table, in_grid_units = tensors[names[0]], names[0].endswith(".anchors")
+    scale = torch.tensor(strides, dtype=torch.float32)[:, None, None]
+    fits = table.shape == ours.shape if in_grid_units else table.numel() == ours.numel()
+    detector = _detector_prefix(names) if in_grid_units else names[0].removesuffix("anchor_grid")
+    if not fits or any(name.startswith(detector) for name, _ in transfer.left):
+        reason = "anchors stay with the box predictions they were trained with" if fits else "shape does not fit"
+        transfer.left.extend((name, reason) for name in names)
+        return
+    transfer.taken.extend(names)
+    pixels = table * scale if in_grid_units else table.reshape(ours.shape)
+    if not torch.allclose(pixels / scale, ours / scale, rtol=0.0, atol=ANCHOR_TOLERANCE):
+        transfer.values[ANCHORS] = pixels
+
+
+def _identity_vectors(ours: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add 0 and multiply by 1 where the outputs came from a file that has the vectors folded in."""
+    vectors = {}
+    for name, tensor in ours.items():
+        for part, value in (("before", 0.0), ("after", 1.0)):
+            prefix, found, _ = name.partition(f".predict.{part}.")
+            if found and f"{prefix}.predict.conv.weight" in values:
+                vectors[name] = torch.full_like(tensor, value)
+    return vectors

@@ -1,11 +1,11 @@
-"""What is recorded about a network that comes with the library, and about a family of them."""
+"""Records of the networks that come with the library: what was published, the recipe, the family."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from yolov7.model.published.layout import PublishedLayout
 from yolov7.model.spec import Network
 
 
@@ -69,5 +69,5 @@ class Family:
     """Small to large, by name."""
     kinds: tuple[type, ...]
     """Specs beside the block language (`yolov7.model.blocks.KINDS`) that its networks are made of, such as heads."""
-    layout: Any = None
-    """Layout of its published checkpoints, a `PublishedLayout`; None where they cannot be read."""
+    layout: PublishedLayout | None
+    """Of its published checkpoints; None where they cannot be read."""

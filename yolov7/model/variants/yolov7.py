@@ -24,6 +24,7 @@ from yolov7.model.blocks import (
     UpConcat,
 )
 from yolov7.model.heads.anchor import AnchorHead, Level
+from yolov7.model.published.yolov7 import LAYOUT
 from yolov7.model.scaling import extended, scale, with_down_sampling
 from yolov7.model.spec import Network, Stage
 from yolov7.model.variants.records import Family, Published, Speed, Variant
@@ -271,6 +272,7 @@ FAMILY = Family(
     name="yolov7",
     title="YOLOv7",
     kinds=(AnchorHead, Level),
+    layout=LAYOUT,
     variants=MappingProxyType(
         {
             "yolov7-tiny": Variant(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ from yolov7.model.blocks import (
     UpConcat,
     Upsample,
 )
-from yolov7.model.cost import conv_gflops, count_parameters
+from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
 from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.reparameterize import convert
 from yolov7.model.spec import Map, Network, Scaling, Stage
@@ -322,6 +323,17 @@ def test_every_convolution_and_weight_of_a_network_is_counted():
     norms = 2 * (8 + 8 + 3 * 8 + 12 + 8 + 16 + 8 + 8)  # of stem, P2, R2 with identity, P3, again, Q2, H2, H3
     biases, vectors, scale = 24 + 8 + 2 * 14, 2 * (8 + 14), 1
     assert count_parameters(model) == kernels + norms + biases + vectors + scale
+
+
+def test_the_unfused_deploy_form_has_no_vectors_and_nothing_that_only_training_has():
+    plain = network()
+    head = replace(plain.head, auxiliary=(Level("A2", Conv(4), of="U2"), Level("A3", Conv(4), of="X3")))
+    assisted = replace(plain, head=head, auxiliary=(Stage("X3", StridedConv(8), of=("B2",)),))
+    model, without = (create_model(spec, 2, device="meta") for spec in (assisted, plain))
+    vectors = 2 * (8 + 14)
+    assert count_deploy_unfused(model) == count_deploy_unfused(without) == count_parameters(without) - vectors
+    assert count_parameters(model) > count_parameters(without)
+    assert conv_gflops(model.reparameterize(), 64) < conv_gflops(without, 64) < conv_gflops(model, 64)
 
 
 def test_a_learnt_scale_starts_at_one_and_is_not_decayed():

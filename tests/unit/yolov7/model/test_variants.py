@@ -9,8 +9,7 @@ from torch import nn
 
 from yolov7.errors import ModelError
 from yolov7.model import create_model, list_variants
-from yolov7.model.block_specs import Conv, Elan, RepConv, StridedConv, Sum, UpConcat
-from yolov7.model.blocks import ImplicitAdd, ImplicitMultiply
+from yolov7.model.blocks import Conv, Elan, ImplicitAdd, ImplicitMultiply, RepConv, StridedConv, Sum, UpConcat
 from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
 from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.info import sections, variant_info
