@@ -18,12 +18,15 @@ FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 # Possessive (`++`): a match that fails gives nothing back, so hostile text costs linear time, not quadratic.
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]++(?:={1,2}+[\r\n]*+)?")
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+_FRACTION = "must be a number and must lie between 0 and 1"
 _EXPECTED = {
     "model_type": "a JSON object is expected",
     "list_type": "a list is expected",
     "missing": "is missing",
     "extra_forbidden": "is not a key of this form",
-    "float_type": "a number between 0 and 1 is expected",
+    **dict.fromkeys(
+        ("float_type", "greater_than_equal", "less_than_equal"), "must be a number and must lie between 0 and 1"
+    ),
 }
 """Plain words for pydantic's types of errors; the others speak for themselves."""
 
