@@ -23,10 +23,11 @@ import torch
 
 from yolov7.config import Augment
 from yolov7.data.dataset import TrainDataset
-from yolov7.data.decode import decode_image, reduction_for, resize_to_long_side
+from yolov7.data.decode import decode_image, reduction_for
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index, build_index
 from yolov7.data.loader import TrainLoader
+from yolov7.letterbox import resize_to_long_side
 
 HEIGHT, WIDTH = 480, 640
 RECIPES = {

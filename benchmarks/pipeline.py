@@ -39,14 +39,14 @@ Times = tuple[float, float]
 # each time, and once more with nothing to do. Prints wall and processor seconds of each.
 FLOW = """
 import json, logging, os, pathlib, sys, time
-from flows.train_family import train_family
+from flows.train_variants import train_variants
 logging.disable(logging.CRITICAL)
 seconds = []
 for number in range(int(sys.argv[1]) + 1):
     if number < int(sys.argv[1]):
         pathlib.Path("source.txt").write_text(f"{sys.argv[2]} {number}")
     started, busy = time.perf_counter(), sum(os.times()[:4])
-    train_family(promote_challengers=False)
+    train_variants(promote_challengers=False)
     seconds.append((time.perf_counter() - started, sum(os.times()[:4]) - busy))
 print(json.dumps(seconds))
 """
@@ -182,7 +182,7 @@ def repro(arguments: argparse.Namespace, base: Path) -> None:
     plain = [seconds_of([*DVC, "repro"], folder, env) for _ in rounds]
     status = [seconds_of([*DVC, "status"], folder, env) for _ in rounds]
     home = in_process_api(base / "home")
-    script = "from flows.train_family import train_family; train_family(promote_challengers=False)"
+    script = "from flows.train_variants import train_variants; train_variants(promote_challengers=False)"
     flow = [seconds_of([sys.executable, "-c", script], folder, home) for _ in range(arguments.rounds + 1)][1:]
     names = {"`dvc repro`": plain, "`dvc status`": status, "the flow, imports and in-process API included": flow}
     rows = [[name, f"{statistics.median(one):.1f} s", f"{max(one):.1f} s"] for name, one in names.items()]

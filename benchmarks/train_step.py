@@ -26,6 +26,7 @@ from yolov7.data.loader import TrainLoader
 from yolov7.device import autocast, autocast_dtype, choose_device, gradient_scaler
 from yolov7.loss import create_criterion
 from yolov7.model import create_model
+from yolov7.model.variants import recipe_of
 from yolov7.train.ema import AveragedModel
 from yolov7.train.optimizer import create_optimizer
 
@@ -131,7 +132,9 @@ def main() -> None:
         for variant in arguments.variants:
             for size in arguments.sizes:
                 values = {"image_size": size, "batch_size": arguments.batch_size, "precision": arguments.precision}
-                parts = measure(index, variant, train_parameters(values), arguments.steps, device)
+                parts = measure(
+                    index, variant, train_parameters(values, recipe=recipe_of(variant)), arguments.steps, device
+                )
                 step = sum(parts)
                 cells = [f"{1e3 * p / arguments.batch_size:9.1f} ms ({100 * p / step:4.1f} %)" for p in parts]
                 total = f"{1e3 * step / arguments.batch_size:.1f} ms an image"

@@ -163,10 +163,10 @@ def chromium(program: str) -> Iterator[Browser]:
 
 
 def prefect_pages(base: str) -> list[Page]:
-    wanted = {"flows": {"name": {"any_": ["train-family"]}}, "sort": "START_TIME_DESC", "limit": 20}
+    wanted = {"flows": {"name": {"any_": ["train-variants"]}}, "sort": "START_TIME_DESC", "limit": 20}
     runs = ask(f"{base}/api/flow_runs/filter", wanted)
     if not runs:
-        sys.exit("error: Prefect's database holds no run of train-family; run `make demo` there first")
+        sys.exit("error: Prefect's database holds no run of train-variants; run `make demo` there first")
     longest = max(runs, key=lambda run: run["total_run_time"])
     run = f"{base}/runs/flow-run/{longest['id']}"
     return [

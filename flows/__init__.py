@@ -1,1 +1,1 @@
-"""Prefect flows."""
+"""Prefect flows: train the variants, validate data, promote, measure champions. Commands: `demo`, `reproduce`."""

@@ -1,7 +1,7 @@
 """The whole pipeline in one command, without a server: `make demo`, or `python -m flows.demo`.
 
-Runs the flow `train-family` in this process on what params.yaml says, and ends with a table and with where to look
-next. Everything Prefect keeps lies in `.local/prefect`; a server is used only where PREFECT_API_URL names one.
+Runs the flow `train-variants` in this process, as params.yaml says, and prints a table and the next steps. Prefect
+keeps its data in `.local/prefect`; a server is used only if PREFECT_API_URL names one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from stages.project.command import NO_TELEMETRY
 from yolov7.errors import ConfigError, YoloError
 
 if TYPE_CHECKING:
-    from flows.report import FamilyReport
+    from flows.report import RunReport
 
 _REMOTE = ("local", "../.local/dvc-remote")
 _LINE = "%(asctime)s | %(levelname)-7s | "
 
 
 def main() -> int:
-    """Run the flow and print what came of it; returns the exit code."""
+    """Run the flow and print its report; returns the exit code."""
     started = time.monotonic()
     console = Console()
     root = Path.cwd()
@@ -41,17 +41,17 @@ def main() -> int:
     except YoloError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return 2
-    # A plain SIGTERM would leave Prefect's in-process server behind; an exit takes it along.
+    # A plain SIGTERM would leave Prefect's in-process server running; a regular exit ends it.
     signal.signal(signal.SIGTERM, _exit)
     # Prefect reads its settings from the environment when it is imported.
-    from flows.train_family import FamilyError, train_family
+    from flows.train_variants import RunError, train_variants
 
     try:
-        report, code = train_family(), 0
-    except FamilyError as error:
+        report, code = train_variants(), 0
+    except RunError as error:
         report, code = error.report, 1
     except KeyboardInterrupt:
-        console.print("\nStopped. `make demo` goes on from here.")
+        console.print("\nStopped. `make demo` resumes from here.")
         return 130
     _print_report(console, report, time.monotonic() - started)
     return code
@@ -62,14 +62,14 @@ def _exit(signum: int, frame: object) -> None:
 
 
 def prepare_environment(root: Path) -> None:
-    """Set what Prefect and its children read from the environment; values that are set already win."""
+    """Set the environment variables of Prefect and its children; values that are already set win."""
     home = root.resolve() / ".local/prefect"
     defaults = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        # Its first start builds a database, which takes a busy machine more than the 20 s Prefect would wait.
+        # The first start builds a database; on a busy machine that takes longer than Prefect's default of 20 s.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-        # The task's name says which stage it is; the default line names a random run beside it.
+        # The task's name is the stage; the default line would add the random name of the run.
         "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": _LINE + "%(task_run_name)s | %(message)s",
         "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": _LINE + "%(flow_name)s | %(message)s",
     }
@@ -77,7 +77,7 @@ def prepare_environment(root: Path) -> None:
         os.environ.setdefault(name, value)
     os.environ.update(NO_TELEMETRY)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    # The in-process API listens on this machine; a proxy that is asked for it would never answer.
+    # The in-process API listens on this machine, where a proxy would never reach it.
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         missing = [host for host in ("127.0.0.1", "localhost") if host not in hosts]
@@ -85,7 +85,7 @@ def prepare_environment(root: Path) -> None:
 
 
 def prepare_dvc(root: Path) -> None:
-    """Make the folder a DVC project with a local remote where it is none (a download without its git history)."""
+    """Make the folder a DVC project with a local remote if it is none (a download without its git history)."""
     if (root / ".dvc").is_dir():
         return
     if not (root / "dvc.yaml").is_file():
@@ -102,11 +102,12 @@ def _dvc(*arguments: str) -> None:
         raise ConfigError(f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip().splitlines()[-1:]}")
 
 
-def _print_report(console: Console, report: FamilyReport, seconds: float) -> None:
+def _print_report(console: Console, report: RunReport, seconds: float) -> None:
+    from flows.markdown import duration
     from flows.promotion.judge import describe
-    from flows.report import COLUMNS, duration, rows
+    from flows.report import COLUMNS, rows
 
-    table = Table(title="train-family")
+    table = Table(title="train-variants")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("variant", "decision") else "right")
     for row in rows(report.variants):
@@ -123,7 +124,7 @@ def _print_report(console: Console, report: FamilyReport, seconds: float) -> Non
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _next_steps(report: FamilyReport) -> list[str]:
+def _next_steps(report: RunReport) -> list[str]:
     first = next((variant for variant in report.variants if variant.version is not None), None)
     lines = ["", "Where to look next:"]
     if first is not None:

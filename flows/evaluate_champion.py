@@ -1,27 +1,25 @@
-"""The Prefect flow `evaluate-champion`: does the champion still find on today's data what it found when registered?
+"""The Prefect flow `evaluate-champion`: is the champion as good on today's data as it was when it was registered?
 
-Its AP on the present test split is held against the AP that its version carries as a tag. A fall is a sign that the
-data has moved on from what the champion was trained for, or that the new annotations are not what they were.
+Its AP on the present test split is compared with the AP in the tags of its version. A drop means that the data has
+moved away from what the champion was trained for, or that the new annotations differ from the old ones.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field, PositiveFloat
 
-from flows.promotion.judge import chosen_models, recorded_ap, variant_of
-from flows.report import escape
-from flows.runner.pipeline import Log, Pipeline, only_run
-from flows.tasks import prepare_data, result_of, retried, words, worth_retrying
+from flows.markdown import bullets, section, table
+from flows.promotion.models import chosen_models, measure, recorded_ap, variant_of
+from flows.runner.pipeline import Pipeline, only_run
+from flows.tasks import Failure, attempt, prepare_data, retried, worth_retrying
 from stages.project import params as params_module
 from stages.project.params import Params
 from stages.registry.versions import CHAMPION, ModelRegistry
@@ -39,55 +37,55 @@ class Drift:
     ap: float
     """On the present test split."""
     interval: tuple[float, float]
-    """95 %, of `ap`, over test images drawn again."""
+    """95 % bootstrap interval of `ap` over test images."""
     images: int
     same_data: bool
-    """The test split is the one that the recorded AP was measured on."""
+    """Whether the recorded AP was measured on this test split."""
     conditions: str
     """How `ap` was measured (params.yaml: evaluate)."""
     recorded_conditions: str
-    """How the recorded AP was: the `evaluation` tag of its version."""
+    """How the recorded AP was measured: the `evaluation` tag of its version."""
 
     @property
     def fall(self) -> float:
-        """How far AP has fallen; negative where it has risen."""
+        """Drop of AP; negative if it has risen."""
         return self.recorded_ap - self.ap
 
     @property
     def comparable(self) -> bool:
-        """Both were measured alike: test-time augmentation that was switched off, say, is no drift."""
+        """Whether both were measured the same way; disabling test-time augmentation, say, is not drift."""
         return self.conditions == self.recorded_conditions
 
 
 @dataclass
 class DriftReport:
-    """Every champion asked about."""
+    """Every champion that was to be measured."""
 
     max_ap_drop: float
     measured: list[Drift] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
-    """Models that have no champion yet."""
+    """Models without a champion."""
     errors: list[str] = field(default_factory=list)
 
     @property
     def fallen(self) -> list[str]:
-        """One line for every champion whose AP has fallen by more than is allowed."""
+        """One line for every champion whose AP has fallen further than allowed."""
         return [
-            f"{one.name} version {one.version}: AP {one.ap:.4f} on the present test data, {one.fall:.4f} below the "
-            f"recorded {one.recorded_ap:.4f}; {self.max_ap_drop:g} allowed"
-            for one in self.measured
-            if one.comparable and one.fall > self.max_ap_drop
+            f"{each.name} version {each.version}: AP {each.ap:.4f} on the present test data, {each.fall:.4f} below the "
+            f"recorded {each.recorded_ap:.4f}; {self.max_ap_drop:g} allowed"
+            for each in self.measured
+            if each.comparable and each.fall > self.max_ap_drop
         ]
 
     @property
     def incomparable(self) -> list[str]:
-        """One line for every champion whose recorded AP was measured otherwise than it is measured now."""
+        """One line for every champion whose recorded AP was measured in another way than now."""
         return [
-            f"{one.name} version {one.version}: AP {one.ap:.4f} on the present test data cannot be compared with the "
-            f"recorded {one.recorded_ap:.4f}: that was measured with {one.recorded_conditions}, params.yaml: evaluate "
-            f"now says {one.conditions}"
-            for one in self.measured
-            if not one.comparable
+            f"{each.name} version {each.version}: AP {each.ap:.4f} on the present test data cannot be compared with "
+            f"the recorded {each.recorded_ap:.4f}: that was measured with {each.recorded_conditions}, params.yaml: "
+            f"evaluate now says {each.conditions}"
+            for each in self.measured
+            if not each.comparable
         ]
 
     @property
@@ -110,17 +108,17 @@ class DriftError(YoloError):
 
 
 @task(name="evaluate", task_run_name="evaluate@{name}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
-def measure(pipeline: Pipeline, params: Params, name: str) -> Drift | None:
-    """Measure the champion of `name` on the present test split; None where there is no champion."""
+def measure_champion(pipeline: Pipeline, params: Params, name: str) -> Drift | None:
+    """Measure the champion of `name` on the present test split; None if there is no champion."""
     log = get_run_logger()
     champion = ModelRegistry().by_alias(name, CHAMPION)
     if champion is None:
         log.info("%s has no champion yet", name)
         return None
     recorded = recorded_ap(champion)
-    # By number: the alias may move on while this one is measured.
-    command = [sys.executable, "-m", "stages.evaluate", "--variant", variant_of(champion, params)]
-    figures = _figures(pipeline, f"evaluate-{name}-{champion.number}", [*command, "--model", champion.uri], log)
+    # By number: the alias may move while this version is measured.
+    command = ["stages.evaluate", "--variant", variant_of(champion, params), "--model", champion.uri]
+    figures = measure(pipeline, f"evaluate-{name}-{champion.number}", command, log)
     return Drift(
         name=name,
         version=champion.number,
@@ -134,14 +132,6 @@ def measure(pipeline: Pipeline, params: Params, name: str) -> Drift | None:
     )
 
 
-def _figures(pipeline: Pipeline, what: str, command: list[str], log: Log) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
-        output = Path(folder) / "figures.json"
-        pipeline.run(what, [*command, "--output", str(output)], log, measures=True)
-        figures: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
-        return figures
-
-
 @flow(name="evaluate-champion", persist_result=False)
 def evaluate_champion(
     models: list[str] | None = None,
@@ -150,25 +140,24 @@ def evaluate_champion(
     refresh: bool = False,
     timeout_hours: PositiveFloat = 12.0,
 ) -> DriftReport:
-    """Measure the champions on the present test data and compare with the AP recorded at their versions.
+    """Measure the champions on the present test data and compare with the AP recorded in their versions.
 
     Args:
-        models: names of registered models; those of `params.yaml: variants` where none are given.
+        models: names of registered models; default: those of `params.yaml: variants`.
         max_ap_drop: how far the AP of a champion may fall below the recorded one.
-        on_drop: what a fall by more than that does to the run: `fail`, or `warn` in its log and on its page.
-        refresh: look at the data's source again even if nothing here has changed, as an archive on a server may have.
-        timeout_hours: a data stage or a measurement is stopped after this time.
+        on_drop: effect of a larger drop: `fail` the run, or `warn` in its log and on its page.
+        refresh: read the source again even if nothing here has changed, because an archive on a server may have.
+        timeout_hours: time limit of each data stage and each measurement.
     """
     params = params_module.load()
     chosen = chosen_models(models, params)
     log, root = get_run_logger(), Path.cwd()
-    report = DriftReport(max_ap_drop)
     with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600, pull=params.flow.pull) as pipeline:
         _, failure = prepare_data(pipeline, params, refresh=refresh)
-        if failure is not None:
-            report.errors.append(failure)
+        if failure is None:
+            report = measure_each(pipeline, params, chosen, max_ap_drop)
         else:
-            _measure_all(pipeline, params, chosen, report)
+            report = DriftReport(max_ap_drop, errors=[str(failure)])
     create_markdown_artifact(markdown(report), key="evaluate-champion", description=report.summary)
     for line in report.fallen + report.incomparable:
         log.warning("%s", line)
@@ -179,37 +168,42 @@ def evaluate_champion(
     return report
 
 
-def _measure_all(pipeline: Pipeline, params: Params, names: list[str], report: DriftReport) -> None:
-    for name in names:
-        state = retried(measure, params)(pipeline, params, name, return_state=True)
-        result = result_of(state)
-        if isinstance(result, Drift):
-            report.measured.append(result)
-        elif state.is_completed():
-            report.absent.append(name)
-        else:
-            report.errors.append(words(result, f"evaluate@{name}"))
+def measure_each(pipeline: Pipeline, params: Params, names: Sequence[str], max_ap_drop: float) -> DriftReport:
+    """Measure the champions one after the other; a failure does not stop the others."""
+    measured = retried(measure_champion, params)
+    results = {name: attempt(measured, pipeline, params, name) for name in names}
+    return DriftReport(
+        max_ap_drop,
+        measured=[result for result in results.values() if isinstance(result, Drift)],
+        absent=[name for name, result in results.items() if result is None],
+        errors=[str(result) for result in results.values() if isinstance(result, Failure)],
+    )
+
+
+COLUMNS = ("champion", "AP recorded", "AP now", "95 % interval", "change", "images", "test data")
 
 
 def markdown(report: DriftReport) -> str:
-    """The run's page: every champion then and now, and what went wrong."""
+    """The run's page: every champion then and now, and the failures."""
     lines = ["# evaluate-champion", "", report.summary]
     if report.measured:
-        head = ("champion", "AP recorded", "AP now", "95 % interval", "change", "images", "test data")
-        lines += ["", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for one in report.measured:
-        low, high = one.interval
-        change = f"**{-one.fall:+.4f}**" if one.fall > report.max_ap_drop else f"{-one.fall:+.4f}"
-        change = change if one.comparable else "measured otherwise"
-        data = "the same" if one.same_data else "other than recorded"
-        lines.append(
-            f"| {escape(one.name)} version {one.version} | {one.recorded_ap:.4f} | {one.ap:.4f} "
-            f"| {low:.4f} to {high:.4f} | {change} | {one.images} | {data} |"
-        )
-    if report.incomparable:
-        lines += ["", "## Measured otherwise than recorded", "", *(f"- {escape(one)}" for one in report.incomparable)]
+        lines += ["", *table(COLUMNS, [_row(drift, report.max_ap_drop) for drift in report.measured])]
+    lines += section("Measured otherwise than recorded", bullets(report.incomparable))
     if report.absent:
         lines += ["", f"Without a champion: {', '.join(report.absent)}."]
-    if report.errors:
-        lines += ["", "## Failures", "", *(f"- {escape(error)}" for error in report.errors)]
+    lines += section("Failures", bullets(report.errors))
     return "\n".join(lines) + "\n"
+
+
+def _row(drift: Drift, max_ap_drop: float) -> tuple[object, ...]:
+    low, high = drift.interval
+    change = f"**{-drift.fall:+.4f}**" if drift.fall > max_ap_drop else f"{-drift.fall:+.4f}"
+    return (
+        f"{drift.name} version {drift.version}",
+        f"{drift.recorded_ap:.4f}",
+        f"{drift.ap:.4f}",
+        f"{low:.4f} to {high:.4f}",
+        change if drift.comparable else "measured otherwise",
+        drift.images,
+        "the same" if drift.same_data else "other than recorded",
+    )

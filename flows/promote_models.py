@@ -1,4 +1,4 @@
-"""Old address of :mod:`flows.promote`, for deployments that were made before the flow moved there."""
+"""Old name of :mod:`flows.promote`, for deployments made with it as their entrypoint."""
 
 from flows.promote import promote
 

@@ -1,57 +1,63 @@
-"""What a run of the family did, for people: one record per variant, as Markdown and as lines of a table."""
+"""The report of a `train-variants` run: a record per variant, as Markdown and as rows of a table."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from flows.markdown import bullets, duration, section, stage_table, table
 from flows.promotion.judge import Decision, verdict
-from flows.runner.pipeline import Outcome, StageResult
+from flows.runner.pipeline import StageOutcome, StageResult
+from stages.project.workspace import model_dir, read_json, reports
+from yolov7.errors import DataError
 
 
 @dataclass
 class VariantReport:
-    """One variant: what was measured, what the registry holds, and what went wrong, if anything did."""
+    """One variant: its stages, its figures, its registered version, and its failure, if any."""
 
     variant: str
     stages: list[StageResult] = field(default_factory=list)
     ap: float | None = None
     ap50: float | None = None
     size_bytes: int | None = None
-    """Of the ONNX artefact."""
+    """Size of the ONNX artefact."""
     version: int | None = None
     decision: Decision | None = None
     error: str | None = None
 
     @property
     def seconds(self) -> float:
-        """Time its stages took, waiting for each other not counted."""
+        """Total time of its stages, without the time they waited."""
         return sum(result.seconds for result in self.stages)
 
-    def read_results(self, root: Path) -> None:
-        """Take the figures from what the stages wrote; a stage that did not get that far leaves them out."""
-        metrics = _read(root / "reports" / self.variant / "metrics.json")
-        record = _read(root / "models" / self.variant / "registered.json")
-        self.ap, self.ap50, self.version = metrics.get("AP"), metrics.get("AP50"), record.get("version")
-        artefact = root / "models" / self.variant / "export/model.onnx"
-        self.size_bytes = artefact.stat().st_size if artefact.is_file() else None
+    def with_results(self, root: Path) -> VariantReport:
+        """A copy with the figures that the stages wrote; those of stages that did not run are absent."""
+        metrics = _read(root / reports(self.variant) / "metrics.json", f"dvc repro evaluate@{self.variant}")
+        record = _read(root / model_dir(self.variant) / "registered.json", f"dvc repro register@{self.variant}")
+        artefact = root / model_dir(self.variant) / "export/model.onnx"
+        return replace(
+            self,
+            ap=metrics.get("AP"),
+            ap50=metrics.get("AP50"),
+            version=record.get("version"),
+            size_bytes=artefact.stat().st_size if artefact.is_file() else None,
+        )
 
 
 @dataclass
-class FamilyReport:
+class RunReport:
     """The whole run."""
 
     data: list[StageResult] = field(default_factory=list)
     """`ingest` and `validate`."""
     variants: list[VariantReport] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    """What went wrong outside a variant: in the data stages, or while pushing."""
-    pushed: bool = False
+    """Failures outside the variants: in the data stages, or while pushing."""
     comparison: Path | None = None
-    """The page that compares the variants, where there is one."""
+    """The page that compares the variants, if there is one."""
     seconds: float = 0.0
 
     @property
@@ -61,14 +67,14 @@ class FamilyReport:
 
     @property
     def failures(self) -> list[str]:
-        """One line for everything that went wrong."""
+        """One line per failure."""
         return self.errors + [report.error for report in self.variants if report.error]
 
     @property
     def summary(self) -> str:
-        """One sentence: what was computed, and whether all is well."""
-        ran = [result.stage for result in self.stages if result.outcome is Outcome.RAN]
-        restored = [result.stage for result in self.stages if result.outcome is Outcome.RESTORED]
+        """One sentence: what was computed, and what failed."""
+        ran = [result.stage for result in self.stages if result.outcome is StageOutcome.RAN]
+        restored = [result.stage for result in self.stages if result.outcome is StageOutcome.RESTORED]
         parts = []
         if ran:
             parts.append(f"{len(ran)} of {len(self.stages)} stages ran ({', '.join(ran)})")
@@ -85,7 +91,7 @@ COLUMNS = ("variant", "AP", "AP50", "ONNX", "version", "champion", "decision", "
 
 
 def rows(variants: Sequence[VariantReport]) -> list[tuple[str, ...]]:
-    """The table's cells, as :data:`COLUMNS` names them."""
+    """The cells of the table, in the order of :data:`COLUMNS`."""
     return [
         (
             report.variant,
@@ -101,42 +107,27 @@ def rows(variants: Sequence[VariantReport]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(report: FamilyReport) -> str:
+def markdown(report: RunReport) -> str:
     """The run's page: table, decisions, stages, failures."""
-    lines = ["# train-family", "", report.summary, "", "| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in rows(report.variants)]
+    lines = ["# train-variants", "", report.summary, "", *table(COLUMNS, rows(report.variants))]
     if report.comparison is not None:
         lines += ["", f"The variants side by side: `{report.comparison}`"]
-    decisions = [variant.decision for variant in report.variants if variant.decision]
-    if decisions:
-        lines += ["", "## Promotion", "", *decision_lines(decisions)]
-    lines += ["", "## Stages", "", "| stage | what happened | time |", "| --- | --- | --- |"]
-    lines += [f"| `{one.stage}` | {one.outcome} | {duration(one.seconds)} |" for one in report.stages]
-    if report.failures:
-        lines += ["", "## Failures", ""]
-        lines += [f"- {escape(failure)}" for failure in report.failures]
+    lines += section("Promotion", decision_lines([each.decision for each in report.variants if each.decision]))
+    lines += section("Stages", stage_table(report.stages))
+    lines += section("Failures", bullets(report.failures))
     return "\n".join(lines) + "\n"
 
 
 def decision_lines(decisions: Sequence[Decision]) -> list[str]:
-    """Every decision of the gate with the rules it was judged by, as a Markdown list."""
+    """Every decision of the gate with its checks, as a Markdown list."""
     lines = []
-    for one in decisions:
-        lines.append(f"- `{one.name}`: **{verdict(one)}**, {one.reason}")
+    for decision in decisions:
+        lines.append(f"- `{decision.name}`: **{verdict(decision)}**, {decision.reason}")
         lines += [
-            f"  - {check.rule}: {'passed' if check.passed else '**failed**'}, {check.finding}" for check in one.checks
+            f"  - {check.rule}: {'passed' if check.passed else '**failed**'}, {check.finding}"
+            for check in decision.checks
         ]
     return lines
-
-
-def duration(seconds: float) -> str:
-    """`4 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _number(value: float | None) -> str:
@@ -147,13 +138,8 @@ def _optional(value: int | None) -> str:
     return "-" if value is None else str(value)
 
 
-def escape(text: str) -> str:
-    """Text that stays in its table cell or list item."""
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, command: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path, command)
+    except (DataError, OSError):
         return {}

@@ -1,16 +1,15 @@
-"""Rebuild a registered version from its git revision and its data, and say how far the result is the same.
+"""Rebuild a registered version from its git revision and its data, and compare the result.
 
     python -m flows.reproduce models:/NAME@champion [--keep]
 
-The revision is checked out in a worktree of its own, the data comes by its DVC hash, and the stages from `validate` to
-`evaluate` run there anew, whatever the run cache holds. Nothing is registered; DVC's cache and MLflow learn nothing of
-the result. Exit code: 0 byte-equal, 1 it differs, 2 it could not be rebuilt.
+The revision is checked out in a worktree, the data comes by its DVC hash, and the stages from `validate` to `evaluate`
+run there again, even if the run cache has their results. Nothing is registered; DVC's cache and MLflow do not receive
+the result. Exit code: 0 byte-equal, 1 different, 2 could not be rebuilt.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -21,14 +20,15 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from flows.promotion.judge import variant_of
-from flows.report import duration
+from flows.markdown import duration
+from flows.promotion.models import variant_of
 from flows.runner.pipeline import Log, Pipeline, StageError
 from flows.runner.worktree import bring, bring_weights, commit_of, hashes_of, worktree
 from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
 from stages.project.provenance import DIRTY, UNKNOWN, UNTRACKED
 from stages.project.redaction import log_to_stderr, redacted
+from stages.project.workspace import INGESTED, dataset_document, model_dir, read_json, reports
 from stages.registry.versions import ModelRegistry, Version, download_model
 from stages.training.state_remote import SWITCH
 from yolov7.artefact import ONNX
@@ -40,14 +40,13 @@ log = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 STAGES = ("validate", "train", "export", "evaluate")
 _FOLDERS = ("coco", "voc", "yolo")
-"""Sources whose data lies in a folder beside git: they cannot be asked again from a fresh checkout."""
+"""Sources whose data is in a folder outside git: a fresh checkout cannot ingest them again."""
 _NEEDED = ("git_revision", "data_dvc", "data_sha256", "artefact_sha256", "manifest_sha256", "AP")
-_INGESTED = "data/ingested"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a version was made from, as its tags say."""
+    """Revision, data and figures of a version, from its tags."""
 
     version: Version
     variant: str
@@ -57,36 +56,36 @@ class Origin:
     artefact_sha256: str
     ap: float
     packages_sha256: str | None
-    """Of the `requirements.lock` it was registered with."""
+    """Hash of the `requirements.lock` it was registered with."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A version that was built again."""
+    """A version that was built again, compared with the registered one."""
 
     version: Version
     revision: str
     artefact_sha256: str
-    """Of the ONNX file built now."""
+    """Hash of the ONNX file built now."""
     equal: bool
-    """Byte for byte what is registered."""
+    """Whether it is byte for byte the registered file."""
     parameter_difference: float
-    """Largest absolute difference of a parameter; infinite where the networks are not of one shape."""
+    """Largest absolute difference of a parameter; infinite if the networks differ in shape."""
     parameter: str
-    """Where that is."""
+    """The parameter with that difference."""
     ap: float
-    """Test AP of what was built now."""
+    """Test AP of the model built now."""
     recorded_ap: float
     seconds: float
 
     def describe(self) -> str:
-        """One line for people."""
+        """The comparison in one line."""
         head = f"{self.version} of {self.revision[:12]}: "
         took = f" Rebuilt in {duration(self.seconds)}."
         if self.equal:
             return f"{head}byte-equal ({ONNX}, sha256 {self.artefact_sha256[:12]}), AP {self.ap:.4f}.{took}"
         if math.isinf(self.parameter_difference):
-            parameters = f"its parameters are of another shape ({self.parameter})"
+            parameters = f"its parameters have other shapes ({self.parameter})"
         elif self.parameter_difference == 0.0:
             parameters = "all parameters are equal"
         else:
@@ -96,21 +95,21 @@ class Reproduction:
 
 
 def origin_of(version: Version, variant: str) -> Origin:
-    """What the tags of a version say. Raises :class:`ModelError` where it cannot be rebuilt from them."""
+    """Read the tags of a version. Raises :class:`ModelError` if it cannot be rebuilt from them."""
     missing = [name for name in _NEEDED if not version.tags.get(name)]
     if missing:
         raise ModelError(f"{version} has no tag {missing[0]}; it was not registered by this project")
     revision = version.tags["git_revision"]
     if revision == UNKNOWN:
-        raise ModelError(f"{version} was registered outside git: nobody knows its code")
+        raise ModelError(f"{version} was registered outside git: its code is unknown")
     if revision.endswith(DIRTY):
-        changed = version.tags.get("git_changes", "which, is not recorded")
+        changed = version.tags.get("git_changes", "not recorded")
         raise ModelError(
             f"{version} was registered from {revision.removesuffix(DIRTY)} with changes that were not committed "
             f"({changed}); only a version of a committed tree can be rebuilt"
         )
     if version.tags["data_dvc"] == UNTRACKED:
-        raise ModelError(f"{version}: its data was not tracked by DVC; register what `dvc repro` has made")
+        raise ModelError(f"{version}: its data was not tracked by DVC; register the result of `dvc repro`")
     return Origin(
         version=version,
         variant=variant,
@@ -126,8 +125,8 @@ def origin_of(version: Version, variant: str) -> Origin:
 def reproduce(uri: str, *, root: Path | None = None, keep: bool = False, log: Log = log) -> Reproduction:
     """Rebuild the version that `uri` names (`models:/NAME@ALIAS` or `models:/NAME/NUMBER`) and compare.
 
-    `keep` leaves the worktree where it is. Raises :class:`YoloError` where version, revision or data are not to be had,
-    or a stage fails.
+    `keep` leaves the worktree in place. Raises :class:`YoloError` if version, revision or data are not available, or if
+    a stage fails.
     """
     root = (root or Path.cwd()).resolve()
     params = params_module.load(root / params_module.PARAMS_FILE)
@@ -154,35 +153,39 @@ def reproduce(uri: str, *, root: Path | None = None, keep: bool = False, log: Lo
 def _warn_of_packages(origin: Origin, folder: Path, log: Log) -> None:
     path = folder / "requirements.lock"
     if origin.packages_sha256 and path.is_file() and sha256_file(path) != origin.packages_sha256:
-        log.warning("requirements.lock of that revision is not the one that %s was registered with", origin.version)
+        log.warning(
+            "requirements.lock of that revision differs from the one that %s was registered with", origin.version
+        )
     here = Path("requirements.lock")
     if path.is_file() and here.is_file() and sha256_file(path) != sha256_file(here):
-        log.warning("the packages of this environment are not those of that revision: small differences may be theirs")
+        log.warning(
+            "the packages of this environment differ from those of that revision; they may cause small differences"
+        )
 
 
 def _bring_data(pipeline: Pipeline, origin: Origin, log: Log) -> None:
-    """The very data: by its hash, or made again where the source can be asked again and gives the same."""
+    """Bring the same data: by its hash, or from the source if that still gives the same."""
     try:
-        bring(pipeline, {"ingest": {_INGESTED: origin.data_dvc}}, log)
+        bring(pipeline, {"ingest": {str(INGESTED): origin.data_dvc}}, log)
     except DataError as error:
         source = params_module.load(pipeline.root / params_module.PARAMS_FILE).data.source
         if source in _FOLDERS:
             raise
-        log.info("%s; ingesting anew from the source %s", error, source)
+        log.info("%s; ingesting again from the source %s", error, source)
         pipeline.reproduce("ingest", log, force=True, commit=False)
-        found = hashes_of(pipeline.root, ("ingest",))["ingest"].get(_INGESTED)
+        found = hashes_of(pipeline.root, ("ingest",))["ingest"].get(str(INGESTED))
         if found != origin.data_dvc:
             raise DataError(f"{error}; and the source {source} gives other data now ({found})") from None
-    document = json.loads((pipeline.root / _INGESTED / "dataset.json").read_text(encoding="utf-8"))
+    document = dataset_document(pipeline.root / INGESTED)
     if document["sha256"] != origin.data_sha256:
-        raise DataError(f"sha256 {document['sha256']} where {origin.data_sha256} was registered", path=_INGESTED)
+        raise DataError(f"sha256 {document['sha256']} where {origin.data_sha256} was registered", path=INGESTED)
 
 
 def _compare(origin: Origin, registered: Path, folder: Path, seconds: float) -> Reproduction:
-    built = folder / "models" / origin.variant / "export"
+    built = folder / model_dir(origin.variant) / "export"
     sha256 = sha256_file(built / ONNX)
     parameter, difference = largest_difference(built / WEIGHTS, registered / WEIGHTS)
-    metrics = json.loads((folder / "reports" / origin.variant / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / reports(origin.variant) / "metrics.json", f"dvc repro evaluate@{origin.variant}")
     return Reproduction(
         version=origin.version,
         revision=origin.revision,
@@ -197,7 +200,7 @@ def _compare(origin: Origin, registered: Path, folder: Path, seconds: float) -> 
 
 
 def largest_difference(ours: Path, theirs: Path) -> tuple[str, float]:
-    """The parameter of two weight files that differs most, and by how much; infinite where names or shapes do."""
+    """The parameter that differs most in two weight files, and its difference; infinite if names or shapes differ."""
     one, other = load_file(ours), load_file(theirs)
     if strange := sorted(one.keys() ^ other.keys()):
         return strange[0], math.inf
@@ -215,14 +218,16 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m flows.reproduce", description="Rebuild a registered version.")
     parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS or models:/NAME/VERSION")
-    parser.add_argument("--keep", action="store_true", help="leave the worktree, with all that was built, in .local")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the worktree with everything that was built, in .local"
+    )
     args = parser.parse_args(arguments)
     os.environ.update(NO_TELEMETRY)
     log_to_stderr()
     try:
         found = reproduce(args.model, keep=args.keep)
     except StageError as error:
-        print(f"error: {redacted(error)} (with --keep the worktree and its logs stay)", file=sys.stderr)  # noqa: T201
+        print(f"error: {redacted(error)} (--keep leaves the worktree and its logs)", file=sys.stderr)  # noqa: T201
         return 2
     except YoloError as error:
         print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees

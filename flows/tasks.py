@@ -1,40 +1,47 @@
-"""What the flows share: a DVC stage as a Prefect task, retries by kind of failure, accelerator slots, errors in words.
+"""The tasks that flows share: a DVC stage, retries by kind of failure, accelerator slots, failures as values.
 
-The tasks are never cached by Prefect: a cached task would mean a nightly run that trains nothing.
+Prefect never caches these tasks: a cached task would mean a nightly run that trains nothing.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from prefect import get_run_logger, task
+from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
+from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import exponential_backoff
 
-from flows.runner.pipeline import Log, Outcome, Pipeline, StageError, StageResult
+from flows.runner.pipeline import Log, Pipeline, StageError, StageOutcome, StageResult
 from stages.project.params import Params
 from stages.registry.errors import RegistryUnavailableError
 from yolov7.errors import YoloError
 
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
 DATA_STAGES = ("ingest", "validate")
 GPU_LIMIT, PROMOTION_LIMIT = "gpu", "promotion"
-"""Prefect's global concurrency limits, which hold for all flow runs of a server: `prefect gcl create gpu --limit N` and
+"""Prefect's global concurrency limits, for all flow runs of a server: `prefect gcl create gpu --limit N` and
 `prefect gcl create promotion --limit 1`."""
 _LEASE_SECONDS = 60.0
-"""A slot whose holder is gone is free after this time; the least that Prefect's server takes."""
+"""The slot of a dead holder is free after this time; the least that Prefect's server accepts."""
 
 
 class Slots:
-    """Accelerator slots: of this run by a semaphore, of all runs on a server by its `gpu` limit, where it has one.
+    """Accelerator slots: a semaphore for this run, and the server's `gpu` limit, if it has one, for all runs.
 
-    A limit in Prefect's own in-process database would be wrong for the first: a killed run would hold it for minutes.
+    A limit in Prefect's in-process database would not do for the first: a killed run would hold it for minutes.
     """
 
     def __init__(self, count: int):
@@ -49,41 +56,84 @@ class Slots:
 
 @contextmanager
 def held(limit: str) -> Iterator[None]:
-    """Hold a slot of one of the server's limits; without a server, or where it has no such limit, at once."""
+    """Hold a slot of one of the server's limits; without a server, or without that limit, proceed at once."""
     if PREFECT_API_URL.value() is None:
         yield
         return
-    # A lease that could not be renewed for a moment is no reason to throw a training away.
+    # A lease that could not be renewed for a moment must not abort a training.
     options: dict[str, Any] = {"lease_duration": _LEASE_SECONDS, "raise_on_lease_renewal_failure": False}
     with concurrency(limit, occupy=1, strict=False, **options):
         yield
 
 
 def alone() -> AbstractContextManager[None]:
-    """One gate at a time moves aliases, over all runs of a server."""
+    """Let one gate at a time move aliases, over all runs of a server."""
     return held(PROMOTION_LIMIT)
 
 
 def worth_retrying(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether to start a failed task again: not after a mistake that will be there the next time too."""
+    """Whether to retry a failed task: not after a mistake that a retry would meet again."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, StageError):
         return not error.lasting
     return isinstance(error, RegistryUnavailableError) or not isinstance(error, YoloError)
 
 
-def retried(one: Any, params: Params) -> Any:
-    """The task with the retries of params.yaml: the pause doubles each time."""
+def retried(task: Task[P, R], params: Params) -> Task[P, R]:
+    """The task with the retries of params.yaml; the delay doubles each time."""
     flow_params = params.flow
     if not flow_params.retries:
-        return one
-    return one.with_options(
-        retries=flow_params.retries, retry_delay_seconds=exponential_backoff(max(flow_params.retry_seconds, 1))
-    )
+        return task
+    delay: Any = exponential_backoff(max(flow_params.retry_seconds, 1))
+    return task.with_options(retries=flow_params.retries, retry_delay_seconds=delay)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that returned nothing: the exception it ended with, or the reason why it never ran."""
+
+    task: str
+    """As its run is named: `promote@yolov7-tiny`."""
+    error: Any
+
+    def __str__(self) -> str:
+        """One line; our own errors name the stage themselves."""
+        if isinstance(self.error, StageError):
+            return str(self.error)
+        return f"{self.task}: {' '.join(str(self.error).split()) or type(self.error).__name__}"
+
+
+class _Runnable(Protocol[P, R_co]):
+    """A :class:`Task`, which itself is invariant in its result."""
+
+    @property
+    def fn(self) -> Callable[P, R_co]: ...
+
+
+def attempt(task: _Runnable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | Failure:
+    """Run a task to its end; its failure is a value and not an exception."""
+    run: Any = task
+    given = inspect.signature(task.fn).bind(*args, **kwargs).arguments
+    return _result(run(*args, return_state=True, **kwargs), run.task_run_name.format(**given))
+
+
+def wait_for_stage(future: PrefectFuture[StageResult], name: str) -> StageResult | Failure:
+    """The result of a submitted stage, as :func:`attempt` returns it; `name` is that of its run."""
+    future.wait()
+    result: StageResult | Failure = _result(future.state, name)
+    return result
+
+
+def _result(state: State[Any], name: str) -> Any:
+    if state.is_completed():
+        return state.result()
+    if state.is_failed() or state.is_crashed():
+        return Failure(name, state.result(raise_on_failure=False))
+    return Failure(name, state.message or state.name)
 
 
 @task(name="stage", task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
-def run_stage(
+def reproduce_stage(
     pipeline: Pipeline,
     stage: str,
     slots: Slots | None = None,
@@ -91,12 +141,14 @@ def run_stage(
     force: bool = False,
     pull: bool = False,
 ) -> StageResult:
-    """One DVC stage; `fresh`: DVC has just found it and everything it depends on unchanged; `force`: run it even so;
-    `pull`: take what the run cache of the remote holds.
+    """Reproduce one DVC stage.
+
+    `fresh`: DVC has just found it and everything upstream unchanged; `force`: run it anyway; `pull`: take the result
+    from the run cache of the remote.
     """
     log = get_run_logger()
     if fresh and not force:
-        result = StageResult(stage, Outcome.UNCHANGED, 0.0)
+        result = StageResult(stage, StageOutcome.UNCHANGED, 0.0)
     elif slots is None:
         result = pipeline.reproduce(stage, log, force=force, pull=pull)
     else:
@@ -108,44 +160,29 @@ def run_stage(
 
 def prepare_data(
     pipeline: Pipeline, params: Params, *, fresh: Collection[str] = (), refresh: bool = False
-) -> tuple[list[StageResult], str | None]:
-    """`ingest`, then `validate`; `refresh`: look at the source again although nothing here has changed.
+) -> tuple[list[StageResult], Failure | None]:
+    """Bring `ingest` and `validate` up to date; `refresh`: read the source again even if nothing here has changed.
 
-    Returns the stages that are now up to date and, where one failed, why in one line.
+    Returns the stages that are up to date and, if one failed, its failure.
     """
     done: list[StageResult] = []
     for stage in DATA_STAGES:
         force = refresh and stage == "ingest"
-        # What an ingest anew brings may not be what DVC has called unchanged.
+        # A forced ingest may bring other data than DVC has seen.
         known = stage in fresh and not refresh
-        state = retried(run_stage, params)(pipeline, stage, fresh=known, force=force, return_state=True)
-        result = result_of(state)
-        if not isinstance(result, StageResult):
-            return done, words(result, stage)
+        result = attempt(retried(reproduce_stage, params), pipeline, stage, fresh=known, force=force)
+        if isinstance(result, Failure):
+            return done, result
         done.append(result)
     return done, None
 
 
 def fetch_reference(pipeline: Pipeline, log: Log) -> None:
-    """Bring the statistics of the champion's data beside the rules of validation, before DVC says what is stale.
+    """Fetch the statistics of the champion's data for the drift rules, before DVC looks for stale stages.
 
-    A registry that is away, or holds no statistics, is no reason to stop: the reference stays as it is.
+    An unavailable registry, or one without statistics, is only a warning: the reference stays as it is.
     """
     try:
         pipeline.run("data_reference", [sys.executable, "-m", "stages.data_reference"], log)
     except StageError as error:
-        log.warning("%s; drift is judged by the reference there is", error)
-
-
-def result_of(state: State[Any]) -> Any:
-    """What a task returned, the exception it ended with, or why it never ran."""
-    if state.is_completed() or state.is_failed() or state.is_crashed():
-        return state.result(raise_on_failure=False)
-    return state.message or state.name
-
-
-def words(error: Any, name: str) -> str:
-    """An error in one line; ours name the stage themselves."""
-    if isinstance(error, StageError):
-        return str(error)
-    return f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
+        log.warning("%s; drift is judged against the present reference", error)

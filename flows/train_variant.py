@@ -1,8 +1,8 @@
-"""Training on another machine, by git revision: the flow `train-variant`, and how `train-family` asks for it.
+"""Training on another machine, by git revision: the flow `train-variant`, and how `train-variants` requests it.
 
-The two machines share a git remote, the DVC remote and the Prefect server, and no files. The asking run pushes the data
-it has prepared; the worker checks out the revision in a worktree, pulls that data by its hash, trains, and pushes the
-outputs with DVC's run cache, from which the asking run then restores them as if it had trained itself.
+The two machines share a git remote, the DVC remote and the Prefect server, but no files. The requesting run pushes the
+data it has prepared. The worker checks out the revision in a worktree, pulls that data by its hash, trains, and pushes
+the outputs with DVC's run cache; the requesting run restores them from there as if it had trained itself.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from prefect.tasks import exponential_backoff
 from pydantic import PositiveFloat
 
 from flows.runner import remote as dvc_remote
-from flows.runner.pipeline import LOGS, Log, Outcome, Pipeline, StageError, StageResult
+from flows.runner.pipeline import LOGS, Log, Pipeline, StageError, StageOutcome, StageResult
 from flows.runner.worktree import DataHashes, added_weights, bring, bring_weights, commit_of, hashes_of, worktree
-from flows.tasks import DATA_STAGES, Slots, retried, run_stage, worth_retrying
+from flows.tasks import DATA_STAGES, Slots, reproduce_stage, retried, worth_retrying
 from stages.project import params as params_module
 from stages.project.command import RESTORE_ONLY
 from stages.project.params import Params
@@ -38,10 +38,10 @@ from yolov7.errors import ConfigError
 
 _STATE = Path(".state")
 _SHARED_STATE = ("train", "mlflow")
-"""What outlives the worktree: states of unfinished trainings, and MLflow records that were not delivered."""
+"""Folders that outlive the worktree: states of unfinished trainings, and undelivered MLflow records."""
 _POLL_SECONDS = 5.0
 _FETCH_RETRIES, _FETCH_SECONDS = 4, 15
-"""A git server that is away: the params.yaml that says how often to try is in the revision still to be fetched."""
+"""Retries if the git server is unavailable: the params.yaml with the number of retries is not fetched yet."""
 
 
 @flow(name="train-variant", persist_result=False)
@@ -51,13 +51,13 @@ def train_variant(
     data: dict[str, dict[str, str]] | None = None,
     timeout_hours: PositiveFloat = 240.0,
 ) -> str:
-    """Train one variant at a git revision, and hand the outputs back through the DVC remote.
+    """Train one variant at a git revision, and return the outputs through the DVC remote.
 
     Args:
         variant: a name from `params.yaml: variants` at that revision.
         revision: a commit that this clone or one of its remotes has.
-        data: DVC's hashes of the data to train on, stage -> path -> hash; those of dvc.lock at the revision if none.
-        timeout_hours: the training is stopped after this time.
+        data: DVC's hashes of the training data, stage -> path -> hash; default: those of dvc.lock at the revision.
+        timeout_hours: time limit of the training.
     """
     log, root = get_run_logger(), Path.cwd()
     commit = find_commit(root, revision)
@@ -68,13 +68,13 @@ def train_variant(
             raise ConfigError(f"variant: {variant!r} is not in params.yaml: variants of {commit[:12]}")
         _share_state(root, folder)
         variables = {} if os.environ.get("MLFLOW_TRACKING_URI") else {"MLFLOW_TRACKING_URI": _database(root)}
-        logs = root / LOGS / "by-revision" / variant  # those in the worktree would go with it
+        logs = root / LOGS / "by-revision" / variant  # logs in the worktree would be removed with it
         with Pipeline(folder, timeout_seconds=timeout_hours * 3600, variables=variables, logs=logs) as pipeline:
             deliver(pipeline, log)
             retried(bring_data, params)(pipeline, variant, data or hashes_of(folder, DATA_STAGES))
-            # Where the remote's run cache has it already, nothing is trained.
+            # Nothing is trained if the remote's run cache has the result already.
             try:
-                result = retried(run_stage, params)(pipeline, stage, Slots(1), pull=True)
+                result = retried(reproduce_stage, params)(pipeline, stage, Slots(1), pull=True)
             finally:
                 deliver(pipeline, log)
             retried(push_training, params)(pipeline, stage)
@@ -91,27 +91,27 @@ def train_variant(
     retry_delay_seconds=exponential_backoff(_FETCH_SECONDS),
 )
 def find_commit(root: Path, revision: str) -> str:
-    """The full name of a commit, from a remote of this clone if need be."""
+    """Full hash of a commit, fetched from a remote of this clone if necessary."""
     return commit_of(root, revision, fetch=True)
 
 
 @task(name="bring", task_run_name="bring", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def bring_data(pipeline: Pipeline, variant: str, hashes: DataHashes) -> None:
-    """The data, and the weights the training starts from, into the worktree, from DVC's cache or a remote."""
+    """Bring data and initial weights into the worktree, from DVC's cache or a remote."""
     bring_weights(pipeline, variant, get_run_logger())
     bring(pipeline, hashes, get_run_logger())
 
 
 @task(name="push", task_run_name="push", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def push_training(pipeline: Pipeline, stage: str) -> None:
-    """The outputs of one stage and the run cache to the DVC remote."""
+    """Push the outputs of one stage and the run cache to the DVC remote."""
     dvc_remote.push(pipeline, get_run_logger(), stage)
 
 
 def deliver(pipeline: Pipeline, log: Log) -> None:
-    """Send what earlier trainings here could not tell MLflow, for nothing registers on this machine.
+    """Send records that earlier trainings here could not deliver to MLflow: nothing registers on this machine.
 
-    A server that is still away is no reason to stop: the records wait for the next training.
+    A server that is still unavailable is only a warning: the records wait for the next training.
     """
     try:
         pipeline.run("deliver", [sys.executable, "-m", "stages.deliver"], log)
@@ -120,7 +120,7 @@ def deliver(pipeline: Pipeline, log: Log) -> None:
 
 
 def _database(root: Path) -> str:
-    """MLflow's file in the clone: one in the worktree would go with it."""
+    """MLflow's database in the clone: one in the worktree would be removed with it."""
     return f"sqlite:///{(root / DATABASE).resolve()}"
 
 
@@ -133,19 +133,19 @@ def _share_state(root: Path, folder: Path) -> None:
 
 @task(name="train-elsewhere", task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def train_elsewhere(pipeline: Pipeline, params: Params, stage: str, fresh: bool = False) -> StageResult:
-    """Let `flow.remote_training` train, and restore what it has pushed. `fresh` as in :func:`run_stage`."""
+    """Let `flow.remote_training` train, and restore its outputs. `fresh` as in :func:`reproduce_stage`."""
     log, started = get_run_logger(), time.monotonic()
     if fresh or pipeline.up_to_date([stage]):
-        return StageResult(stage, Outcome.UNCHANGED, 0.0)
+        return StageResult(stage, StageOutcome.UNCHANGED, 0.0)
     revision = _committed(stage)
     variant = stage.partition("@")[2]
     weights = added_weights(pipeline.root, variant)
     wanted = (*DATA_STAGES, *([weights] if weights else []))
-    dvc_remote.push(pipeline, log, *wanted, name=f"push-data@{variant}")  # as the other variants may just do
+    dvc_remote.push(pipeline, log, *wanted, name=f"push-data@{variant}")  # other variants may push at the same time
     hours = params.flow.stage_timeout_hours
     parameters = {"variant": variant, "revision": revision, "timeout_hours": hours}
     parameters["data"] = hashes_of(pipeline.root, DATA_STAGES)
-    _ask(params.flow.remote_training, parameters, stage, hours, log, asker=str(flow_run.id or uuid.uuid4()))
+    _request(params.flow.remote_training, parameters, stage, hours, log, asker=str(flow_run.id or uuid.uuid4()))
     with Pipeline(pipeline.root, timeout_seconds=pipeline.timeout_seconds, variables={RESTORE_ONLY: "1"}) as restoring:
         result = restoring.reproduce(stage, log, pull=True)
     log.info("%s: trained by %s, %s", stage, params.flow.remote_training, result.outcome)
@@ -155,22 +155,24 @@ def train_elsewhere(pipeline: Pipeline, params: Params, stage: str, fresh: bool 
 def _committed(stage: str) -> str:
     revision = git_revision()
     if revision == UNKNOWN:
-        raise ConfigError("flow.remote_training: a worker gets the code by git revision, and this folder is no clone")
+        raise ConfigError(
+            "flow.remote_training: a worker gets the code by git revision, but this folder is not a git clone"
+        )
     if revision.endswith(DIRTY):
         raise ConfigError(
             f"flow.remote_training: {stage} needs a git revision, but {', '.join(git_changes()[:5])} differ from "
-            "the commit; commit and push them, so that a worker can have them"
+            "the commit; commit and push them so that a worker can fetch them"
         )
     return revision
 
 
-def _ask(deployment: str, parameters: dict[str, Any], stage: str, hours: float, log: Log, *, asker: str) -> None:
-    """Run the deployment to its end. Raises :class:`StageError`, lasting where the training itself has failed.
+def _request(deployment: str, parameters: dict[str, Any], stage: str, hours: float, log: Log, *, asker: str) -> None:
+    """Run the deployment to its end. Raises :class:`StageError`, lasting if the training itself has failed.
 
-    `hours` are counted from the run's start: a queue may be long. Whoever asks again, as the same `asker`, comes back
-    to the run that still goes on.
+    `hours` count from the run's start: a queue may be long. A repeated request by the same `asker` returns to the run
+    that is still in progress.
     """
-    log.info("%s: %s is asked to train revision %s", stage, deployment, parameters["revision"][:12])
+    log.info("%s: asking %s to train revision %s", stage, deployment, parameters["revision"][:12])
     run = _run_of(deployment, parameters, f"{asker}-{stage}-{parameters['revision']}")
     with get_client(sync_client=True) as client:
         started: float | None = None
@@ -178,20 +180,20 @@ def _ask(deployment: str, parameters: dict[str, Any], stage: str, hours: float, 
             if started is None and run.state is not None and (run.state.is_running() or run.state.is_cancelling()):
                 started = time.monotonic()
             if started is not None and time.monotonic() - started > hours * 3600:
-                client.set_flow_run_state(run.id, Cancelling(message=f"not at its end after {hours:g} h"))
+                client.set_flow_run_state(run.id, Cancelling(message=f"not finished after {hours:g} h"))
                 message = f"{stage}: {deployment} ({run.name}) did not end within {hours:g} h and was cancelled"
                 raise StageError(message, stage=stage)
             time.sleep(_POLL_SECONDS)
             run = client.read_flow_run(run.id)
     if not run.state.is_completed():
-        # The run has made its own retries; one that was lost with its machine is asked for again.
+        # The run has made its own retries; one that was lost with its machine is requested again.
         said = " ".join((run.state.message or run.state.name).split())
         message = f"{stage}: run {run.name!r} of {deployment} has ended {run.state.name}: {said}"
         raise StageError(message, stage=stage, lasting=run.state.is_failed() or run.state.is_cancelled())
 
 
 def _run_of(deployment: str, parameters: dict[str, Any], key: str) -> Any:
-    """The run with that key which has not ended badly yet, or a new one."""
+    """The run with that key, or a new one if it has failed."""
     for number in itertools.count():
         try:
             run: Any = run_deployment(deployment, parameters=parameters, timeout=0, idempotency_key=f"{key}-{number}")
@@ -203,4 +205,4 @@ def _run_of(deployment: str, parameters: dict[str, Any], key: str) -> Any:
         ended = run.state is not None and (run.state.is_final() or run.state.is_cancelling())
         if not ended or run.state.is_completed():
             return run
-    raise AssertionError  # the numbers do not end
+    raise AssertionError  # unreachable: count() is infinite

@@ -1,6 +1,6 @@
-"""The Prefect flow `validate-data`: look at the data source, check what it holds, and put the findings on a page.
+"""The Prefect flow `validate-data`: read the data source, validate the data, and publish the findings as a page.
 
-Nothing is trained. The check is the pipeline's own `validate` stage: what passes here is what the next training sees.
+Nothing is trained. The check is the pipeline's own `validate` stage: the next training sees exactly what passes here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prefect.exceptions import PrefectException
 from prefect.variables import Variable
 from pydantic import PositiveFloat
 
-from flows.report import duration, escape
+from flows.markdown import escape, section, stage_table, table
 from flows.runner.pipeline import Log, Pipeline, StageResult, only_run
 from flows.tasks import fetch_reference as fetch_champions_reference
 from flows.tasks import prepare_data
@@ -32,19 +32,19 @@ _FINDINGS_SHOWN = 50
 
 @dataclass
 class DataReport:
-    """What a check of the data came to."""
+    """The result of a check of the data."""
 
     stages: list[StageResult] = field(default_factory=list)
-    """`ingest` and `validate`, as far as they are up to date."""
+    """`ingest` and `validate`, if they are up to date."""
     rules: list[dict[str, Any]] = field(default_factory=list)
     """The outcome of every rule, as the stage writes it to `results.json`."""
     findings: list[dict[str, Any]] = field(default_factory=list)
-    """The records that break a rule, as the stage writes them to `findings.json`."""
+    """The records that violate a rule, as the stage writes them to `findings.json`."""
     error: str | None = None
 
     @property
     def broken(self) -> list[dict[str, Any]]:
-        """The rules that do not hold, blocking or not."""
+        """The violated rules, blocking or not."""
         return [rule for rule in self.rules if not rule["success"]]
 
     @property
@@ -57,7 +57,7 @@ class DataReport:
 
 
 class InvalidDataError(DataError):
-    """The flow has ended, and the data did not pass, or could not be checked; the message says why."""
+    """The flow has ended, and the data did not pass or could not be checked; the message says why."""
 
     def __init__(self, report: DataReport):
         super().__init__(report.error or report.summary)
@@ -65,32 +65,32 @@ class InvalidDataError(DataError):
 
 
 CHANGED = "yolov7.data.changed"
-"""Event: other data than before has passed. `prefect.yaml` measures the champions on it."""
+"""Event: new data has passed. `prefect.yaml` measures the champions on it."""
 PASSED = "yolov7_data_sha256"
-"""Variable of the Prefect server: the hash of the data that has passed last, whichever run and checkout it was in."""
+"""Variable of the Prefect server: the hash of the last data that passed, in any run and checkout."""
 
 
 @flow(name="validate-data", persist_result=False)
 def validate_data(
     refresh: bool = False, fetch_reference: bool = False, timeout_hours: PositiveFloat = 12.0
 ) -> DataReport:
-    """Bring the data in, check it by the rules, and leave a page of findings. A check that fails, fails the run.
+    """Ingest the data, validate it, and publish a page of findings. Data that does not pass fails the run.
 
     Args:
-        refresh: look at the data's source again even if nothing here has changed, as an archive on a server may have.
+        refresh: read the source again even if nothing here has changed, because an archive on a server may have.
         fetch_reference: compare with the data of the present champion, fetched from MLflow first.
-        timeout_hours: each of the two stages is stopped after this time.
+        timeout_hours: time limit of each of the two stages.
     """
     params = params_module.load()
     log, root = get_run_logger(), Path.cwd()
-    report = DataReport()
     with only_run(root, log), Pipeline(root, timeout_seconds=timeout_hours * 3600, pull=params.flow.pull) as pipeline:
         if fetch_reference:
             fetch_champions_reference(pipeline, log)
-        report.stages, report.error = prepare_data(pipeline, params, refresh=refresh)
-        # Where ingest has failed, the report in the folder is about other data.
-        if report.stages:
-            _read_report(root / REPORT, report)
+        stages, failure = prepare_data(pipeline, params, refresh=refresh)
+        report = DataReport(stages, error=None if failure is None else str(failure))
+        # If ingest has failed, the report in the folder is about other data.
+        if stages:
+            report.rules, report.findings = _read_report(root / REPORT)
     create_markdown_artifact(markdown(report), key="validate-data", description=report.summary)
     log.info("%s", report.summary)
     if report.error is not None:
@@ -100,10 +100,10 @@ def validate_data(
 
 
 def announce_data(root: Path, log: Log) -> None:
-    """One event where the data that has just passed is not what passed before, for whoever measures a champion.
+    """Send an event if the data that has just passed differs from the last data that passed.
 
-    The server that gets the event also remembers the data: a checkout that is made for one run knows no earlier one,
-    and what a stage did tells of code and rules too. The first data a server hears of are no change.
+    The server that receives the event also remembers the data: a checkout made for one run knows no earlier run, and
+    the outcome of a stage depends on code and rules too. The first data a server hears of is not a change.
     """
     try:
         present = json.loads((root / INGESTED / "dataset.json").read_text(encoding="utf-8"))["sha256"]
@@ -122,36 +122,37 @@ def announce_data(root: Path, log: Log) -> None:
         log.warning("no event of new data: the Prefect server does not answer (%r)", error)
 
 
-def _read_report(folder: Path, report: DataReport) -> None:
+def _read_report(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Outcomes of the rules, and findings."""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return  # the stage failed before it came to judge
+        return [], []  # the stage failed before it wrote them
     except ValueError as error:
         raise YoloError(f"{folder}: the report is not readable ({error}); run `dvc repro validate`") from None
-    report.rules, report.findings = results["results"], findings
+    return results["results"], findings
 
 
 def markdown(report: DataReport) -> str:
-    """The run's page: summary, rules that do not hold, the first findings, stages."""
+    """The run's page: summary, violated rules, the first findings, stages."""
     lines = ["# validate-data", "", report.summary]
     if report.error is not None:
         lines += ["", escape(report.error)]
-    if report.broken:
-        lines += ["", "## Rules that do not hold", "", "| rule | severity | records |", "| --- | --- | --- |"]
-        lines += [
-            f"| {escape(rule['rule'])} | {rule['severity']} | {rule['unexpected_count']} of {rule['element_count']} |"
-            for rule in report.broken
-        ]
+    rules = [
+        (rule["rule"], rule["severity"], f"{rule['unexpected_count']} of {rule['element_count']}")
+        for rule in report.broken
+    ]
+    if rules:
+        lines += section("Violated rules", table(("rule", "severity", "records"), rules))
     if report.findings:
-        lines += ["", "## Findings", "", "| rule | where | found | what to do |", "| --- | --- | --- | --- |"]
-        for one in report.findings[:_FINDINGS_SHOWN]:
-            cells = (one["rule"], f"{one['split']}/{one['file']}", one["value"], one["action"])
-            lines.append("| " + " | ".join(escape(str(cell)) for cell in cells) + " |")
+        shown = [
+            (each["rule"], f"{each['split']}/{each['file']}", each["value"], each["action"])
+            for each in report.findings[:_FINDINGS_SHOWN]
+        ]
+        lines += section("Findings", table(("rule", "where", "found", "what to do"), shown))
         left = len(report.findings) - _FINDINGS_SHOWN
         lines += ["", f"{left} more in `{REPORT}/findings.json`."] if left > 0 else []
     if report.stages:
-        lines += ["", "## Stages", "", "| stage | what happened | time |", "| --- | --- | --- |"]
-        lines += [f"| `{one.stage}` | {one.outcome} | {duration(one.seconds)} |" for one in report.stages]
+        lines += section("Stages", stage_table(report.stages))
     return "\n".join(lines) + "\n"

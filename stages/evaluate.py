@@ -34,7 +34,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
     model = args.model or str(model_dir(args.variant) / "export/model.onnx")
-    predictor = load_detector(model, device=device_for(model))
+    network = params.network_for(args.variant)  # for a .safetensors file with the user's own blocks
+    predictor = load_detector(model, device=device_for(model), network=network)
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
     figures = _figures(predictor, result, analysis, index, document)

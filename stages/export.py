@@ -33,7 +33,7 @@ from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.model_card import MODEL_CARD, model_card
-from yolov7.export.samples import spread
+from yolov7.export.samples import evenly_spaced
 from yolov7.files import write_json, write_text
 from yolov7.model import load_checkpoint
 
@@ -73,12 +73,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
     )
     report = verify(
         trained,
-        load_checkpoint(out / SAFETENSORS, network=network)[0],
+        out / SAFETENSORS,
         out / ONNX,
         out / ONNX_NMS,
         index,
         metadata=metadata,
-        images=spread(len(index), settings.verify_images),
+        network=network,
+        images=evenly_spaced(len(index), settings.verify_images),
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )

@@ -51,7 +51,7 @@ def validate(
 ) -> Verdict:
     """Check the data in `ingested`, write `report`, and write `index` if every blocking rule holds.
 
-    `cache` is the file with the results of earlier decoding. Raises :class:`DataError` if a blocking rule does not hold,
+    `cache` is the file with earlier results of decoding. Raises :class:`DataError` if a blocking rule does not hold,
     naming rules, counts and the first records; `index` then stays as it was. Raises :class:`ConfigError` for a suite
     with mistakes.
     """

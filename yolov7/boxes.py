@@ -1,4 +1,4 @@
-"""Box formats, overlaps and clipping. Inside the library a box is xyxy in float32 pixels; other formats are for files.
+"""Overlaps of boxes. Inside the library a box is xyxy in float32 pixels; other formats are for files.
 
 Legend: N, M boxes.
 """
@@ -14,39 +14,10 @@ from torch import Tensor
 EPS = 1e-7
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) centre x, centre y, width, height -> x1, y1, x2, y2."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    return torch.cat((centre - half, centre + half), dim=-1)
-
-
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """(..., 4) x1, y1, x2, y2 -> centre x, centre y, width, height."""
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat(((low + high) / 2, high - low), dim=-1)
-
-
-def xywh_to_xyxy(boxes: Tensor) -> Tensor:
-    """(..., 4) left, top, width, height (COCO's format) -> x1, y1, x2, y2."""
-    return torch.cat((boxes[..., :2], boxes[..., :2] + boxes[..., 2:]), dim=-1)
-
-
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
-    """(..., 4) x1, y1, x2, y2 -> left, top, width, height (COCO's format)."""
-    return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), dim=-1)
-
-
 def area(boxes: Tensor) -> Tensor:
-    """(..., 4) xyxy -> (...) area in squared units of the boxes; a box turned inside out has none."""
+    """(..., 4) xyxy -> (...) area in squared units of the boxes; 0 for a box turned inside out."""
     sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
     return sides[..., 0] * sides[..., 1]
-
-
-def clip_boxes(boxes: Tensor, height: float, width: float) -> Tensor:
-    """(..., 4) xyxy boxes cut to an image of this size."""
-    x = boxes[..., 0::2].clamp(0, width)  # (..., 2) x1, x2
-    y = boxes[..., 1::2].clamp(0, height)  # (..., 2) y1, y2
-    return torch.stack((x, y), dim=-1).flatten(-2)
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -62,8 +33,8 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
 def ciou(predicted: Tensor, target: Tensor) -> Tensor:
     """Complete IoU of (N, 4) xyxy boxes, pair by pair -> (N,) in [-1.5, 1]; differentiable in both.
 
-    The epsilons stand where the published formula has them (reference sheet: training, section 8): each height carries
-    one, each width none. The trade-off weight of the shape term is held constant: no gradient passes through it.
+    The epsilons are those of the published formula (reference sheet: training, section 8): one on each height, none on
+    the widths. The trade-off weight of the shape term is a constant: no gradient passes through it.
     """
     low, high = torch.stack((predicted, target)).split(2, dim=2)  # (2, N, 2) each: predicted, target
     width, height = (high - low).unbind(2)  # (2, N) each

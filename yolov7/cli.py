@@ -1,4 +1,4 @@
-"""The `yolov7` command. A mistake of the user's is one line on stderr and exit code 2."""
+"""The `yolov7` command. A user's mistake is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from yolov7.errors import DataError, YoloError
 
-if TYPE_CHECKING:  # what a command needs is imported when it runs: `yolov7 --help` answers at once
+if TYPE_CHECKING:  # commands import what they need when they run, so that `yolov7 --help` is fast
     from yolov7.predict import Predictor
     from yolov7.predict.benchmark import Benchmark
 
@@ -25,7 +25,7 @@ EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an interrupt: what is done is written on the way out."""
+    """SIGTERM as an exception, so that finished work is written on the way out."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,15 +36,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 a mistake that the message explains, 130 or 143 stopped."""
-    # OpenCV's video backend writes to stderr by itself; what matters of it comes in our own words.
+    """Run a command and return its exit code: 0 done, 2 a mistake that the message explains, 130 or 143 stopped."""
+    # OpenCV's video backend writes to stderr by itself; our own messages say what matters.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     args = _parser().parse_args(arguments)
     try:
         with _termination():
             args.run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # `yolov7 info | head`: nobody reads on, which is no error
+    except BrokenPipeError:  # `yolov7 info | head`: the reader has left, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (YoloError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -60,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[None]:
-    """Make SIGTERM an orderly end: service managers and containers stop a command so."""
+    """Make SIGTERM an orderly end: service managers and containers stop a command with it."""
 
     def stop(number: int, _: object) -> NoReturn:
-        signal.signal(number, signal.SIG_IGN)  # a second one would cut off the writing of the results
+        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt writing the results
         raise _Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # no other thread may see to signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)
@@ -77,100 +77,122 @@ def _termination() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="yolov7", description="A library of object detectors.")
+    parser = _Parser(prog="yolov7", description="Object detectors: information, weights, prediction, latency.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_info(commands.add_parser("info", help="show parameters, GFLOPs, strides and published AP of the networks"))
+    _add_import_weights(commands.add_parser("import-weights", help="convert a published .pt to .safetensors"))
+    _add_tensorrt(commands.add_parser("tensorrt", help="check an ONNX file for TensorRT; with -o, build an engine"))
+    _add_predict(commands.add_parser("predict", help="detect objects in images, folders, videos and streams"))
+    _add_benchmark(commands.add_parser("benchmark", help="time preprocessing, network and suppression"))
+    return parser
 
-    info = commands.add_parser("info", help="parameters, GFLOPs, strides and published AP of the networks")
-    info.add_argument("--variant", help="only this one")
-    info.add_argument("--json", action="store_true", help="as JSON")
-    info.set_defaults(run=_info)
 
-    weights = commands.add_parser("import-weights", help="turn a published .pt into a .safetensors of this project")
-    weights.add_argument("file", metavar="FILE", type=Path, help="published checkpoint; nothing in it is executed")
-    weights.add_argument("--variant", required=True, help="the network it belongs to")
-    weights.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".safetensors file to write")
-    weights.add_argument("--form", choices=("training", "deploy"), default="training", help="form to write")
-    weights.set_defaults(run=_import_weights)
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", help="show only this network")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_info)
 
-    engine = commands.add_parser(
-        "tensorrt", help="will TensorRT read an ONNX file; with -o, build the engine for this GPU"
+
+def _add_import_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="published checkpoint; nothing in it is executed")
+    parser.add_argument("--variant", required=True, help="network the weights belong to")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help=".safetensors file to write")
+    parser.add_argument("--form", choices=("training", "deploy"), default="training", help="form to write (training)")
+    parser.set_defaults(run=_import_weights)
+
+
+def _add_tensorrt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help=".onnx file of this project")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", help="engine to build for this GPU")
+    parser.add_argument("--float32", action="store_true", help="build without float16")
+    parser.set_defaults(run=_tensorrt)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="image, folder, glob, video, stream address or camera number")
+    _add_model(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("detections"), metavar="DIR", help="output folder (detections)"
     )
-    engine.add_argument("file", metavar="FILE", type=Path, help=".onnx file of this project")
-    engine.add_argument("-o", "--output", type=Path, metavar="OUT", help="engine to write")
-    engine.add_argument("--float32", action="store_true", help="no float16 in the engine")
-    engine.set_defaults(run=_tensorrt)
-
-    predict = commands.add_parser("predict", help="detect in images, folders, videos and streams")
-    predict.add_argument("source", metavar="SOURCE", help="image, folder, glob, video, stream address, camera number")
-    _add_model(predict)
-    predict.add_argument(
-        "-o", "--output", type=Path, default=Path("detections"), metavar="DIR", help="folder to write (detections)"
+    parser.add_argument("--json", action="store_true", help="also print the COCO-style JSON")
+    parser.add_argument(
+        "--also", nargs="+", choices=("csv", "yolo"), default=[], help="also write a CSV table or YOLO label files"
     )
-    predict.add_argument("--json", action="store_true", help="print the COCO-style json as well")
-    predict.add_argument(
-        "--also", nargs="+", choices=("csv", "yolo"), default=[], help="write a table, or YOLO text files, besides"
-    )
-    predict.add_argument(
+    parser.add_argument(
         "--tiles",
         type=float,
         metavar="P",
-        help="see large images in tiles of the input's size that overlap by this share (0.2, say), and as a whole",
+        help="also run on overlapping tiles of large images; P is the overlap, e.g. 0.2",
     )
-    predict.add_argument(
-        "--max-detections",
-        type=int,
-        metavar="N",
-        help="most detections of an image (default: the model's; with --tiles, the model's in each tile)",
+    parser.add_argument(
+        "--rectangular", action="store_true", help="use the smallest rectangle instead of the square input"
     )
-    predict.add_argument("--rectangular", action="store_true", help="smallest rectangle in place of the square input")
-    predict.add_argument("--batch-size", type=int, default=8, metavar="N", help="images per forward pass (8)")
-    predict.add_argument(
+    _add_batch_size(parser, default=8)
+    parser.add_argument(
         "--augment",
         nargs="?",
         const="all",
         choices=("all", "scales", "flip"),
-        help="see each image several times, smaller and mirrored, and merge what is found (slower)",
+        help="run on several scaled and mirrored views of each image and merge the detections (slower)",
     )
-    predict.set_defaults(run=_predict)
+    parser.set_defaults(run=_predict)
 
-    bench = commands.add_parser("benchmark", help="latency of preprocessing, network and suppression")
-    _add_model(bench)
-    bench.add_argument("--source", help="images to time with (default: one of noise, on which little is detected)")
-    bench.add_argument("--rounds", type=int, default=30, metavar="N", help="timed batches (30)")
-    bench.add_argument("--warmup", type=int, default=5, metavar="N", help="batches before them (5)")
-    bench.add_argument("--batch-size", type=int, default=1, metavar="N", help="images per forward pass (1)")
-    bench.add_argument(
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    parser.add_argument("--source", help="images to time (default: one noise image, which gives few detections)")
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed batches (30)")
+    parser.add_argument("--warmup", type=int, default=5, metavar="N", help="untimed batches before them (5)")
+    _add_batch_size(parser, default=1)
+    parser.add_argument(
         "--compare",
         action="store_true",
-        help="every file of the export folder in one run, and the eager float32 training form as the reference",
+        help="time every file of the export folder, and the float32 training form in eager mode as reference",
     )
-    bench.add_argument("--json", action="store_true", help="as JSON")
-    bench.set_defaults(run=_benchmark)
-    return parser
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_benchmark)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
+    """The model and how it runs."""
     parser.add_argument(
         "--model", required=True, metavar="M", help=".safetensors, .onnx, .xml, export folder, or models:/NAME@ALIAS"
     )
     parser.add_argument(
-        "--runtime", choices=("onnx", "torch", "openvino"), help="which file of an export folder to run (onnx)"
+        "--runtime", choices=("onnx", "torch", "openvino"), help="file of an export folder to run (onnx)"
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "float16", "int8"),
         default="float32",
-        help="and of which precision, where the folder has it (float32)",
+        help="precision of that file, if the folder has one (float32)",
+    )
+    parser.add_argument(
+        "--network",
+        metavar="MODULE:FUNCTION",
+        help="where a .safetensors file's own kinds of block come from, if it has any",
     )
     parser.add_argument("--confidence", type=float, metavar="P", help="score threshold (default: the model's)")
     parser.add_argument(
         "--iou", type=float, metavar="P", help="IoU threshold of the suppression (default: the model's)"
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="N", help="side of the network's input (default: the model's)"
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="most detections per image (default: the model's, which --tiles applies to each tile)",
     )
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the input (default: the model's)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps or auto (cpu)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the runtime (0: it chooses)")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads of the runtime (0: its own choice)"
+    )
+
+
+def _add_batch_size(parser: argparse.ArgumentParser, *, default: int) -> None:
+    parser.add_argument(
+        "--batch-size", type=int, default=default, metavar="N", help=f"images per forward pass ({default})"
+    )
 
 
 def _load(args: argparse.Namespace, **more: Any) -> Predictor:
@@ -178,15 +200,17 @@ def _load(args: argparse.Namespace, **more: Any) -> Predictor:
     from yolov7.predict import load_detector
 
     if args.threads < 0:
-        raise ConfigError(f"--threads: 0 (the runtime chooses) or more, got {args.threads}")
+        raise ConfigError(f"--threads must be at least 0 (0: the runtime's own choice), got {args.threads}")
     more = {"runtime": args.runtime, "precision": args.precision, **more}
     return load_detector(
         args.model,
         confidence=args.confidence,
         iou=args.iou,
+        max_detections=args.max_detections,
         image_size=args.image_size,
         device=args.device,
         threads=args.threads,
+        network=args.network,
         **more,
     )
 
@@ -218,7 +242,7 @@ def _tensorrt(args: argparse.Namespace) -> None:
     from yolov7.export.tensorrt import build_engine, check_tensorrt
 
     if not args.file.is_file():
-        raise ModelError(f"{args.file}: no such file; give the .onnx of an export folder")
+        raise ModelError(f"{args.file}: no such file; pass the .onnx of an export folder")
     report = check_tensorrt(args.file)
     for line in [*report.problems, *(f"note: {note}" for note in report.notes)]:
         print(line)
@@ -235,10 +259,9 @@ def _predict(args: argparse.Namespace) -> None:
     from yolov7.predict.sources import open_source
     from yolov7.predict.tiles import TiledPredictor
 
-    source = open_source(args.source, exclude=[args.output])  # a mistyped path is told before a model is loaded
+    source = open_source(args.source, exclude=[args.output])  # report a mistyped path before loading a model
     predictor = _load(
         args,
-        max_detections=args.max_detections,
         rectangular=args.rectangular,
         batch_size=args.batch_size,
         augment=args.augment or False,
@@ -288,14 +311,16 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _every_file(args: argparse.Namespace) -> dict[str, Predictor]:
-    """The reference, and what each file of an export folder makes."""
+    """Predictors: the reference, and one for each file of an export folder."""
     from yolov7.errors import ConfigError
     from yolov7.predict.benchmark import files_in, reference
 
     if args.runtime or args.precision != "float32" or not Path(args.model).is_dir():
-        raise ConfigError("--compare takes an export folder and runs every file in it: no --runtime, no --precision")
-    made = {f"{name} {kind}": _load(args, runtime=name, precision=kind) for name, kind in files_in(args.model)}
-    return {"training form": reference(next(iter(made.values()))), **made}
+        raise ConfigError(
+            "--compare takes an export folder and runs every file in it, without --runtime or --precision"
+        )
+    predictors = {f"{name} {kind}": _load(args, runtime=name, precision=kind) for name, kind in files_in(args.model)}
+    return {"training form": reference(next(iter(predictors.values()))), **predictors}
 
 
 def _print_comparison(results: dict[str, Benchmark], *, as_json: bool) -> None:
@@ -308,11 +333,14 @@ def _print_comparison(results: dict[str, Benchmark], *, as_json: bool) -> None:
     lines = []
     for name, result in results.items():
         before, network, after = (part for part in result.timings if part.part != "total")
-        spread = (f"{network.median:.1f}", f"{network.low:.1f}", f"{network.high:.1f}", f"{ratios[name]:.2f}")
-        lines.append((name, *spread, f"{before.median:.2f}", f"{after.median:.2f}", f"{result.images_per_second:.1f}"))
+        network_ms = (f"{network.median:.1f}", f"{network.low:.1f}", f"{network.high:.1f}", f"{ratios[name]:.2f}")
+        lines.append(
+            (name, *network_ms, f"{before.median:.2f}", f"{after.median:.2f}", f"{result.images_per_second:.1f}")
+        )
     _print_table(heading, lines, left=1)
-    one = next(iter(results.values()))
-    print(f"{one.variant}, {' x '.join(map(str, one.image_size))}, batch {one.batch_size}, {one.rounds} rounds in turn")
+    first_result = next(iter(results.values()))
+    size = " x ".join(map(str, first_result.image_size))
+    print(f"{first_result.variant}, {size}, batch {first_result.batch_size}, {first_result.rounds} rounds in turn")
 
 
 def _print_benchmark(result: Benchmark) -> None:
@@ -326,7 +354,7 @@ def _print_benchmark(result: Benchmark) -> None:
 
 
 def _print_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> None:
-    """A table on stdout; the first `left` columns hold words, the others figures."""
+    """A table on stdout; the first `left` columns hold words, the others numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -337,14 +365,14 @@ def _print_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left
     for line in lines:
         table.add_row(*line)
     console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to fit into
+    if not console.is_terminal:  # a file or pipe has no width
         console = Console(width=200)
     console.print(table)
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[], None]]:
-    """Progress on stderr where that is a terminal; yields what to call after every image. `total` 0 is unknown."""
+    """Progress bar on stderr if that is a terminal; yields the function to call after every image. 0: unknown total."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -91,7 +91,7 @@ class AnchorLoss(LossParameters):
     scale_gains: bool = True
     """Scale the gains with levels, class count and image size as published (section 3); false: use them as they are."""
     anchor_threshold: float = Field(default=4.0, gt=1.0)
-    """An anchor takes part for a target if no side ratio exceeds this."""
+    """An anchor fits a target if no side ratio exceeds this."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Class targets become 1 - s/2 and s/2."""
     focal_gamma: float = Field(default=0.0, ge=0.0)
@@ -168,7 +168,7 @@ class Train(Group):
     image_size: int = Field(default=640, ge=32)
     """Side of the square training image in pixels, a multiple of the network's largest stride."""
     seed: int = Field(default=0, ge=0)
-    """Start of every random number of the run."""
+    """Seed of every random generator of the run."""
     anchors: Literal["keep", "auto", "fit"] = "auto"
     """`keep` the network's own; `auto`: fitted to the training boxes if they reach less than 98 % of them, as
     published; `fit`: always fitted, for data whose boxes are much smaller, larger or more alike than COCO's."""
@@ -180,7 +180,7 @@ class Train(Group):
     weights: str = ""
     """A .safetensors checkpoint or a published .pt to start from; empty: random weights."""
     weights_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
-    """What that file must hash to. The train stage asks for it, because DVC watches params.yaml and not the file."""
+    """sha256 of that file. The train stage requires it, because DVC watches params.yaml and not the file."""
     freeze: tuple[str, ...] = ()
     """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -215,7 +215,7 @@ class Train(Group):
     max_bad_images: int = Field(default=100, ge=0)
     """Stop after this many unreadable training images in one epoch."""
     augment: Augment = Augment()
-    """What happens to a sample."""
+    """Augmentation of a sample."""
     loss: SerializeAsAny[LossParameters] = AnchorLoss()
     """Assignment and loss: the group of the variant's head (:class:`AnchorLoss` for YOLOv7)."""
     optimizer: Optimizer = Optimizer()
@@ -248,7 +248,8 @@ def train_parameters(
     """Parameters of a run: a preset, with whatever `values` gives laid over it key by key.
 
     `recipe` is the preset the variant was published with. It is used where `values` names none, and its family is the
-    one whose presets and loss parameters are valid here. Raises :class:`ConfigError`.
+    one whose presets and loss parameters are valid here; a network of the user's own may name a preset of any family.
+    Raises :class:`ConfigError`.
     """
     given = dict(values or {})
     family = next((family for family, presets in PRESETS.items() if recipe in presets), "")
@@ -257,9 +258,14 @@ def train_parameters(
     name = given.get("preset", "")
     if name == "":
         name = given["preset"] = recipe
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}.preset: {name!r} is not a preset{nearest(str(name), list(PRESETS[family]))}")
+    if given.get("network") and name not in PRESETS[family]:
+        # A network of the user's own has the head of any family: the preset says which.
+        family = next((other for other, presets in PRESETS.items() if name in presets), family)
     presets, group = PRESETS[family], LOSSES[family]
-    if not isinstance(name, str) or name not in presets:
-        raise ConfigError(f"{where}.preset: {_unknown_preset(str(name), family)}")
+    if name not in presets:
+        raise ConfigError(f"{where}.preset: {_unknown_preset(name, family)}")
     # What was given is checked alone first, so that a mistake is reported as the user wrote it.
     parse(Train, _with_loss(given, group, where), where=where)
     return parse(Train, _with_loss(merge(presets[name], given), group, where), where=where)
@@ -276,7 +282,7 @@ def _with_loss(values: Mapping[str, Any], group: type[LossParameters], where: st
 
 
 def _unknown_preset(name: str, family: str) -> str:
-    """What is wrong with a preset that the family does not have."""
+    """Error text for a preset that the family does not have."""
     others = [other for other, presets in PRESETS.items() if name in presets]
     if others:
         known = ", ".join(PRESETS[family])

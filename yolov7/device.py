@@ -1,10 +1,11 @@
-"""The accelerator at hand: the one place where device kinds are named."""
+"""Devices: the one place where their kinds are named."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike
 
 from yolov7 import memory
-from yolov7.errors import ConfigError
+from yolov7.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def choose_device(name: str = "auto", *, local_rank: int | None = None) -> torch
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -49,7 +50,7 @@ def constant(values: Any, dtype: DTypeLike, device: torch.device) -> torch.Tenso
 
 
 def distributed_backend(device: torch.device) -> str:
-    """What carries messages between processes: for tensors on the CPU, and for those on `device`."""
+    """Backend of the messages between processes: for tensors on the CPU, and for those on `device`."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
@@ -64,7 +65,7 @@ def pins_memory(device: torch.device) -> bool:
 
 
 def has_fused_sgd(device: torch.device) -> bool:
-    """Whether SGD in one kernel is worth it there; on a CPU nothing is gained."""
+    """Whether fused SGD is faster there; on a CPU it is not."""
     return device.type == "cuda"
 
 
@@ -76,21 +77,22 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Accelerators have a class of their own for it, their libraries and the CPU and MPS allocators only a text."""
+    """Accelerators raise their own exception class; their libraries and the CPU and MPS allocators only a message."""
     texts = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in texts)
 
 
 @functools.cache
 def float16_works(device: torch.device) -> bool:
-    """Whether convolutions in float16 are right there: some GPUs answer NaN (reference sheet: known problems, 13)."""
+    """Whether convolutions in float16 are correct there: some GPUs return NaN (reference sheet: known problems, 13)."""
     generator = torch.Generator().manual_seed(0)
     for inputs, outputs, side, stride in ((16, 32, 3, 1), (64, 128, 1, 1), (32, 64, 3, 2)):
         images = torch.rand(2, inputs, 40, 40, generator=generator)
         kernels = torch.randn(outputs, inputs, side, side, generator=generator) / (inputs * side**2) ** 0.5
         convolve = functools.partial(F.conv2d, stride=stride, padding=side // 2)
         half = [
-            one.to(device, torch.float16).contiguous(memory_format=torch.channels_last) for one in (images, kernels)
+            tensor.to(device, torch.float16).contiguous(memory_format=torch.channels_last)
+            for tensor in (images, kernels)
         ]
         found = convolve(half[0], half[1]).float().cpu()
         if not torch.allclose(found, convolve(images, kernels), rtol=0.02, atol=0.02):
@@ -121,7 +123,26 @@ def gradient_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.am
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory used so far in GiB: of the accelerator, or of this process on a CPU."""
+    """Peak memory so far in GiB: of the accelerator, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return memory.peak_memory_gib()
+
+
+def onnx_providers(name: str, available: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Execution providers of ONNX Runtime, the preferred first, for a device named as PyTorch names it.
+
+    `available` are those of the installed ONNX Runtime; `auto` takes CUDA if it is among them. Raises
+    :class:`ModelError` for a device none of them serves.
+    """
+    cpu, cuda = "CPUExecutionProvider", "CUDAExecutionProvider"
+    chosen = ("cuda" if cuda in available else "cpu") if name == "auto" else name
+    kind, _, number = chosen.partition(":")
+    if kind == "cpu":
+        return [(cpu, {})]
+    if kind == "cuda" and cuda in available and (number.isdecimal() or not number):
+        return [(cuda, {"device_id": number or "0"}), (cpu, {})]
+    raise ModelError(
+        f"device {name!r}: this ONNX Runtime has {', '.join(available)}; "
+        "install onnxruntime-gpu for CUDA, or use the .safetensors file"
+    )

@@ -1,6 +1,6 @@
-"""The project's own errors: each says what was wrong, where, and what to do about it.
+"""The project's own errors: each says what was wrong, where, and what to do.
 
-The command line prints them in one line and exits with code 2; everything else that is raised is a defect of ours.
+The command line prints them in one line and exits with code 2; any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 class YoloError(Exception):
-    """Base of every error a user can cause and mend. `str(error)` is one line fit for a terminal."""
+    """Base of every error a user can cause and fix. `str(error)` is one line fit for a terminal."""
 
 
 class ConfigError(YoloError):
@@ -34,7 +34,7 @@ class DataError(YoloError):
 
 
 class LostWorkerError(YoloError):
-    """A process that loads data was killed from outside; the same command may go on."""
+    """A process that loads data was killed from outside; the same command resumes the run."""
 
 
 class ModelError(YoloError):
@@ -42,7 +42,7 @@ class ModelError(YoloError):
 
 
 class TrainingError(YoloError):
-    """Training cannot go on: a resume that does not fit, too many bad batches or images, no memory, no disk."""
+    """Training cannot continue: a resume that does not fit, too many bad batches or images, no memory, no disk."""
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

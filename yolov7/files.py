@@ -1,4 +1,4 @@
-"""Files that are either old or new, never half: write to a temporary name in the same folder, flush, rename."""
+"""Atomic writes: a file is either old or new. Write to a temporary name in the same folder, flush, rename."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from typing import IO, Any
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on a clean exit it is flushed to disk and renamed onto `path`.
 
-    On an exception the temporary file is removed and whatever stood at `path` stays as it was.
+    On an exception the temporary file is removed and `path` stays as it was.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays at the end: libraries such as OpenCV choose the format by it.
+    # The suffix comes last: libraries such as OpenCV choose the format by it.
     handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=f".tmp{target.suffix}", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -41,7 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make a rename durable; some file systems have no such call, and then there is nothing more to do."""
+    """Make a rename durable, on file systems that can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -51,9 +51,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def why_not_written(error: Exception, size: int) -> str:
-    """What kept a file of `size` bytes from being written, and what to do about it."""
+    """Why a file of `size` bytes was not written, and what to do."""
     text, number = str(error), getattr(error, "errno", None)
-    # Writers that are no Python pass the system's words on instead of its number.
+    # Native writers report the OS message without the errno.
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "quota exceeded" in text:
         return f"the disk is full; free at least {max(size / 2**20, 1):.0f} MiB"
     if number == errno.EFBIG or "File too large" in text:

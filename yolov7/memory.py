@@ -1,4 +1,4 @@
-"""How much memory this process has used."""
+"""Peak memory of this process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _STATUS = Path("/proc/self/status")
 def peak_memory_gib() -> float:
     """Largest resident memory of this process in GiB since its program started.
 
-    Not `ru_maxrss` on Linux: that a process takes over from the one that starts it, so that a small program called by a
-    large one reports the size of its caller.
+    Not `ru_maxrss` on Linux: a process inherits it from its parent, so a small program started by a large one would
+    report the parent's size.
     """
     if _STATUS.exists():
         (peak,) = (line.split()[1] for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))

@@ -1,12 +1,12 @@
 """Greedy non-maximum suppression, exact, per class; from decoded predictions to detections.
 
-A box is dropped if its IoU with a kept box of its own class and a higher place in the order is above the threshold.
-Classes are kept apart by comparing labels, never by shifting coordinates: a shift smaller than the image lets classes
-meet, and a large one eats the digits of float32.
+A box is dropped if its IoU with a better kept box of its own class exceeds the threshold. Classes are separated by
+their labels, not by shifting coordinates: a shift smaller than the image lets classes meet, and a large one costs the
+digits of float32.
 
-The algorithm depends on the count. A few boxes: one matrix over all classes. More: class by class, and inside a class
-in blocks by falling score, each block first against the boxes kept so far and then against itself, so that memory is
-bounded however many candidates come and boxes that are already out are never compared again.
+The algorithm depends on the count. A few boxes: one matrix over all classes. More: class by class, and within a class
+in blocks by falling score, each block first against the boxes kept so far and then against itself. So memory is
+bounded for any number of candidates, and dropped boxes are never compared again.
 
 Legend: B images, N boxes, C classes, K kept boxes, M boxes of a block.
 """
@@ -19,9 +19,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ONE_MATRIX = 256  # up to this many boxes one N x N matrix is quicker than a pass per class
-BLOCK = 256  # boxes of a class that are settled together
+from yolov7.errors import ConfigError
+from yolov7.predictions import Scoring, columns_before_classes, may_exceed
+from yolov7.predictions import scores as scores_of
+
+ONE_MATRIX = 256  # up to this many boxes one N x N matrix is faster than a pass per class
+BLOCK = 256  # boxes of a class that are processed together
 KEPT_CHUNK = 4096  # kept boxes compared with a block at a time: bounds each temporary to 4 MiB
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits of a suppression. Raises :class:`ConfigError` for values out of range."""
+
+    confidence: float
+    """Only scores above it count; 0 to 1."""
+    iou: float
+    """A box is dropped if it overlaps a better one of its class by more; above 0, at most 1."""
+    max_detections: int = 300
+    """Most detections of an image."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.confidence <= 1.0:
+            raise ConfigError(f"confidence {self.confidence} is out of range: it must lie between 0 and 1")
+        if not 0.0 < self.iou <= 1.0:
+            raise ConfigError(f"iou {self.iou} is out of range: it must lie between 0 (excluded) and 1")
+        if self.max_detections < 1:
+            raise ConfigError(f"max_detections {self.max_detections} is out of range: it must be at least 1")
+
+    def updated(
+        self, *, confidence: float | None = None, iou: float | None = None, max_detections: int | None = None
+    ) -> Thresholds:
+        """These thresholds with the given ones in their place; None keeps a value."""
+        return Thresholds(
+            confidence=self.confidence if confidence is None else float(confidence),
+            iou=self.iou if iou is None else float(iou),
+            max_detections=self.max_detections if max_detections is None else int(max_detections),
+        )
 
 
 @dataclass(frozen=True)
@@ -44,15 +78,15 @@ class Detections:
 
 
 def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:
-    """Indices (K,) int64 kept of (N, 4) xyxy boxes, by falling score (ties: the lower index first)."""
+    """Indices (K,) int64 of the kept ones of (N, 4) xyxy boxes, by falling score (ties: the lower index first)."""
     return batched_nms(boxes, scores, torch.zeros(len(scores), dtype=torch.int64, device=scores.device), iou)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, *, limit: int | None = None) -> Tensor:
     """Like :func:`nms`, but a box suppresses only boxes of its own label.
 
-    `limit`: keep at most this many, the best ones; saves work where classes are crowded. Coordinates, scores and
-    labels may live on any device; the greedy pass, serial by nature, runs on the CPU in float32.
+    `limit`: keep at most this many, the best ones, which saves work for crowded classes. Coordinates, scores and labels
+    may be on any device; the greedy pass is serial and runs on the CPU in float32.
     """
     order = torch.sort(scores.detach().float(), descending=True, stable=True).indices.cpu()
     if limit is not None and limit <= 0:
@@ -71,38 +105,41 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, *, li
 
 def select(
     decoded: Tensor,
+    thresholds: Thresholds,
     *,
-    confidence: float,
-    iou: float,
-    max_detections: int = 300,
+    scoring: Scoring,
     multi_label: bool,
     max_candidates: int = 30000,
 ) -> list[Detections]:
     """Detections of each image, in pixels of the network's input (reference sheet: training, section 9).
 
-    `decoded` (B, N, 5 + C): x1, y1, x2, y2, objectness, class probabilities. The score of a class is objectness times
-    its probability; with one class the class is never trained, so the score is objectness alone. `multi_label`: a box
-    counts for every class whose score is above `confidence`; otherwise for its best class. The best `max_candidates`
-    go into suppression and at most `max_detections` come out. Predictions that are not finite are left out.
+    `decoded` (B, N, F): columns and scores as `scoring` has them (:mod:`yolov7.predictions`). With `multi_label` a box
+    counts for every class whose score is above the confidence, otherwise for its best class. The best `max_candidates`
+    go into suppression. Predictions that are not finite are left out.
     """
-    if decoded.ndim != 3 or decoded.shape[2] < 6:
-        raise ValueError(f"predictions of shape (B, N, 5 + C) with C >= 1 are expected, got {tuple(decoded.shape)}")
+    before = columns_before_classes(scoring)
+    if decoded.ndim != 3 or decoded.shape[2] <= before:
+        raise ValueError(
+            f"predictions of shape (B, N, {before} + C) with C >= 1 are expected, got {tuple(decoded.shape)}"
+        )
     results = []
     for predictions in decoded.detach():
-        boxes, scores, labels = _candidates(predictions, confidence, multi_label=multi_label)
+        boxes, scores, labels = _candidates(predictions, thresholds.confidence, scoring, multi_label=multi_label)
         top = torch.sort(scores, descending=True, stable=True).indices[:max_candidates]
         boxes, scores, labels = boxes[top].cpu(), scores[top].cpu(), labels[top].cpu()
-        kept = batched_nms(boxes, scores, labels, iou, limit=max_detections)
+        kept = batched_nms(boxes, scores, labels, thresholds.iou, limit=thresholds.max_detections)
         results.append(Detections(boxes[kept], scores[kept], labels[kept]))
     return results
 
 
-def _candidates(predictions: Tensor, confidence: float, *, multi_label: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (n, 4), scores (n,), labels (n,) above `confidence` of one image's predictions (N, 5 + C)."""
-    # No class score exceeds objectness, so most boxes are out before any class is looked at.
-    rows = predictions[torch.nonzero(predictions[:, 4] > confidence)[:, 0]].float()
-    boxes, objectness, classes = rows[:, :4], rows[:, 4:5], rows[:, 5:]
-    scores = objectness if classes.shape[1] == 1 else objectness * classes  # (n, C)
+def _candidates(
+    predictions: Tensor, confidence: float, scoring: Scoring, *, multi_label: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (n, 4), scores (n,), labels (n,) above `confidence` of one image's predictions (N, F)."""
+    # Most boxes are out before any score is computed.
+    rows = predictions[torch.nonzero(may_exceed(predictions, scoring, confidence))[:, 0]].float()
+    boxes = rows[:, :4]
+    scores = scores_of(rows, scoring)  # (n, C)
     if not multi_label:
         best, labels = scores.max(dim=1)
         at = torch.nonzero(best > confidence)[:, 0]
@@ -123,7 +160,7 @@ def _class_by_class(boxes: np.ndarray, labels: np.ndarray, threshold: np.float32
 
 
 def _greedy(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.ndarray:
-    """Positions kept, ascending, of one class's boxes by falling score; stops once `limit` are found."""
+    """Positions kept, ascending, of one class's boxes by falling score; stops at `limit`."""
     kept = np.empty(0, dtype=np.int64)
     for start in range(0, len(boxes), BLOCK):
         alive = np.arange(start, min(start + BLOCK, len(boxes)))
@@ -141,7 +178,7 @@ def _greedy(boxes: np.ndarray, threshold: np.float32, limit: int | None) -> np.n
 def _settle(rivals: np.ndarray) -> np.ndarray:
     """Positions that survive greedy suppression, given the symmetric (M, M) matrix of boxes that exclude each other."""
     alive = np.ones(len(rivals), dtype=bool)
-    # Only a box with a rival besides itself can suppress anything.
+    # Only a box with a rival other than itself can suppress anything.
     for i in np.flatnonzero(np.triu(rivals, 1).any(axis=1)):
         if alive[i]:
             alive[i + 1 :] &= ~rivals[i, i + 1 :]
@@ -160,7 +197,7 @@ def _overlaps(a: np.ndarray, b: np.ndarray, threshold: np.float32) -> np.ndarray
     intersection = np.multiply(width, height, out=width)
     union = np.add(_areas(a)[:, None], _areas(b)[None, :], out=height)
     union -= intersection
-    # An empty union has IoU 0: a division that yields 0 / 1 there.
+    # An empty union has IoU 0: make the division 0 / 1.
     empty = union <= 0
     if empty.any():
         union[empty] = 1

@@ -1,1 +1,1 @@
-"""The gate: rules, judgement, promotion and rollback."""
+"""The promotion gate: which models, what must hold, and the decision."""

@@ -1,6 +1,6 @@
-"""The rules of promotion: what a comparison of challenger and champion must show, check by check.
+"""The rules of promotion: the checks that a comparison of challenger and champion must pass.
 
-Pure decisions on what :mod:`stages.compare` has measured; :mod:`flows.promotion.judge` acts on them.
+Pure functions of what :mod:`stages.compare` has measured; :mod:`flows.promotion.judge` acts on them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _EVIDENCE = {
     "data": (DATA_VALIDATION, "validation of the training data"),
 }
 _NAMED = 5
-"""Class names that a finding lists; their number stands beside them."""
+"""Number of class names that a finding lists; the rest is counted."""
 _ROUNDING = 6
-"""Digits of AP that count: a difference below that is rounding, not progress."""
+"""Digits of AP that count; a smaller difference is rounding."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule, and what was found."""
+    """One rule and the finding."""
 
     rule: str
     passed: bool
@@ -32,7 +32,7 @@ class Check:
 
 
 def other_classes(comparison: Mapping[str, Any]) -> str | None:
-    """How the champion's classes differ from the challenger's; None where both know the same, in the same order."""
+    """The difference between the classes of champion and challenger; None if both have the same, in the same order."""
     names = comparison.get("class_names")
     if names is None:
         return None
@@ -49,12 +49,12 @@ def _listed(names: list[str]) -> str:
 
 
 def checks(comparison: Mapping[str, Any], rules: Promotion) -> list[Check]:
-    """Every rule of `params.yaml: promotion` that is switched on, judged."""
+    """Check every rule of `params.yaml: promotion` that is enabled."""
     return [_better(comparison, rules), _classes(comparison, rules), *budgets(comparison["challenger"], rules)]
 
 
 def budgets(ours: Mapping[str, Any], rules: Promotion) -> list[Check]:
-    """The rules that hold for a model by itself, also for the first champion; `ours` is its side of a comparison."""
+    """Check the rules for a model by itself, also for the first champion; `ours` is its side of a comparison."""
     judged = []
     if rules.max_latency_ms:
         found = f"{ours['latency_ms']:.1f} ms an image, {rules.max_latency_ms:g} ms allowed"
@@ -67,7 +67,7 @@ def budgets(ours: Mapping[str, Any], rules: Promotion) -> list[Check]:
 
 
 def evidence(tags: Mapping[str, str]) -> list[Check]:
-    """What registration has noted of the stages before it: their success has to be on record, not to be assumed."""
+    """Check what registration recorded of earlier stages: their success must be on record, never assumed."""
     found = [(rule, what, tags.get(tag, "not on record")) for rule, (tag, what) in _EVIDENCE.items()]
     return [Check(rule, result == PASSED, f"{what}: {result}") for rule, what, result in found]
 

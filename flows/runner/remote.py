@@ -1,7 +1,7 @@
-"""The DVC remote: results go there and come from there, and what it refuses is said in one line.
+"""Push to and pull from the DVC remote, with its refusals explained in one line.
 
-DVC tries a request several times by itself. What fails even so is told apart: a server that is away, slow or cuts
-connections is worth another try after a pause; one that refuses will refuse again.
+DVC retries a request several times by itself. What still fails is either transient (a server that is unavailable, slow
+or drops connections), and worth a retry after a pause, or lasting: a server that refuses will refuse again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Kind:
     lasting: bool
 
 
-# Sought in this order in the output of DVC: its S3 client passes the server's words on.
+# Searched in this order in the output of DVC, whose S3 client quotes the server.
 _KINDS = (
     _Kind(
         re.compile(r"no remote (provided|specified)|config file error", re.IGNORECASE),
@@ -56,15 +56,19 @@ _KINDS = (
         "the server cannot be reached or cuts connections",
         False,
     ),
-    _Kind(re.compile(r"do not exist n?either locally nor on remote", re.IGNORECASE), "it lacks some of the data", True),
+    _Kind(
+        re.compile(r"do not exist n?either locally nor on remote", re.IGNORECASE),
+        "some of the data is missing there",
+        True,
+    ),
 )
 
 
 def push(pipeline: Pipeline, log: Log, *targets: str, name: str = "push") -> None:
     """Push results (of `targets`, or of all stages) and the run cache to the default remote.
 
-    `name` is that of its log, for pushes that may run at once.
-    Raises :class:`StageError`, lasting where another try would be refused as well.
+    `name` is the name of its log, for pushes that may run at the same time. Raises :class:`StageError`, lasting if a
+    retry would be refused as well.
     """
     _run(pipeline, name, ["push", "--run-cache", *targets], log)
 
@@ -75,9 +79,9 @@ def pull(pipeline: Pipeline, log: Log, *targets: str, remote: str | None = None)
 
 
 def settings(root: Path) -> dict[str, str]:
-    """DVC's settings in a project, of all its files, as `remote.NAME.url` and so on; folders by their full path.
+    """DVC's settings of a project, from all its files, as `remote.NAME.url` and so on; folders as absolute paths.
 
-    They may hold secrets. Raises :class:`ConfigError` where DVC cannot read them.
+    They may hold secrets. Raises :class:`ConfigError` if DVC cannot read them.
     """
     command = [sys.executable, "-m", "dvc", "config", "--list"]
     done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, timeout=300)
@@ -101,7 +105,7 @@ def _run(pipeline: Pipeline, name: str, arguments: list[str], log: Log) -> None:
 
 
 def explained(error: StageError, pipeline: Pipeline) -> StageError:
-    """The error with its kind in words and whether it lasts, where its log tells; otherwise the error as it is."""
+    """The error with its cause and whether it is lasting, if its log shows them; otherwise the error as it is."""
     if error.log is None:
         return error
     said = error.log.read_text(encoding="utf-8", errors="replace")

@@ -1,7 +1,7 @@
-"""The project at another git revision: a worktree in `.local/worktrees`, which shares DVC's cache and remotes.
+"""The project at another git revision: a worktree in `.local/worktrees` that shares DVC's cache and remotes.
 
-Data comes to it by DVC's hash and not by what that revision's dvc.lock says: a run does not commit dvc.lock, so the
-lock of a revision may be older than the data that was used with it.
+Data comes by DVC's hash and not from that revision's dvc.lock: a run does not commit dvc.lock, so the lock of a
+revision may be older than the data that was used with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from flows.runner import remote as dvc_remote
-from flows.runner.pipeline import Log, Pipeline, StageError, end_leftovers
+from flows.runner.pipeline import Pipeline, StageError
+from flows.runner.processes import Log, end_leftovers
 from stages.project.folders import remove
 from stages.project.locks import file_lock
 from stages.project.params import PARAMS_FILE
@@ -30,17 +31,17 @@ DataHashes = Mapping[str, Mapping[str, str]]
 
 
 def commit_of(root: Path, revision: str, *, fetch: bool = False) -> str:
-    """The full name of a commit; with `fetch`, the clone's remotes are asked for one that it lacks.
+    """Full hash of a commit; with `fetch`, a missing one is fetched from the clone's remotes.
 
-    Raises :class:`ConfigError` outside git, or where no such commit is to be had; :class:`StageError`, not lasting,
-    where the remotes cannot be asked.
+    Raises :class:`ConfigError` outside git, or if there is no such commit; :class:`StageError`, not lasting, if the
+    remotes are unavailable.
     """
     if not _git(root, "rev-parse", "--git-dir", check=False):
         raise ConfigError(f"{root}: not a git clone: a revision cannot be checked out here")
     wanted = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
     found = _git(root, *wanted, check=False)
     if not found and fetch:
-        # A worker may start all variants of a new revision at once, and two fetches in one clone break each other.
+        # A worker may start all variants of a new revision at once; parallel fetches in one clone break each other.
         with file_lock(root / FETCH_LOCK):
             found = _git(root, *wanted, check=False) or _fetched(root, wanted)
     if not found:
@@ -50,23 +51,23 @@ def commit_of(root: Path, revision: str, *, fetch: bool = False) -> str:
 
 
 def _fetched(root: Path, wanted: tuple[str, ...]) -> str:
-    """What the remotes have under that name; one that is away is no obstacle where another has it."""
+    """The commit from the remotes; it is enough that one of them answers and has it."""
     try:
         _git(root, "fetch", "--quiet", "--all")
     except ConfigError as error:
         if found := _git(root, *wanted, check=False):
             return found
-        # Whether a server is away for a while or for good cannot be told from git's words.
+        # git's message does not tell a temporary outage from a lasting one.
         raise StageError(f"the remotes of {root} could not be asked: {error}", stage="fetch") from None
     return _git(root, *wanted, check=False)
 
 
 @contextmanager
 def worktree(root: Path, revision: str, name: str, log: Log, *, keep: bool = False) -> Iterator[Path]:
-    """The project's folder at a commit, in `.local/worktrees/NAME`; removed in the end unless `keep`.
+    """The project's folder at a commit, in `.local/worktrees/NAME`; removed at the end unless `keep`.
 
-    A second call of the same name waits for the end of the first; what a killed one has left is removed first.
-    Raises :class:`ConfigError` where git cannot make it.
+    A second call with the same name waits for the first to end; the remains of a killed one are removed first. Raises
+    :class:`ConfigError` if git cannot make the worktree.
     """
     folder = root / WORKTREES / name
     with file_lock(folder.with_name(f"{name}.lock")):
@@ -78,7 +79,7 @@ def worktree(root: Path, revision: str, name: str, log: Log, *, keep: bool = Fal
             yield place
         finally:
             if keep:
-                log.info("kept: %s (`git worktree remove --force %s` removes it)", place, folder.relative_to(root))
+                log.info("kept: %s (remove it with `git worktree remove --force %s`)", place, folder.relative_to(root))
             else:
                 _clear(root, folder, log)
 
@@ -92,7 +93,7 @@ def _clear(root: Path, folder: Path, log: Log) -> None:
 
 
 def _share_dvc(root: Path, folder: Path) -> None:
-    """Let the worktree use the cache, the remotes and the private settings of the clone it belongs to."""
+    """Let the worktree use the cache, the remotes and the private settings of its clone."""
     if not (folder / ".dvc").is_dir():
         raise ConfigError(f"{folder}: no DVC project at this revision; .dvc must be in git")
     found = dvc_remote.settings(root)
@@ -105,7 +106,7 @@ def _share_dvc(root: Path, folder: Path) -> None:
     lines = [line for head, values in sections.items() for line in (head, *values)]
     private = folder / ".dvc/config.local"
     write_text(private, "\n".join(lines) + "\n")
-    private.chmod(0o600)  # there may be secrets among them
+    private.chmod(0o600)  # may hold secrets
 
 
 def _cache(root: Path, settings: Mapping[str, str]) -> Path:
@@ -117,7 +118,7 @@ def _quoted(value: str) -> str:
 
 
 def hashes_of(root: Path, stages: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """The outputs of `stages` as dvc.lock names them. Raises :class:`DataError` where it does not."""
+    """The outputs of `stages` in dvc.lock. Raises :class:`DataError` if it has none."""
     known = _lock(root).get("stages", {})
     found = {stage: {out["path"]: out["md5"] for out in known.get(stage, {}).get("outs", [])} for stage in stages}
     for stage, outputs in found.items():
@@ -127,10 +128,10 @@ def hashes_of(root: Path, stages: tuple[str, ...]) -> dict[str, dict[str, str]]:
 
 
 def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
-    """Put outputs of these hashes into the worktree, from the shared cache or else from a remote.
+    """Bring the outputs with these hashes into the worktree, from the shared cache or a remote.
 
-    Raises :class:`DataError` where none of them has all of it; :class:`StageError`, not lasting, where one of them may
-    have it but cannot be asked at present.
+    Raises :class:`DataError` if neither has all of them; :class:`StageError`, not lasting, if a remote that may have
+    them is unavailable.
     """
     document = _lock(pipeline.root)
     stages = document.setdefault("stages", {})
@@ -138,19 +139,19 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
         outs = [{"path": path, "hash": "md5", "md5": value} for path, value in outputs.items()]
         stages[stage] = {"cmd": "brought by hash", "outs": outs}
     write_text(pipeline.root / "dvc.lock", yaml.safe_dump({"schema": "2.0", **document}, sort_keys=False))
-    _bring(pipeline, list(hashes), {path: value for one in hashes.values() for path, value in one.items()}, log)
+    _bring(pipeline, list(hashes), {path: value for outputs in hashes.values() for path, value in outputs.items()}, log)
 
 
 def added_weights(root: Path, variant: str) -> str | None:
-    """The .dvc file of the weights that a training of `variant` starts from; None without any, or where it has none."""
+    """The .dvc file of the initial weights of `variant`; None without weights, or if they have no such file."""
     target = f"{_weights(root, variant)}.dvc"
     return target if (root / target).is_file() else None
 
 
 def bring_weights(pipeline: Pipeline, variant: str, log: Log) -> None:
-    """Put the weights that a training of `variant` starts from into the worktree, if they are not in git.
+    """Bring the initial weights of `variant` into the worktree, if they are not in git.
 
-    Raises :class:`ConfigError` where they were not given to DVC either; otherwise as :func:`bring`.
+    Raises :class:`ConfigError` if they are not in DVC either; otherwise as :func:`bring`.
     """
     weights, target = _weights(pipeline.root, variant), added_weights(pipeline.root, variant)
     if not weights or (pipeline.root / weights).is_file():
@@ -165,14 +166,14 @@ def bring_weights(pipeline: Pipeline, variant: str, log: Log) -> None:
 
 
 def _weights(root: Path, variant: str) -> str:
-    """Read from the file as it is: the parameters of an old revision may not be those of today."""
+    """Path of the initial weights, read from the plain file: an old revision may have other parameters than today."""
     values = _document(root / PARAMS_FILE)
     own = (values.get("per_variant") or {}).get(variant) or {}
     return str(own.get("weights", (values.get("train") or {}).get("weights", "")))
 
 
 def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], log: Log) -> None:
-    """Let DVC put `targets` there, whose outputs, path -> hash, are those of `hashes`. Raises as :func:`bring`."""
+    """Let DVC bring `targets`, whose outputs are `hashes`, path -> hash. Raises as :func:`bring`."""
     found = dvc_remote.settings(pipeline.root)
     objects = _cache(pipeline.root, found) / "files/md5"
     if all((objects / value[:2] / value[2:]).exists() for value in hashes.values()):
@@ -180,7 +181,7 @@ def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], lo
             pipeline.run("checkout", [sys.executable, "-m", "dvc", "checkout", "--force", *targets], log)
             return
         except StageError:
-            log.info("the cache of this clone has only a part of the data; the remotes are asked")
+            log.info("the cache of this clone has only part of the data; asking the remotes")
     tried, passing = [], False
     for name in dvc_remote.remotes(found):
         try:
@@ -192,8 +193,12 @@ def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], lo
     wanted = ", ".join(f"{path} ({value})" for path, value in hashes.items())
     missing = "; ".join(tried) or "there is no remote"
     if passing:
-        raise StageError(f"{wanted} is not in DVC's cache, and not to be had at present ({missing})", stage="pull")
-    raise DataError(f"{wanted} is neither in DVC's cache nor in a remote ({missing}); `dvc push` where it still is")
+        raise StageError(
+            f"{wanted} is not in DVC's cache, and the remote is not available at present ({missing})", stage="pull"
+        )
+    raise DataError(
+        f"{wanted} is neither in DVC's cache nor in a remote ({missing}); run `dvc push` where it still exists"
+    )
 
 
 def _lock(root: Path) -> dict[str, Any]:
@@ -210,7 +215,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _git(root: Path, *arguments: str, check: bool = True) -> str:
-    """What git says; with `check`, a failure raises :class:`ConfigError`, otherwise it is an empty answer."""
+    """Output of git; with `check`, a failure raises :class:`ConfigError`, otherwise it gives an empty string."""
     command = ["git", *arguments]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)

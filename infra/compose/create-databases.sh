@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run once by PostgreSQL's image, on an empty volume: a database and a user of its own for each server.
+# Run once by PostgreSQL's image on an empty volume: creates a database and a user for each server.
 set -eu
 
 for name in prefect mlflow; do

@@ -1,7 +1,7 @@
-"""Create the buckets named on the command line where they do not exist: `python create_buckets.py dvc mlflow`.
+"""Create the buckets named on the command line, if they do not exist: `python create_buckets.py dvc mlflow`.
 
-Address and credentials come from the environment, as boto3 reads it: AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY. Exit code 1 and one line where the store refuses or cannot be reached.
+boto3 reads address and credentials from the environment: AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY. Exit code 1 and one line if the store refuses or is unreachable.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _THERE = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
 def create_buckets(names: list[str]) -> None:
-    """Make each bucket, or leave it as it is; raises what boto3 raises."""
+    """Create each bucket, or leave it as it is. Raises boto3's exceptions."""
     client = boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}))
     present = {bucket["Name"] for bucket in client.list_buckets().get("Buckets", [])}
     for name in names:
         if name in present:
-            log.info("%s: there already", name)
+            log.info("%s: exists already", name)
             continue
         try:
             client.create_bucket(Bucket=name)

@@ -1,7 +1,7 @@
-"""Write `.env` from `.env.example`, a random secret for every empty value; an `.env` that is there stays as it is.
+"""Write `.env` from `.env.example`, with a random secret for every empty value; an existing `.env` stays as it is.
 
-Needs nothing but Python. The file is readable by its owner alone, and holds the number of the user who runs this, under
-which the worker then works in the checkout.
+Needs only Python. The file is readable only by its owner. It also holds the ID of the user who runs this; the worker
+works in the checkout as that user.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def filled(example: str) -> str:
-    """`example` with a secret behind every `NAME=` that has none."""
+    """`example` with a secret for every `NAME=` without a value."""
     lines = []
     for line in example.splitlines():
         if line.endswith("=") and not line.startswith("#"):
@@ -33,7 +33,7 @@ def main() -> int:
     try:
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        sys.stderr.write(f"{target} is there already and stays as it is\n")
+        sys.stderr.write(f"{target} exists already and stays as it is\n")
         return 0
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)

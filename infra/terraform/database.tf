@@ -1,6 +1,5 @@
-# PostgreSQL for Prefect and MLflow. RDS makes the administrator's password and keeps it in Secrets Manager: it is in no
-# variable, no output and no state. The two servers get databases and users of their own, as
-# infra/compose/create-databases.sh makes them.
+# PostgreSQL for Prefect and MLflow. RDS creates the administrator's password and keeps it in Secrets Manager: it is in
+# no variable, output or state. infra/compose/create-databases.sh creates a database and a user for each server.
 resource "aws_db_subnet_group" "this" {
   name       = var.name
   subnet_ids = var.private_subnet_ids

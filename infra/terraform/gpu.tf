@@ -1,5 +1,5 @@
-# An ECS cluster whose GPU instances come when runs wait for one, and go when none does. ECS rather than EKS: no control
-# plane to run or to pay for, and Prefect's ECS worker needs no more.
+# An ECS cluster that starts GPU instances when runs wait for one, and stops them when none does. ECS instead of EKS: no
+# control plane to run or pay for, and Prefect's ECS worker needs nothing else.
 resource "aws_ecs_cluster" "this" {
   name = var.name
 
@@ -49,7 +49,7 @@ resource "aws_launch_template" "gpu" {
     }
   }
 
-  # Only tokens, and no hop further than the instance: a run cannot take the instance's identity.
+  # Tokens required, hop limit one: a run cannot take the instance's identity.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
@@ -73,7 +73,7 @@ resource "aws_autoscaling_group" "gpu" {
     version = aws_launch_template.gpu.latest_version
   }
 
-  # ECS asks for this tag, and counts the instances itself.
+  # ECS requires this tag, and sets the number of instances itself.
   tag {
     key                 = "AmazonECSManaged"
     value               = "true"

@@ -1,9 +1,9 @@
-# Five identities, each with what it does and no more:
+# Five identities, each with the least it needs:
 #   gpu        the instances: join the cluster, pull images
-#   execution  ECS, on behalf of a run that starts: pull its image, write its log, read the secrets it names
+#   execution  ECS, on behalf of a starting run: pull its image, write its log, read the secrets it names
 #   run        a run: the two buckets
 #   mlflow     MLflow's server: its bucket
-#   dispatcher the Prefect worker that starts runs: register and run tasks of this family in this cluster
+#   dispatcher the Prefect worker that starts runs: register and run tasks of this task family in this cluster
 locals {
   ecs_arn = "arn:${data.aws_partition.current.partition}:ecs:${var.region}:${data.aws_caller_identity.current.account_id}"
 }
@@ -25,7 +25,7 @@ data "aws_iam_policy_document" "assume" {
       identifiers = [each.value]
     }
 
-    # ECS must be acting for this account, not for a stranger's task that names our role.
+    # Only ECS acting for this account may assume it, not another account's task that names our role.
     dynamic "condition" {
       for_each = each.value == "ecs-tasks.amazonaws.com" ? [1] : []
 
@@ -58,7 +58,7 @@ data "aws_iam_policy_document" "execution" {
   statement {
     sid       = "SignInToTheRegistry"
     actions   = ["ecr:GetAuthorizationToken"]
-    resources = ["*"] # the only form this action has
+    resources = ["*"] # this action allows nothing narrower
   }
 
   statement {
@@ -94,7 +94,7 @@ data "aws_iam_policy_document" "buckets" {
   }
 
   statement {
-    sid = "ReadAndWriteObjects" # deleted and overwritten ones stay as versions, which nobody here may delete
+    sid = "ReadAndWriteObjects" # deleted and overwritten objects stay as versions, which none of these identities may delete
     actions = [
       "s3:GetObject",
       "s3:PutObject",
@@ -122,7 +122,7 @@ data "aws_iam_policy_document" "dispatcher" {
   statement {
     sid       = "DescribeTasksAndDefinitions"
     actions   = ["ecs:RegisterTaskDefinition", "ecs:DeregisterTaskDefinition", "ecs:DescribeTaskDefinition", "ecs:ListTaskDefinitions"]
-    resources = ["*"] # these actions know no narrower resource
+    resources = ["*"] # these actions allow nothing narrower
   }
 
   statement {
@@ -146,7 +146,7 @@ data "aws_iam_policy_document" "dispatcher" {
   statement {
     sid       = "FindSubnets"
     actions   = ["ec2:DescribeSubnets", "ec2:DescribeVpcs"]
-    resources = ["*"] # these actions know no narrower resource
+    resources = ["*"] # these actions allow nothing narrower
   }
 
   statement {

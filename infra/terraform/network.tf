@@ -1,4 +1,4 @@
-# `members`: servers, workers and runs. They reach out; nobody outside the group reaches in.
+# `members`: servers, workers and runs. Outgoing traffic is open; incoming traffic only from the group.
 resource "aws_security_group" "members" {
   name        = "${var.name}-members"
   description = "Servers, workers and runs of the pipeline"
@@ -24,7 +24,7 @@ resource "aws_vpc_security_group_ingress_rule" "servers" {
 
 resource "aws_security_group" "database" {
   name        = "${var.name}-database"
-  description = "PostgreSQL, for members of the pipeline alone"
+  description = "PostgreSQL, for members of the pipeline only"
   vpc_id      = var.vpc_id
 }
 

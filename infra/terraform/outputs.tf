@@ -4,7 +4,7 @@ output "buckets" {
 }
 
 output "database" {
-  description = "Where PostgreSQL answers, and the secret in which RDS keeps the administrator's password."
+  description = "Address of PostgreSQL, and the secret in which RDS keeps the administrator's password."
   value = {
     address    = aws_db_instance.this.address
     port       = aws_db_instance.this.port
@@ -13,7 +13,7 @@ output "database" {
 }
 
 output "repositories" {
-  description = "Image -> where to push it."
+  description = "Image -> repository to push it to."
   value       = { for name, repository in aws_ecr_repository.this : name => repository.repository_url }
 }
 
@@ -38,6 +38,6 @@ output "ecs_gpu_pool" {
 }
 
 output "roles" {
-  description = "Roles for the processes that Terraform does not start: MLflow's server, and the worker of the ECS pool."
+  description = "Roles for processes that Terraform does not start: MLflow's server, and the worker of the ECS pool."
   value       = { for name in ["mlflow", "dispatcher"] : name => aws_iam_role.this[name].arn }
 }

@@ -1,4 +1,4 @@
-# DVC's remote and MLflow's artifacts. Nothing public, nothing in the clear, nothing gone for good by mistake.
+# DVC's remote and MLflow's artifacts. Not public, encrypted, and protected against accidental deletion by versions.
 locals {
   buckets = toset(["dvc", "mlflow"])
 }
@@ -103,7 +103,7 @@ resource "aws_s3_bucket_policy" "this" {
   depends_on = [aws_s3_bucket_public_access_block.this]
 }
 
-# One key for buckets, database and images; who may use it is said by IAM.
+# One key for buckets, database and images; IAM controls who may use it.
 resource "aws_kms_key" "this" {
   description             = "${var.name}: buckets, database, images"
   enable_key_rotation     = true

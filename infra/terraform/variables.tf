@@ -15,13 +15,13 @@ variable "region" {
 }
 
 variable "tags" {
-  description = "Tags of every resource, besides Project."
+  description = "Tags of every resource, in addition to Project."
   type        = map(string)
   default     = {}
 }
 
 variable "vpc_id" {
-  description = "The VPC everything lives in."
+  description = "The VPC of all resources."
   type        = string
 }
 
@@ -42,7 +42,7 @@ variable "gpu_instance_type" {
 }
 
 variable "gpu_max_instances" {
-  description = "The most GPU instances at once; idle ones are given back, down to none."
+  description = "Maximum number of GPU instances; idle ones are stopped, down to none."
   type        = number
   default     = 2
 }

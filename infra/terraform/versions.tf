@@ -8,7 +8,7 @@ terraform {
     }
   }
 
-  # State names every resource: keep it in a bucket of its own, encrypted and locked, not beside these files.
+  # State names every resource: keep it in a separate bucket, encrypted and locked, not beside these files.
   #   backend "s3" { bucket = "...", key = "yolov7-pipeline.tfstate", region = "...", encrypt = true, use_lockfile = true }
 }
 

@@ -205,7 +205,7 @@ class Params(Group):
 
     @cached_property
     def trainings(self) -> Mapping[str, Train]:
-        """Training parameters by variant: its preset, then `train`, then `per_variant`; parsed once."""
+        """Training parameters by variant, parsed once: preset (default: its recipe), `train`, `per_variant`."""
         return {variant: self._training(variant) for variant in self.variants}
 
     def network_for(self, variant: str) -> Network | None:
@@ -221,7 +221,15 @@ class Params(Group):
 
     def _training(self, variant: str) -> Train:
         values = merge(self.train, self.per_variant.get(variant, {}))
-        return train_parameters(values, where=f"params.yaml: train (with per_variant.{variant})")
+        where = f"params.yaml: train (with per_variant.{variant})"
+        return train_parameters(values, where=where, recipe=self._recipe(variant, values))
+
+    @staticmethod
+    def _recipe(variant: str, values: Mapping[str, Any]) -> str:
+        from yolov7.model.variants import recipe_of
+
+        # A network of the user's own has no recipe, even under the name of a variant.
+        return "p5" if values.get("network") else recipe_of(variant)
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:
@@ -258,7 +266,8 @@ def _check(params: Params, file: Path) -> None:
     for name in params.per_variant:
         if name not in known:
             raise ConfigError(f"{file}: per_variant: unknown variant {name!r}{nearest(name, known)}")
-    train_parameters(params.train, where=f"{file}: train")  # a mistake there is not one of a variant
+    recipe = params._recipe(params.variants[0], params.train)
+    train_parameters(params.train, where=f"{file}: train", recipe=recipe)  # a mistake there is not one of a variant
     _ = params.trainings
     check_data(params.data, where=f"{file}: data")
     if params.flow.state_remote.startswith("s3:"):

@@ -39,8 +39,9 @@ from PIL import Image, UnidentifiedImageError
 
 from yolov7.data.decode import decode_image
 from yolov7.errors import ConfigError, DataError, ModelError
+from yolov7.letterbox import Fitted
 from yolov7.predict import load_detector
-from yolov7.predict.predictor import Predictor, Prepared
+from yolov7.predict.predictor import Predictor
 from yolov7.signature import require_beside
 
 COLUMNS = {
@@ -141,7 +142,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         except (ConfigError, ModelError, TypeError, ValueError) as error:
             raise _refused(f"params: {error}") from None
 
-    def _prepared(self, detector: Predictor, image: bytes | np.ndarray, row: int) -> Prepared:
+    def _prepared(self, detector: Predictor, image: bytes | np.ndarray, row: int) -> Fitted:
         """The network's input for an image; the decoded image is freed on return."""
         if isinstance(image, np.ndarray):
             return detector.prepare(image)

@@ -14,7 +14,8 @@ from yolov7.data.formats.coco import is_utf8
 from yolov7.data.formats.label_files import read_text, text_lines
 from yolov7.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Of the formats whose headers `stages.images.header` reads."""
 _LISTED = 5
 """Files that a message names; it always gives their number."""
 _NAME_COLUMNS = ("filename", "file_name", "image", "file", "path")

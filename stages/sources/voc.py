@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.dataset.image_set import ImageSet
 from stages.project.params_data import Voc, VocSplit
-from stages.sources.image_folder import IMAGE_SUFFIXES, files_below, image_sizes, select_listed, shown, stem_of
+from stages.sources.image_folder import SUFFIXES, files_below, image_sizes, select_listed, shown, stem_of
 from yolov7.data.formats.voc import VocImage, read_voc_file, voc_to_coco
 from yolov7.errors import DataError
 
@@ -52,7 +52,7 @@ def _matched(one: VocSplit, base: Path, key: str) -> tuple[_Matched, tuple[str, 
     if not known:
         raise DataError(f"no XML files here; see {key}.annotations in params.yaml", path=annotations)
     chosen = list(known.values()) if one.listed_in is None else select_listed(base / one.listed_in, known)
-    images = files_below(root, IMAGE_SUFFIXES, key=f"{key}.images")
+    images = files_below(root, SUFFIXES, key=f"{key}.images")
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         files = list(pool.map(lambda name: read_voc_file(annotations / name), chosen))
     names = _image_names(chosen, files, images, root)

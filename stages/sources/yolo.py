@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.dataset.image_set import ImageSet
 from stages.project.params_data import Yolo, YoloSplit
-from stages.sources.image_folder import IMAGE_SUFFIXES, by_stem, files_below, image_sizes, select_listed, shown, stem_of
+from stages.sources.image_folder import SUFFIXES, by_stem, files_below, image_sizes, select_listed, shown, stem_of
 from yolov7.data.formats.yolo_txt import YoloImage, read_class_names, read_yolo
 from yolov7.errors import DataError
 
@@ -43,7 +43,7 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
 def _images(one: YoloSplit, base: Path, key: str) -> list[YoloImage]:
     """Every image of a set with its size and its label file."""
     root, label_root = base / one.images, base / one.labels
-    known = by_stem(files_below(root, IMAGE_SUFFIXES, key=f"{key}.images"), root)
+    known = by_stem(files_below(root, SUFFIXES, key=f"{key}.images"), root)
     labels = {
         stem_of(label): label_root / label
         for label in files_below(label_root, (".txt",), key=f"{key}.labels")

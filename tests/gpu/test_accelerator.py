@@ -14,7 +14,7 @@ from small_training import parameters, trainer, training_data
 from yolov7.device import is_out_of_memory
 from yolov7.loss import create_criterion
 from yolov7.model import create_model
-from yolov7.nms import select
+from yolov7.nms import Thresholds, select
 from yolov7.predict import Predictor, TorchRuntime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -80,8 +80,9 @@ def test_suppression_keeps_the_same_boxes(device):
     centres, sides = torch.rand(2, 3000, 2, generator=generator) * 600, torch.rand(2, 3000, 2, generator=generator) * 80
     scores = torch.rand(2, 3000, 11, generator=generator)
     decoded = torch.cat((centres - sides / 2, centres + sides / 2, scores), 2)
-    settings = {"confidence": 0.1, "iou": 0.5, "max_detections": 300, "multi_label": True}
-    for ours, theirs in zip(select(decoded, **settings), select(decoded.to(device), **settings), strict=True):
+    thresholds, settings = Thresholds(0.1, 0.5), {"scoring": "objectness x class probability", "multi_label": True}
+    found = select(decoded, thresholds, **settings), select(decoded.to(device), thresholds, **settings)
+    for ours, theirs in zip(*found, strict=True):
         assert len(ours) == len(theirs) > 50
         torch.testing.assert_close(theirs.boxes.cpu(), ours.boxes)
         assert torch.equal(theirs.labels.cpu(), ours.labels)

@@ -204,3 +204,9 @@ def test_the_file_with_suppression_inside_still_detects_the_same():
     detector = yolov7.load_detector(frozen.DATA / "exported/model-nms.onnx")
     (found,) = detector.predict([frozen.image()])
     frozen.assert_same_detections(frozen.rows(found))
+
+
+def test_the_file_with_raw_maps_still_detects_the_same():
+    detector = yolov7.load_detector(frozen.DATA / "exported/optional/model-raw.onnx")
+    (found,) = detector.predict([frozen.image()])
+    frozen.assert_same_detections(frozen.rows(found))

@@ -16,6 +16,7 @@ from yolov7.letterbox import FILL
 from yolov7.model import Detector, ModelMetadata, create_model, save_checkpoint
 from yolov7.model.scaling import scale
 from yolov7.model.variants import find_variant
+from yolov7.nms import Thresholds
 
 CLASSES = ("cat", "dog", "owl")
 CATEGORY_IDS = (7, 11, 42)
@@ -42,7 +43,7 @@ def make_export(folder: Path) -> Path:
     )
     save_checkpoint(folder / "model.safetensors", model, metadata)
     export_onnx(model, folder / "model.onnx", metadata=metadata)
-    export_onnx_nms(folder / "model.onnx", folder / "model-nms.onnx", confidence=0.3, iou=0.5, max_detections=20)
+    export_onnx_nms(folder / "model.onnx", folder / "model-nms.onnx", Thresholds(0.3, 0.5, 20))
     describe(folder, "first")
     return folder
 

@@ -26,7 +26,8 @@ class Cluster:
         self.folder, self.port = folder, free_port()
         self._programs, self._account = programs, account
 
-    def address(self, database: str, driver: str = "postgresql") -> str:
+    def address(self, database: str, driver: str = "postgresql+psycopg2") -> str:
+        """URL of a database. With the driver: SQLAlchemy 2.1 takes plain `postgresql:` for psycopg 3."""
         return f"{driver}://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     def create(self) -> None:

@@ -160,3 +160,9 @@ class PrefectServer:
         answer = self.client.post(path, json=body)
         answer.raise_for_status()
         return answer.json()
+
+    def page(self, flow: str) -> str:
+        """The newest summary of a flow."""
+        wanted = {"artifacts": {"key": {"any_": [flow]}}, "sort": "CREATED_DESC", "limit": 1}
+        text: str = self.ask("/artifacts/filter", wanted)[0]["data"]
+        return text

@@ -25,17 +25,18 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Crashed
 from prefect.utilities.callables import parameter_schema
 
-from flows import promote as promote_models
-from flows import train_family as family
+from flows import promote as promotion
+from flows import train_variants as training
 from flows import validate_data as data
 from flows.evaluate_champion import DriftError, DriftReport, evaluate_champion
 from flows.promote import PromotionError, promote
-from flows.promotion.judge import chosen_models
-from flows.report import FamilyReport, VariantReport
-from flows.runner.pipeline import Outcome, Pipeline, StageResult, only_run
+from flows.promotion.models import chosen_models
+from flows.report import VariantReport
+from flows.runner.pipeline import Pipeline, StageOutcome, StageResult, only_run
 from flows.tasks import PROMOTION_LIMIT, alone, held
 from flows.validate_data import InvalidDataError, validate_data
 from stages.project import params as params_module
@@ -90,11 +91,6 @@ def version_of(registry: ModelRegistry, model: str, alias: str, ap: float) -> in
     return number
 
 
-def page(server: PrefectServer, key: str) -> str:
-    wanted = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
-    return server.ask("/artifacts/filter", wanted)[0]["data"]
-
-
 def with_findings(project: Path) -> None:
     """What the real stage leaves of a check with one warning."""
     folder = project / "reports/validation"
@@ -106,7 +102,7 @@ def with_findings(project: Path) -> None:
     (folder / "findings.json").write_text(json.dumps([finding]))
 
 
-def entry(deployment: dict[str, Any]) -> Flow[..., Any]:
+def flow_of(deployment: dict[str, Any]) -> Flow[..., Any]:
     module, _, name = deployment["entrypoint"].rpartition(".")
     return getattr(importlib.import_module(module), name)
 
@@ -115,9 +111,9 @@ def entry(deployment: dict[str, Any]) -> Flow[..., Any]:
 
 
 def test_every_flow_has_its_deployment() -> None:
-    flows = {name: entry(one).name for name, one in DEPLOYMENTS.items()}
+    flows = {name: flow_of(deployment).name for name, deployment in DEPLOYMENTS.items()}
     assert flows == {
-        "nightly": "train-family",
+        "nightly": "train-variants",
         "by-revision": "train-variant",
         "weekly": "validate-data",
         "gate": "promote",
@@ -128,7 +124,7 @@ def test_every_flow_has_its_deployment() -> None:
 @pytest.mark.parametrize("name", DEPLOYMENTS)
 def test_deployment_fits_its_flow(name: str) -> None:
     deployment = DEPLOYMENTS[name]
-    flow = entry(deployment)
+    flow = flow_of(deployment)
     documented = parameter_schema(flow).properties
     given = deployment["parameters"]
     assert set(given) == set(documented), "prefect.yaml shows every parameter there is"
@@ -161,13 +157,15 @@ def test_wrong_parameters_are_refused_before_anything_runs() -> None:
 def test_the_gate_waits_for_the_event_that_a_run_without_gate_sends(monkeypatch: pytest.MonkeyPatch) -> None:
     (trigger,) = (DeploymentEventTrigger.model_validate(one) for one in DEPLOYMENTS["gate"]["triggers"])
     sent: list[tuple[str, dict[str, str], dict[str, Any]]] = []
-    monkeypatch.setattr(family, "emit_event", lambda event, resource, payload: sent.append((event, resource, payload)))
+    monkeypatch.setattr(
+        training, "emit_event", lambda event, resource, payload: sent.append((event, resource, payload))
+    )
     params = params_module.Params(variants=("yolov7-tiny", "yolov7", "yolov7-x"))
     new, old, failed = (VariantReport(variant, version=3) for variant in params.variants)
-    new.stages = [StageResult("register@yolov7-tiny", Outcome.RAN, 1.0)]
-    old.stages = [StageResult("register@yolov7", Outcome.UNCHANGED, 1.0)]
-    failed.stages = [StageResult("train@yolov7-x", Outcome.RAN, 1.0)]
-    family.announce(params, FamilyReport(variants=[new, old, failed]))
+    new.stages = [StageResult("register@yolov7-tiny", StageOutcome.RAN, 1.0)]
+    old.stages = [StageResult("register@yolov7", StageOutcome.UNCHANGED, 1.0)]
+    failed.stages = [StageResult("train@yolov7-x", StageOutcome.RAN, 1.0)]
+    training.announce_versions(params, [new, old, failed])
     ((event, resource, payload),) = sent
     assert event in trigger.expect and trigger.match.includes([resource])
     assert payload == {"model": "yolov7-tiny", "version": 3, "variant": "yolov7-tiny"}
@@ -200,13 +198,13 @@ def test_the_champions_are_measured_on_the_event_of_new_data(
     # Data that a nightly run brings are announced too, whatever comes of the run; those that do not pass are not.
     ingested(here, "3")
     make_trouble(here, "validate", "always 2")
-    with pytest.raises(family.FamilyError):
-        family.train_family()
+    with pytest.raises(training.RunError):
+        training.train_variants()
     assert len(sent) == 1
     (here / "trouble/validate").unlink()
     make_trouble(here, f"train@{VARIANT}", "always 2")
-    with pytest.raises(family.FamilyError):
-        family.train_family()
+    with pytest.raises(training.RunError):
+        training.train_variants()
     assert [one[2]["before"] for one in sent] == ["1", "2"]
 
 
@@ -236,7 +234,7 @@ def test_events_start_what_they_should(deployed: dict[str, Any], prefect_server:
         return [run for run in runs if (run["created_by"] or {}).get("type") == "AUTOMATION"]
 
     # A version is registered.
-    event = {"id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": family.REGISTERED}
+    event = {"id": str(uuid.uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": training.REGISTERED}
     event |= {"resource": {"prefect.resource.id": "yolov7.model.mine"}, "payload": {"model": "mine", "version": 1}}
     changed = {
         **event,
@@ -260,6 +258,19 @@ def test_events_start_what_they_should(deployed: dict[str, Any], prefect_server:
     assert len(started("drift")) == 1 and not started("weekly")
 
 
+def test_deployments_of_earlier_releases_keep_their_entrypoints(
+    here: Path, prefect_server: PrefectServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert load_flow_from_entrypoint("flows.promote_models.promote").name == "promote"
+    renamed = load_flow_from_entrypoint("flows.train_family.train_family")
+    assert renamed.name == "train-family", "deployments are addressed by it"
+    assert parameter_schema(renamed).properties.keys() == DEPLOYMENTS["nightly"]["parameters"].keys()
+    report = renamed(promote_challengers=False)
+    assert len(report.stages) == 6 and not report.failures
+    assert "the flow train-family is now called train-variants" in caplog.text
+    assert "6 of 6 stages ran" in prefect_server.page("train-variants")
+
+
 def test_automations_are_accepted(prefect_server: PrefectServer) -> None:
     (automation,) = yaml.safe_load((REPOSITORY / "flows/automations.yaml").read_text())["automations"]
     answer = prefect_server.client.post("/automations/", json=automation)
@@ -277,11 +288,13 @@ def test_findings_are_on_the_page(here: Path, prefect_server: PrefectServer) -> 
     with_findings(here)
     report = validate_data()
     assert [stage.stage for stage in report.stages] == ["ingest", "validate"]
-    assert "The data passes 2 rules; 1 of them only with a warning." in page(prefect_server, "validate-data")
-    assert "| box-tiny | train/a\\|b.jpg | 1 px | look at it |" in page(prefect_server, "validate-data")
+    assert "The data passes 2 rules; 1 of them only with a warning." in prefect_server.page("validate-data")
+    assert "| box-tiny | train/a\\|b.jpg | 1 px | look at it |" in prefect_server.page("validate-data")
     assert not (here / "models").exists(), "nothing is trained"
     again = validate_data(refresh=True)
-    assert [stage.outcome for stage in again.stages] == [Outcome.RAN, Outcome.UNCHANGED], "the source, and no more"
+    assert [stage.outcome for stage in again.stages] == [StageOutcome.RAN, StageOutcome.UNCHANGED], (
+        "the source, and no more"
+    )
 
 
 def test_data_that_does_not_pass_fails_the_run(here: Path, prefect_server: PrefectServer) -> None:
@@ -289,7 +302,7 @@ def test_data_that_does_not_pass_fails_the_run(here: Path, prefect_server: Prefe
     make_trouble(here, "validate", "always 2")
     with pytest.raises(InvalidDataError, match="stage validate failed with exit code 2: the disk of validate is on"):
         validate_data()
-    text = page(prefect_server, "validate-data")
+    text = prefect_server.page("validate-data")
     assert "The data does not pass." in text and "is on fire; log: .local/logs/validate.log" in text
     make_trouble(here, "ingest", "always 2")
     with pytest.raises(InvalidDataError, match="stage ingest failed") as caught:
@@ -304,7 +317,7 @@ def test_a_second_run_in_the_same_folder_waits(here: Path) -> None:
     class Listen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             said.append(record.getMessage())
-            if "this one waits for its end" in said[-1]:
+            if "waiting for it to end" in said[-1]:
                 waiting.set()
 
     log, listen = logging.getLogger("prefect.flow_runs"), Listen()
@@ -319,8 +332,10 @@ def test_a_second_run_in_the_same_folder_waits(here: Path) -> None:
         second.join(120)
     finally:
         log.removeHandler(listen)
-    assert any(f"another run works in {here}" in line for line in said)
-    assert [stage.outcome for stage in outcome[0].stages] == [Outcome.RAN, Outcome.RAN], "then it does its work"
+    assert any(f"another run is working in {here}" in line for line in said)
+    assert [stage.outcome for stage in outcome[0].stages] == [StageOutcome.RAN, StageOutcome.RAN], (
+        "then it does its work"
+    )
 
 
 RUN = """
@@ -349,7 +364,7 @@ def test_what_a_killed_run_has_left_is_ended_before_the_next(project: Path) -> N
     (project / "trouble/ingest").unlink()
     with only_run(project, log), Pipeline(project) as pipeline:
         assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in left)
-        assert pipeline.reproduce("ingest", log).outcome is Outcome.RAN
+        assert pipeline.reproduce("ingest", log).outcome is StageOutcome.RAN
 
 
 WAIT = """
@@ -384,12 +399,12 @@ def test_gate_decides_and_records(registry: ModelRegistry, prefect_server: Prefe
     assert trial.summary == f"{VARIANT}: version {number} would be promoted."
     assert (here / "data/index.json").is_file(), "the gate measures on it"
     assert registry.by_alias(VARIANT, CHAMPION) is None
-    assert "A dry run: nothing was changed." in page(prefect_server, "promote")
+    assert "A dry run: nothing was changed." in prefect_server.page("promote")
     with pytest.raises(PromotionError, match=r"promote@unknown: .*no model 'unknown' with the alias") as caught:
         promote(models=["unknown", VARIANT, VARIANT])
     assert registry.aliases(VARIANT)[CHAMPION] == number, "one that cannot be judged does not stop the others"
     assert caught.value.report.summary == f"{VARIANT}: version {number} promoted; 1 could not be judged."
-    text = page(prefect_server, "promote")
+    text = prefect_server.page("promote")
     assert f"- `{VARIANT}`: **version {number} promoted**, there was no champion" in text and "## Not judged" in text
     make_trouble(here, "validate", "always 2")
     (here / "source.txt").write_text("2")
@@ -409,7 +424,7 @@ def test_gates_of_one_server_take_turns(
         asks.set()
         return alone()
 
-    monkeypatch.setattr(promote_models, "alone", its_turn)
+    monkeypatch.setattr(promotion, "alone", its_turn)
     try:
         with held(PROMOTION_LIMIT):
             gate.start()
@@ -450,7 +465,7 @@ def test_a_champion_that_fell_too_far_fails_the_run(
     report = evaluate_champion(models=["drifting", "absent"], max_ap_drop=0.03, on_drop="warn")
     assert (here / "evaluated").read_text() == uri, "by number, not by alias"
     assert report.absent == ["absent"] and len(report.fallen) == 1
-    text = page(prefect_server, "evaluate-champion")
+    text = prefect_server.page("evaluate-champion")
     assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | **-0.1000** | 7 | other than recorded |" in text
     assert DriftReport(0.2, report.measured).fallen == [], "a fall within the limit"
     with pytest.raises(DriftError, match=r"AP 0\.5000 on the present test data, 0\.1000 below the recorded 0\.6000"):
@@ -461,6 +476,6 @@ def test_a_champion_that_fell_too_far_fails_the_run(
     registry.set_tags(champion, {"evaluation": f"{params_module.Evaluate().conditions} augment=True"})
     report = evaluate_champion(models=["drifting"], max_ap_drop=0.03)
     assert report.summary == "0 of 0 champions fell by more than 0.03; 1 measured otherwise than recorded."
-    text = page(prefect_server, "evaluate-champion")
+    text = prefect_server.page("evaluate-champion")
     assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | measured otherwise | 7 |" in text
     assert "that was measured with confidence=0.001 iou=0.65 max_detections=300 augment=True, params.yaml" in text

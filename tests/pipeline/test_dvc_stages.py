@@ -6,13 +6,15 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
-from flows.promotion.judge import compared_now
-from flows.runner.pipeline import LOGS, Outcome, Pipeline, StageError, only_run
+from flows.promotion.models import compared_now
+from flows.runner.pipeline import LOGS, Pipeline, StageError, StageOutcome, only_run
 from stages.project.params import Params
 from stages.registry.versions import Version
 from tests.pipeline.project import make_trouble
@@ -44,19 +46,19 @@ def descendants_of_stage(project: Path) -> list[int]:
 def test_says_what_dvc_did(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Pipeline(project) as pipeline:
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RAN
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.RAN
         assert "working on ingest" in caplog.messages
         written = (project / LOGS / "ingest.log").read_text()
         assert "working on ingest" in written
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.UNCHANGED
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.UNCHANGED
         assert (project / LOGS / "ingest.log").read_text() == written, "a run that did nothing left the log alone"
         assert pipeline.up_to_date(["ingest", "validate"]) == {"ingest"}
         (project / "source.txt").write_text("2")
         assert pipeline.up_to_date(["ingest", "validate"]) == set()
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RAN
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.RAN
         (project / "source.txt").write_text("1")
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.RESTORED
-        assert pipeline.reproduce("ingest", LOG, force=True).outcome is Outcome.RAN
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.RESTORED
+        assert pipeline.reproduce("ingest", LOG, force=True).outcome is StageOutcome.RAN
 
 
 def test_failure_names_stage_variant_cause_and_log(project: Path) -> None:
@@ -104,33 +106,34 @@ def test_a_measurement_that_takes_too_long_is_not_made_again(tmp_path: Path) -> 
             assert caught.value.lasting is not again
 
 
-def reproduce_in_thread(pipeline: Pipeline) -> tuple[threading.Thread, list[StageError]]:
-    """Start the stage `ingest` in a thread; its error is in the list when the thread has ended."""
+@contextmanager
+def reproducing(pipeline: Pipeline, stage: str) -> Iterator[list[StageError]]:
+    """Reproduce a stage in a thread until the end of the block; gives the errors it ended with."""
     errors: list[StageError] = []
 
     def reproduce() -> None:
         try:
-            pipeline.reproduce("ingest", LOG)
+            pipeline.reproduce(stage, LOG)
         except StageError as error:
             errors.append(error)
 
     thread = threading.Thread(target=reproduce)
     thread.start()
-    return thread, errors
+    yield errors
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> None:
     make_trouble(project, "ingest", "sleep 0")
     pipeline = Pipeline(project)
-    thread, errors = reproduce_in_thread(pipeline)
-    pids = descendants_of_stage(project)
-    # The shell and DVC above the stage die first, as the kernel might choose; nobody is the stage's parent then.
-    for parent in psutil.Process(pids[0]).parents():
-        if parent.pid == psutil.Process().pid:
-            break
-        parent.kill()
-    thread.join(60)
-    assert not thread.is_alive()
+    with reproducing(pipeline, "ingest") as errors:
+        pids = descendants_of_stage(project)
+        # The shell and DVC above the stage die first, as the kernel might choose; nobody is the stage's parent then.
+        for parent in psutil.Process(pids[0]).parents():
+            if parent.pid == psutil.Process().pid:
+                break
+            parent.kill()
     assert not any(alive(pid) for pid in pids)
     assert len(errors) == 1 and not errors[0].lasting
     pipeline.close()
@@ -141,10 +144,9 @@ def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> Non
 def test_close_from_another_thread(project: Path) -> None:
     make_trouble(project, "ingest", "sleep 0")
     pipeline = Pipeline(project)
-    thread, errors = reproduce_in_thread(pipeline)
-    pids = descendants_of_stage(project)
-    pipeline.close()
-    thread.join(60)
+    with reproducing(pipeline, "ingest") as errors:
+        pids = descendants_of_stage(project)
+        pipeline.close()
     assert not any(alive(pid) for pid in pids)
     assert "was stopped" in str(errors[0]) and errors[0].lasting, "a run that is ending is not retried"
 
@@ -164,4 +166,4 @@ def test_one_run_at_a_time_in_a_folder(tmp_path: Path, caplog: pytest.LogCapture
         order.append("first")
     thread.join(10)
     assert order == ["first", "second"]
-    assert "another run works in" in caplog.text
+    assert "another run is working in" in caplog.text

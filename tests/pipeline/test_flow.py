@@ -1,4 +1,4 @@
-"""The flow train-family in this process, against a real Prefect server and real DVC."""
+"""The flow train-variants in this process, against a real Prefect server and real DVC."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.runner.pipeline import LOGS, Outcome
-from flows.train_family import FamilyError, Slots, train_family
+from flows.runner.pipeline import LOGS, StageOutcome
+from flows.tasks import Slots
+from flows.train_variants import RunError, train_variants
 from stages.registry.versions import ModelRegistry
 from tests.pipeline.export_folder import another, image_bytes
 from tests.pipeline.project import configure, make_trouble, with_real_registration
@@ -28,37 +29,31 @@ def here(project: Path, prefect_server: PrefectServer, monkeypatch: pytest.Monke
     return project
 
 
-def page(server: PrefectServer) -> str:
-    """The newest summary on the server."""
-    wanted = {"artifacts": {"key": {"any_": ["train-family"]}}, "sort": "CREATED_DESC", "limit": 1}
-    return server.ask("/artifacts/filter", wanted)[0]["data"]
-
-
 def test_runs_everything_once_and_then_nothing(here: Path, prefect_server: PrefectServer) -> None:
     configure(here, ("yolov7-tiny",))
-    first = train_family(promote_challengers=False)
+    first = train_variants(promote_challengers=False)
     assert [result.stage for result in first.data] == ["ingest", "validate"]
-    assert {result.outcome for result in first.stages} == {Outcome.RAN} and len(first.stages) == 6
+    assert {result.outcome for result in first.stages} == {StageOutcome.RAN} and len(first.stages) == 6
     assert (here / "models/yolov7-tiny/registered.json").is_file()
-    assert "6 of 6 stages ran" in page(prefect_server)
-    second = train_family(promote_challengers=False)
-    assert {result.outcome for result in second.stages} == {Outcome.UNCHANGED} and len(second.stages) == 6
-    assert "Nothing was recomputed: all 6 stages are up to date." in page(prefect_server)
+    assert "6 of 6 stages ran" in prefect_server.page("train-variants")
+    second = train_variants(promote_challengers=False)
+    assert {result.outcome for result in second.stages} == {StageOutcome.UNCHANGED} and len(second.stages) == 6
+    assert "Nothing was recomputed: all 6 stages are up to date." in prefect_server.page("train-variants")
 
 
 def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: PrefectServer) -> None:
     configure(here, retries=1)
     make_trouble(here, "train@yolov7-tiny", "always 2")
     make_trouble(here, "export@yolov7", "once 75")
-    with pytest.raises(FamilyError) as caught:
-        train_family(promote_challengers=False)
+    with pytest.raises(RunError) as caught:
+        train_variants(promote_challengers=False)
     report = caught.value.report
     tiny, large = report.variants
     assert tiny.error is not None and "stage train of variant yolov7-tiny failed with exit code 2" in tiny.error
     assert "is on fire" in tiny.error and f"{LOGS}/train@yolov7-tiny.log" in tiny.error
     assert tiny.stages == [] and not (here / "models/yolov7-tiny/export").exists(), "nothing behind it was started"
     assert large.error is None and len(large.stages) == 4, "one failure that may pass was tried again"
-    assert "## Failures" in page(prefect_server)
+    assert "## Failures" in prefect_server.page("train-variants")
     wanted = {
         "task_runs": {"name": {"any_": ["train@yolov7-tiny", "export@yolov7"]}},
         "sort": "EXPECTED_START_TIME_DESC",
@@ -71,14 +66,14 @@ def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: P
 
 def test_bad_data_stops_everything(here: Path) -> None:
     make_trouble(here, "validate", "always 2")
-    with pytest.raises(FamilyError, match="stage validate failed with exit code 2: the disk of validate is on fire"):
-        train_family(promote_challengers=False)
+    with pytest.raises(RunError, match="stage validate failed with exit code 2: the disk of validate is on fire"):
+        train_variants(promote_challengers=False)
     assert (here / "data/ingested.json").is_file() and not (here / "models").exists()
 
 
 def test_unknown_variant_is_refused_by_name(here: Path) -> None:
     with pytest.raises(ConfigError, match=r"'yolov7-tinny' is not in params.yaml.*did you mean 'yolov7-tiny'"):
-        train_family(variants=["yolov7-tinny"])
+        train_variants(variants=["yolov7-tinny"])
     assert not (here / "data").exists()
 
 

@@ -16,7 +16,7 @@ import yaml
 from prefect.deployments.steps import run_shell_script
 
 from flows.runner import remote as dvc_remote
-from flows.runner.pipeline import Outcome, Pipeline, StageError
+from flows.runner.pipeline import Pipeline, StageError, StageOutcome
 from stages.project.command import environment
 from tests.pipeline.project import configure
 
@@ -97,7 +97,7 @@ def test_a_fresh_clone_makes_nothing_again_that_the_remote_has(folder_project: P
     bring_added(clone)
     with Pipeline(clone, pull=True) as pipeline:
         outcomes = [pipeline.reproduce("ingest", LOG).outcome for _ in range(2)]
-    assert outcomes == [Outcome.RESTORED, Outcome.UNCHANGED]
+    assert outcomes == [StageOutcome.RESTORED, StageOutcome.UNCHANGED]
     assert (clone / "data/ingested.json").read_text() == (folder_project / "data/ingested.json").read_text()
 
 
@@ -113,5 +113,5 @@ def test_a_folder_that_was_not_added_can_still_be_worked_on_from_what_was_made_o
         dvc(pipeline, "pull")
         assert "Running stage" not in dvc(pipeline, "repro", "--downstream", "validate")
         dvc(pipeline, "freeze", "ingest")
-        assert pipeline.reproduce("ingest", LOG).outcome is Outcome.UNCHANGED
+        assert pipeline.reproduce("ingest", LOG).outcome is StageOutcome.UNCHANGED
         assert "Running stage" not in dvc(pipeline, "repro")

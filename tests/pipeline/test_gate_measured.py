@@ -12,7 +12,8 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flows.promotion.judge import judge, main, roll_back
+from flows.promote import main
+from flows.promotion.judge import judge, roll_back
 from stages import compare as stage
 from stages.project.params import Params, Promotion
 from stages.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, SIGNATURE, ModelRegistry, Version, download_model

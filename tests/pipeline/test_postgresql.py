@@ -165,7 +165,7 @@ def team(tmp_path_factory: pytest.TempPathFactory, project_template: Path, expor
             **s3_credentials(s3_port),
         )
         prepare(project, export, env)
-        flow = [sys.executable, "-c", "from flows.train_family import train_family; train_family()"]
+        flow = [sys.executable, "-c", "from flows.train_variants import train_variants; train_variants()"]
         log = folder / "flow.log"
         with running(flow, log, env=env, cwd=project) as process:
             wait_for("a part of the training", lambda: (project / "connected").exists(), 600, log, process)
@@ -191,7 +191,7 @@ def test_a_run_outlives_its_database(team: Team) -> None:
     assert team.returncode == 0, team.log.read_text()
     answer = httpx.post(f"{team.prefect}/flow_runs/filter", json={}, auth=SIGN_IN, timeout=60, trust_env=False)
     assert [run["state"]["type"] for run in answer.raise_for_status().json()] == ["COMPLETED"]
-    wanted = {"artifacts": {"key": {"any_": ["train-family"]}}}
+    wanted = {"artifacts": {"key": {"any_": ["train-variants"]}}}
     page = httpx.post(f"{team.prefect}/artifacts/filter", json=wanted, auth=SIGN_IN, timeout=60, trust_env=False)
     assert "6 of 6 stages ran" in page.json()[0]["data"]
     assert "MLflow cannot be reached" in team.log.read_text(), "the database was away while the training went on"

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.promotion import judge as promote
-from flows.promotion.judge import LOCK, judge, main, roll_back
+from flows import promote
+from flows.promote import main
+from flows.promotion.judge import LOCK, judge, roll_back
 from stages.project.command import EXIT_RESUMABLE, run_stage
 from stages.project.params import Promotion
 from stages.registry.errors import RegistryUnavailableError, reported

@@ -114,7 +114,9 @@ def test_a_training_by_revision_on_another_machine_comes_back_by_the_run_cache(
     child = deploy(
         prefect_server, clones.trains, "train-variant", "flows.train_variant.train_variant", "by-revision", "trains"
     )
-    parent = deploy(prefect_server, clones.asks, "train-family", "flows.train_family.train_family", "asks", "asks")
+    parent = deploy(
+        prefect_server, clones.asks, "train-variants", "flows.train_variants.train_variants", "asks", "asks"
+    )
     with (
         prefect_server.worker(clones.asks, "asks", **clones.variables),
         prefect_server.worker(clones.trains, "trains", **clones.variables),
@@ -123,7 +125,7 @@ def test_a_training_by_revision_on_another_machine_comes_back_by_the_run_cache(
         number = prefect_server.ask(f"/deployments/{parent}/create_flow_run", body)["id"]
         final = ("COMPLETED", "FAILED", "CRASHED")
         log = clones.asks / "worker.log"
-        wait_for("the family", lambda: flow_run(prefect_server, number)["state_type"] in final, 600, log)
+        wait_for("the variants", lambda: flow_run(prefect_server, number)["state_type"] in final, 600, log)
     run = flow_run(prefect_server, number)
     assert run["state_type"] == "COMPLETED", f"{run['state']['message']}\n{log.read_text()[-6000:]}"
     (where,) = clones.counted.read_text().splitlines()
@@ -163,7 +165,7 @@ def test_time_is_counted_from_the_start_and_a_run_that_takes_too_long_is_cancell
         return {run["id"]: run["state_type"] for run in found}
 
     def ask() -> None:
-        train_variant._ask("train-variant/waits", parameters, STAGE, hours, LOG, asker="one")
+        train_variant._request("train-variant/waits", parameters, STAGE, hours, LOG, asker="one")
 
     def set_state(number: str, kind: str) -> None:
         prefect_server.ask(f"/flow_runs/{number}/set_state", {"state": {"type": kind}, "force": True})

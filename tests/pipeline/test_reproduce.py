@@ -103,7 +103,7 @@ def test_the_same_bytes_or_how_far_from_them(
     assert main([f"models:/{VARIANT}@champion"]) == 0
     said = capsys.readouterr().out
     assert re.fullmatch(rf"{VARIANT} version 1 of \w{{12}}: byte-equal .*, AP 0\.6100\. Rebuilt in .*\n", said), said
-    assert "ingesting anew from the source digits" in caplog.text
+    assert "ingesting again from the source digits" in caplog.text
     assert "working on train@yolov7-tiny" in caplog.text, "it was trained, not restored"
     assert not list((project / WORKTREES).glob("reproduce-*/")), "the worktree is gone"
     shutil.rmtree(project / ".dvc/cache/files", ignore_errors=True)

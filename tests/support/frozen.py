@@ -156,11 +156,12 @@ def layout(model: Any) -> dict[str, Any]:
 def tiny_graphs(folder: Path) -> dict[str, Any]:
     """yolov7-tiny, seed 0, deploy form, as ONNX with decoded output and with suppression."""
     from yolov7.export import export_onnx, export_onnx_nms
+    from yolov7.nms import Thresholds
 
     model = yolov7.create_model("yolov7-tiny", seed=0).reparameterize()
     said = yolov7.ModelMetadata.of(model, class_names=tuple(f"class {n}" for n in range(model.num_classes)))
     decoded = export_onnx(model, folder / "decoded.onnx", metadata=said)
-    nms = export_onnx_nms(decoded, folder / "nms.onnx", confidence=0.25, iou=0.45, max_detections=100)
+    nms = export_onnx_nms(decoded, folder / "nms.onnx", Thresholds(0.25, 0.45, 100))
     return {"decoded": decoded, "nms": nms}
 
 

@@ -1,4 +1,4 @@
-"""Which predictions learn which targets: candidate cells, plain and dynamic assignment."""
+"""Assignment of targets to predictions: candidate cells, plain and dynamic."""
 
 from yolov7.assign.candidates import COARSE, FINE, Candidates, find_candidates
 from yolov7.assign.decoding import CONSTRAINED, UNCONSTRAINED, decode_boxes

@@ -107,7 +107,7 @@ def _open_places(centres: Tensor, sizes: Tensor, bias: float) -> Tensor:
 @lru_cache(maxsize=64)
 def _shifts(device: torch.device, regions: tuple[float, ...], levels: int) -> Tensor:
     """Offsets (K, O, 2) that the places subtract from a centre."""
-    with torch.inference_mode(False):  # so that training may use what validation built
+    with torch.inference_mode(False):  # training may use tensors that validation built
         shifts = [[(bias * x, bias * y) for x, y in PLACES] for bias in regions for _ in range(levels)]
         return constant(shifts, np.float32, device)
 

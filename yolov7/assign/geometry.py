@@ -1,4 +1,4 @@
-"""Where the predictions of a head lie: anchors, strides and the sizes of its maps, as tensors on the device.
+"""Places of an anchor head's predictions: anchors, strides and sizes of its maps, as tensors on the device.
 
 Legend: B images, L levels, A anchors per level, C classes.
 """
@@ -56,12 +56,12 @@ class Grid:
     """(L, 2) int64 last column, last row."""
 
 
-# The same few sizes come in every step: building these anew would cost copies to the device.
+# The same few sizes come in every step: rebuilding these would cost copies to the device.
 @lru_cache(maxsize=64)
 def _grid(
     device: torch.device, images: int, classes: int, sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...]
 ) -> Grid:
-    with torch.inference_mode(False):  # so that training may use what validation built
+    with torch.inference_mode(False):  # training may use tensors that validation built
         return Grid(
             images=images,
             classes=classes,

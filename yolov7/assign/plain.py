@@ -21,5 +21,5 @@ class PlainAssigner:
     regions: tuple[float, ...] = (FINE,)
 
     def __call__(self, raw: Sequence[Tensor], targets: Targets) -> Matches:
-        """Matches of each region, map after map; the values of the predictions play no part."""
+        """Matches of each region, map after map; the values of the predictions do not matter."""
         return find_candidates(raw, targets, self.geometry, threshold=self.threshold, regions=self.regions)

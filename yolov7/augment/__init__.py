@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Augmentation: a sample as a pure function of images, parameters and a random generator."""

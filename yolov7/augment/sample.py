@@ -1,4 +1,4 @@
-"""What augmentation works on: the objects of an image, where images come from, and what comes out."""
+"""Input and output of augmentation: the objects of an image, the source of images, the sample."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Objects:
 
 
 class Source(Protocol):
-    """Where augmentation takes images from, all at load size: long side equal to the training size.
+    """Source of images for augmentation, all at load size: long side equal to the training size.
 
     Sizes and objects are cheap to ask for; pixels are asked for only where they will be seen.
     """

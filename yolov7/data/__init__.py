@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Data sets: annotation formats, the index, decoding, the image cache, and loaders for training and evaluation."""

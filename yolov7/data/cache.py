@@ -35,7 +35,7 @@ class ImageCache:
     pickled, map the same file. It is filled before any worker starts and never written again, so no locks are needed.
 
     With `file` the pixels lie on disk and outlive the program: a file that is there is mapped, not filled again, and
-    whoever fills it locks the others out until it appears whole. Its name must change with whatever it was made from.
+    the process that fills it locks the others out until it is complete. Its name must change with its inputs.
     """
 
     def __init__(

@@ -14,9 +14,10 @@ from yolov7.augment.sample import Image, Objects, Sample
 from yolov7.config import Augment
 from yolov7.data.annotated import read_annotated
 from yolov7.data.cache import ImageCache
-from yolov7.data.decode import load_size, reduction_for, resize_to_long_side
+from yolov7.data.decode import reduction_for
 from yolov7.data.index import Index
 from yolov7.errors import DataError
+from yolov7.letterbox import load_size, resize_to_long_side
 
 MAX_BROKEN = 16
 """A sample for which more images than this cannot be read is given up: the storage is gone, not an image."""

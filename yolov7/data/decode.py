@@ -72,39 +72,17 @@ def decode_image(data: bytes, *, path: str | os.PathLike[str] | None = None, red
     return image
 
 
-def load_size(height: int, width: int, long_side: int) -> tuple[int, int]:
-    """Size (height, width) of an image resized so that its long side is `long_side`, sides truncated to whole pixels.
-
-    Reference: training sheet, section 4 (loading). Whole-number arithmetic: 500 * (640 / 500) in floating point may
-    land just below 640.
-    """
-    longest = max(height, width)
-    return max(height * long_side // longest, 1), max(width * long_side // longest, 1)
-
-
 def reduction_for(height: int, width: int, long_side: int) -> int:
     """By how much the sides of an image may be divided while it is decoded, if `long_side` is wanted: 1, 2, 4 or 8.
 
-    The rest is left to :func:`resize_to_long_side`. Decoding with the finer frequencies left out is quicker, and the
-    result has been averaged where bilinear shrinking by more than 2 would pick single pixels. Only divisors that leave
-    no rest are taken, so that every pixel of the smaller image covers exactly as many of the larger one and boxes stay
-    where they are.
+    :func:`yolov7.letterbox.resize_to_long_side` does the rest. Decoding without the finer frequencies is faster, and
+    the result has been averaged where bilinear shrinking by more than 2 would pick single pixels. Only divisors without
+    remainder are taken, so that every pixel of the smaller image covers exactly as many of the larger one and boxes
+    stay where they are.
     """
     longest = max(height, width)
     fitting = (by for by in (8, 4, 2) if longest >= by * long_side and not (height % by or width % by))
     return next(fitting, 1)
-
-
-def resize_to_long_side(image: Image, long_side: int, *, area: bool = False) -> Image:
-    """Resize (height, width, C) to :func:`load_size`; bilinear, or with `area` by area averages where it shrinks.
-
-    Training uses bilinear, evaluation area (training sheet, section 4). The image itself comes back if the size fits.
-    """
-    height, width = load_size(image.shape[0], image.shape[1], long_side)
-    if (height, width) == image.shape[:2]:
-        return image
-    shrinks = height < image.shape[0] or width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if area and shrinks else cv2.INTER_LINEAR)
 
 
 def _is_truncated(data: bytes) -> bool:

@@ -58,7 +58,7 @@ class Index:
         """Map an index. `image_root` is where the file names start; by default where they did when it was built,
         relative to `folder`, so that a project may move.
 
-        Raises :class:`DataError` for a folder that is no index, of another version, or damaged.
+        Raises :class:`DataError` for a folder that is not an index, of another version, or damaged.
         """
         folder = Path(folder)
         description = _read_description(folder)
@@ -254,7 +254,7 @@ def _check_consistency(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
 def _write_folder(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not (out.is_dir() and ((out / DESCRIPTION).exists() or not any(out.iterdir()))):
-        raise DataError("something that is no index stands where the index is to be written", path=out)
+        raise DataError("is not an index: move it away, or write the index elsewhere", path=out)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".tmp", dir=out.parent))
     try:
         fresh, old = work / "new", work / "old"

@@ -59,7 +59,7 @@ def classes_of(coco: CocoAnnotations) -> tuple[list[str], list[int]]:
     if not by_id:
         raise DataError("there are no categories", path=coco.path)
     ids = sorted(by_id)
-    return [by_id[one] for one in ids], ids
+    return [by_id[number] for number in ids], ids
 
 
 def _image_arrays(coco: CocoAnnotations) -> Arrays:

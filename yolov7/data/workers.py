@@ -133,7 +133,7 @@ def lost_workers_explained() -> Iterator[None]:
 def _share(result: object) -> None:
     """Move the tensors of a result into the memory that processes share.
 
-    torch would do it on the way out, in a thread whose failure nobody hears of: the training would wait for ever.
+    torch would do it while sending, in a thread whose failure goes unnoticed: the training would wait forever.
     """
     for value in vars(result).values() if hasattr(result, "__dict__") else ():
         if isinstance(value, Tensor) and value.numel():
@@ -158,10 +158,10 @@ class _Keys:
 
 
 def initialize_worker(_worker: int) -> None:
-    """One thread per worker; a request to stop is the main process's business, which then ends its workers.
+    """One thread per worker. Requests to stop are left to the main process, which then ends its workers.
 
     Such a request often reaches all processes at once: by Ctrl-C, from a supervisor, from a batch system. A worker that
-    heeded it would take its training along, in the middle of a batch. It ends with its parent, however that ends.
+    obeyed would kill its training in the middle of a batch. Workers exit with their parent, however it ends.
     """
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""How sure a figure is: AP over images drawn again with replacement (the percentile bootstrap).
+"""Confidence intervals of AP by resampling the images with replacement (the percentile bootstrap).
 
-A test split is a sample; another one of its size would have given another AP. Two models on the same images share that
-luck, so their difference is drawn in pairs: the same images for both, which is much surer than two intervals.
+A test split is a sample; another one of its size would give another AP. Two models on the same images share that luck,
+so their difference is resampled in pairs, the same images for both: a much narrower interval than two separate ones.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolov7.errors import DataError
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where it lies, between `low` and `high`, with the confidence that was asked for."""
+    """A figure and its interval from `low` to `high` at the requested confidence."""
 
     value: float
     low: float
     high: float
 
 
-def ap_interval(matches: Matches, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """AP with its interval over images. The same seed gives the same interval. Draws without any object, whose AP is
-    undefined, are left out.
+def ap_interval(matches: Matching, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """AP with its interval over images; the same seed gives the same interval.
+
+    Resamples without any object, whose AP is undefined, are left out.
     """
     drawn = [matches.average_precision(weights) for weights in _draws(matches, resamples, seed)]
     return _interval(matches.average_precision(), drawn, confidence)
 
 
 def ap_difference_interval(
-    first: Matches, second: Matches, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0
+    first: Matching, second: Matching, *, resamples: int = 200, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """AP of `first` minus AP of `second`, drawn in pairs.
+    """AP of `first` minus AP of `second`, resampled in pairs.
 
     Raises :class:`DataError` if the two were not matched on the same images with the same objects.
     """
@@ -47,9 +48,11 @@ def ap_difference_interval(
     return _interval(first.average_precision() - second.average_precision(), drawn, confidence)
 
 
-def _draws(matches: Matches, resamples: int, seed: int) -> np.ndarray:
-    """(at most resamples, images): how often each image was drawn, as often in all as there are images. Of draws with
-    an object in them: in the others there is nothing to be found, and no AP."""
+def _draws(matches: Matching, resamples: int, seed: int) -> np.ndarray:
+    """(at most resamples, images): how often each image was drawn, in total as often as there are images.
+
+    Draws without any object are left out: they have no AP.
+    """
     images = len(matches.image_ids)
     drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
     return drawn[drawn @ matches.truths.sum(axis=0) > 0]

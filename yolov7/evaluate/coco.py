@@ -1,9 +1,8 @@
 """The COCO metric by its own tool: ground truth and results in memory, the 12 figures, AP per class, the curves.
 
-The figures are pycocotools' (reference: training sheet, section 9): the built-in metrics of detection code bases are
-known to differ from it by a point and more. Where the twelve figures are all that is wanted, after every few epochs of
-a training, hotcoco gives the same ones many times faster (docs/benchmarks.md). Nothing here prints; the tools' own
-output is discarded.
+The figures are pycocotools' (reference: training sheet, section 9); built-in metrics of detection code bases are known
+to differ from it by a point and more. For the twelve figures alone, every few epochs of a training, hotcoco gives the
+same ones many times faster (docs/benchmarks.md). The tools' own output is discarded.
 """
 
 from __future__ import annotations
@@ -26,44 +25,44 @@ from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index
 from yolov7.errors import DataError
 from yolov7.evaluate.curves import PrecisionRecall, curves_from
-from yolov7.evaluate.matches import Matches, matches_of
+from yolov7.evaluate.matches import Matching, matching_of
 from yolov7.files import write_text
 
 Result = dict[str, Any]
 """One detection: image_id, category_id, bbox [left, top, width, height] in pixels, score."""
 
 Truth: TypeAlias = COCO | Index | CocoAnnotations | Mapping[str, Any]
-"""Ground truth, or what :func:`ground_truth` makes it from."""
+"""Ground truth, or a source of it for :func:`ground_truth`."""
 
 Engine = Literal["pycocotools", "hotcoco"]
-"""Whose code measures."""
+"""Library that measures."""
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 """The COCO tool's twelve figures in its own order; s, m, l are areas up to 32², 96² and above, in pixels."""
 
 UNDEFINED = -1.0
-"""The COCO tool's value of a figure for which there is no ground truth."""
+"""The COCO tool's value of a figure without ground truth."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the COCO tool says about a set of results."""
+    """Figures of the COCO tool for a set of results."""
 
     metrics: dict[str, float]
-    """The twelve figures of :data:`METRICS`; -1 where there is no ground truth to measure on."""
+    """The twelve figures of :data:`METRICS`; -1 without ground truth."""
     per_class: dict[str, float]
     """AP by class name; -1 for a class without ground truth."""
     curves: PrecisionRecall
     """Precision at 101 recall points, by class and on average."""
-    matches: Matches
-    """What was matched with what."""
+    matches: Matching
+    """Detections matched with objects."""
 
 
 def ground_truth(source: Index | CocoAnnotations | Mapping[str, Any], images: Sequence[int] | None = None) -> COCO:
     """COCO ground truth in memory, from an index, an annotation file that was read, or its plain dictionary.
 
-    `images` restricts an index to these positions (default: all). Annotations are numbered from 1 whatever their ids:
-    the COCO tool takes a match with annotation 0 for no match.
+    `images` restricts an index to these positions (default: all). Annotations are renumbered from 1: the
+    COCO tool takes a match with annotation 0 for no match.
     """
     if isinstance(source, Index):
         dataset = _from_index(source, range(len(source)) if images is None else images)
@@ -77,8 +76,8 @@ def ground_truth(source: Index | CocoAnnotations | Mapping[str, Any], images: Se
 def evaluate_detections(truth: Truth, results: Sequence[Mapping[str, Any]]) -> Scores:
     """Score `results` (COCO result records) against the ground truth, over all of its images.
 
-    Raises :class:`DataError` where a result names an image or a category that the ground truth lacks (a sign of class
-    numbers that were mapped wrongly) or holds a value that is not finite. The records are not changed.
+    Raises :class:`DataError` for a result whose image or category is not in the ground truth (a sign of wrongly mapped
+    class numbers) or that holds a value that is not finite. The records are not changed.
     """
     coco = truth if isinstance(truth, COCO) else ground_truth(truth)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -91,11 +90,11 @@ def evaluate_detections(truth: Truth, results: Sequence[Mapping[str, Any]]) -> S
     precision = tool.eval["precision"][:, :, :, 0, -1]  # (T IoU thresholds, R recalls, C): all areas, 100 detections
     per_class = {name: _mean(precision[:, :, column]) for column, (_, name) in enumerate(categories)}
     curves = curves_from(precision, tool.eval["scores"][:, :, :, 0, -1], [name for _, name in categories])
-    return Scores(metrics, per_class, curves, matches_of(tool))
+    return Scores(metrics, per_class, curves, matching_of(tool))
 
 
 def coco_metrics(truth: Truth, results: Sequence[Mapping[str, Any]], *, engine: Engine = "hotcoco") -> dict[str, float]:
-    """The twelve figures of :func:`evaluate_detections` alone, and the same errors; equal to 1e-9 by either engine."""
+    """Only the twelve figures of :func:`evaluate_detections`, with the same errors. Engines agree to 1e-9."""
     coco = truth if isinstance(truth, COCO) else ground_truth(truth)
     if engine == "pycocotools":
         return evaluate_detections(coco, results).metrics
@@ -110,12 +109,14 @@ def coco_metrics(truth: Truth, results: Sequence[Mapping[str, Any]], *, engine: 
 
 
 def _renumbered(truth: COCO, results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[Result]]:
-    """Truth and results with images and categories counted from 0, in the order of their ids, in which the tools add
-    up: hotcoco takes no other than whole numbers from 0 on."""
+    """Truth and results with images and categories numbered from 0 in the order of their ids, as hotcoco needs them.
+
+    The order is the one in which the tools sum up.
+    """
     images = {number: place for place, number in enumerate(sorted(truth.imgs))}
     categories = {number: place for place, number in enumerate(sorted(truth.cats))}
 
-    def moved(record: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    def renumbered(record: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         number, category = images[record["image_id"]], categories[record["category_id"]]
         return {
             **record,
@@ -129,15 +130,15 @@ def _renumbered(truth: COCO, results: Sequence[Mapping[str, Any]]) -> tuple[dict
         _check_result(truth, number, result, [float(side) for side in result["bbox"]], float(result["score"]))
     dataset = {
         "images": [{"id": place, "width": 1, "height": 1, "file_name": ""} for place in images.values()],
-        "annotations": [moved(record) for record in truth.dataset["annotations"]],
+        "annotations": [renumbered(record) for record in truth.dataset["annotations"]],
         "categories": [{"id": place, "name": str(place)} for place in categories.values()],
     }
     fields = ({key: result[key] for key in ("image_id", "category_id", "bbox", "score")} for result in results)
-    return dataset, [moved(result, score=float(result["score"])) for result in fields]
+    return dataset, [renumbered(result, score=float(result["score"])) for result in fields]
 
 
 def write_results(path: str | os.PathLike[str], results: Iterable[Mapping[str, Any]]) -> None:
-    """Write COCO results as json, a record a line: boxes to 3 decimals, scores to 5 (training sheet, section 9)."""
+    """Write COCO results as JSON, one record per line: boxes to 3 decimals, scores to 5 (training sheet, section 9)."""
     lines = [
         json.dumps({**record, "bbox": [round(side, 3) for side in record["bbox"]], "score": round(record["score"], 5)})
         for record in results
@@ -205,7 +206,7 @@ def _from_index(index: Index, images: Iterable[int]) -> dict[str, Any]:
 
 
 def _coco_of_results(truth: COCO, results: Sequence[Mapping[str, Any]]) -> COCO:
-    """The results as the COCO tool's second operand (its own loader prints, changes its input and fails on none)."""
+    """Results as the COCO tool's second operand. Its own loader prints, changes its input and fails without results."""
     records = []
     for number, result in enumerate(results, start=1):
         box, score = [float(side) for side in result["bbox"]], float(result["score"])

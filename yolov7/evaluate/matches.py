@@ -1,6 +1,6 @@
-"""What the COCO tool matched with what, kept in arrays: from them come intervals, calibration and operating points.
+"""The COCO tool's matching of detections with objects, in arrays: for intervals, calibration and operating points.
 
-Legend: T IoU thresholds (0.50 to 0.95), C classes, I images, N detections (100 an image and class at most, all areas).
+Legend: T IoU thresholds (0.50 to 0.95), C classes, I images, N detections (at most 100 per image and class, all areas).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _RECALLS = np.linspace(0.0, 1.0, 101)
 
 
 @dataclass(frozen=True)
-class Matches:
-    """The tool's matching over all areas, with up to 100 detections an image.
+class Matching:
+    """The tool's matching over all areas, with up to 100 detections per image.
 
-    Detections stand class by class, each class by falling score, ties in the order of the images: the order in which
-    the tool sums them up.
+    Detections are sorted by class, then by falling score, ties in the order of the images: the order in which the tool
+    sums them up.
     """
 
     image_ids: tuple[int, ...]
@@ -40,7 +40,7 @@ class Matches:
     def average_precision(self, weights: np.ndarray | None = None) -> float:
         """AP with every image counted `weights` (I,) times (default: once, which gives the tool's own figure).
 
-        -1 where no object counts.
+        -1 if no object counts.
         """
         weights = np.ones(len(self.image_ids)) if weights is None else np.asarray(weights, dtype=np.float64)
         bounds = np.searchsorted(self.labels, np.arange(len(self.class_names) + 1))
@@ -68,7 +68,7 @@ class Matches:
         return found
 
 
-def matches_of(tool: COCOeval) -> Matches:
+def matching_of(tool: COCOeval) -> Matching:
     """The matching of a `tool` whose `evaluate` has run with the usual parameters."""
     images, categories, areas = tool.params.imgIds, tool.params.catIds, len(tool.params.areaRng)
     thresholds, most = len(tool.params.iouThrs), tool.params.maxDets[-1]
@@ -95,7 +95,7 @@ def matches_of(tool: COCOeval) -> Matches:
         columns["scores"].append(scores[order])
         correct.append(matched & ~left_out)
         ignored.append(left_out)
-    return Matches(
+    return Matching(
         image_ids=tuple(int(image) for image in images),
         class_names=tuple(tool.cocoGt.cats[category]["name"] for category in categories),
         truths=truths,

@@ -1,9 +1,9 @@
-"""What kind of mistakes a detector makes, and where: at one confidence, by kind, class, image and circumstance.
+"""A detector's mistakes at one confidence, by kind, class and image.
 
 The kinds follow the decomposition of TIDE (Bolya et al., ECCV 2020): a detection is right, or it is badly placed
 (`localisation`), of another class (`class`), both (`both`), a second one on an object already found (`duplicate`), or
-on nothing (`background`); an object nothing right was found for and no badly placed or misnamed detection explains is
-`missed`. Detections on crowds are neither right nor wrong.
+on nothing (`background`). An object is `missed` if it has no right detection and no badly placed or misnamed detection
+explains it. Detections on crowds are neither right nor wrong.
 
 Legend: C classes, G objects, D detections.
 """
@@ -19,7 +19,7 @@ import torch
 
 from yolov7.boxes import pairwise_iou
 from yolov7.data.index import Index
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 
 KINDS = ("right", "localisation", "class", "both", "duplicate", "background")
 _FOREGROUND, _BACKGROUND = 0.5, 0.1
@@ -27,7 +27,7 @@ _FOREGROUND, _BACKGROUND = 0.5, 0.1
 
 @dataclass(frozen=True)
 class ImageErrors:
-    """One image's detections at the operating confidence, each with its kind, and its objects."""
+    """One image's detections at the operating confidence, each with its kind, and the objects found and missed."""
 
     position: int
     """In the index."""
@@ -42,7 +42,7 @@ class ImageErrors:
     found: np.ndarray
     """(G,) bool: objects with a right detection."""
     missed: np.ndarray
-    """(G,) bool: objects that nothing points at. Crowds are neither found nor missed."""
+    """(G,) bool: objects that no detection explains. Crowds are neither found nor missed."""
 
     @property
     def mistakes(self) -> int:
@@ -59,14 +59,14 @@ class Errors:
     counts: dict[str, int]
     """Detections by kind, and `missed` objects."""
     confusion: np.ndarray
-    """(C + 1, C + 1) int64: rows are the objects' classes, columns the detections'; the last row is background (found
-    where nothing is), the last column nothing (missed)."""
+    """(C + 1, C + 1) int64: rows are the objects' classes, columns the detections'; the last row is background
+    (detections of nothing), the last column nothing (missed objects)."""
     images: tuple[ImageErrors, ...]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether scores mean what they say: the share of right detections by score."""
+    """Share of right detections by score."""
 
     edges: np.ndarray
     """(B + 1,) bin edges."""
@@ -80,7 +80,7 @@ class Calibration:
     """Mean distance of score and precision, weighted by detections; NaN without any."""
 
 
-def best_confidence(matches: Matches) -> tuple[float, float]:
+def best_confidence(matches: Matching) -> tuple[float, float]:
     """(score, F1): the confidence of the highest F1 over all classes at IoU 0.5; (0.5, 0.0) if nothing is right."""
     counted = ~matches.ignored[0]
     scores, correct = matches.scores[counted], matches.correct[0][counted]
@@ -90,12 +90,12 @@ def best_confidence(matches: Matches) -> tuple[float, float]:
     order = np.argsort(-scores, kind="mergesort")
     scores, right = scores[order], np.cumsum(correct[order])
     f1 = 2 * right / (np.arange(1, len(right) + 1) + total)
-    f1[:-1][scores[:-1] == scores[1:]] = 0.0  # a confidence takes in all detections of its score
+    f1[:-1][scores[:-1] == scores[1:]] = 0.0  # a confidence admits all detections of its score
     best = int(f1.argmax())
     return float(scores[best]), float(f1[best])
 
 
-def calibration(matches: Matches, *, lowest: float = 0.05, bins: int = 10) -> Calibration:
+def calibration(matches: Matching, *, lowest: float = 0.05, bins: int = 10) -> Calibration:
     """Scores against the share of right detections (IoU 0.5), in equal bins from `lowest` to 1."""
     counted = ~matches.ignored[0] & (matches.scores >= lowest)
     scores, correct = matches.scores[counted], matches.correct[0][counted]
@@ -126,7 +126,7 @@ def find_errors(index: Index, results: Sequence[Mapping[str, Any]], *, confidenc
         corners = np.array([record["bbox"] for record in records], dtype=np.float32).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         labels = np.array([number[record["category_id"]] for record in records], dtype=np.int64)
-        image = _judge(index, position, corners, labels, np.array([record["score"] for record in records]), confusion)
+        image = _sort(index, position, corners, labels, np.array([record["score"] for record in records]), confusion)
         images.append(image)
         for kind in image.kinds:
             if kind != "ignored":
@@ -135,10 +135,10 @@ def find_errors(index: Index, results: Sequence[Mapping[str, Any]], *, confidenc
     return Errors(confidence, counts, confusion, tuple(images))
 
 
-def _judge(
+def _sort(
     index: Index, position: int, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, confusion: np.ndarray
 ) -> ImageErrors:
-    """Greedy by score, as the COCO tool matches; adds what it finds to `confusion`."""
+    """Kinds of one image's detections, matched greedily by score as the COCO tool does; counts them in `confusion`."""
     truth, crowd = index.labels(position), index.crowd(position)
     overlap = pairwise_iou(torch.from_numpy(boxes), torch.from_numpy(np.array(index.boxes(position)))).numpy()
     inside = _inside(boxes, index.boxes(position))
@@ -171,7 +171,7 @@ def _confuse(
     kinds: Sequence[str],
     found: np.ndarray,
 ) -> None:
-    """Count an image: right detections first, the others with whatever object is left for them, class or no class."""
+    """Count an image: right detections, then the others with any object that is left, whatever its class."""
     nothing = len(confusion) - 1
     taken = found | crowd
     for row, (label, kind) in enumerate(zip(labels, kinds, strict=True)):

@@ -1,15 +1,13 @@
-"""Evaluation of a detector on a data set: batches, decoded predictions, suppression, the COCO tool."""
+"""Evaluation of a detector on a data set: batches, predictions, suppression, the COCO tool."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from pycocotools.coco import COCO
-from torch import Tensor
 
 from yolov7.data.evaluation import EvalBatch, evaluation_batches
 from yolov7.data.index import Index
@@ -17,73 +15,44 @@ from yolov7.data.workers import lost_workers_explained
 from yolov7.errors import ModelError
 from yolov7.evaluate.coco import Result, Scores, evaluate_detections, ground_truth
 from yolov7.evaluate.curves import PrecisionRecall
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 from yolov7.model.checkpoint import ModelMetadata
-from yolov7.nms import Detections, select
+from yolov7.nms import Detections, Thresholds, select
+from yolov7.predict.predictor import Predictor, input_sides
+from yolov7.predict.runtimes import DetectingRuntime, Runtime
+
+EVALUATION = Thresholds(confidence=0.001, iou=0.65)
+"""Thresholds of the published figures (training sheet, section 9)."""
 
 Progress = Callable[[int, int], None]
 """Called with images done and images in all."""
 
 
-class Decoder(Protocol):
-    """What is evaluated: a predictor, or a bare runtime."""
-
-    @property
-    def metadata(self) -> ModelMetadata:
-        """What the model is."""
-        ...
-
-    @property
-    def stride(self) -> int:
-        """Image sides are multiples of this."""
-        ...
-
-    @property
-    def input_shape(self) -> tuple[int | None, int | None, int | None]:
-        """Fixed batch size, height and width; None where any will do."""
-        ...
-
-    def decoded(self, batch: Tensor, /) -> Tensor:
-        """uint8 (B, 3, H, W) RGB -> float32 (B, N, 5 + C)."""
-        ...
-
-
-@runtime_checkable
-class Suppressing(Protocol):
-    """A predictor whose file may have the suppression inside, with thresholds of its own."""
-
-    suppression_inside: Mapping[str, float] | None
-
-    def detect(self, batch: Tensor, /) -> list[Detections]:
-        """uint8 (B, 3, H, W) RGB -> detections of each image, in pixels of the input."""
-        ...
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of an evaluation."""
+    """Result of an evaluation."""
 
     metrics: dict[str, float]
-    """The COCO tool's twelve figures (yolov7.evaluate.coco.METRICS); -1 where there is no ground truth."""
+    """The COCO tool's twelve figures (yolov7.evaluate.coco.METRICS); -1 without ground truth."""
     per_class: dict[str, float]
     """AP by class name; -1 for a class without ground truth."""
     results: list[Result]
     """All detections as COCO result records, with the data set's category ids, unrounded."""
     curves: PrecisionRecall
     """Precision over recall."""
-    matches: Matches
-    """What was matched with what: for intervals, calibration, operating points."""
+    matches: Matching
+    """Detections matched with objects: for intervals, calibration, operating points."""
 
 
 def evaluate(
-    predictor: Decoder,
+    detector: Predictor | Runtime | DetectingRuntime,
     index: Index,
     *,
     image_size: int | None = None,
     batch_size: int = 16,
-    confidence: float = 0.001,
-    iou: float = 0.65,
-    max_detections: int = 300,
+    confidence: float = EVALUATION.confidence,
+    iou: float = EVALUATION.iou,
+    max_detections: int = EVALUATION.max_detections,
     rectangular: bool = False,
     workers: int = 0,
     truth: COCO | None = None,
@@ -91,22 +60,21 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on every image of `index` as the published figures were (training sheet, section 9).
 
-    Images are letterboxed to the square of `image_size` (default: what the model was trained at), or with `rectangular`
-    to the smallest shape of their batch; a file whose sides were fixed when it was exported gets those.
-    Every class of a box above `confidence` counts; per image `max_detections` are kept, of which the COCO tool
-    looks at 100; there is no time limit. A file with the suppression inside is measured with its own thresholds, which
-    leave out low scores that AP would count. `truth` saves building the ground truth again.
+    Images are fitted to the square of `image_size` (default: as trained), or with `rectangular` to the smallest shape
+    of their batch; a file whose sides were fixed when it was exported gets those. Every class of a box above
+    `confidence` counts; of the `max_detections` kept of an image the COCO tool looks at 100; there is no time limit. A
+    file with the suppression inside is measured with its own thresholds, which leave out low scores that AP would
+    count. `truth` saves building the ground truth again.
     Raises :class:`ModelError` if the model's classes are not the data set's, or its sides are fixed to others,
-    :class:`DataError` for an image that is unreadable or not of the annotated size.
+    :class:`ConfigError` for thresholds out of range, :class:`DataError` for an image that is unreadable or not of the
+    annotated size.
     """
     results = find_results(
-        predictor,
+        detector,
         index,
         image_size=image_size,
         batch_size=batch_size,
-        confidence=confidence,
-        iou=iou,
-        max_detections=max_detections,
+        thresholds=Thresholds(confidence, iou, max_detections),
         rectangular=rectangular,
         workers=workers,
         progress=progress,
@@ -116,14 +84,12 @@ def evaluate(
 
 
 def find_results(
-    predictor: Decoder,
+    detector: Predictor | Runtime | DetectingRuntime,
     index: Index,
     *,
     image_size: int | None = None,
     batch_size: int = 16,
-    confidence: float = 0.001,
-    iou: float = 0.65,
-    max_detections: int = 300,
+    thresholds: Thresholds = EVALUATION,
     rectangular: bool = False,
     workers: int = 0,
     rank: int = 0,
@@ -133,10 +99,11 @@ def find_results(
     """COCO result records of every image of `index`, or of the share of process `rank` of `world_size`.
 
     The shares cover every image exactly once; scored together they give what one process finds. See :func:`evaluate`.
-    An exception of `progress` ends it.
+    An exception of `progress` ends the evaluation.
     """
-    check_classes(predictor.metadata, index)
-    inside = isinstance(predictor, Suppressing) and predictor.suppression_inside is not None
+    check_classes(detector.metadata, index)
+    predictor = detector if isinstance(detector, Predictor) else Predictor(detector)
+    inside = predictor.suppression_inside is not None
     results: list[Result] = []
     done = 0
     batches = evaluation_batches(
@@ -149,19 +116,13 @@ def find_results(
         rank=rank,
         world_size=world_size,
     )
-    with lost_workers_explained(), closing(batches):  # whatever ends this, no worker stays
+    with lost_workers_explained(), closing(batches):  # no worker outlives this, however it ends
         for batch in batches:
             if inside:
-                assert isinstance(predictor, Suppressing)
                 found = predictor.detect(batch.images)
             else:
-                found = select(
-                    predictor.decoded(batch.images),
-                    confidence=confidence,
-                    iou=iou,
-                    max_detections=max_detections,
-                    multi_label=len(index.class_names) > 1,
-                )
+                decoded, several = predictor.decoded(batch.images), len(index.class_names) > 1
+                found = select(decoded, thresholds, scoring=predictor.scoring, multi_label=several)
             results += _results_of_batch(batch, found, index.category_ids)
             done += len(batch)
             if progress is not None:
@@ -169,15 +130,16 @@ def find_results(
     return results
 
 
-def _sides(predictor: Decoder, image_size: int | None, rectangular: bool) -> int | tuple[int, int]:
-    """What images are fitted to: the side asked for or trained at, or the (height, width) a file is fixed to."""
-    _, height, width = predictor.input_shape
-    if height is None or width is None:
-        return predictor.metadata.image_size if image_size is None else image_size
-    if rectangular or (image_size is not None and (height, width) != (image_size, image_size)):
-        wanted = "smallest shapes" if rectangular else f"{image_size} x {image_size}"
-        raise ModelError(f"{predictor.metadata.variant}: exported for images of {height} x {width}, not for {wanted}")
-    return height, width
+def _sides(predictor: Predictor, image_size: int | None, rectangular: bool) -> int | tuple[int, int]:
+    """Size of the input as :func:`evaluation_batches` takes it: a (height, width), or the side of rectangular ones."""
+    height, width = input_sides(predictor.runtime, image_size)
+    if not rectangular:
+        return height, width
+    if None not in predictor.input_shape[1:]:
+        raise ModelError(
+            f"{predictor.metadata.variant}: exported for images of {height} x {width}, not for smallest shapes"
+        )
+    return height
 
 
 def check_classes(metadata: ModelMetadata, index: Index) -> None:

@@ -1,8 +1,8 @@
 """Figures for parts of the data: AP over images that are dark or crowded, recall of objects that are small or long.
 
-What belongs to an image (brightness, crowding) gives a part of the images, and AP is measured on it. What belongs to an
-object (size, shape) gives recall at one confidence only: a false detection belongs to no object, so there is no
-precision, and no AP, of a kind of object; the COCO tool's AP by size counts those by their own size.
+Properties of an image (brightness, crowding) select images, and AP is measured on them. Properties of an object (size,
+shape) give only recall at one confidence: a false detection belongs to no object, so a kind of object has no precision
+and no AP. (The COCO tool's AP by size counts false detections by their own size.)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolov7.data.index import Index
-from yolov7.evaluate.matches import Matches
+from yolov7.evaluate.matches import Matching
 from yolov7.evaluate.mistakes import Errors
 
 _SIZES = (
@@ -44,7 +44,7 @@ class Slice:
     figure: str
     """`AP` or `recall`."""
     value: float
-    """NaN where the part holds no object."""
+    """NaN if the part holds no object."""
 
 
 def object_slices(index: Index, errors: Errors) -> list[Slice]:
@@ -64,8 +64,8 @@ def object_slices(index: Index, errors: Errors) -> list[Slice]:
     return slices + _recalls("object shape", _SHAPES, np.concatenate(shapes), right)
 
 
-def image_slices(index: Index, matches: Matches, brightness: Sequence[float] | None = None) -> list[Slice]:
-    """AP over the images of a number of objects, and of a `brightness` (mean pixel value of each, 0 to 255)."""
+def image_slices(index: Index, matches: Matching, brightness: Sequence[float] | None = None) -> list[Slice]:
+    """AP by number of objects in the image, and by `brightness` (mean pixel value of each image, 0 to 255)."""
     objects = np.array([int((~index.crowd(position)).sum()) for position in range(len(index))])
     slices = _precisions("objects in the image", _CROWDING, objects, index, matches)
     if brightness is not None:
@@ -83,9 +83,9 @@ def _recalls(
 
 
 def _precisions(
-    group: str, parts: Sequence[tuple[str, float, float]], values: np.ndarray, index: Index, matches: Matches
+    group: str, parts: Sequence[tuple[str, float, float]], values: np.ndarray, index: Index, matches: Matching
 ) -> list[Slice]:
-    # The matching's images stand in another order than the index's.
+    # The matching's images are in another order than the index's.
     place = {image_id: position for position, image_id in enumerate(matches.image_ids)}
     order = np.array([place[index.image_id(position)] for position in range(len(index))], dtype=np.int64)
     slices = []

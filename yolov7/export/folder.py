@@ -1,10 +1,11 @@
-"""The export folder: every artefact of a model, and a model.json that says what they are and what bytes they are."""
+"""The export folder: every artefact of a model, and a model.json that describes them with their sha256."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from yolov7.export.tensorrt import check_tensorrt
 from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
 from yolov7.model.variants import family_name
+from yolov7.nms import Thresholds
 
 FORMAT = 1
 
@@ -51,23 +53,25 @@ def export_folder(
 ) -> dict[str, Any]:
     """Write model.safetensors (deploy form), model.onnx (decoded), model-nms.onnx and model.json; return the last.
 
-    A training form is re-parameterised first. The thresholds go into the suppression graph and become the defaults of
-    whoever loads any of the files. `formats` are written into the folder `optional`; those of int8 need `int8`, which
-    makes an exporter of the graph and the float file. `extra` (where the model comes from) goes into model.json as it
-    is. Raises what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise.
+    A training form is re-parameterised first. The thresholds go into the suppression graph and become the defaults for
+    loading any of the files. `formats` are written to the subfolder `optional`; those of int8 need `int8`, which makes
+    an exporter of the graph and the float file. `extra` (the model's origin) goes into model.json unchanged. Raises
+    what :func:`export_onnx`, :func:`export_openvino` and :class:`Int8Exporter` raise, and :class:`ConfigError` for
+    thresholds out of range.
     """
     deploy = model if model.form == "deploy" else model.reparameterize()
-    thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
-    said = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": thresholds})
+    thresholds = Thresholds(confidence, iou, max_detections)
+    said = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": asdict(thresholds)})
     save_checkpoint(folder / SAFETENSORS, deploy, said)
     graph = export_onnx(deploy, folder / ONNX, metadata=said, opset=opset, dynamic=dynamic)
-    with_nms = export_onnx_nms(graph, folder / ONNX_NMS, confidence=confidence, iou=iou, max_detections=max_detections)
-    written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8)]
+    with_nms = export_onnx_nms(graph, folder / ONNX_NMS, thresholds)
+    write_raw = partial(export_onnx_raw, deploy, metadata=said, opset=opset, dynamic=dynamic)
+    written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8, write_raw)]
     description = {
         "format": FORMAT,
         "family": family_name(model.variant),
         **asdict(said),
-        "thresholds": thresholds,
+        "thresholds": asdict(thresholds),
         "opset": opset,
         "dynamic": dynamic,
         "contracts": {ONNX: contract_of(graph), ONNX_NMS: contract_of(with_nms)},
@@ -83,8 +87,9 @@ def _write_optional(
     folder: Path,
     formats: Sequence[FormatName],
     int8: Callable[[onnx.ModelProto, Path], Int8Exporter] | None,
+    write_raw: Callable[[Path], onnx.ModelProto],
 ) -> list[str]:
-    """Names of what was written. What an earlier export left is none of this one's."""
+    """Write the optional formats and return the files' names. Files of an earlier export are removed."""
     shutil.rmtree(folder / OPTIONAL, ignore_errors=True)
     exporter = None
     if any(name.endswith("int8") for name in formats):
@@ -99,10 +104,10 @@ def _write_optional(
             assert exporter is not None
             reports[name] = asdict(exporter.export(file, "onnx" if name.startswith("onnx") else "openvino"))
         elif name == "onnx-raw":
-            export_onnx_raw(graph, file)
+            write_raw(file)
         else:
             export_openvino(graph, file, half=name.endswith("float16"))
-        written += [f"{OPTIONAL}/{one.name}" for one in (file, file.with_suffix(".bin")) if one.is_file()]
+        written += [f"{OPTIONAL}/{part.name}" for part in (file, file.with_suffix(".bin")) if part.is_file()]
     checked = {name: check_tensorrt(folder / name).to_dict() for name in (ONNX, ONNX_NMS)}
     files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports, "tensorrt": checked})
     return [*written, FORMATS_FILE]

@@ -1,9 +1,9 @@
-"""Int8 artefacts whose loss of accuracy is bounded: what costs too much AP stays in float, layer by layer.
+"""Int8 artefacts with a bound on the loss of accuracy: layers that cost too much AP stay in float.
 
-All convolutions that may go to eight bits go first. If AP on validation images falls by more than the limit, each layer
-is put into eight bits alone, and how far that moves the scores of the surest predictions on calibration images is its
-sensitivity; then the most sensitive layers go back to float in growing groups until AP is within the limit, down to a
-single layer left in eight bits.
+The first attempt quantises every convolution that allows it. If AP on validation images falls by more than the limit,
+each layer is quantised alone; how far that moves the scores of the most confident predictions on calibration images is
+its sensitivity. Then the most sensitive layers return to float in growing groups until AP is within the limit, down to
+a single layer left in int8.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 
 from yolov7.artefact import Int8Settings
 from yolov7.data.index import Index
@@ -27,42 +28,43 @@ from yolov7.errors import ModelError
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.openvino import export_openvino
 from yolov7.export.quantize import Placement, Ranges, calibrate, quantizable, quantized
-from yolov7.export.samples import Samples, spread
+from yolov7.export.samples import Samples, evenly_spaced
 from yolov7.predict.load import open_runtime
-from yolov7.predict.runtimes import Runtime, scaled_parts
+from yolov7.predict.runtimes import Runtime, onnx_session, scaled_parts
+from yolov7.predictions import contract_scoring, scores
 
 log = logging.getLogger(__name__)
 
 _SENSITIVITY_IMAGES = 4
 _SUREST = 100
-"""Predictions of an image whose scores count for the sensitivity of a layer."""
+"""Predictions per image whose scores count for the sensitivity of a layer."""
 
 
 @dataclass
 class Int8Report:
-    """What became of an int8 file."""
+    """Result of one int8 export."""
 
     file: str
     layers: int
-    """Convolutions that might go to eight bits."""
+    """Number of convolutions that can be quantised."""
     kept_in_float: list[str] = field(default_factory=list)
-    """Those of them that did not, the most sensitive first."""
+    """Those that stayed in float, most sensitive first."""
     float_ap: float = 0.0
     ap: float = 0.0
-    """Of the file as it was written."""
+    """AP of the file as written."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """AP after each step: how many layers were in float then."""
+    """Each attempt: number of layers in float, and AP."""
     sensitivity: dict[str, float] = field(default_factory=dict)
-    """By layer: how far it alone moves the scores of the surest predictions, in the mean; measured where needed."""
+    """Layer -> mean shift of the most confident scores with that layer alone in int8; empty if not needed."""
     calibration_images: int = 0
     validation_images: int = 0
 
 
 class Int8Exporter:
-    """Makes int8 files of one graph.
+    """Export int8 files of one graph.
 
-    `graph` has decoded output. Ranges come from images of `calibration` (of the training set), letterboxed as in an
-    evaluation; AP is measured on `validation`.
+    `graph` has decoded output. Ranges are measured on `calibration` (training images), letterboxed as in evaluation;
+    AP is measured on `validation`.
     """
 
     def __init__(
@@ -79,13 +81,14 @@ class Int8Exporter:
         if contract["output"]["kind"] != "decoded":
             raise ModelError(f"int8 needs a graph with decoded output, this one has {contract['output']['kind']!r}")
         self.contract = {**contract, "precision": "int8"}
+        self._scoring = contract_scoring(contract["output"], self.metadata.num_classes)
         self._float = _opened(float_model)
-        self._samples = Samples(validation, spread(len(validation), settings.validation_images), self._float)
+        self._samples = Samples(validation, evenly_spaced(len(validation), settings.validation_images), self._float)
 
     def export(self, path: str | os.PathLike[str], placement: Placement) -> Int8Report:
         """Write an .onnx (`placement` "onnx") or an .xml with its .bin ("openvino").
 
-        Raises :class:`ModelError` where nothing can go to eight bits within the limit; no file is left then.
+        Raises :class:`ModelError`, and leaves no file, if not even one layer can be quantised within the limit.
         """
         target, layers = Path(path), quantizable(self.graph)
         report = Int8Report(target.name, len(layers), float_ap=self.float_ap)
@@ -115,11 +118,11 @@ class Int8Exporter:
 
     @cached_property
     def ranges(self) -> Ranges:
-        """Measured once for all files."""
+        """Ranges of the values, measured once for all files."""
         return calibrate(self.graph, lambda: self._batches(self.settings.calibration_images))
 
     def _attempts(self, layers: Sequence[str], placement: Placement, report: Int8Report) -> Iterable[Sequence[str]]:
-        """Layers to keep in float: none, then the most sensitive 1, 3, 7, 15..., at last all but one."""
+        """Layers to keep in float: none, then the most sensitive 1, 3, 7, 15..., finally all but one."""
         yield ()
         report.sensitivity = self.sensitivity(layers, placement)
         ranked = sorted(layers, key=lambda name: -report.sensitivity[name])
@@ -129,17 +132,22 @@ class Int8Exporter:
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
         """How far each layer alone in eight bits moves the scores of the surest predictions, in the mean."""
         images = [one for batch in self._batches(_SENSITIVITY_IMAGES) for one in scaled_parts(batch, 1)]
-        expected = [_scores(_plain_session(self.graph), one) for one in images]
+        expected = [self._scores(_plain_session(self.graph), one) for one in images]
         surest = [np.argsort(-scores, axis=None, kind="stable")[:_SUREST] for scores in expected]
         moved = {}
         for name in layers:
             session = _plain_session(quantized(self.graph, [name], self.ranges, placement=placement))
             differences = [
-                np.abs(_scores(session, one).ravel()[chosen] - scores.ravel()[chosen]).mean()
+                np.abs(self._scores(session, one).ravel()[chosen] - scores.ravel()[chosen]).mean()
                 for one, scores, chosen in zip(images, expected, surest, strict=True)
             ]
             moved[name] = float(np.mean(differences))
         return moved
+
+    def _scores(self, session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+        """Scores (N, C) of one image."""
+        decoded = torch.from_numpy(session.run(["detections"], {"images": images})[0][0])
+        return scores(decoded, self._scoring).numpy()
 
     def _write(self, path: Path, layers: Sequence[str], placement: Placement) -> None:
         graph = quantized(self.graph, layers, self.ranges, placement=placement)
@@ -152,13 +160,13 @@ class Int8Exporter:
 
     def _batches(self, count: int) -> Iterable[np.ndarray]:
         """Images at even distances through the calibration set, uint8 (1, 3, H, W), fitted as in an evaluation."""
-        chosen = Samples(self.calibration, spread(len(self.calibration), count), self._float, batch_size=1)
+        chosen = Samples(self.calibration, evenly_spaced(len(self.calibration), count), self._float, batch_size=1)
         return (batch.numpy() for _, _, batch in chosen.batches())
 
 
 def _counts(layers: int) -> list[int]:
-    """How many of the layers are kept in float, try after try: 1, 3, 7... below half of them, then half of what is left
-    in eight bits each time, until one is."""
+    """Layers in float per attempt: 1, 3, 7... up to half of them, then half of those still in int8 each time, until
+    one is left."""
     counts: list[int] = []
     left = layers
     while 2 ** (len(counts) + 1) - 1 < layers / 2:
@@ -172,20 +180,10 @@ def _counts(layers: int) -> list[int]:
 def _opened(path: str | os.PathLike[str]) -> Runtime:
     runtime = open_runtime(path)
     if not isinstance(runtime, Runtime):
-        raise ModelError(f"{path}: a file with decoded output is needed")
+        raise ModelError(f"{path}: a model file with decoded output is expected")
     return runtime
 
 
 def _plain_session(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     """Eight-bit operators one by one, in float arithmetic: quick to prepare, and the same on every processor."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _scores(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-    """Scores (N, C) of one image; with one class, objectness (N, 1) (training sheet, section 9)."""
-    decoded: np.ndarray = session.run(["detections"], {"images": images})[0][0]
-    objectness, classes = decoded[:, 4:5], decoded[:, 5:]
-    return objectness if classes.shape[1] == 1 else objectness * classes
+    return onnx_session(graph, optimised=False)

@@ -1,4 +1,4 @@
-"""How far two sets of detections of the same images agree."""
+"""Agreement of two sets of detections of the same images."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from yolov7.boxes import pairwise_iou
-from yolov7.nms import Detections
+from yolov7.nms import Detections, Thresholds
 
 _FEW = 4
-"""So many detections on the edge say nothing: two ties, each of which costs one on both sides."""
+"""Detections on the edge that prove nothing: two ties, each of which costs one on both sides."""
 
 SAME_BOX = 0.9
-"""Two detections of a class with at least this IoU are the same one, unless other limits are asked for."""
+"""Default IoU from which two detections of a class are the same one."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Agreement:
     @property
     def edge_share(self) -> float:
         """Share of all detections, of both forms, that have no partner but an excuse; 0 for the first few, which
-        chance may bring to any small number of images."""
+        are chance on a small number of images."""
         few = self.on_the_edge <= _FEW
         return 0.0 if few else self.on_the_edge / (self.expected + self.found)
 
@@ -55,14 +55,13 @@ def agreement(
     expected: Sequence[Detections],
     found: Sequence[Detections],
     *,
-    confidence: float,
-    iou: float,
+    thresholds: Thresholds,
     score_tolerance: float,
     same_box: float = SAME_BOX,
 ) -> Agreement:
-    """Match the detections of each image by class and IoU (at least `same_box`), the surest first.
+    """Match the detections of each image by class and IoU (at least `same_box`), the most confident first.
 
-    `confidence` and `iou` are the thresholds both were selected with; `score_tolerance` is how far a score may be off.
+    `thresholds` are those both were selected with; `score_tolerance` is how far a score may be off.
     """
     total = Agreement()
     for one, other in zip(expected, found, strict=True):
@@ -77,14 +76,13 @@ def agreement(
             corners = float((one.boxes[i] - other.boxes[j]).abs().max())
             total.max_box_difference = max(total.max_box_difference, corners)
         first, second = {i for i, _ in pairs}, {j for _, j in pairs}
-        edge = confidence + score_tolerance
-        total.on_the_edge += _excused(one, other, overlaps, first, edge, iou, score_tolerance)
-        total.on_the_edge += _excused(other, one, overlaps.T, second, edge, iou, score_tolerance)
+        total.on_the_edge += _excused(one, other, overlaps, first, thresholds, score_tolerance)
+        total.on_the_edge += _excused(other, one, overlaps.T, second, thresholds, score_tolerance)
     return total
 
 
 def _pairs(overlaps: torch.Tensor, same_box: float) -> list[tuple[int, int]]:
-    """One to one, row by row (the surest detections first): the best column that is left."""
+    """One to one, row by row (the most confident detections first): the best column that is left."""
     left = overlaps.clone()
     pairs = []
     for row in range(left.shape[0] if left.shape[1] else 0):
@@ -100,15 +98,14 @@ def _excused(
     theirs: Detections,
     overlaps: torch.Tensor,
     matched: set[int],
-    edge: float,
-    iou: float,
+    thresholds: Thresholds,
     score_tolerance: float,
 ) -> int:
-    """How many of our detections without a partner are missing over there for a reason inside the rounding."""
-    count = 0
+    """Number of our detections without a partner for a reason inside the rounding."""
+    count, edge = 0, thresholds.confidence + score_tolerance
     for i in range(len(ours)):
         if i in matched:
             continue
-        near_tie = (overlaps[i] > iou - 1e-3) & ((theirs.scores - ours.scores[i]).abs() <= score_tolerance)
+        near_tie = (overlaps[i] > thresholds.iou - 1e-3) & ((theirs.scores - ours.scores[i]).abs() <= score_tolerance)
         count += int(float(ours.scores[i]) <= edge or bool(near_tie.any()))
     return count

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what a person needs to know of an export folder, from model.json and verify.json."""
+"""MODEL_CARD.md: an export folder described for people, from model.json and verify.json."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], 
         "`model.json` holds the same facts for programs, with the sha256 of every file.",
         "## Files",
         _table(("file", "bytes", "sha256"), _files(description["files"])),
-        "## What goes in and comes out",
+        "## Input and output",
         _input(description),
-        "## Where it comes from",
+        "## Origin",
         _table(("", ""), _origin(description)),
-        "## How near the files are to the trained network",
+        "## Difference between the files and the trained network",
         f"On {len(verification['images'])} validation images; AP by the COCO tool, -1 without ground truth. "
-        "This compares the forms with each other; the model's accuracy on unseen images is the evaluation's business.",
+        "This compares the forms with each other; the evaluation measures the model's accuracy on unseen images.",
         _table(
             ("form", "AP", "trained AP", "largest difference of a probability", "of a box, px", "unmatched", "passed"),
             [_form(name, form) for name, form in verification["forms"].items()],
@@ -37,8 +37,8 @@ def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], 
         "## Classes",
         _classes(names, description["category_ids"]),
         "## Limits of use",
-        "It finds what its training data shows: other cameras, sizes, lighting or classes than there are not covered "
-        "by any figure here. Scores are not probabilities of being right unless they were calibrated on your data.",
+        "The model finds what its training data shows; no figure here covers other cameras, sizes, lighting or "
+        "classes. Scores are not probabilities of being right unless they were calibrated on your data.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -114,10 +114,10 @@ def _tensorrt(reports: Mapping[str, Any]) -> list[str]:
     if not reports:
         return []
     lines = [
-        f"* `{name}`: {'nothing speaks against it' if said['passed'] else '; '.join(said['problems'])}"
+        f"* `{name}`: {'no problems found' if said['passed'] else '; '.join(said['problems'])}"
         for name, said in reports.items()
     ]
-    head = "Read against the operator list of TensorRT's ONNX parser; no engine was built."
+    head = "Checked against the operator list of TensorRT's ONNX parser; no engine was built."
     return ["## TensorRT", head, "\n".join(lines)]
 
 
@@ -133,5 +133,5 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """No line break and no column of a table in a name that came with somebody's data."""
+    """A name from the user's data without line breaks and table columns."""
     return " ".join(text.split()).replace("|", "\\|")

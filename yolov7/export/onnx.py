@@ -1,35 +1,36 @@
 """ONNX files that describe themselves: decoded output, or detections with the non-maximum suppression inside.
 
-Input of both: `images`, float32 (B, 3, H, W), RGB in [0, 1], sides multiples of the network's stride. What comes out
-stands in the file's metadata_props as JSON, under `yolov7` what the model is (ModelMetadata) and under
-`yolov7.contract` what goes in and comes out, so a lone file can be run and checked.
+Input of both: `images`, float32 (B, 3, H, W), RGB in [0, 1], sides multiples of the network's stride. The file's
+metadata_props describe it as JSON, the model under `yolov7` (ModelMetadata), input and output under `yolov7.contract`,
+so a lone file can be run and checked.
 
-The network goes through PyTorch's exporter; the suppression is appended to its graph as a few standard operators, so
-the second file holds the very network of the first.
+The network goes through PyTorch's exporter. The suppression is appended to its graph as a few standard operators, so
+both files hold exactly the same network.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from yolov7.errors import ConfigError, ModelError
 from yolov7.export.suppression import append_suppression
-from yolov7.export.trace import trace_dynamic, trace_fixed
+from yolov7.export.trace import Output, trace_dynamic, trace_fixed
 from yolov7.files import write_atomic
 from yolov7.letterbox import FILL
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
+from yolov7.model.spec import HeadModule
+from yolov7.nms import Thresholds
 from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY
+from yolov7.predictions import column_names, contract_scoring
 
-COLUMNS = ("x1", "y1", "x2", "y2", "objectness")
-"""First columns of the decoded output; the class probabilities follow."""
 ROW = ("image", "x1", "y1", "x2", "y2", "score", "class")
 """Columns of the output with suppression."""
 MIN_OPSET = 18
@@ -44,54 +45,83 @@ def export_onnx(
     opset: int = MIN_OPSET,
     dynamic: bool = True,
 ) -> onnx.ModelProto:
-    """Write `model` with decoded output `detections`, float32 (B, N, 5 + C), and return the graph.
+    """Write `model` with decoded output `detections`, float32 (B, N, F), and return the graph.
 
     A training form is re-parameterised first. `dynamic` leaves batch size and sides open; otherwise they are fixed to
-    one image of `image_size` (a side or (height, width); default: the metadata's). Columns are x1, y1, x2, y2 in input
-    pixels, objectness, class probabilities; with one class the score is the objectness alone.
+    one image of `image_size` (a side or (height, width); default: the metadata's). The contract names the columns and
+    says how a score is made of them (:mod:`yolov7.predictions`).
     Raises :class:`ConfigError` for a size that does not fit the network's stride or an unknown operator set,
-    :class:`ModelError` if `metadata` speaks of another model.
+    :class:`ModelError` if `metadata` describes another model.
     """
+    export = traced(model, metadata=metadata, image_size=image_size, opset=opset, dynamic=dynamic, output="decoded")
+    head, shape = cast(HeadModule, model.head), export.input["shape"]
+    columns = column_names(head.scoring())
+    predictions = "predictions" if dynamic else head.predictions(*shape[2:])
+    output = {
+        "kind": "decoded",
+        "name": "detections",
+        "type": "float32",
+        "shape": [shape[0], predictions, len(columns) + model.num_classes],
+        "columns": [*columns, f"{model.num_classes} class probabilities"],
+        "order": head.order,
+        "boxes": "pixels of the input",
+        "score": head.scoring(),
+    }
+    write_graph(path, export.graph, export.metadata, {"input": export.input, "output": output})
+    return export.graph
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A network's graph, and what its file says of it."""
+
+    graph: onnx.ModelProto
+    metadata: ModelMetadata
+    input: dict[str, Any]
+    """The contract's part of that name."""
+
+
+def traced(
+    model: Detector,
+    *,
+    metadata: ModelMetadata,
+    image_size: int | tuple[int, int] | None,
+    opset: int,
+    dynamic: bool,
+    output: Output,
+) -> Traced:
+    """Trace `model` in deploy form. Parameters and errors are those of :func:`export_onnx`."""
     if not MIN_OPSET <= opset <= onnx.defs.onnx_opset_version():
         raise ConfigError(f"opset {opset}: {MIN_OPSET} to {onnx.defs.onnx_opset_version()} can be written")
     if (metadata.variant, metadata.num_classes) != (model.variant, model.num_classes):
         raise ModelError(f"the metadata is of {metadata.variant}, the model is a {model.variant}")
     height, width = _sides(metadata.image_size if image_size is None else image_size, model.stride)
     deploy = (model if model.form == "deploy" else model.reparameterize()).to("cpu").eval()
-    graph = trace_dynamic(deploy, opset) if dynamic else trace_fixed(deploy, height, width, opset)
+    graph = trace_dynamic(deploy, opset, output) if dynamic else trace_fixed(deploy, height, width, opset, output)
     said = replace(metadata, form="deploy")
     if not dynamic and height == width:
         said = replace(said, image_size=height)
-    contract = _contract(model, (height, width), dynamic)
-    write_graph(path, graph, said, contract)
-    return graph
+    return Traced(graph, said, _input_contract(model.stride, (height, width), dynamic))
 
 
 def export_onnx_nms(
     decoded: onnx.ModelProto | str | os.PathLike[str],
     path: str | os.PathLike[str],
-    *,
-    confidence: float,
-    iou: float,
-    max_detections: int,
+    thresholds: Thresholds,
 ) -> onnx.ModelProto:
     """Append the non-maximum suppression to a graph of :func:`export_onnx`, write it, and return it.
 
     Output `detections`, float32 (rows, 7): image index, x1, y1, x2, y2 (input pixels), score, class number; image by
-    image, by falling score, at most `max_detections` an image, none where nothing exceeds `confidence`. Each box is
-    reported with its best class only (score = objectness x class; with one class the objectness), and suppresses boxes
-    of its own class whose IoU with it exceeds `iou`.
+    image, by falling score; no rows where nothing exceeds the confidence. Each box is reported with its best class
+    only, scored as the decoded file's contract says, and suppresses boxes of its own class.
     """
-    if not 0.0 <= confidence <= 1.0 or not 0.0 < iou <= 1.0 or max_detections < 1:
-        raise ConfigError(f"confidence {confidence}, iou {iou}, max_detections {max_detections}: out of range")
     graph = onnx.ModelProto()
     graph.CopyFrom(load_graph(decoded))
     metadata, contract = described(graph)
     if contract["output"]["kind"] != "decoded":
         raise ModelError(f"a graph with decoded output is needed, this one has {contract['output']['kind']!r}")
-    merged = append_suppression(
-        graph, classes=metadata.num_classes, confidence=confidence, iou=iou, max_detections=max_detections
-    )
+    scoring = contract_scoring(contract["output"], metadata.num_classes)
+    merged = append_suppression(graph, thresholds, classes=metadata.num_classes, scoring=scoring)
     contract["output"] = {
         "kind": "nms",
         "name": "detections",
@@ -101,54 +131,34 @@ def export_onnx_nms(
         "order": "image, then falling score",
         "boxes": "pixels of the input",
         "classes": "best class of a box only; suppression within a class",
-        "confidence": confidence,
-        "iou": iou,
-        "max_detections": max_detections,
+        **asdict(thresholds),
     }
-    thresholds = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
-    write_graph(path, merged, replace(metadata, extra={**metadata.extra, "thresholds": thresholds}), contract)
+    write_graph(path, merged, replace(metadata, extra={**metadata.extra, "thresholds": asdict(thresholds)}), contract)
     return merged
 
 
 def contract_of(graph: onnx.ModelProto) -> dict[str, Any]:
-    """What goes into a graph of this project and what comes out, as it stands in its metadata."""
+    """Contract in the metadata of a graph of this project: its input and output."""
     return described(graph)[1]
 
 
-def _contract(model: Detector, sides: tuple[int, int], dynamic: bool) -> dict[str, Any]:
-    columns = 5 + model.num_classes
-    shape = ["batch", 3, "height", "width"] if dynamic else [1, 3, *sides]
-    predictions: str | int = "predictions"
-    if not dynamic:
-        per_cell = model.anchors.shape[1]
-        predictions = sum(per_cell * (sides[0] // stride) * (sides[1] // stride) for stride in model.strides)
+def _input_contract(stride: int, sides: tuple[int, int], dynamic: bool) -> dict[str, Any]:
     return {
-        "input": {
-            "name": "images",
-            "type": "float32",
-            "shape": shape,
-            "layout": "NCHW",
-            "color": "RGB",
-            "range": [0.0, 1.0],
-            "stride": model.stride,
-            "letterbox": {"fill": FILL, "place": "centre", "shrink": "area", "enlarge": "bilinear"},
-        },
-        "output": {
-            "kind": "decoded",
-            "name": "detections",
-            "type": "float32",
-            "shape": [shape[0], predictions, columns],
-            "columns": [*COLUMNS, f"{model.num_classes} class probabilities"],
-            "order": "level (small stride first), anchor, row, column",
-            "boxes": "pixels of the input",
-            "score": "objectness" if model.num_classes == 1 else "objectness x class probability",
-        },
+        "name": "images",
+        "type": "float32",
+        "shape": ["batch", 3, "height", "width"] if dynamic else [1, 3, *sides],
+        "layout": "NCHW",
+        "color": "RGB",
+        "range": [0.0, 1.0],
+        "stride": stride,
+        "letterbox": {"fill": FILL, "place": "centre", "shrink": "area", "enlarge": "bilinear"},
     }
 
 
 def load_graph(graph: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelProto:
-    """A graph of this project from its file; one that is loaded already is given back. :class:`ModelError` otherwise,
-    with the file's name: for what is missing, no ONNX, cut off, or of another origin.
+    """A graph of this project from its file; a loaded graph is returned as it is.
+
+    Raises :class:`ModelError` with the file's name if it is missing, not ONNX, truncated, or of another origin.
     """
     if isinstance(graph, onnx.ModelProto):
         return graph
@@ -167,7 +177,7 @@ def load_graph(graph: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelPro
 
 
 def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
-    """What a graph of this project is, and its contract; :class:`ModelError` for a graph of another origin."""
+    """Metadata and contract of a graph of this project; :class:`ModelError` for a graph of another origin."""
     said = {entry.key: entry.value for entry in graph.metadata_props}
     if METADATA_KEY not in said or CONTRACT_KEY not in said:
         raise ModelError("an ONNX graph of this project is expected, with its metadata")
@@ -181,7 +191,7 @@ def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
 def write_graph(
     path: str | os.PathLike[str], graph: onnx.ModelProto, metadata: ModelMetadata, contract: dict[str, Any]
 ) -> None:
-    """Attach the description, check the graph, write the file in one step; the same model gives the same bytes."""
+    """Attach the description, check the graph, write the file atomically. The same model gives the same bytes."""
     said = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: json.dumps(contract, sort_keys=True)}
     onnx.helper.set_model_props(graph, said)
     try:

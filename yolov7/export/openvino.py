@@ -1,8 +1,7 @@
 """OpenVINO files from the ONNX graph: an .xml with the graph, and a .bin with the weights, in float32 or float16.
 
-The .xml holds what the ONNX file says of itself, and the sha256 of its .bin, so that the pair can be run and checked on
-its own. The same graph gives the same bytes. Nothing of OpenVINO's telemetry is imported
-(:mod:`yolov7.predict.openvino_runtime`).
+The .xml holds the metadata of the ONNX file and the sha256 of its .bin, so that the pair can be run and checked on its
+own. The same graph gives the same bytes. OpenVINO's telemetry is not imported (:mod:`yolov7.predict.openvino_runtime`).
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ def export_openvino(
 ) -> None:
     """Write a graph of this project (decoded output, suppression inside, or int8) as `path` (.xml) and its .bin.
 
-    `half` stores the weights as float16, half the size; arithmetic stays float32 where the processor has no float16.
-    Raises :class:`ModelError` for a graph that is not of this project or that OpenVINO cannot read, and where the
-    package is not installed.
+    `half` stores the weights as float16, half the size; arithmetic stays float32 on processors without float16. Raises
+    :class:`ModelError` for a graph that is not of this project or that OpenVINO cannot read, and if the package is not
+    installed.
     """
     target = Path(path)
     if target.suffix != ".xml":
@@ -42,13 +41,13 @@ def export_openvino(
     said = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: contract_text}
     bare = onnx.ModelProto()
     bare.CopyFrom(source)
-    # OpenVINO would copy these too, under a name of its own.
+    # OpenVINO would copy these too, under its own name.
     del bare.metadata_props[:]
     target.parent.mkdir(parents=True, exist_ok=True)
-    # OpenVINO maps the weights from the file it reads: the folder goes when the model is gone.
+    # OpenVINO maps the weights from the file it reads, so the folder must outlive the model.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as folder:
         xml, weights = _written(openvino, bare, said, Path(folder), half)
-        # The weights first: what reads in between finds them not to be those of the old .xml, and says so.
+        # The weights first: a reader in between finds that they are not those of the old .xml and says so.
         write_atomic(target.with_suffix(".bin"), lambda file: file.write(weights))
         write_atomic(target, lambda file: file.write(xml))
 
@@ -73,7 +72,7 @@ def _written(
 
 
 def _rename(model: Any) -> None:
-    """Names by place: those OpenVINO makes up count on from one file of a process to the next."""
+    """Name nodes by their place: the names OpenVINO invents are numbered across all files of a process."""
     for number, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() != "Parameter":
             node.set_friendly_name(f"{node.get_type_name()}_{number}")

@@ -1,11 +1,11 @@
-"""Int8 graphs: convolutions in eight bits, with ranges measured on real images, and the decoding in float.
+"""Int8 graphs: convolutions in eight bits, with ranges measured on real images, and decoding in float.
 
-A convolution's input and output get one range each, its weights one per output channel; the operators between two such
-convolutions work on the bytes as well. What makes boxes and probabilities stays in float: the last convolutions, whose
-outputs are coordinates and logits, and everything behind them.
+A convolution's input and output have one range each, its weights one per output channel; operators between two
+quantised convolutions work on bytes as well. The last convolutions, whose outputs are coordinates and logits, and all
+of the decoding stay in float.
 
-Weights use seven of the eight bits. On processors without dot products of bytes (VNNI), sums of two products of eight
-bits overflow the sixteen they are added in; with seven, one file gives the same results everywhere.
+Weights use seven of the eight bits. Processors without byte dot products (VNNI) add two 8-bit products in 16 bits and
+overflow; with seven bits a file gives the same results everywhere.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ import onnx
 import onnxruntime
 
 from yolov7.errors import DataError, ModelError
-from yolov7.predict.runtimes import scaled_parts
+from yolov7.predict.runtimes import onnx_session, scaled_parts
 
 Placement = Literal["onnx", "openvino"]
-"""Where bytes are: ONNX Runtime works on them from convolution to convolution, so each operator between gets ranges;
-OpenVINO joins a convolution with what follows and asks for ranges at the convolutions' inputs only."""
+"""Which values are quantised. ONNX Runtime works on bytes from convolution to convolution, so every operator between
+them needs ranges; OpenVINO fuses a convolution with the operators behind it and needs ranges at its inputs only."""
 Ranges = dict[str, tuple[float, float]]
-"""Value name -> smallest and largest number that eight bits are to hold."""
+"""Value name -> smallest and largest number to represent in eight bits."""
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _JOINING = ("Add", "Mul", "Concat")
-"""Operators of which every input is a value; of all others only the first one is, the rest are sizes and weights."""
+"""Operators whose inputs are all values. Others read one value first; their further inputs are sizes and weights."""
 _BETWEEN = (
     *_JOINING,
     *("Relu", "LeakyRelu", "Sigmoid"),
     *("MaxPool", "AveragePool", "Resize"),
     *("Slice", "Split", "Transpose", "Reshape"),
 )
-"""Operators that may work on bytes, between convolutions."""
+"""Operators that can work on bytes."""
 _BINS = 2048
 _SAMPLES = 1 << 14
-"""Numbers of one value and image that go into its histogram, at even distances."""
+"""Numbers per value and image in its histogram, evenly spaced."""
 _SHARES = np.linspace(0.1, 1.0, 91)
-"""Shares of the observed range that are tried."""
+"""Candidate ranges, as shares of the observed one."""
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions that may go to eight bits, from input to output: all but the last of every path.
+    """Names of the convolutions that can be quantised, from input to output: all but the last of every path.
 
-    A path ends at an operator that cannot work on bytes: what comes behind a Softmax, say, is no feature map.
+    A path ends at an operator that cannot work on bytes, such as the Softmax in front of a distribution's sum.
     """
     feeds_convolution: set[str] = set()
     names = []
@@ -64,11 +64,11 @@ def _values_read(node: onnx.NodeProto) -> Sequence[str]:
 
 
 def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]]) -> Ranges:
-    """Ranges of every value that can go to eight bits, from images: uint8 (B, 3, H, W) RGB, gone through twice.
+    """Measure the range of every value that can be quantised on images, uint8 (B, 3, H, W) RGB, read twice.
 
-    Of each value a histogram is made, and the part of its range is taken whose rounding to 256 steps and cutting of
-    what lies outside give the smallest mean squared error. Raises :class:`DataError` without images, and
-    :class:`ModelError` for values that are not finite.
+    The range is the part of the observed one whose rounding to 256 steps and clipping give the smallest mean squared
+    error over a histogram of the value. Raises :class:`DataError` without images, and :class:`ModelError` for values
+    that are not finite.
     """
     names = _values(graph)
     session = _observed(graph, names)
@@ -92,7 +92,7 @@ def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]
 def quantized(
     graph: onnx.ModelProto, convolutions: Iterable[str], ranges: Ranges, *, placement: Placement = "onnx"
 ) -> onnx.ModelProto:
-    """A copy of `graph` with these convolutions in eight bits (operators QuantizeLinear and DequantizeLinear)."""
+    """A copy of `graph` with these convolutions quantised (operators QuantizeLinear and DequantizeLinear)."""
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -126,7 +126,7 @@ def quantized(
 
 
 def _between(graph: onnx.ModelProto, chosen: set[str]) -> list[str]:
-    """Operators fed by eight-bit values alone, and on the way to another convolution."""
+    """Operators whose inputs are all quantised, on the way to another convolution."""
     body = set(_values(graph))
     constants = {constant.name for constant in graph.graph.initializer}
     in_bytes: set[str] = set()
@@ -154,35 +154,33 @@ def _values(graph: onnx.ModelProto) -> list[str]:
 
 
 def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
-    """The graph with all these values among its outputs."""
+    """A session that returns all these values."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     present = {value.name for value in (*copy.graph.output, *copy.graph.input)}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx_session(copy)
 
 
 def _outputs(
     session: onnxruntime.InferenceSession, names: list[str], batches: Iterable[np.ndarray]
 ) -> Iterator[list[np.ndarray]]:
-    """The values of one image after another: all of a batch at once would be gigabytes."""
+    """Values image by image: those of a whole batch would take gigabytes."""
     images = session.get_inputs()[0].name
     inside = [name for name in names if name != images]
     for batch in batches:
-        for one in scaled_parts(batch, 1):
-            values = dict(zip(inside, session.run(inside, {images: one}), strict=True))
-            yield [one if name == images else values[name] for name in names]
+        for image in scaled_parts(batch, 1):
+            values = dict(zip(inside, session.run(inside, {images: image}), strict=True))
+            yield [image if name == images else values[name] for name in names]
 
 
 def _above(low: float, high: float) -> float:
-    """An upper end that makes a range of some width of a constant."""
+    """The upper end of the range, above `low` even for a constant value."""
     return high if high > low else low + 1e-6
 
 
 def best_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The part of `low` to `high`, zero included, with the smallest mean squared error in 256 steps.
+    """The part of `low` to `high`, including zero, with the smallest mean squared error in 256 steps.
 
     `counts` is a histogram of the values, in bins of equal width from `low` to `high`.
     """

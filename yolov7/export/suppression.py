@@ -9,15 +9,16 @@ import onnx
 from onnx import TensorProto, compose, helper, parser
 
 from yolov7.export.trace import rename_value
+from yolov7.nms import Thresholds
+from yolov7.predictions import Scoring, columns_before_classes
 
-# Only the best class of a box competes, so every other class scores 0 in (B, C, N): suppression stays within a class
-# for any number of classes, without shifting boxes apart by class, which costs precision. Survivors are scattered back
-# onto (B, N), where one sort finds the best K of every image.
+# Only the best class of a box competes; all others score 0 in (B, C, N). So suppression stays within a class without
+# shifting boxes apart by class, which costs precision. Survivors are scattered back to (B, N), where one sort finds the
+# best K of every image.
 _BODY = """
 <ir_version: {ir_version}, opset_import: ["": {opset}]>
 suppression (float[batch, predictions, {columns}] decoded) => (float[rows, 7] detections) {{
     boxes = Slice (decoded, at_0, at_4, last_axis)
-    objectness = Slice (decoded, at_4, at_5, last_axis)
     {scores}
     survivors = NonMaxSuppression (boxes, competing, max_detections, iou, confidence)
     survivor = Gather <axis = 1> (survivors, image_and_box)
@@ -47,41 +48,50 @@ suppression (float[batch, predictions, {columns}] decoded) => (float[rows, 7] de
 }}
 """
 
-_MANY_CLASSES = """
-    probabilities = Slice (decoded, at_5, at_end, last_axis)
-    products = Mul (objectness, probabilities)
-    best = ReduceMax <keepdims = 1> (products, last_axis)
-    label = ArgMax <axis = 2, keepdims = 1> (products)
+_BEST_OF = """
+    best = ReduceMax <keepdims = 1> ({scores}, last_axis)
+    label = ArgMax <axis = 2, keepdims = 1> ({scores})
     is_best = Equal (label, class_numbers)
-    alone = Where (is_best, products, zero)
+    alone = Where (is_best, {scores}, zero)
     competing = Transpose <perm = [0, 2, 1]> (alone)
 """
-
-# The class output of a one-class network is never trained (reference sheet: training, section 9).
-_ONE_CLASS = """
+_SCORES: dict[Scoring, str] = {
+    "objectness x class probability": """
+    objectness = Slice (decoded, at_4, at_5, last_axis)
+    probabilities = Slice (decoded, at_5, at_end, last_axis)
+    products = Mul (objectness, probabilities)
+"""
+    + _BEST_OF.format(scores="products"),
+    "objectness": """
+    objectness = Slice (decoded, at_4, at_5, last_axis)
     best = Identity (objectness)
     shape = Shape (objectness)
     label = ConstantOfShape <value = int64[1] {0}> (shape)
     competing = Transpose <perm = [0, 2, 1]> (objectness)
+""",
+    "class probability": """
+    probabilities = Slice (decoded, at_4, at_end, last_axis)
 """
+    + _BEST_OF.format(scores="probabilities"),
+}
 
 
 def append_suppression(
-    graph: onnx.ModelProto, *, classes: int, confidence: float, iou: float, max_detections: int
+    graph: onnx.ModelProto, thresholds: Thresholds, *, classes: int, scoring: Scoring
 ) -> onnx.ModelProto:
-    """`graph` with its output `detections` (B, N, 5 + C) replaced by rows (m, 7): see `yolov7.export.onnx`.
+    """`graph` with its output `detections` (B, N, F) replaced by rows (m, 7): see `yolov7.export.onnx`.
 
-    The graph handed in is changed and must not be used afterwards.
+    Changes `graph`, which must not be used afterwards.
     """
     opset = next(entry.version for entry in graph.opset_import if entry.domain == "")
     text = _BODY.format(
         ir_version=graph.ir_version,
         opset=opset,
-        columns=5 + classes,
-        scores=(_ONE_CLASS if classes == 1 else _MANY_CLASSES).strip(),
+        columns=columns_before_classes(scoring) + classes,
+        scores=_SCORES[scoring].strip(),
     )
     suppression = parser.parse_model(text)
-    suppression.graph.initializer.extend(_constants(classes, confidence, iou, max_detections))
+    suppression.graph.initializer.extend(_constants(suppression.graph, thresholds, classes, scoring))
     rename_value(graph, "detections", "decoded_output")
     merged = compose.merge_models(
         graph, suppression, io_map=[("decoded_output", "decoded")], prefix2="nms/", producer_name=graph.producer_name
@@ -91,23 +101,24 @@ def append_suppression(
     return merged
 
 
-def _constants(classes: int, confidence: float, iou: float, max_detections: int) -> list[TensorProto]:
+def _constants(
+    suppression: onnx.GraphProto, thresholds: Thresholds, classes: int, scoring: Scoring
+) -> list[TensorProto]:
+    """Those that the nodes of the suppression read."""
     whole = {
         "at_0": [0],
         "at_1": [1],
         "at_4": [4],
         "at_5": [5],
-        "at_end": [5 + classes],
+        "at_end": [columns_before_classes(scoring) + classes],
         "last_axis": [2],
         "image_and_box": [0, 2],
-        "max_detections": [max_detections],
+        "max_detections": [thresholds.max_detections],
     }
     constants = [helper.make_tensor(name, TensorProto.INT64, [len(v)], v) for name, v in whole.items()]
-    for name, value in (("iou", iou), ("confidence", confidence)):
+    for name, value in (("iou", thresholds.iou), ("confidence", thresholds.confidence)):
         constants.append(helper.make_tensor(name, TensorProto.FLOAT, [1], [value]))
-    if classes > 1:
-        constants.append(helper.make_tensor("class_numbers", TensorProto.INT64, [classes], range(classes)))
-        constants.append(helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]))
-    else:
-        constants = [constant for constant in constants if constant.name != "at_end"]
-    return constants
+    constants.append(helper.make_tensor("class_numbers", TensorProto.INT64, [classes], range(classes)))
+    constants.append(helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0]))
+    used = {name for node in suppression.node for name in node.input}
+    return [constant for constant in constants if constant.name in used]

@@ -1,9 +1,8 @@
-"""TensorRT: will its ONNX parser take the graph, and, where the package and a GPU are, the engine.
+"""TensorRT: whether its ONNX parser takes a graph, and the engine, where the package and a GPU are present.
 
-The check needs neither: it compares the graph with what the parser's published operator list for TensorRT 10 says it
-supports, and with the restrictions stated there. It cannot replace building the engine, and says nothing of speed.
-An engine is made for one kind of GPU and one version of TensorRT, so it is built where it will run and belongs into no
-export folder.
+The check needs neither: it compares a graph with the parser's published restrictions for TensorRT 10. It cannot replace
+building the engine, and predicts no speed. An engine fits one kind of GPU and one version of TensorRT, so it is built
+where it will run and is never part of an export folder.
 """
 
 from __future__ import annotations
@@ -22,6 +21,9 @@ from onnx import TensorProto, numpy_helper
 from yolov7.errors import ConfigError, ModelError
 from yolov7.export.onnx import described, load_graph
 from yolov7.files import write_atomic
+
+REQUIREMENT, SUPPORTED = "tensorrt>=10,<11", 10
+"""TensorRT 11 builds strongly typed networks only: `BuilderFlag.FP16` is gone, float16 has to be in the graph."""
 
 MAX_OPSET = 20
 """Newest operator set that every TensorRT 10 reads."""
@@ -58,18 +60,18 @@ _MOST_RANKED = 3840
 
 @dataclass
 class TensorrtReport:
-    """What a reading of the graph says."""
+    """Result of the static check."""
 
     problems: list[str] = field(default_factory=list)
-    """What the parser would refuse."""
+    """Reasons for which the parser would refuse the graph."""
     notes: list[str] = field(default_factory=list)
-    """What whoever builds the engine has to know."""
+    """Advice for building the engine."""
     operators: dict[str, int] = field(default_factory=dict)
-    """How often each occurs."""
+    """Operator -> number of nodes."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether no problem was found."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +80,10 @@ class TensorrtReport:
 
 
 def check_tensorrt(graph: onnx.ModelProto | str | os.PathLike[str]) -> TensorrtReport:
-    """Read a graph of this project for what TensorRT's parser refuses. Raises :class:`ModelError` for a foreign one."""
+    """Check a graph of this project against the restrictions of TensorRT's ONNX parser.
+
+    Raises :class:`ModelError` for a graph of another project.
+    """
     model = load_graph(graph)
     contract = described(model)[1]
     report = TensorrtReport(operators=dict(Counter(node.op_type for node in model.graph.node).most_common()))
@@ -95,10 +100,6 @@ def check_tensorrt(graph: onnx.ModelProto | str | os.PathLike[str]) -> TensorrtR
     _note_ranking(model, constants, report)
     if any(not isinstance(side, int) for side in contract["input"]["shape"]):
         report.notes.append("open batch or sides: the engine needs an optimisation profile (smallest, usual, largest)")
-    if any(tensor.data_type == TensorProto.INT64 for tensor in model.graph.initializer):
-        report.notes.append(
-            "int64 indices and shapes: TensorRT 10 has them; older ones cut them to int32, which fits here"
-        )
     return report
 
 
@@ -111,11 +112,11 @@ def build_engine(
     sides: tuple[int, int, int] | None = None,
     workspace: int = 1 << 30,
 ) -> None:
-    """Build an engine for the GPU at hand and write it to `path`.
+    """Build an engine for this machine's GPU and write it to `path`.
 
     `half` allows float16; `batch` and `sides` are the smallest, usual and largest where the graph leaves them open
-    (sides by default: the model's own image size); `workspace` is in bytes. Raises :class:`ModelError` where the
-    package or a GPU is missing, and with the parser's own words where it refuses the graph.
+    (sides by default: the model's own image size); `workspace` is in bytes. Raises :class:`ModelError` without the
+    package (TensorRT 10) or a GPU, and with the parser's message if it refuses the graph.
     """
     tensorrt = _import_tensorrt()
     graph = load_graph(onnx_file)
@@ -125,8 +126,8 @@ def build_engine(
     network = builder.create_network(0)
     parser = tensorrt.OnnxParser(network, logger)
     if not parser.parse(graph.SerializeToString()):
-        told = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise ModelError(f"{Path(onnx_file)}: TensorRT cannot read it: {' '.join(told.split())}")
+        errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+        raise ModelError(f"{Path(onnx_file)}: TensorRT cannot read it: {' '.join(errors.split())}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, workspace)
     if half:
@@ -146,7 +147,7 @@ def build_engine(
 def profile_shapes(
     batch: tuple[int, int, int], sides: tuple[int, int, int], stride: int
 ) -> list[tuple[int, int, int, int]]:
-    """Smallest, usual and largest input (B, 3, H, W). Raises :class:`ConfigError` for sizes that do not rise or fit."""
+    """Smallest, usual and largest input (B, 3, H, W). Raises :class:`ConfigError` for wrong sizes."""
     rises = all(0 < low <= usual <= high for low, usual, high in (batch, sides))
     if not rises or any(side % stride for side in sides):
         raise ConfigError(f"batch {batch}, sides {sides}: smallest, usual, largest; sides multiples of {stride}")
@@ -159,9 +160,17 @@ def _import_tensorrt() -> Any:
     try:
         package = importlib.import_module("tensorrt")
     except ImportError:
-        raise ModelError("TensorRT is not installed; `pip install tensorrt` on the machine with the GPU") from None
+        raise ModelError(
+            f"TensorRT is not installed: pip install '{REQUIREMENT}' on the machine with the GPU"
+        ) from None
+    version = str(getattr(package, "__version__", "unknown"))
+    if version.split(".")[0] != str(SUPPORTED):
+        raise ModelError(
+            f"TensorRT {version} cannot build this engine: versions from 11 on have no flag for float16, and earlier "
+            f"ones than 10 are untested; pip install '{REQUIREMENT}'"
+        )
     if not torch.cuda.is_available():
-        raise ModelError("an engine is built for the GPU it will run on, and there is none here")
+        raise ModelError("no GPU found: an engine is built on the GPU that will run it")
     return package
 
 
@@ -183,7 +192,7 @@ def _check_constants(model: onnx.ModelProto, constants: dict[str, TensorProto], 
 
 
 def _check_quantization(model: onnx.ModelProto, constants: dict[str, TensorProto], report: TensorrtReport) -> None:
-    """Symmetric int8 only. The int8 files of this project have ranges of their own at both ends, for processors."""
+    """TensorRT takes symmetric int8 only; the int8 files of this project, made for CPUs, are asymmetric."""
     asymmetric, kinds = 0, set()
     for node in model.graph.node:
         if not node.op_type.endswith("uantizeLinear") or len(node.input) < 3 or node.input[2] not in constants:
@@ -203,7 +212,9 @@ def _note_ranking(model: onnx.ModelProto, constants: dict[str, TensorProto], rep
     for node in model.graph.node:
         if node.op_type == "TopK":
             if node.input[1] not in constants:
-                report.notes.append("TopK with a number computed from the sides: at most 3840, which is to be seen to")
+                report.notes.append(
+                    f"TopK with a count computed from the image sides: keep it at {_MOST_RANKED} or less"
+                )
             elif int(numpy_helper.to_array(constants[node.input[1]]).max()) > _MOST_RANKED:
                 report.problems.append(f"TopK gives at most {_MOST_RANKED}")
         if node.op_type == "NonMaxSuppression":

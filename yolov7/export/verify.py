@@ -1,7 +1,7 @@
-"""Do the artefacts compute what was trained? Compared by tensor, by detection, and by AP, on real images.
+"""Verification of artefacts against the trained network on real images: by tensor, by detection, and by AP.
 
-Everything is compared with the trained network in its training form, and the artefacts are opened the way a user opens
-them: from their files, fed bytes, with their own scaling and their own class names.
+The reference is the trained network in training form. Artefacts are opened as users open them: from their files, fed
+bytes, with their own scaling and class names.
 
 Legend: B batch, N predictions, C classes.
 """
@@ -23,9 +23,11 @@ from yolov7.export.matching import SAME_BOX, Agreement, agreement
 from yolov7.export.samples import Samples, candidates
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
+from yolov7.model.spec import Network
 from yolov7.nms import Detections, select
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import OnnxFile, OnnxNmsRuntime, Runtime, TorchRuntime
+from yolov7.predictions import Scoring
 
 Path = str | os.PathLike[str]
 
@@ -44,11 +46,11 @@ class VerifyLimits:
     """Share of detections without a partner of the same class on the other side."""
     on_the_edge: float = 0.05
     """Share of detections without a partner but with an excuse (a near tie, a score at the threshold). Rounding makes
-    few; boxes that all lie beside their places would look like ties, every one of them."""
+    few; if all boxes were displaced, every one of them would look like a tie."""
     mean_difference: float = 1e-4
     """Objectness and class probabilities, absolute, the mean over all predictions."""
     score_difference: float | None = None
-    """Scores of matched detections, absolute; None: twice `raw_difference`, a score being a product of two."""
+    """Scores of matched detections, absolute; None: `raw_difference`, twice if a score is a product of two."""
     matched_box_difference: float | None = None
     """Box corners of matched detections, in pixels of the image; None: `box_difference`."""
     same_box: float = SAME_BOX
@@ -68,7 +70,7 @@ FLOAT16 = VerifyLimits(
     matched_box_difference=2.0,
     edge=0.01,
 )
-"""Limits of files whose weights are float16, 11 bits instead of 24. A prediction nobody would report may go far."""
+"""Limits of files with float16 weights, 11 bits instead of 24. Predictions below any threshold may differ a lot."""
 INT8 = VerifyLimits(
     raw_difference=1.0,
     box_difference=float("inf"),
@@ -81,13 +83,13 @@ INT8 = VerifyLimits(
     same_box=0.6,
     edge=0.05,
 )
-"""Limits of int8 files. A single prediction may go anywhere; detections, means and AP may not. Their AP on the whole
-validation set has a limit of its own, which decides what stays in float (:mod:`yolov7.export.int8`)."""
+"""Limits of int8 files. A single prediction may differ by any amount; detections, means and AP may not. Their AP on the
+whole validation set has its own limit, which decides the layers that stay in float (:mod:`yolov7.export.int8`)."""
 
 
 @dataclass
 class FormReport:
-    """One artefact against the trained network. What was not compared is None."""
+    """One artefact against the trained network. Figures that were not compared are None."""
 
     name: str
     """`deploy`, `onnx`, `onnx-nms`, or the name of a further artefact."""
@@ -104,9 +106,9 @@ class FormReport:
     trained_ap: float
     """The trained network's, at the same thresholds."""
     limits: VerifyLimits
-    """What it was held to."""
+    """Limits it was checked with."""
     problems: list[str] = field(default_factory=list)
-    """What exceeds a limit, in words; empty if all is well."""
+    """Everything that exceeds a limit, in words."""
 
     @property
     def passed(self) -> bool:
@@ -130,7 +132,7 @@ class VerifyReport:
 
     @property
     def problems(self) -> list[str]:
-        """Every excess, with the artefact's name."""
+        """Everything that exceeds a limit, with the artefact's name."""
         return [f"{form.name}: {problem}" for form in self.forms for problem in form.problems]
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,6 +152,7 @@ def verify(
     index: Index,
     *,
     metadata: ModelMetadata,
+    network: Network | str | None = None,
     images: Sequence[int] | None = None,
     limits: VerifyLimits | None = None,
     more: Mapping[str, tuple[Path, VerifyLimits]] | None = None,
@@ -157,19 +160,21 @@ def verify(
 ) -> VerifyReport:
     """Compare three artefacts, and `more`, with the `trained` network on images of `index`.
 
-    `deploy`: the re-parameterised network, better its .safetensors file; `onnx`: the file with decoded output;
-    `onnx_nms`: the one with the suppression inside, whose thresholds hold for the comparison by detections. `more`:
-    files with decoded output by the name they get in the report, each with limits of its own. `metadata` describes the
-    trained network. `images` are positions in the index (default: all). The caller decides what becomes
-    of a report that has not `passed`. Raises :class:`ModelError` for an artefact that cannot be opened or run at all,
-    or classes that are not the data set's.
+    `deploy`: the re-parameterised network, preferably its .safetensors file; `onnx`: the file with decoded output;
+    `onnx_nms`: the one with the suppression inside, whose thresholds apply to the comparison by detections. `more`:
+    files with decoded output by their name in the report, each with its own limits. `metadata` describes the trained
+    network; `network` supplies a user's own kinds of block. `images` are positions in the index (default: all). A
+    report that has not `passed` raises nothing. Raises :class:`ModelError` for an artefact that cannot be opened or run
+    at all, or classes that are not the data set's.
     """
     check_classes(metadata, index)
     limits = VerifyLimits() if limits is None else limits
     positions = list(range(len(index)) if images is None else images)
     nms_runtime = OnnxNmsRuntime(OnnxFile(onnx_nms))
     onnx_runtime = open_runtime(onnx, runtime="onnx")
-    deploy_runtime = TorchRuntime(deploy, metadata) if isinstance(deploy, Detector) else open_runtime(deploy)
+    deploy_runtime = (
+        TorchRuntime(deploy, metadata) if isinstance(deploy, Detector) else open_runtime(deploy, network=network)
+    )
     held_to: dict[str, VerifyLimits] = {"deploy": limits, "onnx": limits, "onnx-nms": limits}
     opened = {"deploy": deploy_runtime, "onnx": onnx_runtime}
     for name, (path, own) in (more or {}).items():
@@ -186,10 +191,11 @@ def verify(
 
 
 class _Comparison:
-    """Runs every form over the images and keeps what is compared at the end."""
+    """Runs every form over the images and collects the figures to compare."""
 
     def __init__(self, trained: TorchRuntime, decoders: dict[str, Runtime], with_nms: OnnxNmsRuntime, samples: Samples):
         self.trained, self.decoders, self.with_nms, self.samples = trained, decoders, with_nms, samples
+        self.scorings = {name: runtime.scoring for name, runtime in {"trained": trained, **decoders}.items()}
         self.raw = dict.fromkeys(decoders, 0.0)
         self.mean = dict.fromkeys(decoders, 0.0)
         self.boxes = dict.fromkeys(decoders, 0.0)
@@ -205,8 +211,9 @@ class _Comparison:
             for name, output in decoded.items():
                 self._compare(name, output, expected, len(chosen) / len(self.samples.positions))
             for name, output in {"trained": expected, **decoded}.items():
-                self.found[name] += self._select(output)
-                self.results[name] += self.samples.results(chosen, prepared, candidates(output))
+                self.found[name] += self._select(output, self.scorings[name])
+                found = candidates(output, self.scorings[name])
+                self.results[name] += self.samples.results(chosen, prepared, found)
             self.found["onnx-nms"] += self.with_nms.detect(batch)
             for name, kept in self.nms_results.items():
                 kept += self.samples.results(chosen, prepared, self.found[name][-len(chosen) :])
@@ -215,17 +222,14 @@ class _Comparison:
         if output.shape != expected.shape:
             self.raw[name] = self.mean[name] = self.boxes[name] = float("inf")
             return
-        # NaN must not vanish in a maximum: np.max passes it on.
+        # np.max keeps NaN; it must not vanish in a maximum.
         difference = (output - expected).abs().numpy()
         self.boxes[name] = float(np.max([self.boxes[name], np.max(difference[..., :4])]))
         self.raw[name] = float(np.max([self.raw[name], np.max(difference[..., 4:])]))
         self.mean[name] += share * float(np.mean(difference[..., 4:], dtype=np.float64))
 
-    def _select(self, output: Tensor) -> list[Detections]:
-        nms = self.with_nms
-        return select(
-            output, confidence=nms.confidence, iou=nms.iou, max_detections=nms.max_detections, multi_label=False
-        )
+    def _select(self, output: Tensor, scoring: Scoring) -> list[Detections]:
+        return select(output, self.with_nms.thresholds, scoring=scoring, multi_label=False)
 
     def report(self, name: str, limits: VerifyLimits) -> FormReport:
         decodes = name in self.decoders
@@ -238,8 +242,7 @@ class _Comparison:
             detections=agreement(
                 self.found["trained"],
                 self.found[name],
-                confidence=self.with_nms.confidence,
-                iou=self.with_nms.iou,
+                thresholds=self.with_nms.thresholds,
                 score_tolerance=limits.raw_difference if limits.edge is None else limits.edge,
                 same_box=limits.same_box,
             ),
@@ -248,21 +251,24 @@ class _Comparison:
             limits=limits,
         )
         said = self.decoders[name].metadata if decodes else self.with_nms.metadata
-        report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits)]
+        report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits, self.trained.scoring)]
+        if self.scorings.get(name, self.trained.scoring) != self.trained.scoring:
+            report.problems.append(f"score is {self.scorings[name]!r}, trained was {self.trained.scoring!r}")
         return report
 
     def _ap_of(self, results: list[Result]) -> float:
-        """The trained network's is asked for once a form."""
+        """Cached: every form asks for the trained network's."""
         if id(results) not in self._ap:
             self._ap[id(results)] = self.samples.ap_of(results)
         return self._ap[id(results)]
 
 
-def _excesses(report: FormReport, limits: VerifyLimits) -> list[str]:
+def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> list[str]:
     """Every figure over its limit. `not x <= limit` so that NaN is over it too."""
     found = report.detections
-    # A score is a product of two probabilities, each of which may be off by the limit.
-    scores = 2 * limits.raw_difference if limits.score_difference is None else limits.score_difference
+    # Each factor of a product may be off by the limit.
+    factors = 2 if scoring == "objectness x class probability" else 1
+    scores = factors * limits.raw_difference if limits.score_difference is None else limits.score_difference
     corners = limits.box_difference if limits.matched_box_difference is None else limits.matched_box_difference
     checks = [
         ("probability difference", report.max_raw_difference, limits.raw_difference),
@@ -282,7 +288,7 @@ def _excesses(report: FormReport, limits: VerifyLimits) -> list[str]:
 
 
 def _told_apart(trained: ModelMetadata, said: ModelMetadata) -> list[str]:
-    """What an artefact says of itself that is not so."""
+    """Metadata of an artefact that differs from the trained network's."""
     names = ("variant", "class_names", "category_ids")
     return [
         f"{name} is {getattr(said, name)!r}, trained was {getattr(trained, name)!r}"

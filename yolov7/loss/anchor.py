@@ -2,7 +2,7 @@
 
 Source: reference sheet: training, sections 3 (gains), 7 (lead-guided assignment) and 8 (loss).
 
-Legend: B images, L levels, K maps (L of the lead head, then L of the auxiliary head if it takes part), A anchors per
+Legend: B images, L levels, K maps (L of the lead head, then L of the auxiliary head if it is trained), A anchors per
 level, h w cells, C classes, T targets, P matches.
 """
 
@@ -101,7 +101,7 @@ class Gains:
 
 @dataclass(frozen=True, kw_only=True)
 class MapLoss:
-    """How the predictions of one map are weighed and decoded."""
+    """Weight and decoding of the predictions of one map."""
 
     weight: float
     """1 for the lead head, less for the auxiliary one."""
@@ -156,7 +156,7 @@ class AnchorCriterion(Criterion):
         `raw`: maps (B, A, h, w, 5 + C) of the lead levels, then of the auxiliary levels, which may be left out (as in
         validation). `targets` (T, 6): image index, class, x1, y1, x2, y2 in pixels of the batch, in any order.
 
-        Maps of half precision are read in float32. A target without finite, positive sides takes no part. Raises
+        Maps of half precision are read in float32. A target without finite, positive sides is ignored. Raises
         :class:`ModelError` if the maps are not those of the network, DataError for an unknown image or class.
         """
         self._check(raw)
@@ -231,7 +231,7 @@ class AnchorCriterion(Criterion):
     ) -> Tensor:
         """Gain times the weighted sum of the means over each map's predictions; the soft target is the CIoU.
 
-        The means are over `images` images, of which `raw` may hold but a part.
+        The means are over `images` images, of which `raw` may hold only a share.
         """
         sizes = tuple((maps.shape[2], maps.shape[3]) for maps in raw)
         weights = tuple(self.gains.objectness * item.weight * item.balance for item in self.maps[: len(raw)])
@@ -240,7 +240,7 @@ class AnchorCriterion(Criterion):
         return self.objectness(logits, wanted, weight.to(logits.dtype)).sum()
 
     def _classification(self, logits: Tensor, targets: Targets, matches: Matches) -> Tensor:
-        """(P,) mean over the classes; with one class there is nothing to tell apart."""
+        """(P,) mean over the classes; 0 with one class, where there is nothing to learn."""
         if logits.shape[1] == 1:
             return torch.zeros_like(logits[:, 0])
         wanted = torch.full_like(logits, self.label_smoothing / 2)

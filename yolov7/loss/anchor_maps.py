@@ -54,7 +54,7 @@ class _Read(torch.autograd.Function):
         return None, *gradients
 
 
-# The same few sizes come in every step: building these anew would cost a copy to the device for each.
+# The same few sizes come in every step: rebuilding these would cost a copy to the device for each.
 @lru_cache(maxsize=64)
 def objectness_layout(
     device: torch.device, images: float, anchors: int, sizes: tuple[tuple[int, int], ...], weights: tuple[float, ...]
@@ -69,7 +69,7 @@ def objectness_layout(
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     steps = [(start, anchors * total, total, width, 1) for start, (_, width) in zip(starts, sizes, strict=True)]
     shares = [weight / (images * anchors * length) for weight, length in zip(weights, lengths, strict=True)]
-    with torch.inference_mode(False):  # so that training may use what validation built
+    with torch.inference_mode(False):  # training may use tensors that validation built
         lines = list(zip(*steps, strict=True))
         weight = [share for n, share in zip(lengths, shares, strict=True) for _ in range(n)]
         return constant(lines, np.int64, device), constant(weight, np.float32, device)

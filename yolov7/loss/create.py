@@ -1,18 +1,19 @@
-"""From a model and the parameters of its loss to the criterion that trains it."""
+"""Build the criterion of a model from the parameters of its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from yolov7.config import AnchorLoss, LossParameters, parse
+from yolov7.config import AnchorLoss, LossParameters, parse, recipe_loss
 from yolov7.errors import ModelError
 from yolov7.loss.anchor import anchor_criterion
 from yolov7.loss.criterion import Criterion, Totals
 from yolov7.model import Detector
+from yolov7.model.variants import recipe_of
 
 CRITERIA: Mapping[type[LossParameters], Callable[..., Criterion]] = {AnchorLoss: anchor_criterion}
-"""What builds the criterion for each group of loss parameters."""
+"""Builders of criteria by group of loss parameters."""
 
 
 def create_criterion(
@@ -26,12 +27,13 @@ def create_criterion(
     """The criterion for a model's head, which names the group of its parameters (`model.spec.head.parameters`).
 
     `image_size` is the side of the training image in pixels. `fields` are those of the group, for YOLOv7
-    :class:`~yolov7.config.AnchorLoss`. `totals` adds up figures over the processes of a training. `class_weights` (C,)
-    multiply the class loss of the objects of each class. Raises :class:`ConfigError` for an unknown or invalid field,
-    :class:`ModelError` for weights or levels that do not fit.
+    :class:`~yolov7.config.AnchorLoss`; those not given are as in the recipe that the variant was published with.
+    `totals` adds up figures over the processes of a training. `class_weights` (C,) multiply the class loss of the
+    objects of each class. Raises :class:`ConfigError` for an unknown or invalid field, :class:`ModelError` for weights
+    or levels that do not fit.
     """
     group = model.spec.head.parameters
     if group not in CRITERIA:
         raise ModelError(f"{model.variant}: no criterion is known for {group.__name__}")
-    parameters = parse(group, fields, where="loss")
+    parameters = parse(group, {**recipe_loss(group, recipe_of(model.variant)), **fields}, where="loss")
     return CRITERIA[group](model, parameters, image_size=image_size, totals=totals, class_weights=class_weights)

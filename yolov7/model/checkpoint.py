@@ -110,7 +110,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: Detector, metadata: Mod
         raise ModelError(f"{os.fspath(path)}: the metadata's anchors are not the model's")
     header = {"format": FORMAT, **metadata.to_dict(), "network": network_to_json(network)}
     own = own_kinds(network)
-    if own:  # for the message of a reader who lacks them
+    if own:  # named in the error of a reader without them
         header["own_kinds"] = {name: f"{kind.__module__}.{kind.__qualname__}" for name, kind in own.items()}
     tensors = {name: _stored(tensor) for name, tensor in model.state_dict().items()}
     metadata_text = json.dumps(header, ensure_ascii=False, sort_keys=True)
@@ -157,11 +157,11 @@ def _network(header: Mapping[str, Any], metadata: ModelMetadata, given: Network 
         raise ModelError(f"holds a {metadata.variant}, not a {given.name}")
     kinds = {} if given is None else own_kinds(given)
     origins = dict(header.get("own_kinds", {}))
-    lacking = [f"{name!r} ({origin})" for name, origin in origins.items() if name not in kinds]
-    if lacking:
+    absent = [f"{name!r} ({origin})" for name, origin in origins.items() if name not in kinds]
+    if absent:
         where = "the library does not have" if given is None else f"{given.name} as given does not have"
         raise ModelError(
-            f"its network has kinds of block of its own that {where}: {', '.join(lacking)}; say which network they are "
+            f"its network has kinds of block of its own that {where}: {', '.join(absent)}; say which network they are "
             "from: `network` of load_checkpoint and load_detector, or --network MODULE:FUNCTION"
         )
     network = network_from_json(header["network"], kinds=kinds)
@@ -218,7 +218,7 @@ def _metadata(header: Mapping[str, Any]) -> ModelMetadata:
 
 
 def _fill(model: Detector, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model laid out on the meta device its tensors; every one must be there, of the right shape and type."""
+    """Fill a model on the meta device; every tensor must be present, with the right shape and type."""
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(tensors))
     foreign = sorted(set(tensors) - set(wanted))

@@ -29,7 +29,7 @@ class Reparameterizable(Protocol):
 
 
 def convert(module: nn.Module) -> nn.Module:
-    """Replace `module` and everything in it by deploy forms, in place; returns what stands where `module` stood."""
+    """Replace `module` and everything in it by deploy forms, in place; returns the replacement of `module`."""
     if isinstance(module, Reparameterizable):
         module = module.reparameterize()
     for name, child in list(module.named_children()):
@@ -52,7 +52,7 @@ def kernel_and_bias(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 
 def batch_norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """What a batch norm does in inference, as (scale, shift), each (C,) float64. Synchronised norms count too."""
+    """A batch norm in inference as (scale, shift), each (C,) float64. Synchronised norms are accepted."""
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None or norm.running_var is None:
         raise ModelError(f"{type(norm).__name__} keeps no running statistics, so it cannot be folded")
     mean, variance = float64(norm.running_mean), float64(norm.running_var)

@@ -138,6 +138,11 @@ class HeadModule(Protocol):
         """Predictions (B, N, ...) from the maps of `leads`: x1, y1, x2, y2 in input pixels, then by `scoring`."""
         ...
 
+    @property
+    def order(self) -> str:
+        """Order of the decoded predictions, for contracts."""
+        ...
+
     def scoring(self) -> Scoring:
         """How the columns behind the box make the score."""
         ...

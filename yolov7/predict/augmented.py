@@ -1,9 +1,9 @@
-"""Test-time augmentation: the network sees a batch several times, smaller and mirrored, and all it predicts is kept.
+"""Test-time augmentation: several smaller and mirrored views of each batch (training sheet, section 9).
 
-What the views find is mapped back and put side by side, so that the suppression which follows merges it: for prediction
-and evaluation alike, whatever the runtime (training sheet, section 9).
+The predictions of all views are mapped back and concatenated; the suppression that follows merges them. Works for
+prediction and evaluation with any runtime.
 
-Legend: B batch, N predictions of a view, C classes.
+Legend: B batch, N predictions of a view, F columns.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ VIEWS: dict[Views, tuple[tuple[float, bool], ...]] = {
     "scales": ((1.0, False), (0.83, False), (0.67, False)),
     "flip": ((1.0, False), (1.0, True)),
 }
-"""(scale, mirrored) of each view. `all` is the published set; `scales` is for objects that a mirror makes another, such
-as letters."""
+"""(scale, mirrored) of each view. `all` is the published set; `scales` is for objects that mirroring changes, such as
+letters."""
 
 
 class AugmentedRuntime:
-    """A runtime around another one, which it asks once for every view: so many times slower.
+    """A runtime around another one, which it runs once per view.
 
-    Raises :class:`ModelError` for a runtime with the suppression inside, and for other scales of an input whose sides
+    Raises :class:`ModelError` for a runtime with the suppression inside, and for scaled views of an input whose sides
     were fixed when it was exported.
     """
 
     def __init__(self, runtime: Runtime, views: Views = "all"):
         if not isinstance(runtime, Runtime):
-            raise ModelError("this file has the suppression inside, which comes too early to augment; use model.onnx")
+            raise ModelError("this file has the suppression inside, so its views cannot be merged; use model.onnx")
         _, height, width = runtime.input_shape
         if height is not None and any(scale != 1.0 for scale, _ in VIEWS[views]):
             raise ModelError(
@@ -48,9 +48,10 @@ class AugmentedRuntime:
             )
         self.runtime, self.views = runtime, VIEWS[views]
         self.metadata, self.input_shape, self.stride = runtime.metadata, runtime.input_shape, runtime.stride
+        self.scoring = runtime.scoring
 
     def decoded(self, images: Batch) -> Tensor:
-        """As :meth:`Runtime.decoded`: (B, sum of N, 5 + C), boxes in pixels of `images`, view after view."""
+        """As :meth:`Runtime.decoded`: (B, sum of N, F), boxes in pixels of `images`, view after view."""
         batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         return torch.cat([self._seen(batch, scale, mirrored) for scale, mirrored in self.views], dim=1)
 
@@ -69,6 +70,6 @@ class AugmentedRuntime:
 
 
 def _resized(batch: Tensor, height: int, width: int) -> Tensor:
-    """uint8 (B, 3, H, W) made smaller, averaging as it shrinks."""
+    """uint8 (B, 3, H, W) shrunk, with antialiasing."""
     smaller = F.interpolate(batch.float(), (height, width), mode="bilinear", antialias=True, align_corners=False)
     return smaller.round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""How long a detector takes: preparing an image, the network, and what comes after it, each by itself."""
+"""Latency of a detector: preprocessing, network and postprocessing, each by itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolov7.predict.runtimes import DecodingFile, DetectingFile, DetectingRuntim
 
 @dataclass(frozen=True)
 class Timing:
-    """One part, in milliseconds per batch over all rounds."""
+    """Milliseconds per batch of one part, over all rounds."""
 
     part: str
     median: float
@@ -39,15 +39,15 @@ class Benchmark:
     precision: str
     """Of the file: float32, float16 or int8."""
     threads: int
-    """Threads asked for; 0: the runtime's own choice."""
+    """Threads requested; 0: the runtime's own choice."""
     image_size: tuple[int, int]
     """(height, width) of the network's input."""
     batch_size: int
     rounds: int
     detections: float
-    """Mean number of detections per image: what comes after the network takes longer the more there are."""
+    """Mean number of detections per image; postprocessing takes longer the more there are."""
     timings: tuple[Timing, ...]
-    """preprocessing, network, suppression, total. A network with the suppression inside has no part of that name."""
+    """preprocessing, network, suppression, total; `mapping back` instead of suppression if that is inside the file."""
 
     @property
     def images_per_second(self) -> float:
@@ -85,8 +85,8 @@ def compare(
     batch_size: int = 1,
     threads: int = 0,
 ) -> dict[str, Benchmark]:
-    """:func:`benchmark` of several, by name: in each round one after the other sees the same batch, so that what else
-    goes on on the machine meets all of them.
+    """:func:`benchmark` of several, by name. In each round all of them run the same batch in turn, so that other load
+    on the machine affects all alike.
     """
     rows: dict[str, list[list[float]]] = {name: [] for name in predictors}
     found = dict.fromkeys(predictors, 0)
@@ -105,11 +105,11 @@ def compare(
 
 
 def _round(predictor: Predictor, chosen: Sequence[np.ndarray]) -> tuple[list[float], int]:
-    """Milliseconds of each part and of all together, and the number of detections."""
+    """Milliseconds of each part and in total, and the number of detections."""
     runtime = predictor.runtime
     marks = [time.perf_counter()]
     prepared = [predictor.prepare(image) for image in chosen]
-    batch = stack([one.image for one in prepared])
+    batch = stack([fitted.image for fitted in prepared])
     marks.append(time.perf_counter())
     if isinstance(runtime, Runtime):
         decoded = runtime.decoded(batch)
@@ -119,7 +119,7 @@ def _round(predictor: Predictor, chosen: Sequence[np.ndarray]) -> tuple[list[flo
     else:
         detections = predictor.detect(batch)
         marks.append(time.perf_counter())
-    mapped = [to_original(d, p.scale, p.pad, p.size) for d, p in zip(detections, prepared, strict=True)]
+    mapped = [to_original(found, fitted) for found, fitted in zip(detections, prepared, strict=True)]
     marks.append(time.perf_counter())
     return [1000.0 * value for value in (*np.diff(marks), marks[-1] - marks[0])], sum(map(len, mapped))
 
@@ -147,18 +147,18 @@ def _precision(runtime: Runtime | DetectingRuntime) -> str:
 
 
 def reference(like: Predictor) -> Predictor:
-    """The network of `like` as PyTorch runs it by default: training form, contiguous float32, eager. Random weights,
-    which take as long as trained ones. Raises :class:`ConfigError` for a network that is not one of the family.
+    """The network of `like` as PyTorch runs it by default: training form, contiguous float32, eager mode. Weights are
+    random, which takes as long as trained ones. Raises :class:`ModelError` for a network the library does not know.
     """
-    said = like.metadata
-    model = create_model(said.variant, said.num_classes)
-    runtime = TorchRuntime(model, replace(said, form="training"))
+    metadata = like.metadata
+    model = create_model(metadata.variant, metadata.num_classes)
+    runtime = TorchRuntime(model, replace(metadata, form="training"))
     runtime.input_shape = (None, *like.canvas)  # square or not: the same input
-    return Predictor(runtime, confidence=like.confidence, iou=like.iou, max_detections=like.max_detections)
+    return Predictor(runtime, **asdict(like.thresholds))
 
 
 def files_in(folder: str | os.PathLike[str]) -> list[tuple[RuntimeName, PrecisionName]]:
-    """What can run the model of an export folder, by the files it lists."""
+    """Runtimes and precisions of the files that an export folder lists."""
     listed = read_description(Path(folder))["files"]
     return [key for key, name in FILES.items() if name in listed]
 

@@ -1,6 +1,6 @@
-"""Detections drawn onto an image: crisp boxes, readable labels, one steady colour per class.
+"""Detections drawn onto an image: crisp boxes, readable labels, a fixed colour per class.
 
-Small images are enlarged first, because a label has no room on 160 pixels.
+Small images are enlarged first: 160 pixels leave no room for a label.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from yolov7.nms import Detections
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
-_WEIGHT = 600  # of the font: semi-bold stays readable on a coloured ground
+_WEIGHT = 600  # of the font: semi-bold is readable on a coloured background
 
 
 def class_color(label: int) -> Color:
@@ -47,7 +47,7 @@ def draw_boxes(
 ) -> np.ndarray:
     """`image` (uint8 HWC RGB) with `boxes` ((n, 4) xyxy pixels) in their classes' colours and a text at each.
 
-    The first boxes are drawn last, so with detections by falling score the surest lies on top.
+    The first boxes are drawn last, so that the most confident detection lies on top.
     """
     height, width = image.shape[:2]
     factor = max(1, -(-smallest_side // max(height, width)))
@@ -65,7 +65,7 @@ def draw_boxes(
         cv2.rectangle(canvas, (left, top), (right, bottom), class_color(int(labels[i])), thickness)
     taken: list[Rectangle] = []
     places = {}
-    for i in reversed(order):  # the surest detections choose the place of their label first
+    for i in reversed(order):  # the most confident detections choose the place of their label first
         places[i] = _place(canvas.shape, corners[i], _text_size(texts[i], font, size), thickness, taken)
         taken.append(places[i])
     for i in order:
@@ -74,7 +74,7 @@ def draw_boxes(
 
 
 def _text_size(text: str, font: cv2.FontFace, size: int) -> tuple[int, int]:
-    """Width and height of a label's ground; the height is the same for every text."""
+    """Width and height of a label's background; the height is the same for every text."""
     _, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), font, size, _WEIGHT)
     return width + size // 2, round(size * 1.35)
 
@@ -82,7 +82,7 @@ def _text_size(text: str, font: cv2.FontFace, size: int) -> tuple[int, int]:
 def _place(
     shape: tuple[int, ...], box: Sequence[int], label: tuple[int, int], thickness: int, taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Where a label goes: above, inside or below its box, wherever it hides the least of the labels placed so far."""
+    """Place of a label above, inside or below its box that hides the least of the labels placed so far."""
     height, width = shape[:2]
     left, top, right, bottom = box
     half = thickness // 2

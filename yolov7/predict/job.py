@@ -1,6 +1,6 @@
-"""Predict a whole source into a folder: drawn images as they come, and a COCO-style json of everything at the end.
+"""Detect on a whole source: drawn images as they come, and a COCO-style JSON file at the end.
 
-On request also a table of all detections, or a YOLO text file for each image.
+Optionally also a CSV table of all detections, or a YOLO label file for each image.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from yolov7.predict.tiles import TiledPredictor
 RESULTS = "detections.json"
 TABLE = "detections.csv"
 PARTIAL = "detections.partial.jsonl"
-"""While the work goes on: an object a line, with `image` and `annotations`."""
+"""Records of a job that is still running: per line an object with `image` and `annotations`."""
 FORMATS = ("csv", "yolo")
 _DRAWN_AS_THEY_ARE = frozenset({".jpg", ".jpeg", ".png"})
 _LARGEST_JPEG = 65_535
-"""Pixels of a side: two bytes hold it in the file."""
+"""Pixels of a side: JPEG stores it in two bytes."""
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 92]
 
 
 @dataclass
 class Job:
-    """What has been found so far; the records themselves are in files, because a camera never ends."""
+    """Counts so far; the records themselves are in files, because a camera never ends."""
 
     images: int = 0
     detections: int = 0
     errors: list[DataError] = field(default_factory=list)
-    """Images that could not be read, or not be drawn."""
+    """Images that could not be read or drawn."""
 
 
 def predict_source(
@@ -54,15 +54,14 @@ def predict_source(
     formats: Collection[str] = (),
     advance: Callable[[], None] = lambda: None,
 ) -> Job:
-    """Detect on every image of `source`; write each one drawn, and :data:`RESULTS`, into `out`.
+    """Detect on every image of `source`; write each one drawn, and :data:`RESULTS`, to `out`.
 
-    `formats` of :data:`FORMATS` are written besides: `csv` is one table, `yolo` one file an image under `labels`, with
-    the score as sixth figure.
+    `formats` (of :data:`FORMATS`) are written too: `csv` is one table, `yolo` one file per image under `labels`, with
+    the score as sixth number. `advance` is called after every image.
 
-    An original is never overwritten: :class:`DataError` before anything is done if a drawn image would take its place.
-    An image that cannot be read is noted and left out. Records go to :data:`PARTIAL`, a line an image, as they come;
-    whatever ends the work early (an interrupt, a stream that breaks), the json of what was done until then is made of
-    them, and what is killed leaves those lines. `advance` is called after every image.
+    An original is never overwritten: :class:`DataError` before any work if a drawn image would replace one. An image
+    that cannot be read is noted and left out. Records go to :data:`PARTIAL`, a line per image. If the job ends early
+    (an interrupt, a broken stream), the JSON file is made of the records so far; a killed job leaves those lines.
     """
     job, names = Job(), _Names(source, out)
     try:
@@ -74,11 +73,11 @@ def predict_source(
                     _write_yolo(out / "labels" / names.label(frame.name), frame, detections)
                 try:
                     _draw(out / names.drawn(frame.name), frame, detections, predictor.metadata.class_names)
-                except DataError as error:  # its detections are written all the same
+                except DataError as error:  # its detections are written anyway
                     job.errors.append(error)
                 advance()
     finally:
-        if job.images:  # nothing found out is no reason to overwrite an earlier result
+        if job.images:  # without any image an earlier result stays
             write_atomic(out / RESULTS, lambda file: _write_document(file, predictor, out / PARTIAL))
             if "csv" in formats:
                 write_atomic(out / TABLE, lambda file: _write_table(file, predictor, out / PARTIAL))
@@ -87,7 +86,7 @@ def predict_source(
 
 
 def _write_document(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
-    """The COCO-style json: images, annotations (with a score), categories under their ids in the training data."""
+    """COCO-style JSON: images, annotations (with a score), categories under their ids in the training data."""
     said = predictor.metadata
     info = {"description": f"detections by {said.variant}", "confidence": predictor.confidence, "iou": predictor.iou}
     categories = [
@@ -105,7 +104,7 @@ def _write_document(file: IO[bytes], predictor: Predictor | TiledPredictor, reco
 
 
 def _write_table(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
-    """A row for every detection: file, class, score, corners in pixels."""
+    """A row per detection: file, class, score, corners in pixels."""
     names = dict(zip(predictor.metadata.category_ids, predictor.metadata.class_names, strict=True))
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     rows = csv.writer(text, lineterminator="\n")
@@ -116,7 +115,7 @@ def _write_table(file: IO[bytes], predictor: Predictor | TiledPredictor, records
             corners = [left, top, round(left + width, 3), round(top + height, 3)]
             category = found["category_id"]
             rows.writerow([record["image"]["file_name"], names[category], category, found["score"], *corners])
-    text.detach()  # the file is closed by who opened it
+    text.detach()  # the caller closes the file
 
 
 def _line(value: Any) -> bytes:
@@ -126,12 +125,12 @@ def _line(value: Any) -> bytes:
 def _read(records: Path) -> Iterator[dict[str, Any]]:
     with records.open("rb") as lines:
         for line in lines:
-            if line.endswith(b"\n"):  # an interrupt may have cut the last one
+            if line.endswith(b"\n"):  # the last one may be cut off by an interrupt
                 yield json.loads(line)
 
 
 class _Names:
-    """Where the outputs of each image go: no two to one place, none onto an original."""
+    """Output names of each image: all different, and none an original's."""
 
     def __init__(self, source: Source, out: Path):
         self._names = set(source.names)
@@ -140,12 +139,14 @@ class _Names:
         for name in self._names:
             target = out / self.drawn(name)
             if target.resolve() in originals:
-                raise DataError("the drawn image would overwrite this original; give another folder to -o", path=target)
+                raise DataError(
+                    "the drawn image would overwrite this original; choose another folder with -o", path=target
+                )
         if isinstance(source.video, str) and (out / source.stem).is_file():
-            raise DataError("a folder of this name is needed, and there is a file", path=out / source.stem)
+            raise DataError("a folder of this name is needed, but there is a file", path=out / source.stem)
 
     def drawn(self, name: str) -> str:
-        """Of the drawn image: what has no suffix of a format that is written gets one."""
+        """Name of the drawn image: `.jpg` is added unless the suffix is of a format we write."""
         if Path(name).suffix.lower() in _DRAWN_AS_THEY_ARE:
             return name
         name = f"{name}.jpg"
@@ -154,7 +155,7 @@ class _Names:
         return name
 
     def label(self, name: str) -> str:
-        """Of the YOLO text file. `a.jpg` and `a.png` keep their suffixes, as would an `a.png.jpg` beside them."""
+        """Name of the YOLO label file. If there are `a.jpg` and `a.png`, both keep their suffix."""
         stem = _stem(name)
         return f"{name if self._stems[stem] > 1 or stem in self._names else stem}.txt"
 
@@ -164,7 +165,7 @@ def _stem(name: str) -> str:
 
 
 def _write_yolo(path: Path, frame: Frame, detections: Detections) -> None:
-    """Class number, centre and sides as shares of the image, score: a line a detection; an empty file for none."""
+    """A line per detection: class number, centre and sides as shares of the image, score. An empty file for none."""
     height, width = frame.image.shape[:2]
     lines = []
     for box, score, label in zip(*(column.tolist() for column in detections.to_numpy()), strict=True):
@@ -196,15 +197,15 @@ def _draw(path: Path, frame: Frame, detections: Detections, class_names: tuple[s
     is_png = path.suffix.lower() == ".png"
     if not is_png and max(drawn.shape[:2]) > _LARGEST_JPEG:
         size = f"{drawn.shape[1]} x {drawn.shape[0]}"
-        raise DataError(f"{size} pixels are too many for a JPEG, so it is not drawn", path=frame.origin)
+        raise DataError(f"{size} pixels are too many for a JPEG, so it was not drawn", path=frame.origin)
     with atomic_path(path) as temporary:
-        options = [] if is_png else _QUALITY  # OpenCV complains about what a format does not know
+        options = [] if is_png else _QUALITY  # OpenCV warns about options of other formats
         if not cv2.imwrite(str(temporary), np.ascontiguousarray(drawn[:, :, ::-1]), options):
             raise OSError(f"{path}: the drawn image could not be written")
 
 
 def _record(path: Path, job: Job, frame: Frame, detections: Detections, category_ids: tuple[int, ...]) -> None:
-    """Append a line: the image, and its annotations."""
+    """Append a line with the image and its annotations."""
     height, width = frame.image.shape[:2]
     image = {"id": job.images + 1, "file_name": frame.name, "width": width, "height": height}
     annotations: list[dict[str, Any]] = []
@@ -223,7 +224,7 @@ def _record(path: Path, job: Job, frame: Frame, detections: Detections, category
             }
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab" if job.images else "wb") as file:  # what a killed command left gives way
+    with path.open("ab" if job.images else "wb") as file:  # overwrite the records of a killed command
         file.write(_line({"image": image, "annotations": annotations}) + b"\n")
     job.images += 1
     job.detections += len(annotations)

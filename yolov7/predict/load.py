@@ -1,8 +1,8 @@
-"""`load_detector`: from whatever names a model to a predictor.
+"""`load_detector`: a predictor from a path or URI.
 
-A URI such as `models:/NAME@ALIAS` belongs to a registry that this library does not know. Packages that do know one
-offer a resolver under the entry point group `yolov7.resolvers`, named after the URI's scheme: a function from the URI
-to a local path. The pipeline of this project brings one for MLflow's `models:`.
+A URI such as `models:/NAME@ALIAS` belongs to a registry that this library does not know. Packages that do offer a
+resolver, a function from the URI to a local path, under the entry point group `yolov7.resolvers`, named after the URI's
+scheme. This project's pipeline has one for MLflow's `models:`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from yolov7.artefact import DESCRIPTION, FILES, PrecisionName, RuntimeName, chec
 from yolov7.device import choose_device
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import load_checkpoint
+from yolov7.model.spec import Network
 from yolov7.predict.augmented import Views
 from yolov7.predict.openvino_runtime import open_openvino
 from yolov7.predict.predictor import Predictor
@@ -46,6 +47,7 @@ def load_detector(
     augment: bool | Views = False,
     device: str = "cpu",
     threads: int = 0,
+    network: Network | str | None = None,
 ) -> Predictor:
     """Load a detector from a file, an export folder, or a URI such as `models:/yolov7-tiny@champion`.
 
@@ -53,12 +55,22 @@ def load_detector(
     project exported, an OpenVINO `.xml` with its .bin beside it, or an export folder, whose files are checked against
     the sha256 in its model.json. `runtime` and `precision` choose among the files of a folder (default: ONNX in
     float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the installed resolver of
-    its scheme). Thresholds default to those the model was exported with; `threads` is ONNX Runtime's or OpenVINO's, 0
-    lets it choose. The other parameters are :class:`Predictor`'s.
+    its scheme). `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or MODULE:FUNCTION) supplies
+    your own kinds of block for a checkpoint that has them; the other files need none. The other parameters are
+    :class:`Predictor`'s.
 
-    Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver.
+    Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver;
+    :class:`ConfigError` as :class:`Predictor` does.
     """
-    opened = open_runtime(path, resolve=resolve, runtime=runtime, precision=precision, device=device, threads=threads)
+    opened = open_runtime(
+        path,
+        resolve=resolve,
+        runtime=runtime,
+        precision=precision,
+        device=device,
+        threads=threads,
+        network=network,
+    )
     return Predictor(
         opened,
         confidence=confidence,
@@ -79,15 +91,16 @@ def open_runtime(
     precision: PrecisionName = "float32",
     device: str = "cpu",
     threads: int = 0,
+    network: Network | str | None = None,
 ) -> Runtime | DetectingRuntime:
     """The runtime behind :func:`load_detector`."""
     file = _locate(os.fspath(path), resolve)
     if file.is_dir():
         file = _file_of_folder(file, runtime, precision)
     elif precision != "float32":
-        raise ModelError(f"{file}: precision {precision!r} chooses among the files of an export folder, this is a file")
+        raise ModelError(f"{file}: precision {precision!r} selects a file of an export folder, but this is a file")
     if not file.is_file():
-        raise ModelError(f"{file}: no such model; give a {_KNOWN} file, an export folder, or models:/NAME")
+        raise ModelError(f"{file}: no such model; pass a {_KNOWN} file, an export folder, or models:/NAME")
     kind = file.suffix.lower()
     if kind not in _OPENED_BY:
         raise ModelError(f"{file}: a {_KNOWN} file is expected; `yolov7 import-weights` reads published .pt files")
@@ -98,7 +111,7 @@ def open_runtime(
         return open_onnx(file, threads=threads, device=device)
     if kind == ".xml":
         return open_openvino(file, threads=threads, device=device)
-    model, metadata = load_checkpoint(file)
+    model, metadata = load_checkpoint(file, network=network)
     deploy = model if model.form == "deploy" else model.reparameterize()
     return TorchRuntime(deploy.to(choose_device(device)), metadata)
 
@@ -118,7 +131,7 @@ def _installed_resolver(scheme: str, uri: str) -> Resolver:
             found: Resolver = entry.load()
         except ImportError as error:
             raise ModelError(
-                f"{uri}: {scheme}: needs what is not installed ({error}); `pip install yolov7-pipeline[pipeline]`"
+                f"{uri}: {scheme}: needs a missing package ({error}); `pip install yolov7-pipeline[pipeline]`"
             ) from None
         return found
     raise ModelError(
@@ -132,7 +145,7 @@ def _file_of_folder(folder: Path, runtime: RuntimeName | None, precision: Precis
     if name is None:
         raise ModelError(f"{folder}: there is no {precision} file for the runtime {runtime or 'onnx'}")
     if name not in description["files"]:
-        more = f"; add it to params.yaml: export.formats ({', '.join(description['files'])} are there)"
+        more = f"; add it to params.yaml: export.formats (there are {', '.join(description['files'])})"
         raise ModelError(f"{folder}: {DESCRIPTION} lists no {name}{more}")
     check_files(folder, description, tuple(str(Path(name).with_suffix(end)) for end in (Path(name).suffix, ".bin")))
     return folder / name

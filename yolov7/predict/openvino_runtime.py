@@ -1,8 +1,7 @@
 """OpenVINO: the same network from an .xml and a .bin that this project wrote. See :mod:`yolov7.predict.runtimes`.
 
-The package is optional and imported on first use. Importing it would report the import to its maker and make a client
-number in the home folder; it does neither here, because the module that would is barred first and OpenVINO then takes
-the one it brings for people without it.
+The package is optional and imported on first use. Its telemetry would report the import to Intel and write a client id
+to the home folder. We block the telemetry module first, so OpenVINO falls back to the stub it ships.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from yolov7.predict.runtimes import (
 )
 
 WEIGHTS_KEY = "yolov7.weights"
-"""Where the .xml holds the sha256 of the .bin it belongs to."""
+"""Key of the sha256 of the .bin in the .xml."""
 
 _SHAPES = 3
-"""So many shapes of a batch get a network of their own, which is up to a third faster than one for any shape."""
+"""Batch shapes that get a compiled network of their own, up to a third faster than the one for any shape."""
 
 
 _core: Any = None
@@ -43,8 +42,8 @@ _core_lock = threading.Lock()
 
 
 def import_openvino() -> Any:
-    """The package, without its telemetry. Raises :class:`ModelError` where it is not installed."""
-    # None makes an import fail. Who has imported OpenVINO before us has decided about telemetry already.
+    """Import OpenVINO without its telemetry. Raises :class:`ModelError` if it is not installed."""
+    # None makes an import fail. Code that imported OpenVINO before us has already decided about telemetry.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         return importlib.import_module("openvino")
@@ -53,11 +52,11 @@ def import_openvino() -> Any:
 
 
 def openvino_core() -> Any:
-    """The one core of this process, which is never given up.
+    """The only core of this process; it is never freed.
 
-    OpenVINO's processor plugin gives the thread that loads it a new stack for signal handlers, and frees that stack
-    when its core goes. With several cores, or another thread, the freed one stays in use, and the next signal (the end
-    of a child process, say) ends the program without a word.
+    OpenVINO's CPU plugin gives the thread that loads it a new stack for signal handlers and frees that stack with its
+    core. With several cores, or from another thread, the freed stack stays in use, and the next signal (the end of a
+    child process, for example) kills the program silently.
     """
     global _core
     with _core_lock:
@@ -67,11 +66,11 @@ def openvino_core() -> Any:
 
 
 class OpenvinoFile:
-    """An OpenVINO file this project wrote, compiled for the processor at hand.
+    """An OpenVINO file this project wrote, compiled for this processor.
 
-    `path` is the .xml; the .bin lies beside it. `threads` 0 lets OpenVINO choose. Arithmetic is float32 (or int8 where
-    the file says so) on every processor, as it was when the file was verified: OpenVINO would take bfloat16 where it
-    can. Raises :class:`ModelError` for a file that is missing, damaged, or not of this project, and for a .bin that is
+    `path` is the .xml; the .bin lies beside it. `threads` 0 lets OpenVINO choose. Arithmetic is float32 (int8 in int8
+    files) on every processor, as it was when the file was verified; OpenVINO itself would use bfloat16 where it can.
+    Raises :class:`ModelError` for a file that is missing, damaged, or not of this project, and for a .bin that is
     not the one the .xml was written with.
     """
 
@@ -80,7 +79,7 @@ class OpenvinoFile:
         self._openvino = import_openvino()
         if device not in ("cpu", "auto"):
             raise ModelError(f"device {device!r}: OpenVINO runs on the cpu here; use the ONNX or .safetensors file")
-        # Not pinned to cores: several processes of a machine would pin themselves to the same ones.
+        # Not pinned to cores: several processes would pin themselves to the same ones.
         self._options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
@@ -100,10 +99,10 @@ class OpenvinoFile:
         self.input_shape = (batch, height, width)
 
     def run(self, images: Batch) -> list[np.ndarray]:
-        """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
+        """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
-        # One request at a time: it holds the network's memory, and each one uses all threads anyway.
+        # One request at a time: a request holds the network's memory and uses all threads anyway.
         with self._lock:
             return [self._infer(part) for part in scaled_parts(batch, self.input_shape[0])]
 
@@ -116,7 +115,7 @@ class OpenvinoFile:
         return output
 
     def _request(self, shape: Sequence[int]) -> Any:
-        """A request for this very shape, or, if there are many of them already, the one for any."""
+        """A request for this shape or, after :data:`_SHAPES` of them, the one for any shape."""
         key: tuple[int, ...] | None = tuple(shape)
         if key not in self._requests and len(self._requests) >= _SHAPES:
             key = None
@@ -139,9 +138,7 @@ class OpenvinoFile:
         except RuntimeError as error:
             raise ModelError(f"{self.path}: OpenVINO cannot load it: {first_line(error)}") from None
         if not all(model.has_rt_info([key]) for key in (METADATA_KEY, CONTRACT_KEY, WEIGHTS_KEY)):
-            raise ModelError(
-                f"{self.path}: an OpenVINO file, but not of this project (its metadata says nothing of it)"
-            )
+            raise ModelError(f"{self.path}: an OpenVINO file, but not of this project (it has none of our metadata)")
         if model.get_rt_info([WEIGHTS_KEY]).astype(str) != sha256_file(weights):
             raise ModelError(f"{weights}: not the weights {self.path.name} was written with (sha256); export it again")
         return model
@@ -161,13 +158,13 @@ class OpenvinoNmsRuntime(DetectingFile):
 def open_openvino(
     path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"
 ) -> OpenvinoRuntime | OpenvinoNmsRuntime:
-    """The runtime that fits the file: what it puts out stands in its metadata. Raises as :class:`OpenvinoFile` does."""
+    """The runtime for the kind of output in the file's contract. Raises as :class:`OpenvinoFile` does."""
     file = OpenvinoFile(path, threads=threads, device=device)
     return OpenvinoNmsRuntime(file) if file.about.kind == "nms" else OpenvinoRuntime(file)
 
 
 def first_line(error: Exception) -> str:
-    """What OpenVINO says: the last line of its message; those before it name the C++ sources that passed it on."""
+    """OpenVINO's message: its last line; those before it name the C++ sources that passed it on."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("Exception from ", "Check '", "at "))]
     return (told or lines or [type(error).__name__])[-1][:300]

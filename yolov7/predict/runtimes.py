@@ -1,6 +1,7 @@
-"""What runs a network: PyTorch, or ONNX Runtime (and OpenVINO, next door). Bytes in, decoded predictions out.
+"""Runtimes: PyTorch and ONNX Runtime (OpenVINO: `openvino_runtime`). Bytes in, decoded predictions out.
 
-A runtime takes uint8 RGB batches and scales them itself, so that a wrong normalisation cannot hide between the parts.
+A runtime takes uint8 RGB batches and scales them itself, so callers cannot normalise them wrongly. Its `scoring` says
+how a score is made of what it returns; files state it in their contract.
 """
 
 from __future__ import annotations
@@ -8,28 +9,31 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
-from yolov7.device import Precision, autocast, autocast_dtype
+from yolov7.device import Precision, autocast, autocast_dtype, onnx_providers
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
-from yolov7.model.heads.anchor import decode
-from yolov7.nms import Detections
+from yolov7.model.heads import anchor
+from yolov7.model.spec import HeadModule
+from yolov7.nms import Detections, Thresholds
+from yolov7.predictions import Scoring, contract_scoring
 
 METADATA_KEY = "yolov7"
-"""Where an ONNX file's metadata_props hold the ModelMetadata as JSON."""
+"""Key of the ModelMetadata, as JSON, in an ONNX file's metadata_props."""
 CONTRACT_KEY = "yolov7.contract"
-"""Where they hold what goes in and what comes out, as JSON (see yolov7.export)."""
+"""Key of the contract there: input and output, as JSON (see yolov7.export)."""
 
 Batch = Tensor | np.ndarray
 
@@ -49,16 +53,18 @@ _ORT_ERRORS = (
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A network that answers with decoded predictions."""
+    """A network that returns decoded predictions."""
 
     metadata: ModelMetadata
     input_shape: tuple[int | None, int | None, int | None]
-    """Fixed batch size, height and width; None where any will do."""
+    """Fixed batch size, height and width; None where open."""
     stride: int
     """Height and width are multiples of this."""
+    scoring: Scoring
+    """Columns of the decoded predictions, and the score made of them."""
 
     def decoded(self, images: Batch) -> Tensor:
-        """uint8 (B, 3, H, W) RGB -> float32 (B, N, 5 + C): xyxy input pixels, objectness, class probabilities."""
+        """uint8 (B, 3, H, W) RGB -> float32 (B, N, F): xyxy in input pixels, then the columns of `scoring`."""
         ...
 
 
@@ -69,23 +75,42 @@ class DetectingRuntime(Protocol):
     metadata: ModelMetadata
     input_shape: tuple[int | None, int | None, int | None]
     stride: int
-    confidence: float
-    iou: float
-    max_detections: int
+    thresholds: Thresholds
 
     def detect(self, images: Batch) -> list[Detections]:
         """uint8 (B, 3, H, W) RGB -> detections of each image, by falling score, in pixels of the input."""
         ...
 
 
+def onnx_session(
+    graph: onnx.ModelProto | str | os.PathLike[str],
+    *,
+    threads: int = 0,
+    providers: Sequence[str | tuple[str, dict[str, str]]] = ("CPUExecutionProvider",),
+    optimised: bool = True,
+) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on a graph or a file, silent: what goes wrong is an exception.
+
+    `threads` 0 lets it choose. Not `optimised`, the operators run one by one as they are in the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    source = graph.SerializeToString() if isinstance(graph, onnx.ModelProto) else os.fspath(graph)
+    return onnxruntime.InferenceSession(source, options, providers=list(providers))
+
+
 class TorchRuntime:
-    """PyTorch. The model is put into evaluation mode and runs on the device its parameters are on."""
+    """PyTorch. Sets the model to evaluation mode and runs on the device of its parameters."""
 
     def __init__(self, model: Detector, metadata: ModelMetadata, *, precision: Precision = "float32"):
         self.model = model.eval()
         self.metadata = metadata
         self.input_shape: tuple[int | None, int | None, int | None] = (None, None, None)
         self.stride = model.stride
+        self.scoring = cast(HeadModule, model.head).scoring()
         self._device = next(model.parameters()).device
         self._dtype = autocast_dtype(self._device, precision)
 
@@ -94,7 +119,7 @@ class TorchRuntime:
         """See :class:`Runtime`; the result stays on the model's device."""
         batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         check_batch(batch, self.metadata, self.input_shape, self.model.stride)
-        # Divide on the device: a quarter of the bytes travel.
+        # Divide on the device: only a quarter of the bytes is copied.
         scaled = batch.to(self._device, non_blocking=True).float() / 255.0
         with autocast(self._device, self._dtype):
             return self.model(scaled).float()
@@ -102,28 +127,31 @@ class TorchRuntime:
 
 @dataclass(frozen=True)
 class About:
-    """What a file of this project says of itself."""
+    """A file's own description: metadata and contract."""
 
     metadata: ModelMetadata
     contract: dict[str, Any]
-    """What goes in and what comes out (see yolov7.export)."""
+    """Input and output (see yolov7.export)."""
     kind: str
     """Of the output: `decoded`, `nms` or `raw`."""
     stride: int
+    scoring: Scoring
+    """Of the decoded predictions."""
 
     @classmethod
     def parse(cls, path: Path, said: Callable[[str], str]) -> About:
-        """From the JSON that `said` finds under the two keys; :class:`ModelError` where it makes no sense."""
+        """From the JSON that `said` returns for the two keys. Raises :class:`ModelError` if it is damaged."""
         try:
             metadata = ModelMetadata.from_json(said(METADATA_KEY))
             contract = json.loads(said(CONTRACT_KEY))
-            return cls(metadata, contract, str(contract["output"]["kind"]), int(contract["input"]["stride"]))
+            output, stride = contract["output"], int(contract["input"]["stride"])
+            return cls(metadata, contract, str(output["kind"]), stride, contract_scoring(output, metadata.num_classes))
         except (ModelError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{path}: its metadata is damaged: {error}") from None
+            raise ModelError(f"{path}: its metadata is damaged, or of a later revision: {error}") from None
 
 
 class ModelFile(Protocol):
-    """An opened file that describes itself, whatever runs it."""
+    """An opened file that describes itself, whatever its runtime."""
 
     path: Path
     about: About
@@ -132,7 +160,7 @@ class ModelFile(Protocol):
     stride: int
 
     def run(self, images: Batch) -> list[np.ndarray]:
-        """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
+        """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         ...
 
 
@@ -147,18 +175,17 @@ class OnnxFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise ModelError(f"{self.path}: no such model file")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4  # what goes wrong comes as an exception, with a message of ours
+        providers = onnx_providers(device, onnxruntime.get_available_providers())
         try:
-            self.session = onnxruntime.InferenceSession(os.fspath(self.path), options, providers=_providers(device))
+            self.session = onnx_session(self.path, threads=threads, providers=providers)
         except _ORT_ERRORS as error:
             raise ModelError(f"{self.path}: ONNX Runtime cannot load it: {_first_line(error)}") from None
-        if device.startswith("cuda") and "CUDAExecutionProvider" not in self.session.get_providers():
+        # ONNX Runtime falls back silently.
+        if device != "auto" and providers[0][0] not in self.session.get_providers():
             raise ModelError(f"device {device!r}: ONNX Runtime cannot use it and would run on the cpu")
         properties = self.session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in properties or CONTRACT_KEY not in properties:
-            raise ModelError(f"{self.path}: an ONNX file, but not of this project (its metadata says nothing of it)")
+            raise ModelError(f"{self.path}: an ONNX file, but not of this project (it has none of our metadata)")
         self.about = About.parse(self.path, properties.__getitem__)
         self.metadata, self.stride = self.about.metadata, self.about.stride
         batch, _, height, width = (
@@ -167,13 +194,13 @@ class OnnxFile:
         self.input_shape = (batch, height, width)
 
     def run(self, images: Batch) -> list[np.ndarray]:
-        """Outputs for uint8 (B, 3, H, W): of the whole batch, or of one part after another where the size is fixed."""
+        """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
         return [self._run(part)[0] for part in scaled_parts(batch, self.input_shape[0])]
 
     def maps(self, images: Batch) -> list[np.ndarray]:
-        """As :meth:`run`, every output of the file, each of the whole batch."""
+        """Every output of the file, each of the whole batch."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
         parts = [self._run(part) for part in scaled_parts(batch, self.input_shape[0])]
@@ -194,6 +221,7 @@ class DecodingFile:
         _require(file, "decoded")
         self.file, self.metadata = file, file.metadata
         self.input_shape, self.stride = file.input_shape, file.stride
+        self.scoring = file.about.scoring
 
     def decoded(self, images: Batch) -> Tensor:
         """See :class:`Runtime`."""
@@ -209,8 +237,7 @@ class DetectingFile:
         self.file, self.metadata = file, file.metadata
         self.input_shape, self.stride = file.input_shape, file.stride
         output = file.about.contract["output"]
-        self.confidence, self.iou = float(output["confidence"]), float(output["iou"])
-        self.max_detections = int(output["max_detections"])
+        self.thresholds = Thresholds(float(output["confidence"]), float(output["iou"]), int(output["max_detections"]))
 
     def detect(self, images: Batch) -> list[Detections]:
         """See :class:`DetectingRuntime`."""
@@ -227,25 +254,53 @@ class OnnxNmsRuntime(DetectingFile):
     """ONNX Runtime on a file with the suppression inside."""
 
 
+Decoder = Callable[[Sequence[Tensor], Sequence[int]], Tensor]
+"""(raw maps of the levels, their strides) -> decoded predictions (B, N, F)."""
+
+
+def _anchor_decoder(output: Mapping[str, Any]) -> Decoder:
+    anchors = torch.tensor(output["anchors"], dtype=torch.float32)  # (L, A, 2)
+    return lambda maps, strides: anchor.decode(maps, anchors, strides)
+
+
+_DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {anchor.DECODING: _anchor_decoder}
+"""By the formula in the contract, from the contract's output."""
+
+
 class OnnxRawRuntime:
-    """ONNX Runtime on a file with raw maps, which are decoded here by what its contract says."""
+    """ONNX Runtime on a file with raw maps, which are decoded here as its contract says.
+
+    Raises :class:`ModelError` for a contract whose decoding this revision does not know.
+    """
 
     def __init__(self, file: OnnxFile):
         _require(file, "raw")
         self.file, self.metadata = file, file.metadata
         self.input_shape, self.stride = file.input_shape, file.stride
-        self._anchors = torch.tensor(file.about.contract["output"]["anchors"], dtype=torch.float32)  # (L, A, 2)
+        self.scoring = file.about.scoring
+        output = file.about.contract["output"]
+        decoding = output.get("decoding")
+        if decoding not in _DECODERS:
+            raise ModelError(
+                f"{file.path}: its contract decodes raw maps by {decoding!r}, which this revision does not know; "
+                "use model.onnx, or a later revision"
+            )
+        try:
+            self._decode = _DECODERS[decoding](output)
+            self._row_axis = output["shape"].index("rows")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{file.path}: its contract's output is damaged: {error!r}") from None
 
     def decoded(self, images: Batch) -> Tensor:
         """See :class:`Runtime`."""
-        maps = [torch.from_numpy(one) for one in self.file.maps(images)]  # L of (B, A, h, w, 5 + C)
-        return decode(maps, self._anchors, [images.shape[2] // one.shape[2] for one in maps])
+        maps = [torch.from_numpy(level) for level in self.file.maps(images)]
+        return self._decode(maps, [images.shape[2] // level.shape[self._row_axis] for level in maps])
 
 
 def open_onnx(
     path: str | os.PathLike[str], *, threads: int = 0, device: str = "cpu"
 ) -> OnnxRuntime | OnnxNmsRuntime | OnnxRawRuntime:
-    """The runtime that fits the file: what it puts out stands in its metadata. Raises as :class:`OnnxFile` does."""
+    """The runtime for the kind of output in the file's contract. Raises as :class:`OnnxFile` does."""
     file = OnnxFile(path, threads=threads, device=device)
     if file.about.kind == "raw":
         return OnnxRawRuntime(file)
@@ -258,8 +313,9 @@ def _require(file: ModelFile, kind: str) -> None:
 
 
 def scaled_parts(batch: np.ndarray, fixed: int | None) -> Iterator[np.ndarray]:
-    """uint8 (B, 3, H, W) as float32 in [0, 1]: whole, or in parts of the `fixed` size, the last one filled up with
-    black images whose answers the caller drops.
+    """uint8 (B, 3, H, W) as float32 in [0, 1]: whole, or in parts of the `fixed` size.
+
+    The last part is filled up with black images; callers drop their outputs.
     """
     size = fixed or len(batch)
     for start in range(0, len(batch), size):
@@ -270,7 +326,7 @@ def scaled_parts(batch: np.ndarray, fixed: int | None) -> Iterator[np.ndarray]:
 
 
 def _detections(rows: np.ndarray) -> Detections:
-    """Rows (n, 7) of one image: image index, x1, y1, x2, y2, score, class. What is not finite is left out."""
+    """Rows (n, 7) of one image: image index, x1, y1, x2, y2, score, class. Rows that are not finite are left out."""
     values = torch.from_numpy(np.ascontiguousarray(rows[np.isfinite(rows).all(axis=1)]))
     return Detections(boxes=values[:, 1:5].clone(), scores=values[:, 5].clone(), labels=values[:, 6].long())
 
@@ -278,7 +334,7 @@ def _detections(rows: np.ndarray) -> Detections:
 def check_batch(
     batch: Batch, metadata: ModelMetadata, fixed: tuple[int | None, int | None, int | None], stride: int
 ) -> None:
-    """One clear line in place of a shape error deep inside a runtime."""
+    """Raise :class:`ModelError` for a batch that would fail with a shape error deep inside a runtime."""
     shape = tuple(batch.shape)
     if batch.dtype not in (torch.uint8, np.uint8) or len(shape) != 4 or shape[1] != 3 or shape[0] < 1:
         raise ModelError(f"{metadata.variant}: uint8 images (B, 3, H, W) are expected, got {batch.dtype} {shape}")
@@ -289,23 +345,8 @@ def check_batch(
             raise ModelError(f"{metadata.variant}: image sides must be multiples of {stride}, got {shape[2:]}")
 
 
-def _providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
-    """By a device's name as PyTorch has it: cpu, cuda, cuda:1; auto is CUDA where this ONNX Runtime has it."""
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    name = ("cuda" if has_cuda else "cpu") if device == "auto" else device
-    kind, _, number = name.partition(":")
-    if kind == "cpu":
-        return ["CPUExecutionProvider"]
-    if kind == "cuda" and has_cuda and (number.isdecimal() or not number):
-        return [("CUDAExecutionProvider", {"device_id": number or "0"}), "CPUExecutionProvider"]
-    raise ModelError(
-        f"device {device!r}: this ONNX Runtime has {', '.join(onnxruntime.get_available_providers())}; "
-        "install onnxruntime-gpu for CUDA, or use the .safetensors file"
-    )
-
-
 def _first_line(error: Exception) -> str:
-    """What ONNX Runtime says, without the status, the path (ours is named already) and the C++ signature before it."""
+    """ONNX Runtime's message without status, path (ours is named already) and C++ signature."""
     text = str(error).strip().splitlines()[0]
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     text = re.sub(r"^Load model from .* failed:", "", text)

@@ -1,7 +1,7 @@
-"""Where images to predict come from: a file, a folder, a glob pattern, a video, a camera or a stream.
+"""Sources of images for prediction: a file, a folder, a glob pattern, a video, a camera or a stream.
 
-What the source names is checked when it is opened, so that a mistyped path is reported before any work is done; one bad
-image among many is handed to the caller, who decides whether to go on.
+A source is checked when it is opened, so that a mistyped path is reported before any work is done. An unreadable image
+among many goes to the caller, who decides whether to continue.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jpe", ".jp2", ".png", ".p
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
 STREAM_TIMEOUT_MS = 10_000
-"""A stream that does not answer within this time is unreachable."""
+"""Time limit for a stream to answer."""
 
 _COMPLETE = 0.9
-"""A video with fewer than this share of the frames it announces is not whole."""
+"""Share of the announced frames below which a video counts as incomplete."""
 
 _STREAM = re.compile(r"^(rtsp|rtsps|rtmp|rtp|udp|tcp|http|https)://", re.IGNORECASE)
 
 _LIVE = re.compile(r"^(rtsp|rtsps|rtmp|rtp|udp|tcp)://", re.IGNORECASE)
-"""Streams that announce no length have no end either: one that ends has broken off."""
+"""Live streams have no end: one that ends has broken off."""
 
 OnError = Callable[[DataError], None]
 
@@ -53,31 +53,31 @@ class Source:
     """An opened source; iterate with :meth:`frames`."""
 
     name: str
-    """As it is told: of an address without user, password and query, which often holds a key."""
+    """For messages: an address without user, password and query, which often hold secrets."""
     files: tuple[Path, ...] = ()
-    """Image files, in order of their names; empty for a video."""
+    """Image files by name; empty for a video."""
     root: Path = Path()
     """Folder that frame names are relative to."""
     video: str | int | None = None
     """Video file, stream address or camera number."""
 
     def __len__(self) -> int:
-        """Number of images; 0 where it is not known beforehand (a video, a stream)."""
+        """Number of images; 0 if unknown (a video, a stream)."""
         return len(self.files)
 
     @property
     def names(self) -> list[str]:
-        """Names of the frames to come, as far as they are known beforehand (not of a video, a stream)."""
+        """Names of the frames to come; none for a video or stream."""
         return [file.relative_to(self.root).as_posix() for file in self.files]
 
     @property
     def stem(self) -> str:
-        """Folder of a video's frames: a plain name, whatever the address is. It leads neither up nor to the root."""
+        """Folder name for a video's frames: a plain name for any address, without `..` or slashes."""
         text = f"camera{self.video}" if isinstance(self.video, int) else self.name.rsplit("/", 1)[-1]
         return re.sub(r"[^\w.-]+", "_", text).strip("._")[:100] or "stream"
 
     def frames(self, on_error: OnError | None = None) -> Iterator[Frame]:
-        """Read image after image. A :class:`DataError` of one image goes to `on_error`, or is raised without one."""
+        """Read image after image. A :class:`DataError` of one image goes to `on_error`; without it, it is raised."""
         return self._frames_of_video(self.video) if self.video is not None else self._frames_of_files(on_error)
 
     def _frames_of_files(self, on_error: OnError | None) -> Iterator[Frame]:
@@ -102,24 +102,23 @@ class Source:
                     break
                 yield Frame(f"{stem}/{number:06d}.jpg", self.name, np.ascontiguousarray(frame[:, :, ::-1]))
                 number += 1
-            announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # 0, or less, where the container does not say
+            announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # 0 or less if the container does not say
         finally:
             capture.release()
         if number == 0:
             raise DataError("no frame can be read; is it a video, and a complete one?", path=self.name)
         if announced <= 0 and (isinstance(video, int) or _LIVE.match(video)):
-            raise DataError(f"the picture has stopped after {number} frames; start again to go on", path=self.name)
-        # Some containers only estimate it, from the duration.
+            raise DataError(f"the stream stopped after {number} frames; start again to continue", path=self.name)
+        # Some containers estimate the number from the duration.
         if number < _COMPLETE * announced - 1:
             raise DataError(f"ends after {number} of {announced:.0f} frames: cut off, or damaged there", path=self.name)
 
 
 def open_source(source: str | os.PathLike[str], *, exclude: Sequence[Path] = ()) -> Source:
-    """What `source` names: an image, a folder (searched to the bottom), a glob, a video, `rtsp://...`, a camera number.
+    """Open an image, a folder (searched recursively), a glob, a video, `rtsp://...` or a camera number.
 
-    Files below the folders in `exclude` are left out of folders and globs (an earlier output, say), unless the whole
-    source lies in there.
-    Raises :class:`DataError` where there is nothing to read.
+    Files below the folders in `exclude` (an earlier output, for example) are left out of folders and globs, unless the
+    whole source lies in there. Raises :class:`DataError` if there is nothing to read.
     """
     text = os.fspath(source)
     if _STREAM.match(text):
@@ -130,14 +129,14 @@ def open_source(source: str | os.PathLike[str], *, exclude: Sequence[Path] = ())
     if path.is_file():
         if path.suffix.lower() in VIDEO_SUFFIXES:
             return Source(text, video=text)
-        return Source(text, (path,), path.parent)  # whatever its suffix: the decoder judges
+        return Source(text, (path,), path.parent)  # any suffix: the decoder decides
     if text.isdecimal():
         return Source(f"camera {text}", video=int(text))
     if glob.has_magic(text):
         found = [Path(name) for name in glob.iglob(text, recursive=True)]  # noqa: PTH207 - from any root
         roots = {str(file.parent) for file in found}
         return _images_of(text, found, Path(os.path.commonpath(roots)) if roots else path, exclude)
-    raise DataError("no such image, folder or video; nor is it a pattern, a stream or a camera number", path=text)
+    raise DataError("no such image, folder or video, and not a pattern, stream address or camera number", path=text)
 
 
 def _images_of(name: str, found: Iterator[Path] | Sequence[Path], root: Path, exclude: Sequence[Path]) -> Source:
@@ -157,7 +156,7 @@ def _images_of(name: str, found: Iterator[Path] | Sequence[Path], root: Path, ex
 
 
 def _without_secrets(address: str) -> str:
-    """Scheme, host and path of an address: the user, the password and the query are nobody's who reads a log."""
+    """Scheme, host and path of an address, without user, password and query."""
     scheme, rest = address.split("://", 1)
     host, slash, path = rest.partition("/")
     if "@" in host:
@@ -168,7 +167,7 @@ def _without_secrets(address: str) -> str:
 
 
 def _open_video(video: str | int, name: str) -> cv2.VideoCapture:
-    """Open or say why not, within the time limit; OpenCV's own chatter about it is silenced."""
+    """Open a video within the time limit, or raise :class:`DataError`; OpenCV's own messages are silenced."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:

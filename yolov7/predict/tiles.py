@@ -1,7 +1,7 @@
-"""Images far larger than the network's input, seen tile by tile at full size, and once as a whole.
+"""Detection on images far larger than the network's input: overlapping tiles at full size, and the image as a whole.
 
-Fitted into the input, a photograph of 8000 pixels leaves nothing of an object of 30. Tiles overlap, so that what is
-smaller than the overlap lies whole in one of them; the view of the whole image finds what is larger than a tile.
+A photograph of 8000 pixels, fitted to the input, leaves nothing of an object of 30. Tiles overlap, so that anything
+smaller than the overlap lies whole in one of them; the view of the whole image finds objects larger than a tile.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from yolov7.nms import Detections, batched_nms
 from yolov7.predict.predictor import Predictor
 
 _CUT = 2.0
-"""A box that ends within this many pixels of a tile's inner edge was probably cut by it."""
+"""Pixels: a box that ends this near a tile's inner edge was probably cut by it."""
 _CHUNK = 256
-"""Cut boxes that are compared with all others at once."""
+"""Cut boxes compared with all others at a time."""
 _COVERED = 0.6
-"""A cut box is a piece of another one of its class if this share of it lies inside."""
+"""Share of a cut box that lies inside a larger box of its class if it is a piece of it."""
 
 
 class TiledPredictor:
     """Detections of images by overlapping tiles of the size of the network's input.
 
-    `overlap`: share of a tile's side that it has in common with the next. `max_detections`: most of a whole image
-    (default: no limit); the predictor's own limit, which is made for what one input shows, holds for each tile. Images
-    that fit into one tile are predicted as they always are.
+    `overlap`: share of a tile's side that it has in common with the next. `max_detections`: limit for a whole image
+    (default: none); the predictor's own limit applies to each tile. Images that fit into one tile are predicted without
+    tiling. Raises :class:`ConfigError` for values out of range.
     """
 
     def __init__(self, predictor: Predictor, overlap: float = 0.2, *, max_detections: int | None = None):
@@ -42,7 +42,7 @@ class TiledPredictor:
 
     @property
     def metadata(self) -> ModelMetadata:
-        """What the model is."""
+        """Metadata of the model."""
         return self.predictor.metadata
 
     @property
@@ -76,17 +76,20 @@ class TiledPredictor:
         found = [whole, *self.predictor.predict(views)]
         offsets = [(0, 0), *corners]
         boxes = torch.cat(
-            [one.boxes + torch.tensor([left, top, left, top]) for one, (top, left) in zip(found, offsets, strict=True)]
+            [
+                view.boxes + torch.tensor([left, top, left, top])
+                for view, (top, left) in zip(found, offsets, strict=True)
+            ]
         )
         cut = torch.cat(
             [torch.zeros(len(whole), dtype=torch.bool)]
             + [
-                _cut(one.boxes, view.shape, corner, (height, width))
-                for one, view, corner in zip(found[1:], views, corners, strict=True)
+                _cut(detections.boxes, view.shape, corner, (height, width))
+                for detections, view, corner in zip(found[1:], views, corners, strict=True)
             ]
         )
-        scores = torch.cat([one.scores for one in found])
-        labels = torch.cat([one.labels for one in found])
+        scores = torch.cat([view.scores for view in found])
+        labels = torch.cat([view.labels for view in found])
         kept = batched_nms(boxes, scores, labels, self.iou)
         boxes, scores, labels, cut = boxes[kept], scores[kept], labels[kept], cut[kept]
         kept = (~_pieces(boxes, labels, cut)).nonzero()[: self.max_detections, 0]
@@ -119,7 +122,7 @@ def _pieces(boxes: Tensor, labels: Tensor, cut: Tensor) -> Tensor:
     """(n,) whether a box that is `cut` lies mostly inside a larger one of its class."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     pieces = torch.zeros(len(boxes), dtype=torch.bool)
-    for rows in cut.nonzero()[:, 0].split(_CHUNK):  # an image may have tens of thousands: never all against all
+    for rows in cut.nonzero()[:, 0].split(_CHUNK):  # tens of thousands are possible: never all against all
         low = torch.maximum(boxes[rows, None, :2], boxes[None, :, :2])
         high = torch.minimum(boxes[rows, None, 2:], boxes[None, :, 2:])
         shared = (high - low).clamp(min=0).prod(dim=2)  # (rows, n)

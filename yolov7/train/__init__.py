@@ -1,1 +1,1 @@
-"""See the modules of this package."""
+"""Training: the loop, and what it is made of (schedule, optimiser, averages, states, processes, records)."""

@@ -1,4 +1,4 @@
-"""How much the objects of each class count: in the class loss, and in how often an image is drawn."""
+"""Weights of the classes: in the class loss, and in how often an image is drawn."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Several processes that train one model together, or one that trains alone.
 
 The processes are torch.distributed's, started by torchrun or anything that sets the same variables (RANK, WORLD_SIZE,
-LOCAL_RANK, MASTER_ADDR, MASTER_PORT). The trainer asks its questions of a :class:`Processes`; that of a single process
-answers at once and starts nothing.
+LOCAL_RANK, MASTER_ADDR, MASTER_PORT). The trainer talks to a :class:`Processes`; that of a single process answers at
+once and starts nothing.
 
-The processes never drift apart: whatever decides what comes next (a loss that is not finite, a request to stop, a new
-best, an early end) is decided by all of them together or by the first one for all.
+The processes never drift apart: every decision about the next step (a loss that is not finite, a request to stop, a
+new best, an early end) is taken by all of them together or by the first one for all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from yolov7.train.state import TrainingState
 
 T = TypeVar("T")
 
-# Longer than the first process ever evaluates, saves or uploads while the others wait for it.
+# Longer than any evaluation, save or upload of the first process, for which the others wait.
 _PATIENCE = timedelta(hours=2)
 _ECHO = "raised by the first process"
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -58,7 +58,7 @@ class Processes:
         """Set float tensors to their means over the processes."""
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether any process has raised it."""
+        """For each flag whether any process has set it."""
         return flags
 
     def gather(self, items: list[T]) -> list[T]:
@@ -66,19 +66,19 @@ class Processes:
         return items
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` gives on the first process, for all of them; an error that it raises is raised on all."""
+        """Run `work` on the first process; all get its result, or the error that it raised."""
         return work()
 
     def share(self, state: TrainingState | None) -> TrainingState | None:
-        """The state that the first process has found, on all of them: no other needs to see its folder."""
+        """The state that the first process found, on all of them: the others need no access to its folder."""
         return state
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model to call in training; its gradients come out as those of the whole batch."""
+        """The model to call in training; its gradients are those of the whole batch."""
         return model
 
     def wait(self) -> None:
-        """Until all processes have come here."""
+        """Wait until all processes have reached this point."""
 
 
 class TorchProcesses(Processes):
@@ -151,8 +151,8 @@ class TorchProcesses(Processes):
     def wrap(self, model: nn.Module) -> nn.Module:
         """See :class:`Processes`. All processes start from the weights of the first.
 
-        Gradients are averaged over the processes while the backward pass goes on, after every batch, so that those of
-        an unfinished accumulation window are the same everywhere and can be saved.
+        Gradients are averaged over the processes during the backward pass of every batch, so that those of an
+        unfinished accumulation window are the same everywhere and can be saved.
         """
         for parameter in model.parameters():
             if parameter.ndim and parameter.shape[0] == 1:
@@ -166,7 +166,7 @@ class TorchProcesses(Processes):
 
 
 def is_echo(error: YoloError) -> bool:
-    """Whether the error is that of the first process, raised here as well: one of them is enough to print it."""
+    """Whether the error was raised by the first process and only repeated here: that process prints it."""
     return _ECHO in getattr(error, "__notes__", ())
 
 
@@ -193,9 +193,9 @@ def join_processes(device: torch.device) -> Iterator[Processes]:
     if missing:
         raise ConfigError(f"WORLD_SIZE is set but not {', '.join(missing)}; start the processes with torchrun")
     store, rank, size = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    # torchrun lends its own store and keeps it when it starts the processes again, with the addresses of those that
-    # died. The count of restarts is the machine's own, and that of the machine that waited may be another one: where
-    # every start has a new store, as with `launch`, nothing is to depend on it.
+    # torchrun lends its own store and keeps it across restarts, with the addresses of processes that died: the prefix
+    # separates the attempts. Each machine counts its own restarts, so the prefix may only be used with that store;
+    # with `launch` every start has a new one.
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     backend = distributed_backend(device)
@@ -213,6 +213,6 @@ def share_of_batch(batch_size: int, processes: int) -> int:
         below, above = share * processes, (share + 1) * processes
         fitting = f"{below} or {above}" if below else f"{above}"
         raise ConfigError(
-            f"train.batch_size: {batch_size} images cannot be divided among {processes} processes; {fitting} would do"
+            f"train.batch_size: {batch_size} images cannot be divided among {processes} processes; use {fitting}"
         )
     return share

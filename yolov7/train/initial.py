@@ -36,7 +36,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     if isinstance(network.head, AnchorHead) and isinstance(params.loss, AnchorLoss):
         model = _with_anchors(model, network, params, params.loss.anchor_threshold, index)
     if params.weights:
-        load_weights(model, Path(params.weights))
+        load_weights(model, Path(params.weights), network=params.network)
     return model
 
 
@@ -77,8 +77,9 @@ def _nested(anchors: np.ndarray) -> Anchors:
     return [[(float(w), float(h)) for w, h in level] for level in anchors]
 
 
-def load_weights(model: Detector, path: Path) -> None:
-    """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log.
+def load_weights(model: Detector, path: Path, *, network: str = "") -> None:
+    """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log. `network`
+    (MODULE:FUNCTION) has the kinds of block of the checkpoint where these are a user's own.
 
     Raises :class:`ModelError` if no kernel fits or the file is not a checkpoint.
     """
@@ -86,7 +87,7 @@ def load_weights(model: Detector, path: Path) -> None:
         report = model.load_official(path)
         log.info("%s: %s", path, report)
         return
-    source, metadata = load_checkpoint(path)
+    source, metadata = load_checkpoint(path, network=network)
     ours, theirs = model.state_dict(), source.state_dict()
     # Buffers of the head itself (the anchors) describe its layout: those of this training stay.
     layout = {f"head.{name}" for name, _ in model.head.named_buffers(recurse=False)}

@@ -1,7 +1,7 @@
-"""Starting a command as several processes that train together, by torchrun's engine.
+"""Start a command as several processes that train together, by torchrun's engine.
 
-The same as `torchrun COMMAND`, but the exit status of the processes comes through, and a request to stop leaves them
-the time to save their state.
+Like `torchrun COMMAND`, but it returns the exit status of the processes, and a request to stop leaves them the time
+to save their state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 GRACE_SECONDS = 600
-"""Between the request to stop, upon which the processes end their batch and save, and their end by force."""
+"""From the request to stop, after which the processes end their batch and save, to their end by force."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 

@@ -1,7 +1,7 @@
-"""The training loop: one trainer for every variant, exact to resume, guarded against what goes wrong in long runs.
+"""The training loop: one trainer for every variant, with exact resume and guards for long runs.
 
 Source: training sheet, section 2 (optimiser, warm-up, accumulation, EMA) and 9 (evaluation). The loss comes from the
-model's head, so networks with an auxiliary head need no trainer of their own.
+model's head, so every head and auxiliary head is trained by this one trainer.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Trainer:
     def _end_epoch(self) -> bool:
         """Evaluate, save, report; False if `stop()` asked for an end before the figures were there.
 
-        A state that is saved before the figures are there goes on here.
+        A run resumed from a state saved before the figures are there continues here.
         """
         position, params = self.position, self.params
         last = position.epoch + 1 == params.epochs
@@ -198,7 +198,7 @@ class Trainer:
             if figures is None:
                 return False
             row |= {f"val/{name}": value for name, value in figures.items()}
-            # Without a single object to find, AP is -1 for ever: the first weights are then as good as any.
+            # Without a single object AP stays at -1: the first weights are then as good as any.
             best = position.best_epoch < 0 or row["val/AP"] > position.best_ap
         if best:
             position.best_ap, position.best_epoch = row["val/AP"], position.epoch

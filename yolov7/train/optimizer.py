@@ -27,7 +27,10 @@ class ParameterGroups:
 
 
 def parameter_groups(model: nn.Module) -> ParameterGroups:
-    """Sort every trainable parameter into exactly one group."""
+    """Sort every trainable parameter into exactly one group.
+
+    Parameters that are neither weight nor bias (implicit vectors, learnable scalars) are not decayed.
+    """
     no_decay, decay, bias = [], [], []
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -77,7 +80,7 @@ def apply_settings(optimizer: torch.optim.Optimizer, settings: StepSettings) -> 
 
 
 def freeze(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    """Freeze the parameters under each dotted name (`backbone`, `neck.top_down`, ...); returns the frozen modules.
+    """Freeze the parameters under each dotted name (`backbone`, `neck`, ...); returns the frozen modules.
 
     The caller keeps the returned modules in eval mode, so that their BN statistics stay as they are.
     Raises :class:`ConfigError` for a name that matches nothing.

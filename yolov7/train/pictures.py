@@ -1,6 +1,4 @@
-"""What the network is shown, and what it is to learn from it: a batch after augmentation with its labels, and which
-cells of which level took which object.
-"""
+"""Pictures of training batches: images after augmentation with their labels, and the cells that learn each object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a live display on a terminal, one plain line an epoch elsewhere."""
+"""Progress of a training for people: a live display on a terminal, elsewhere one plain line an epoch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ProgressDisplay:
         """Nothing to show on a terminal."""
 
     def stepped(self, report: StepReport) -> None:
-        """Move the bar; without a terminal, a line a minute so that a log shows a long epoch is alive."""
+        """Move the bar; without a terminal, a line a minute, so that a log shows progress within long epochs."""
         losses = " ".join(f"{name[:3]} {value:.4f}" for name, value in report.losses.items())
         text = (
             f"{losses} lr {report.learning_rate:.2e} {report.images_per_second:.0f} img/s "
@@ -72,7 +72,7 @@ class ProgressDisplay:
         self._line(message)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -83,7 +83,7 @@ class ProgressDisplay:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds as a person writes them: `2h05m`, `3m20s`, `12s`."""
+    """A duration for people: `2h05m`, `3m20s`, `12s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

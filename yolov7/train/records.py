@@ -1,4 +1,4 @@
-"""What a training says of itself: to listeners on the way, and at its end."""
+"""Records of a training: reports to listeners, its position, its outcome."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class StepReport:
 
 
 class Listener(Protocol):
-    """Told what happens; shows it or records it. Every method may be called again for an epoch that is resumed."""
+    """Shows or records the events of a training. Every method may be called again for an epoch that is resumed."""
 
     def started(self, report: StartReport) -> None:
         """Training begins or resumes."""
 
     def assigned(self, batch: AssignedBatch) -> None:
-        """One of the few batches worth a picture is known to the last cell."""
+        """Called with the label assignment of each batch that is drawn."""
 
     def stepped(self, report: StepReport) -> None:
         """A batch has been trained on."""
@@ -68,7 +68,7 @@ class Listener(Protocol):
 
 @dataclass
 class Position:
-    """Where a run is. With the seed and the parameters it determines every batch to come."""
+    """Position in a run. With the seed and the parameters it determines every later batch."""
 
     epoch: int = 0
     batch: int = 0
@@ -84,7 +84,7 @@ class Position:
     epoch_bad_images: int = 0
     """Images that could not be read in this epoch."""
     unreadable: list[str] = field(default_factory=list)
-    """What was said of each of them."""
+    """The error message of each."""
     epoch_seconds: float = 0.0
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
@@ -92,10 +92,10 @@ class Position:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a training leaves."""
+    """Result of a training."""
 
     finished: bool
-    """False: stopped on request; the state is saved and the same call goes on."""
+    """False: stopped on request; the state is saved and the same call resumes."""
     best: Path
     last: Path
     best_ap: float

@@ -1,6 +1,6 @@
 """Learning rate, momentum and accumulation as a pure function of the position in the run.
 
-Source: training sheet, section 2. Being pure, nothing of it has to be saved for an exact resume.
+Source: training sheet, section 2. Being pure, it needs no saved state for an exact resume.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from yolov7.config import Optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """What the optimiser uses at one iteration."""
+    """Settings of the optimiser at one iteration."""
 
     learning_rate: float
     """Of normalisation weights, implicit vectors and kernels."""
@@ -54,7 +54,7 @@ class Schedule:
         return min(wanted, self.epochs * self.batches_per_epoch // 2)
 
     def factor(self, epoch: int) -> float:
-        """What the learning rate is multiplied by in `epoch` (0-based)."""
+        """Factor of the learning rate in `epoch` (0-based)."""
         final = self.optimizer.final_factor
         if self.optimizer.schedule == "linear":
             length = max(self.epochs - 1, 1) if self.optimizer.linear_reaches_end else self.epochs

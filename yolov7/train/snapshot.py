@@ -1,4 +1,4 @@
-"""What a training has learned so far, into a state and back: weights, averages, gradients, optimiser, loss scale."""
+"""Progress of a training to a state and back: weights, averages, gradients, optimiser, loss scale."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Put everything of :func:`snapshot` back to where it was.
+    """Restore everything saved by :func:`snapshot`.
 
-    Device and precision may be others by now: gradients are saved as they were summed, times the loss scale.
+    Device and precision may have changed since: gradients are saved as they were summed, times the loss scale.
     """
     model.load_state_dict(state.part("model"))
     average.model.load_state_dict(state.part("ema"))
@@ -65,8 +65,8 @@ def restore(
 def _laid_out_like(parameter: Tensor, saved: Tensor) -> Tensor:
     """`saved` on the parameter's device and in its memory order, where it has one value for each of the parameter's.
 
-    Kernels take another path, which rounds differently, where the orders of their arguments differ; a resumed run
-    would then no longer end with the bits of an undisturbed one.
+    Where the memory orders of their arguments differ, kernels take another path, which rounds differently: a resumed
+    run would no longer end with the bits of an undisturbed one.
     """
     if saved.shape != parameter.shape:
         return saved

@@ -56,7 +56,7 @@ class StateFolder:
     """Where the states of one run lie. `identity` says which run: parameters, data, network.
 
     `code` is a digest of the program that saves, which may change in the middle of a run; empty: not known.
-    `on_saved` is told the path of every state that has been written; it must not raise.
+    `on_saved` is called with the path of every state that was written; it must not raise.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class StateFolder:
         return path
 
     def newest(self) -> TrainingState | None:
-        """The newest complete state, or None; a damaged file is named in the log and passed over.
+        """The newest complete state, or None; a damaged file is named in the log and skipped.
 
         Raises :class:`TrainingError` with the differences if the states belong to a run with other parameters.
         """
-        # What a killed save has left behind is of no use to anybody.
+        # Left over from a save that was killed.
         for leftover in self.folder.glob(".state-*.tmp.safetensors"):
             leftover.unlink(missing_ok=True)
         for path in sorted(self._files(), reverse=True):
@@ -109,7 +109,7 @@ class StateFolder:
         return None
 
     def last(self) -> Last | None:
-        """What the newest complete state says of its run, None without one."""
+        """The run that the newest complete state belongs to, None without one."""
         for path in sorted(self._files(), reverse=True):
             try:
                 document = _header(path)
@@ -120,7 +120,7 @@ class StateFolder:
         return None
 
     def clear(self) -> None:
-        """Remove the states, for a start afresh."""
+        """Remove the states, to start over."""
         for path in self._files():
             path.unlink(missing_ok=True)
 
@@ -134,7 +134,7 @@ class StateFolder:
         if changes:
             raise TrainingError(
                 f"{path}: this state belongs to another run ({'; '.join(changes)}); "
-                "give the old parameters back, or remove the folder to start afresh"
+                "restore the old parameters, or delete the folder to start over"
             )
 
 
@@ -167,7 +167,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """What differs between two nested mappings, a line a value: `train.epochs: was 300, is now 100`."""
+    """Differences between two nested mappings, a line a value: `train.epochs: was 300, is now 100`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{at}.{key}".strip("."))]
@@ -182,7 +182,7 @@ def _save_error(error: Exception, path: Path, tensors: Mapping[str, torch.Tensor
 
 def prune(parent: Path, keep: int, current: Path) -> None:
     """Remove the state folders of the oldest runs under `parent`, leaving `keep` and never `current`."""
-    # A run that was refused or failed early has left a folder without a state: it takes nobody's place.
+    # Folders without a state, of runs that were refused or failed early, do not count.
     folders = [path for path in parent.glob("*") if path != current and any(path.glob("state-*.safetensors"))]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in folders[max(keep - 1, 0) :]:

@@ -1,4 +1,4 @@
-"""What came of a training, on one screen."""
+"""Summary of a training, on one screen."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Facts = list[tuple[str, str]]
 
 
 def facts(outcome: Outcome, *, epochs: int, device: str, peak_memory_gib: float, folder: Path) -> Facts:
-    """Names and values worth knowing. `epochs` is what was asked for, `folder` where the outputs lie.
+    """Names and values worth knowing. `epochs` is the number asked for, `folder` holds the outputs.
 
-    Time and images per second count training alone, over all the pieces of a run that was resumed; the peak of memory
-    is that of the last piece.
+    Time and images per second count training alone, over all pieces of a resumed run; the memory peak is that of the
+    last piece.
     """
     history = outcome.history
     best, last = history[outcome.best_epoch], history[-1]

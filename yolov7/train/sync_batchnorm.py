@@ -1,7 +1,7 @@
 """Batch normalisation over the images of all processes.
 
-PyTorch's own knows accelerators only; elsewhere the one written here takes its place. With either, the processes see
-the statistics that one process sees with the whole batch.
+PyTorch's own works on accelerators only; the one written here works on CPUs, where the tests prove that processes
+train as one does. With either, the processes see the statistics that one process sees with the whole batch.
 
 Legend: B images, C channels, P processes.
 """
@@ -34,8 +34,9 @@ def synchronize_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def average_statistics(model: nn.Module, processes: Processes) -> None:
-    """Make the running statistics of norms that are not synchronised those of all images: every process has followed
-    its own ones only. Norms that are frozen stay as they are.
+    """Average the running statistics of norms that are not synchronised: each process followed its own images only.
+
+    Frozen norms stay as they are.
     """
     if processes.world_size == 1:
         return

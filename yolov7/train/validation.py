@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from yolov7.config import Train
 from yolov7.data.index import Index
-from yolov7.evaluate import coco_metrics, find_results
+from yolov7.evaluate import EVALUATION, coco_metrics, find_results
 from yolov7.evaluate.coco import Result
 from yolov7.model import Detector, ModelMetadata
 from yolov7.predict import Predictor, TorchRuntime
@@ -45,7 +45,7 @@ def validation_figures(
             index,
             image_size=params.image_size,
             batch_size=batch_size,
-            iou=params.evaluate_iou,
+            thresholds=EVALUATION.updated(iou=params.evaluate_iou),
             rectangular=params.evaluate_rectangular,
             workers=workers,
             rank=processes.rank,

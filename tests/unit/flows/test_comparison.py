@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.comparison import PAGE, compare_variants
-from flows.report import FamilyReport, VariantReport, markdown
-from flows.runner.pipeline import Outcome, StageError, StageResult
+from flows.report import RunReport, VariantReport, markdown
+from flows.runner.pipeline import StageError, StageOutcome, StageResult
 
 LOG = logging.getLogger("test")
 
@@ -28,31 +28,26 @@ class Commands:
         (self.root / PAGE).write_text("<!doctype html>")
 
 
-def family(*aps: float | None, outcome: Outcome = Outcome.RAN) -> FamilyReport:
-    variants = [
-        VariantReport(f"v{i}", [StageResult(f"evaluate@v{i}", outcome, 1.0)], ap=ap) for i, ap in enumerate(aps)
-    ]
-    return FamilyReport(variants=variants)
+def variants(*aps: float | None, outcome: StageOutcome = StageOutcome.RAN) -> list[VariantReport]:
+    return [VariantReport(f"v{i}", [StageResult(f"evaluate@v{i}", outcome, 1.0)], ap=ap) for i, ap in enumerate(aps)]
 
 
 def test_several_variants_are_compared_when_one_is_new(tmp_path: Path) -> None:
-    pipeline, report = Commands(tmp_path), family(0.5, None, 0.6)
-    compare_variants(pipeline, report, LOG)
+    pipeline, reports = Commands(tmp_path), variants(0.5, None, 0.6)
+    page = compare_variants(pipeline, reports, LOG)
     assert pipeline.ran == [("compare", ["-m", "stages.compare_variants"])]
-    assert f"`{PAGE}`" in markdown(report)
-    again = family(0.5, 0.6, outcome=Outcome.UNCHANGED)
-    compare_variants(pipeline, again, LOG)
-    assert len(pipeline.ran) == 1 and again.comparison == PAGE, "what is there already is only named"
+    assert f"`{PAGE}`" in markdown(RunReport(variants=reports, comparison=page))
+    again = compare_variants(pipeline, variants(0.5, 0.6, outcome=StageOutcome.UNCHANGED), LOG)
+    assert len(pipeline.ran) == 1 and again == PAGE, "what is there already is only named"
 
 
 def test_one_variant_is_not_compared(tmp_path: Path) -> None:
-    pipeline, report = Commands(tmp_path), family(0.5, None)
-    compare_variants(pipeline, report, LOG)
-    assert not pipeline.ran and "comparison" not in markdown(report)
+    pipeline, reports = Commands(tmp_path), variants(0.5, None)
+    page = compare_variants(pipeline, reports, LOG)
+    assert not pipeline.ran and "comparison" not in markdown(RunReport(variants=reports, comparison=page))
 
 
 def test_a_comparison_that_fails_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    report = family(0.5, 0.6)
-    compare_variants(Commands(tmp_path, fails=True), report, LOG)
+    page = compare_variants(Commands(tmp_path, fails=True), variants(0.5, 0.6), LOG)
     assert "the variants are not compared" in caplog.text
-    assert report.comparison is None and not report.failures
+    assert page is None

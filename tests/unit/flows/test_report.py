@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flows.promotion.judge import Decision, describe
-from flows.report import COLUMNS, FamilyReport, VariantReport, duration, markdown, rows
-from flows.runner.pipeline import Outcome, StageResult
+from flows.report import COLUMNS, RunReport, VariantReport, markdown, rows
+from flows.runner.pipeline import StageOutcome, StageResult
 
 
 def decision(outcome: str = "promoted", *, dry_run: bool = False) -> Decision:
@@ -12,22 +12,22 @@ def decision(outcome: str = "promoted", *, dry_run: bool = False) -> Decision:
 
 
 def test_summary_never_claims_that_nothing_was_done_when_something_was() -> None:
-    report = FamilyReport(data=[StageResult("ingest", Outcome.UNCHANGED, 1.0)])
+    report = RunReport(data=[StageResult("ingest", StageOutcome.UNCHANGED, 1.0)])
     assert report.summary == "Nothing was recomputed: all 1 stages are up to date."
-    report.variants = [VariantReport("tiny", stages=[StageResult("train@tiny", Outcome.RAN, 61.0)])]
+    report.variants = [VariantReport("tiny", stages=[StageResult("train@tiny", StageOutcome.RAN, 61.0)])]
     assert report.summary == "1 of 2 stages ran (train@tiny)."
-    report.data = [StageResult("ingest", Outcome.RESTORED, 1.0)]
+    report.data = [StageResult("ingest", StageOutcome.RESTORED, 1.0)]
     assert report.summary == "1 of 2 stages ran (train@tiny); 1 restored from the cache (ingest)."
     report.variants[0].error = "stage export of variant tiny failed"
     assert report.summary.endswith("; 1 failed.") and report.failures == ["stage export of variant tiny failed"]
-    assert FamilyReport().summary == "Nothing was run."
+    assert RunReport().summary == "Nothing was run."
 
 
 def test_page_holds_figures_decision_stages_and_failures() -> None:
-    done = VariantReport("tiny", [StageResult("train@tiny", Outcome.RAN, 61.0)], ap=0.6123, ap50=0.9)
+    done = VariantReport("tiny", [StageResult("train@tiny", StageOutcome.RAN, 61.0)], ap=0.6123, ap50=0.9)
     done.version, done.size_bytes, done.decision = 3, 24_600_000, decision()
     failed = VariantReport("large", error="stage train of variant large failed: a | b")
-    page = markdown(FamilyReport(variants=[done, failed], errors=["push: no remote"]))
+    page = markdown(RunReport(variants=[done, failed], errors=["push: no remote"]))
     assert "| tiny | 0.612 | 0.900 | 24.6 MB | 3 | 3 | promoted | 1 min 1 s |" in page
     assert "| large | - | - | - | - | - | failed | 0 s |" in page
     assert "- `tiny`: **version 3 promoted**, because" in page
@@ -41,7 +41,3 @@ def test_decision_says_what_holds_now() -> None:
     trial = decision(dry_run=True)
     assert trial.champion_now == 2
     assert describe(trial) == "tiny: version 3 would be promoted: because"
-
-
-def test_duration() -> None:
-    assert [duration(s) for s in (0.4, 59.4, 61, 3600, 7500)] == ["0 s", "59 s", "1 min 1 s", "1 h 0 min", "2 h 5 min"]

@@ -26,6 +26,7 @@ IGNORED = {
     "stages/project/provenance.py": "records where the result comes from",
     "stages/project/redaction.py": "wording of messages",
     "stages/project/workspace.py": "paths; whoever opens an index imports it from yolov7.data.index",
+    "yolov7/__init__.py": "the names of the public API",
     "yolov7/errors.py": "wording of messages",
     "yolov7/files.py": "writes whole files or none, whatever their content",
     "yolov7/model/published": "reads published checkpoints: their tensors are checked by name, shape and AP",
@@ -111,11 +112,19 @@ def ignored(stage: str) -> set[str]:
     return {*IGNORED, *IGNORED_BY.get(stage, ()), *(() if stage == "train" else (PARAMETERS,))}
 
 
+def has_code(file: str) -> bool:
+    """Whether a file is a module, or a package file that defines something."""
+    if not file.endswith("/__init__.py"):
+        return True
+    defined = [node for node in parse(ROOT / file).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return any(node.name != "__getattr__" for node in defined)
+
+
 @cache
 def used_by(stage: str) -> frozenset[str]:
     """The files that a stage imports, directly or not, and the templates beside them.
 
-    Package files are left out: they have no code of their own.
+    Package files that only hand names on are left out.
     """
     seen: set[str] = set()
     todo = [f"stages/{stage}.py"]
@@ -126,7 +135,7 @@ def used_by(stage: str) -> frozenset[str]:
             todo += imported_by(file)
     folders = {Path(file).parent for file in seen}
     templates = {one.as_posix() for folder in folders if (one := folder / "templates") and (ROOT / one).is_dir()}
-    return frozenset(file for file in seen if not file.endswith("/__init__.py")) | templates
+    return frozenset(file for file in seen if has_code(file)) | templates
 
 
 def files_of(dep: str) -> set[str]:

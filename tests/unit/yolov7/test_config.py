@@ -125,6 +125,14 @@ def test_presets_and_loss_parameters_of_another_family_are_refused(other_family)
         train_parameters({"loss": AnchorLoss()}, recipe="other")
 
 
+def test_a_network_of_the_users_own_may_have_the_head_of_any_family(other_family):
+    own = {"network": "my_networks:aligned", "preset": "other"}
+    assert train_parameters(own).loss == OtherLoss(box=2.5)
+    assert train_parameters({**own, "preset": "small"}).loss == AnchorLoss(objectness=1.0, scale_gains=False)
+    with pytest.raises(ConfigError, match="'othr' is not a preset"):
+        train_parameters({**own, "preset": "othr"})
+
+
 class LaterTrain(Train):
     """A revision with one more field at each level."""
 
@@ -139,8 +147,12 @@ class LaterTrain(Train):
 
 
 def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
-    assert identity_of(Train()) == Train().model_dump(mode="json")
-    expected = {**Train().model_dump(mode="json"), "augment": {"mosaic": 1.0}}
+    plain = Train().model_dump(mode="json")
+    for group, name in (("", "evaluate_iou"), ("augment", "scale_surplus"), ("optimizer", "linear_reaches_end")):
+        del (plain[group] if group else plain)[name]  # added since the first revision
+    assert identity_of(Train()) == plain
+    assert identity_of(Train(evaluate_iou=0.7)) == {**plain, "evaluate_iou": 0.7}
+    expected = {**plain, "augment": {"mosaic": 1.0}}
     assert identity_of(LaterTrain()) == expected
     changed = LaterTrain(dropout=0.5, augment={"border": 0})
     assert identity_of(changed) == {**expected, "dropout": 0.5, "augment": {"mosaic": 1.0, "border": 0}}
@@ -192,12 +204,34 @@ def test_a_mistake_anywhere_in_the_file_is_refused(tmp_path, change, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(("variant", "recipe"), [("yolov7-tiny", "tiny"), ("yolov7-w6", "p6"), ("yolov7", "p5")])
+def test_without_a_preset_a_variant_is_trained_by_its_recipe(variant, recipe):
+    params = params_module.Params(variants=(variant,), train={"epochs": 3})
+    assert params.train_for(variant) == train_parameters({"preset": recipe, "epochs": 3})
+
+
 def test_a_variant_may_differ_from_the_common_training_parameters(tmp_path):
     path = write(tmp_path, {"per_variant": {"yolov7-tiny": {"epochs": 7, "optimizer": {"momentum": 0.5}}}})
     params = params_module.load(path)
     train = params.train_for("yolov7-tiny")
     assert (train.epochs, train.optimizer.momentum) == (7, 0.5)
     assert train.optimizer.name == "adamw"
+
+
+def test_without_a_preset_a_variant_trains_by_its_own_recipe(tmp_path):
+    path = write(tmp_path, {"variants": ["yolov7-tiny", "yolov7-w6", "mine"]})
+    values = yaml.safe_load(path.read_text())
+    del values["train"]["preset"], values["train"]["image_size"]
+    own = {"network": "small_detector:small_network"}
+    values["per_variant"] = {"yolov7-tiny": {}, "yolov7-w6": {}, "mine": own}
+    path.write_text(yaml.safe_dump(values))
+    trainings = params_module.load(path).trainings
+    assert {name: train.preset for name, train in trainings.items()} == {
+        "yolov7-tiny": "tiny",
+        "yolov7-w6": "p6",
+        "mine": "p5",
+    }
+    assert (trainings["yolov7-w6"].image_size, trainings["yolov7-tiny"].optimizer.final_factor) == (1280, 0.01)
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [", "\xff"])

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from yolov7 import nms as nms_module
 from yolov7.boxes import pairwise_iou
-from yolov7.nms import batched_nms, nms, select
+from yolov7.nms import Thresholds, batched_nms, nms, select
+
+PRODUCT = "objectness x class probability"
 
 
 def plain(boxes, scores, labels, iou):
@@ -112,14 +114,14 @@ def decoded(*rows):
 
 
 def test_one_class_scores_by_objectness_alone():
-    (found,) = select(decoded([0, 0, 10, 10, 0.8, 0.5]), confidence=0.6, iou=0.5, multi_label=True)
+    (found,) = select(decoded([0, 0, 10, 10, 0.8, 0.5]), Thresholds(0.6, 0.5), scoring="objectness", multi_label=True)
     assert found.scores.tolist() == pytest.approx([0.8]) and found.labels.tolist() == [0]
 
 
 def test_multi_label_and_best_class():
     rows = decoded([0, 0, 10, 10, 1.0, 0.9, 0.7, 0.1])
-    (every,) = select(rows, confidence=0.25, iou=0.5, multi_label=True)
-    (best,) = select(rows, confidence=0.25, iou=0.5, multi_label=False)
+    (every,) = select(rows, Thresholds(0.25, 0.5), scoring=PRODUCT, multi_label=True)
+    (best,) = select(rows, Thresholds(0.25, 0.5), scoring=PRODUCT, multi_label=False)
     assert every.labels.tolist() == [0, 1] and best.labels.tolist() == [0]
     assert every.scores.tolist() == pytest.approx([0.9, 0.7])
 
@@ -129,7 +131,7 @@ def test_selection_equals_plain_pipeline():
     batch = torch.rand(3, 200, 9, generator=generator)
     batch[..., :4] *= 50
     batch[..., 2:4] += batch[..., :2]
-    for found, rows in zip(select(batch, confidence=0.1, iou=0.4, multi_label=True), batch, strict=True):
+    for found, rows in zip(select(batch, Thresholds(0.1, 0.4), scoring=PRODUCT, multi_label=True), batch, strict=True):
         scores = rows[:, 4:5] * rows[:, 5:]
         at, labels = torch.nonzero(scores > 0.1, as_tuple=True)
         kept = plain(rows[at, :4], scores[at, labels], labels, 0.4)[:300]
@@ -142,9 +144,9 @@ def test_limits_are_kept():
     batch[0, :, 0] = torch.arange(500) * 20
     batch[0, :, 2:4] = batch[0, :, :2] + 10
     batch[0, :, 4] = torch.linspace(0.9, 0.5, 500)
-    (found,) = select(batch, confidence=0.1, iou=0.5, multi_label=False)
+    (found,) = select(batch, Thresholds(0.1, 0.5), scoring="objectness", multi_label=False)
     assert len(found) == 300 and found.scores[0] == batch[0, 0, 4]
-    (found,) = select(batch, confidence=0.1, iou=0.5, multi_label=False, max_candidates=20)
+    (found,) = select(batch, Thresholds(0.1, 0.5), scoring="objectness", multi_label=False, max_candidates=20)
     assert len(found) == 20
 
 
@@ -152,16 +154,18 @@ def test_broken_predictions_are_left_out():
     nan, inf = float("nan"), float("inf")
     rows = decoded([0, 0, nan, 5, 0.9, 0.9, 0.1], [0, 0, inf, 5, 0.9, 0.9, 0.1], [0, 0, 5, 5, nan, 0.9, 0.1])
     for multi_label in (True, False):
-        (found,) = select(rows, confidence=0.2, iou=0.5, multi_label=multi_label)
+        (found,) = select(rows, Thresholds(0.2, 0.5), scoring=PRODUCT, multi_label=multi_label)
         assert len(found) == 0 and found.boxes.shape == (0, 4)
 
 
 def test_half_precision_and_wrong_shapes():
-    (found,) = select(decoded([0, 0, 10, 10, 0.8, 0.5, 1.0]).half(), confidence=0.2, iou=0.5, multi_label=False)
+    (found,) = select(
+        decoded([0, 0, 10, 10, 0.8, 0.5, 1.0]).half(), Thresholds(0.2, 0.5), scoring=PRODUCT, multi_label=False
+    )
     assert found.boxes.dtype == torch.float32 and found.labels.tolist() == [1]
     assert [array.shape for array in found.to_numpy()] == [(1, 4), (1,), (1,)]
     with pytest.raises(ValueError, match=r"\(B, N, 5 \+ C\)"):
-        select(torch.zeros(2, 7), confidence=0.2, iou=0.5, multi_label=False)
+        select(torch.zeros(2, 7), Thresholds(0.2, 0.5), scoring=PRODUCT, multi_label=False)
 
 
 MEMORY = """

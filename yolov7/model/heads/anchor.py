@@ -19,7 +19,7 @@ from yolov7.config import AnchorLoss, LossParameters
 from yolov7.errors import ModelError
 from yolov7.model.blocks import ConvUnit, ImplicitConvUnit
 from yolov7.model.spec import Block, Form, Head, Map, Network, Scaling
-from yolov7.predictions import Scoring
+from yolov7.predictions import Scoring, objectness_scoring
 
 Anchors = Sequence[Sequence[Sequence[float]]]
 """(L, A, 2) width and height in pixels, however they are given."""
@@ -29,6 +29,8 @@ AnchorTable = tuple[tuple[tuple[float, float], ...], ...]
 BIAS_IMAGE_SIDE = 640  # the side the objectness prior is reckoned at, for every input size
 BIAS_OBJECTS = 8  # objects expected on such an image
 BIAS_CLASS = 0.6
+DECODING = "centre = (2 sigmoid - 0.5 + cell) x stride; side = (2 sigmoid)^2 x anchor, pixels"
+"""Formula of :func:`decode` in the contract of files with raw maps; runtimes recognise such a file by it."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +184,14 @@ class AnchorHeadModule(nn.Module):
         """See :func:`decode`."""
         return decode(raw, self.anchors, self.strides)
 
+    @property
+    def order(self) -> str:
+        """Order of the decoded predictions, for contracts."""
+        return "level (small stride first), anchor, row, column"
+
     def scoring(self) -> Scoring:
         """Objectness times class probability. With one class, its probability says nothing: objectness alone."""
-        return "objectness" if self.num_classes == 1 else "objectness x class probability"
+        return objectness_scoring(self.num_classes)
 
     def predictions(self, height: int, width: int) -> int:
         """Number of predictions for an image of this size in pixels: one per level, anchor and cell."""
@@ -197,7 +204,7 @@ class AnchorHeadModule(nn.Module):
             "order": "level (small stride first)",
             "values": "logits, before the sigmoid",
             "anchors": _nested(self.anchors.detach().cpu().float()),
-            "decoding": "centre = (2 sigmoid - 0.5 + cell) x stride; side = (2 sigmoid)^2 x anchor, pixels",
+            "decoding": DECODING,
         }
 
     def reparameterize(self) -> AnchorHeadModule:
@@ -246,7 +253,7 @@ def _checked_anchors(anchors: Anchors, *, levels: int) -> Tensor:
     """(L, A, 2) float32; turned round if the areas fall where the strides rise (reference sheet, section 1)."""
     try:
         values = [[list(map(float, pair)) for pair in level] for level in anchors]
-        table = torch.tensor(values, dtype=torch.float32, device="cpu")  # has values even when a network is laid out
+        table = torch.tensor(values, dtype=torch.float32, device="cpu")  # has values on the meta device too
     except (TypeError, ValueError) as error:
         raise ModelError(
             f"anchors: {levels} levels of as many (width, height) pairs each are expected: {error}"

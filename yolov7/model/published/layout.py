@@ -45,6 +45,8 @@ class LoadableDetector(Protocol):
 class PublishedKeys:
     """The tensors of a published file, for one network in one form."""
 
+    form: str
+    """As `PublishedLayout.form` names it."""
     copied: Mapping[str, str]
     """Published name -> our name in the training form, in the published order; the shapes are equal."""
     derived: Collection[str] = ()
@@ -93,7 +95,10 @@ class PublishedLayout(Protocol):
         """Those of a file's names that only another network has; other unknown names are reported and left."""
         ...
 
-    def finish(self, transfer: Transfer, tensors: Mapping[str, Tensor], model: LoadableDetector, form: str) -> None:
-        """Complete `transfer`, which holds what could be copied of `tensors`: convert derived tensors, and give
-        values to what this form of file leaves out."""
+    def finish(
+        self, transfer: Transfer, tensors: Mapping[str, Tensor], model: LoadableDetector, keys: PublishedKeys
+    ) -> None:
+        """Complete `transfer`, which holds the copied ones of `tensors`: convert those derived, and give values to
+        tensors of the model that this form of file leaves out.
+        """
         ...

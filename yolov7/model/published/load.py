@@ -153,7 +153,7 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
         raise ModelError(f"{weights.path}: {error}") from None
     _check_names(file, keys, model.variant)
     transfer = _copied(file, keys, model)
-    file.layout.finish(transfer, weights.tensors, model, file.form)
+    file.layout.finish(transfer, weights.tensors, model, keys)
     model.load_state_dict(transfer.values, strict=False)
     given = transfer.values.keys() | transfer.kept
     return ImportReport(

@@ -133,6 +133,7 @@ class Yolov7Layout:
         derived = {name for name, ours in names.items() if ours == ANCHORS}
         detector = _detector_prefix(derived)
         return PublishedKeys(
+            form=form,
             copied={name: ours for name, ours in names.items() if name not in derived},
             derived=derived,
             outputs={name for name in names if name.startswith(detector)},
@@ -143,12 +144,16 @@ class Yolov7Layout:
         last = _layer(_detector_prefix(keys.derived))
         return [name for name in names if _layer(name) > last]
 
-    def finish(self, transfer: Transfer, tensors: Mapping[str, Tensor], model: LoadableDetector, form: str) -> None:
+    def finish(
+        self, transfer: Transfer, tensors: Mapping[str, Tensor], model: LoadableDetector, keys: PublishedKeys
+    ) -> None:
         """Anchors, and the implicit vectors that a deploy file has folded into its outputs."""
         transfer.kept.add(ANCHORS)
         ours = model.state_dict()
-        _take_anchors(transfer, tensors, ours[ANCHORS].cpu(), model.strides)
-        if form == DEPLOY:
+        tables = {name: tensors[name] for name in sorted(keys.derived) if name in tensors}  # `anchor_grid` comes first
+        if tables:
+            _take_anchors(transfer, tables, _detector_prefix(keys.derived), ours[ANCHORS].cpu(), model.strides)
+        if keys.form == DEPLOY:
             transfer.values |= _identity_vectors(ours, transfer.values)
 
 
@@ -234,24 +239,23 @@ def _layer(name: str) -> int:
     return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else -1
 
 
-def _take_anchors(transfer: Transfer, tensors: Mapping[str, Tensor], ours: Tensor, strides: tuple[int, ...]) -> None:
+def _take_anchors(
+    transfer: Transfer, tables: Mapping[str, Tensor], detector: str, ours: Tensor, strides: tuple[int, ...]
+) -> None:
     """The file's anchors belong to its box predictions: they are taken only with these.
 
     The table in pixels is whole numbers, exact in half precision; the one in grid units may be rounded. Where the file
     agrees with the model up to that rounding the model's own, exact values stay.
     """
-    names = [name for kind in ("anchor_grid", "anchors") for name in tensors if name.endswith(f".{kind}")]
-    if not names:
-        return
-    table, in_grid_units = tensors[names[0]], names[0].endswith(".anchors")
+    name, table = next(iter(tables.items()))
+    in_grid_units = name.endswith(".anchors")
     scale = torch.tensor(strides, dtype=torch.float32)[:, None, None]
     fits = table.shape == ours.shape if in_grid_units else table.numel() == ours.numel()
-    detector = _detector_prefix(names) if in_grid_units else names[0].removesuffix("anchor_grid")
     if not fits or any(name.startswith(detector) for name, _ in transfer.left):
         reason = "anchors stay with the box predictions they were trained with" if fits else "shape does not fit"
-        transfer.left.extend((name, reason) for name in names)
+        transfer.left.extend((name, reason) for name in tables)
         return
-    transfer.taken.extend(names)
+    transfer.taken.extend(tables)
     pixels = table * scale if in_grid_units else table.reshape(ours.shape)
     if not torch.allclose(pixels / scale, ours / scale, rtol=0.0, atol=ANCHOR_TOLERANCE):
         transfer.values[ANCHORS] = pixels

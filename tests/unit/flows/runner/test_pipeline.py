@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.runner import pipeline as pipeline_module
+from flows.runner import output
 from flows.runner.pipeline import LOGS, Pipeline, StageError, only_run
 
 LOG = logging.getLogger("test")
@@ -48,7 +48,7 @@ def test_a_log_that_finds_no_room_stops_nobody(tmp_path: Path, monkeypatch: pyte
     full = tmp_path / LOGS / "train.log.0.running"
     full.parent.mkdir(parents=True)
     full.symlink_to("/dev/full")
-    monkeypatch.setattr(pipeline_module, "_growing", lambda path, mark: full)
+    monkeypatch.setattr(output, "_growing", lambda path, mark: full)
     # More than a pipe holds: a child whose output nobody reads would wait for ever.
     code = f"print(('x' * 999 + chr(10)) * 500); print('error: out.bin: the disk is full'); raise SystemExit({status})"
     with Pipeline(tmp_path, timeout_seconds=60) as pipeline:
@@ -59,7 +59,7 @@ def test_a_log_that_finds_no_room_stops_nobody(tmp_path: Path, monkeypatch: pyte
             pipeline.run("train", [sys.executable, "-c", code], LOG)
     assert str(caught.value) == (
         "stage train failed with exit code 2: out.bin: the disk is full; "
-        "log: .local/logs/train.log (not whole: No space left on device)"
+        "log: .local/logs/train.log (incomplete: No space left on device)"
     )
     assert caught.value.lasting
 
@@ -72,7 +72,7 @@ def test_a_log_that_cannot_be_begun_stops_nobody(tmp_path: Path, caplog: pytest.
         with pytest.raises(StageError) as caught:
             pipeline.run("train", [sys.executable, "-c", "raise SystemExit('why')"], LOG)
     assert "stage train failed with exit code 1: why" in str(caught.value) and caught.value.log is None
-    assert ".local/logs/train.log: the log is not whole" in caplog.text
+    assert ".local/logs/train.log: the log is incomplete" in caplog.text
 
 
 def test_logs_that_a_killed_run_has_left_half_are_removed(tmp_path: Path) -> None:

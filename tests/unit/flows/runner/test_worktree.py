@@ -82,7 +82,7 @@ def test_data_that_no_remote_has_is_told_from_a_remote_that_is_away(tmp_path: Pa
         with pytest.raises(DataError, match="neither in DVC's cache nor in a remote"):
             bring(pipeline, wanted, LOG)
         (tmp_path / ".dvc/config").write_text(empty + away)
-        with pytest.raises(StageError, match="not to be had at present") as caught:
+        with pytest.raises(StageError, match="not available at present") as caught:
             bring(pipeline, wanted, LOG)
     assert not caught.value.lasting
 

@@ -139,7 +139,7 @@ def test_a_grouping_that_cannot_be_is_refused(tmp_path, change, words):
 def test_a_set_that_is_mostly_one_group_is_warned_of(tmp_path, caplog):
     whole = set_of([{0}] * 10, tmp_path, camera=[1] * 7 + [2, 3, 4])
     make_splits(whole, BLIND.model_copy(update={"group_field": "camera"}))
-    assert "7 of 10 images are tied together (group_field)" in caplog.text
+    assert "7 of 10 images stay together (group_field)" in caplog.text
 
 
 def test_records_of_one_file_or_one_id_and_stray_annotations_do_not_leak(tmp_path):

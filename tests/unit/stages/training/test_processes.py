@@ -47,7 +47,7 @@ def test_the_environment_says_how_many_and_their_status_is_that_of_the_stage(lau
     (arguments, options), _ = launches
     assert arguments == (COMMAND,)
     assert options == {"processes": 2, "nodes": 3, "rendezvous": "10.0.0.1:29400", "restarts": 5, "stopped": 75}
-    with pytest.raises(ConfigError, match=r"10 images cannot be divided among 6 processes; 6 or 12 would do"):
+    with pytest.raises(ConfigError, match=r"10 images cannot be divided among 6 processes; use 6 or 12"):
         start_processes(COMMAND, batch_size=10)
     monkeypatch.delenv("YOLOV7_RENDEZVOUS")
     with pytest.raises(ConfigError, match=r"YOLOV7_RENDEZVOUS to HOST:PORT"):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolov7.data.decode import decode_image, load_size, read_image, reduction_for, resize_to_long_side
+from yolov7.data.decode import decode_image, read_image, reduction_for
 from yolov7.errors import DataError
+from yolov7.letterbox import load_size, resize_to_long_side
 
 
 def picture(height=40, width=60):

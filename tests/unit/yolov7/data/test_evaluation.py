@@ -1,18 +1,15 @@
-"""Letterbox and evaluation batches: every image once, and boxes that find their way there and back."""
+"""Evaluation batches: every image once, and boxes that find their way there and back."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from yolov7.data.evaluation import evaluation_batches
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
 from yolov7.errors import DataError
-from yolov7.letterbox import letterbox, unletterbox
 
 SIZES = [(48, 64), (64, 48), (100, 200), (37, 53), (64, 64), (20, 90), (91, 30)]
 
@@ -63,7 +60,7 @@ def test_boxes_point_at_the_same_pixels_before_and_after(index, rectangular):
         for row, i in enumerate(batch.indices):
             assert batch.image_ids[row] == index.image_id(i)
             assert tuple(batch.original_sizes[row]) == index.size(i)
-            moved = batch.to_batch(row, index.boxes(i))
+            moved = index.boxes(i) * np.tile(batch.scales[row], 2) + np.tile(batch.pads[row], 2)
             ys, xs = np.nonzero(batch.images[row, 0].numpy() > 150)
             seen = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
             assert np.abs(seen - moved[0]).max() <= 1.01  # the edge pixel may be blended
@@ -102,28 +99,3 @@ def test_an_image_of_another_size_stops_the_evaluation(index, tmp_path):
     other = type(index).open(index.folder, image_root=tmp_path)
     with pytest.raises(DataError, match=r"image 100: the image is 12 x 10 but annotated as 64 x 48"):
         batches(other)
-
-
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(16, 200), st.integers(16, 200), st.booleans(), st.data())
-def test_letterbox_fits_and_boxes_come_back(height, width, new_height, new_width, enlarge, data):
-    image = np.full((height, width, 3), 200, np.uint8)
-    boxed, scale, (x, y) = letterbox(image, new_height, new_width, enlarge=enlarge)
-    assert boxed.shape == (new_height, new_width, 3)
-    assert enlarge or scale <= 1
-    inside = boxed[:, :, 0] == 200
-    rows, columns = int(inside.any(1).sum()), int(inside.any(0).sum())
-    assert rows == max(round(height * scale), 1) and columns == max(round(width * scale), 1)
-    assert inside[y : y + rows, x : x + columns].all() and (boxed[~inside] == 114).all()
-    # The smaller half of an odd rest lies before the image.
-    assert 0 <= new_height - rows - 2 * y <= 1 and 0 <= new_width - columns - 2 * x <= 1
-    assert max(rows / new_height, columns / new_width) == 1 or not enlarge
-    corners = data.draw(st.tuples(*[st.floats(0, 1)] * 4))
-    box = np.sort(np.reshape(corners, (2, 2)), 0).reshape(1, 4) * [width, height, width, height]
-    there = box * scale + [x, y, x, y]
-    np.testing.assert_allclose(unletterbox(there, scale, (x, y), height, width), box, atol=1e-3)
-
-
-def test_boxes_of_the_border_are_clipped_to_the_image():
-    boxes = unletterbox(np.float32([[0, 0, 64, 64]]), 0.5, (0, 8), 96, 128)
-    np.testing.assert_array_equal(boxes, np.float32([[0, 0, 128, 96]]))
-    assert unletterbox(np.zeros((0, 4), np.float32), 0.5, (0, 8), 96, 128).shape == (0, 4)

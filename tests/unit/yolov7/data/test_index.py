@@ -162,7 +162,7 @@ def test_a_new_index_replaces_the_old_one_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(DataError, match="no index stands"):
+    with pytest.raises(DataError, match="is not an index"):
         build_index(annotations(), tmp_path, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 

@@ -22,5 +22,5 @@ def test_the_device_is_a_matter_of_the_environment_and_of_the_file(
     assert {device_for(model) for model in ("model.onnx", "models/v/export", "models:/v@champion")} == {"cpu"}
     model, path = small_detector(), tmp_path / "w.safetensors"
     save_checkpoint(path, model, metadata_of(model))
-    with pytest.raises(ConfigError, match="device 'cuda:9' is not to be had here"):
+    with pytest.raises(ConfigError, match="device 'cuda:9' is not available"):
         load_detector(path, device=device_for(str(path)))

@@ -16,7 +16,7 @@ from yolov7.errors import DataError, ModelError
 from yolov7.evaluate import METRICS, evaluate, evaluate_detections, ground_truth, write_curves, write_results
 from yolov7.export import export_onnx
 from yolov7.model import create_model
-from yolov7.nms import select
+from yolov7.nms import Thresholds, select
 from yolov7.predict import Predictor, TorchRuntime, benchmark, load_detector
 
 IMAGES = pictures(7)
@@ -39,7 +39,9 @@ def test_figures_are_those_of_the_detections_the_settings_give(runtime, index):
     assert 0.1 < result.metrics["AP"] < 0.9
     expected = []
     for batch in evaluation_batches(index, image_size=96, batch_size=1, stride=8):
-        (found,) = select(runtime.decoded(batch.images), confidence=0.001, iou=0.65, multi_label=True)
+        (found,) = select(
+            runtime.decoded(batch.images), Thresholds(0.001, 0.65), scoring=runtime.scoring, multi_label=True
+        )
         assert len(found) <= 300
         boxes = batch.to_original(0, found.boxes.numpy())
         for box, score, label in zip(boxes, found.scores, found.labels, strict=True):

@@ -21,8 +21,11 @@ from yolov7.files import sha256_file
 from yolov7.model import create_model
 from yolov7.model.scaling import scale
 from yolov7.model.variants import find_variant
-from yolov7.nms import select
+from yolov7.nms import Thresholds, select
 from yolov7.predict import OnnxNmsRuntime, OnnxRuntime, open_onnx
+from yolov7.predictions import SCORINGS, columns_before_classes
+
+PRODUCT = "objectness x class probability"
 
 
 def run(file, images):
@@ -89,7 +92,7 @@ def test_a_lone_file_describes_itself(exported, trained):
     assert runtime.stride == trained.stride == 8
     with_nms = open_onnx(exported / "model-nms.onnx")
     assert isinstance(with_nms, OnnxNmsRuntime)
-    assert (with_nms.confidence, with_nms.iou, with_nms.max_detections) == (0.2, 0.5, 20)
+    assert with_nms.thresholds == Thresholds(0.2, 0.5, 20)
 
 
 def test_model_json_lists_every_file_with_its_sha256(exported):
@@ -111,7 +114,7 @@ def test_suppression_inside_gives_what_select_gives(exported):
     batch = torch.randint(0, 256, (3, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = open_onnx(exported / "model-nms.onnx").detect(batch)
     decoded = open_onnx(exported / "model.onnx").decoded(batch)
-    expected = select(decoded, confidence=0.2, iou=0.5, max_detections=20, multi_label=False)
+    expected = select(decoded, Thresholds(0.2, 0.5, 20), scoring=PRODUCT, multi_label=False)
     assert sum(map(len, expected)) > 20
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.labels, theirs.labels)
@@ -120,7 +123,7 @@ def test_suppression_inside_gives_what_select_gives(exported):
 
 
 def test_raw_maps_are_those_of_the_network(exported, trained, tmp_path):
-    export_onnx_raw(exported / "model.onnx", tmp_path / "raw.onnx")
+    export_onnx_raw(trained, tmp_path / "raw.onnx", metadata=metadata_of(trained))
     session = onnxruntime.InferenceSession(str(tmp_path / "raw.onnx"))
     images = random_images(2, 3, 64, 96)
     found = session.run(["map_0", "map_1"], {"images": images})
@@ -145,8 +148,6 @@ def test_raw_maps_are_those_of_the_network(exported, trained, tmp_path):
     )
     with pytest.raises(ModelError, match="its output is 'raw', 'decoded' is needed"):
         OnnxRuntime(runtime.file)
-    with pytest.raises(ModelError, match="decoded output is needed"):
-        export_onnx_raw(exported / "model-nms.onnx", tmp_path / "x.onnx")
 
 
 def test_one_class_is_scored_by_objectness_alone_and_bytes_repeat(tmp_path):
@@ -154,7 +155,7 @@ def test_one_class_is_scored_by_objectness_alone_and_bytes_repeat(tmp_path):
     graph = export_onnx(model, tmp_path / "model.onnx", metadata=metadata_of(model), dynamic=False)
     export_onnx(model, tmp_path / "again.onnx", metadata=metadata_of(model), dynamic=False)
     assert sha256_file(tmp_path / "again.onnx") == sha256_file(tmp_path / "model.onnx")
-    export_onnx_nms(graph, tmp_path / "nms.onnx", confidence=0.1, iou=0.5, max_detections=50)
+    export_onnx_nms(graph, tmp_path / "nms.onnx", Thresholds(0.1, 0.5, 50))
     batch = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     found = open_onnx(tmp_path / "nms.onnx").detect(batch)
     with torch.inference_mode():
@@ -168,7 +169,7 @@ def test_fixed_sides_that_are_not_square_and_many_classes(tmp_path):
     model = small_detector(1000)
     metadata = metadata_of(model)
     graph = export_onnx(model, tmp_path / "m.onnx", metadata=metadata, image_size=(48, 80), dynamic=False, opset=20)
-    export_onnx_nms(graph, tmp_path / "nms.onnx", confidence=0.01, iou=0.5, max_detections=30)
+    export_onnx_nms(graph, tmp_path / "nms.onnx", Thresholds(0.01, 0.5, 30))
     runtime = open_onnx(tmp_path / "m.onnx")
     assert runtime.input_shape == (1, 48, 80)
     assert runtime.file.about.contract["output"]["shape"] == [1, 3 * (12 * 20 + 6 * 10), 1005]
@@ -178,7 +179,7 @@ def test_fixed_sides_that_are_not_square_and_many_classes(tmp_path):
         expected = model(batch.float() / 255)
     torch.testing.assert_close(decoded[..., 4:], expected[..., 4:], atol=1e-5, rtol=0)
     torch.testing.assert_close(decoded[..., :4], expected[..., :4], atol=5e-3, rtol=0)
-    chosen = select(decoded, confidence=0.01, iou=0.5, max_detections=30, multi_label=False)
+    chosen = select(decoded, Thresholds(0.01, 0.5, 30), scoring=PRODUCT, multi_label=False)
     found = open_onnx(tmp_path / "nms.onnx").detect(batch)
     assert sum(map(len, found)) > 0
     for ours, theirs in zip(found, chosen, strict=True):
@@ -187,8 +188,8 @@ def test_fixed_sides_that_are_not_square_and_many_classes(tmp_path):
         runtime.decoded(batch.transpose(2, 3))
 
 
-def decoded_graph(classes: int) -> onnx.ModelProto:
-    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", "n", 5 + classes]) for n in ("x", "detections")]
+def decoded_graph(columns: int) -> onnx.ModelProto:
+    value = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", "n", columns]) for n in ("x", "detections")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["detections"])], "g", value[:1], value[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
@@ -196,26 +197,30 @@ def decoded_graph(classes: int) -> onnx.ModelProto:
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
+    scoring=st.sampled_from(SCORINGS),
     classes=st.sampled_from([1, 2, 7]),
     count=st.integers(1, 60),
     levels=st.sampled_from([4, 1000]),
     limit=st.integers(1, 30),
 )
-def test_suppression_graph_equals_select_on_anything(seed, classes, count, levels, limit):
+def test_suppression_graph_equals_select_on_anything(seed, scoring, classes, count, levels, limit):
     """Ties in score, identical, nested and empty boxes, no detection at all, fewer boxes than the limit."""
+    classes = 1 if scoring == "objectness" else classes
+    columns = columns_before_classes(scoring) + classes
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 12, (2, count, 2)) * 4.0
     decoded = np.concatenate(
         [
             corner,
             corner + rng.integers(0, 8, (2, count, 2)) * 4.0,
-            rng.integers(0, levels, (2, count, 1 + classes)) / levels,
+            rng.integers(0, levels, (2, count, columns - 4)) / levels,
         ],
         axis=-1,
     ).astype(np.float32)
-    graph = append_suppression(decoded_graph(classes), classes=classes, confidence=0.25, iou=0.45, max_detections=limit)
+    thresholds = Thresholds(0.25, 0.45, limit)
+    graph = append_suppression(decoded_graph(columns), thresholds, classes=classes, scoring=scoring)
     rows = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {"x": decoded})[0]
-    expected = select(torch.from_numpy(decoded), confidence=0.25, iou=0.45, max_detections=limit, multi_label=False)
+    expected = select(torch.from_numpy(decoded), thresholds, scoring=scoring, multi_label=False)
     assert rows.shape == (sum(map(len, expected)), 7)
     for image, detections in enumerate(expected):
         ours = rows[rows[:, 0] == image]
@@ -235,7 +240,7 @@ def test_what_cannot_be_exported_is_refused(trained, exported, tmp_path):
     with pytest.raises(ModelError, match="metadata is of"):
         export_onnx(trained, tmp_path / "x.onnx", metadata=metadata_of(small_detector(2)))
     with pytest.raises(ConfigError, match="out of range"):
-        export_onnx_nms(exported / "model.onnx", tmp_path / "x.onnx", confidence=2, iou=0.5, max_detections=1)
+        export_onnx_nms(exported / "model.onnx", tmp_path / "x.onnx", Thresholds(2, 0.5, 1))
     with pytest.raises(ModelError, match="decoded output is needed"):
-        export_onnx_nms(exported / "model-nms.onnx", tmp_path / "x.onnx", confidence=0.2, iou=0.5, max_detections=1)
+        export_onnx_nms(exported / "model-nms.onnx", tmp_path / "x.onnx", Thresholds(0.2, 0.5, 1))
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from yolov7.errors import DataError, ModelError
 from yolov7.export import INT8, verify
 from yolov7.export.int8 import Int8Exporter, Int8Settings, _counts
 from yolov7.export.quantize import best_range, calibrate, quantizable, quantized
-from yolov7.export.samples import spread
+from yolov7.export.samples import evenly_spaced
 from yolov7.predict import Predictor, TorchRuntime, load_detector
 
 
@@ -189,5 +189,5 @@ def test_a_single_layer_that_may_go_to_eight_bits_is_found(exporter, tmp_path, m
 
 
 def test_positions_are_spread_over_the_whole_set():
-    assert spread(9, 3) == [0, 4, 8]
-    assert spread(3, 10) == [0, 1, 2]
+    assert evenly_spaced(9, 3) == [0, 4, 8]
+    assert evenly_spaced(3, 10) == [0, 1, 2]

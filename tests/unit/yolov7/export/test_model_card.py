@@ -40,7 +40,7 @@ def test_a_card_has_the_facts_of_the_folder(exported):
         "| onnx-nms | 0.5000 | 0.5100 |  |  | 1.0 % | NO |",
         "On 2 validation images",
         "Of 6 layers kept in float: `node_7`. Steps: 0 in float: AP 0.4000; 1 in float: AP 0.5000.",
-        "* `model-nms.onnx`: nothing speaks against it",
+        "* `model-nms.onnx`: no problems found",
         "0 kind 0, 1 a \\| b c, 2 kind 2. Category ids: 10 to 12.",
     ):
         assert text in card, text

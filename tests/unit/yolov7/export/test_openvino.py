@@ -17,6 +17,7 @@ from yolov7.errors import ModelError
 from yolov7.export import export_openvino
 from yolov7.export.matching import agreement
 from yolov7.files import sha256_file
+from yolov7.nms import Thresholds
 from yolov7.predict import OpenvinoNmsRuntime, OpenvinoRuntime, load_detector, open_onnx, open_openvino
 
 
@@ -49,7 +50,7 @@ def test_any_number_of_shapes_gives_what_onnx_runtime_gives(files, exported):
 def test_suppression_inside(files, exported):
     runtime, batch = open_openvino(files / "nms.xml"), random_batch(3, 3, 96, 128)
     assert isinstance(runtime, OpenvinoNmsRuntime)
-    assert (runtime.confidence, runtime.iou, runtime.max_detections) == (0.2, 0.5, 20)
+    assert runtime.thresholds == Thresholds(0.2, 0.5, 20)
     expected = open_onnx(exported / "model-nms.onnx").detect(batch)
     assert sum(map(len, expected)) > 20
     for ours, theirs in zip(runtime.detect(batch), expected, strict=True):
@@ -142,7 +143,9 @@ def test_a_folder_with_further_formats(exported, tmp_path):
     for precision, tolerance in (("float32", 1e-3), ("float16", 0.02)):
         detector = load_detector(exported, runtime="openvino", precision=precision)
         assert isinstance(detector.runtime, OpenvinoRuntime)
-        found = agreement(expected, detector.predict(pictures(2)), confidence=0.2, iou=0.5, score_tolerance=tolerance)
+        found = agreement(
+            expected, detector.predict(pictures(2)), thresholds=Thresholds(0.2, 0.5), score_tolerance=tolerance
+        )
         assert found.matched > 20 and found.unmatched_share == 0
         assert found.max_score_difference < tolerance
     with pytest.raises(ModelError, match=r"lists no optional/openvino-int8\.xml; add it to params\.yaml"):

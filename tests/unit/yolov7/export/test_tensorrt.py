@@ -14,9 +14,10 @@ from onnx import helper, numpy_helper
 
 from yolov7.cli import main
 from yolov7.errors import ConfigError, ModelError
-from yolov7.export import build_engine, check_tensorrt, export_onnx_nms, export_onnx_raw
+from yolov7.export import build_engine, check_tensorrt, export_onnx_nms
 from yolov7.export.quantize import calibrate, quantizable, quantized
 from yolov7.export.tensorrt import profile_shapes
+from yolov7.nms import Thresholds
 
 
 @pytest.fixture
@@ -70,13 +71,35 @@ def test_an_optimisation_profile_needs_sizes_that_rise_and_fit():
             profile_shapes(batch, sides, 32)
 
 
+def fake_tensorrt(version):
+    """The package as far as its version tells it: 11 has no flag for float16."""
+    package = types.ModuleType("tensorrt")
+    if version is not None:
+        package.__version__ = version
+    package.BuilderFlag = types.SimpleNamespace(**({"FP16": 0} if str(version).startswith("10.") else {}))
+    return package
+
+
+@pytest.mark.parametrize("version", ["11.4.0.106", "12.0", "8.6.1", "110.1", None])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_other_versions_of_tensorrt_are_refused_before_they_fail(exported, tmp_path, monkeypatch, capsys, version, gpu):
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(version))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with pytest.raises(ModelError, match=r"pip install 'tensorrt>=10,<11'") as caught:
+        build_engine(exported / "model.onnx", tmp_path / "m.engine")
+    assert f"TensorRT {version or 'unknown'} " in str(caught.value)
+    assert main(["tensorrt", str(exported / "model.onnx"), "-o", str(tmp_path / "m.engine")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_the_package_or_a_gpu_the_line_says_so(exported, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(ModelError, match="TensorRT is not installed"):
         build_engine(exported / "model.onnx", tmp_path / "m.engine")
-    monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt("10.13.3.9"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match="there is none here"):
+    with pytest.raises(ModelError, match="no GPU found"):
         build_engine(exported / "model.onnx", tmp_path / "m.engine")
     assert main(["tensorrt", str(exported / "model.onnx")]) == 0
     assert "nothing in it that TensorRT's ONNX parser refuses" in capsys.readouterr().out
@@ -98,7 +121,7 @@ def test_what_is_no_onnx_file_of_this_project_is_one_line(exported, graph, tmp_p
     assert main(["tensorrt", str(file)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: {file}: ") and told.count("\n") == 1
-    for use in (check_tensorrt, lambda path: export_onnx_raw(path, tmp_path / "raw.onnx"), add_suppression(tmp_path)):
+    for use in (check_tensorrt, add_suppression(tmp_path)):
         with pytest.raises(ModelError, match=r"file\.json: "):
             use(file)
     with pytest.raises(ModelError, match=r"none\.onnx: cannot be read: No such file"):
@@ -106,7 +129,7 @@ def test_what_is_no_onnx_file_of_this_project_is_one_line(exported, graph, tmp_p
 
 
 def add_suppression(folder):
-    return lambda path: export_onnx_nms(path, folder / "nms.onnx", confidence=0.2, iou=0.5, max_detections=9)
+    return lambda path: export_onnx_nms(path, folder / "nms.onnx", Thresholds(0.2, 0.5, 9))
 
 
 @pytest.mark.gpu

@@ -28,7 +28,7 @@ from yolov7.export.quantize import calibrate, quantizable, quantized
 from yolov7.export.samples import Samples
 from yolov7.files import write_json
 from yolov7.model import save_checkpoint
-from yolov7.nms import Detections
+from yolov7.nms import Detections, Thresholds
 from yolov7.predict import Predictor, TorchRuntime, load_detector, open_onnx
 
 
@@ -288,9 +288,9 @@ def test_boxes_beside_their_places_are_no_ties(exported, trained, index, tmp_pat
 def test_shifted_boxes_are_on_the_edge_and_too_many_of_them():
     ours = [detections((0, 0, 40, 40, 0.5 + number / 200, 0)) for number in range(50)]
     theirs = [Detections(one.boxes + torch.tensor([8, 0, 8, 0]), one.scores, one.labels) for one in ours]
-    result = agreement(ours, theirs, confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    result = agreement(ours, theirs, thresholds=Thresholds(0.25, 0.45), score_tolerance=1e-3)
     assert (result.matched, result.unmatched_share, result.edge_share) == (0, 0, 1)
-    few = agreement(ours[:2], theirs[:2], confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    few = agreement(ours[:2], theirs[:2], thresholds=Thresholds(0.25, 0.45), score_tolerance=1e-3)
     assert (few.on_the_edge, few.edge_share) == (4, 0)
 
 
@@ -317,7 +317,7 @@ def detections(*rows):
 def test_agreement_counts_pairs_edges_and_strangers():
     ours = detections((0, 0, 10, 10, 0.9, 0), (20, 20, 40, 40, 0.8, 1), (60, 60, 90, 90, 0.2501, 1))
     theirs = detections((0, 0, 10, 10.1, 0.9002, 0), (20, 20, 40, 40, 0.8, 2))
-    result = agreement([ours], [theirs], confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    result = agreement([ours], [theirs], thresholds=Thresholds(0.25, 0.45), score_tolerance=1e-3)
     assert (result.expected, result.found, result.matched, result.on_the_edge) == (3, 2, 1, 1)
     assert result.unmatched_share == pytest.approx(2 / 5)  # the box whose class is another, on both sides
     assert result.max_score_difference == pytest.approx(0.0002, abs=1e-6)
@@ -329,11 +329,11 @@ def test_a_near_tie_in_the_suppression_is_no_disagreement():
     # Either of two overlapping boxes of equal score may survive; which one is a matter of the last bit.
     ours = detections((0, 0, 10, 10, 0.7000001, 0))
     theirs = detections((0, 2, 10, 12, 0.7000002, 0))
-    assert agreement([ours], [theirs], confidence=0.25, iou=0.45, score_tolerance=1e-3).unmatched_share == 0
+    assert agreement([ours], [theirs], thresholds=Thresholds(0.25, 0.45), score_tolerance=1e-3).unmatched_share == 0
     sure = detections((0, 2, 10, 12, 0.8, 0))
-    assert agreement([ours], [sure], confidence=0.25, iou=0.45, score_tolerance=1e-3).unmatched_share == 1
+    assert agreement([ours], [sure], thresholds=Thresholds(0.25, 0.45), score_tolerance=1e-3).unmatched_share == 1
 
 
 def test_nothing_on_either_side_agrees():
-    result = agreement([detections()], [detections()], confidence=0.25, iou=0.45, score_tolerance=1e-3)
+    result = agreement([detections()], [detections()], thresholds=Thresholds(0.25, 0.45), score_tolerance=1e-3)
     assert result.unmatched_share == 0 and result.min_iou == 1

@@ -210,6 +210,18 @@ def test_the_criterion_of_a_model_takes_the_fields_of_its_head_group():
         create_criterion(model, image_size=64, objectnes=1.0)
 
 
+def test_fields_not_given_are_those_of_the_published_recipe():
+    tiny, p5 = (create_model(name, 80, device="meta") for name in ("yolov7-tiny", "yolov7"))
+    for model in (tiny, p5):
+        model.head.anchors = torch.tensor(assign_cases.ANCHORS, dtype=torch.float32)
+    plain = {"image_size": 640, "scale_gains": False}
+    gains = create_criterion(tiny, **plain).gains
+    assert (gains.box, gains.objectness, gains.classification) == (0.05, 1.0, 0.5)
+    assert create_criterion(tiny, **plain, classification=0.3).gains.classification == 0.3
+    gains = create_criterion(p5, **plain).gains
+    assert (gains.box, gains.objectness, gains.classification) == (0.05, 0.7, 0.3)
+
+
 def test_the_defaults_are_those_of_the_group():
     """As published, and as they were written out in the signature before."""
     expected = {

@@ -126,7 +126,7 @@ def test_synchronised_batch_norm_folds_too():
 
 
 class WithoutFloat64(torch.Tensor):
-    """Stands in for a tensor on a device that lacks the type, such as MPS."""
+    """A tensor on a device without the type, such as MPS."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

@@ -21,6 +21,7 @@ class Corner:
 
     def __init__(self, metadata, fixed=None):
         self.metadata, self.stride, self.input_shape = metadata, 8, (None, fixed, fixed)
+        self.scoring = "objectness x class probability"
         self.seen = []
 
     def decoded(self, images):

@@ -66,6 +66,7 @@ class Echo:
 
     def __init__(self, metadata):
         self.metadata, self.stride, self.input_shape = metadata, 8, (None, None, None)
+        self.scoring = "objectness x class probability"
 
     def decoded(self, images):
         rows = []

@@ -20,6 +20,7 @@ class WhiteBlobs:
 
     def __init__(self, metadata):
         self.metadata, self.stride, self.input_shape = metadata, 8, (None, None, None)
+        self.scoring = "objectness x class probability"
 
     def decoded(self, batch):
         rows = torch.zeros(len(batch), 40, 8)

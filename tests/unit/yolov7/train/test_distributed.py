@@ -168,9 +168,9 @@ def test_after_a_kill_all_start_again_and_end_with_the_same_bits(folder, statuse
 
 def test_a_batch_that_does_not_divide_is_refused():
     assert share_of_batch(12, 3) == 4
-    with pytest.raises(ConfigError, match=r"16 images cannot be divided among 3 processes; 15 or 18 would do"):
+    with pytest.raises(ConfigError, match=r"16 images cannot be divided among 3 processes; use 15 or 18"):
         share_of_batch(16, 3)
-    with pytest.raises(ConfigError, match=r"2 images cannot be divided among 3 processes; 3 would do"):
+    with pytest.raises(ConfigError, match=r"2 images cannot be divided among 3 processes; use 3"):
         share_of_batch(2, 3)
 
 

@@ -99,7 +99,8 @@ def test_validation_inside_training_has_as_many_loader_processes(index, tmp_path
 def test_the_iou_of_the_suppression_in_validation_is_an_option(index, tmp_path, monkeypatch):
     asked = []
     find = validation.find_results
-    monkeypatch.setattr(validation, "find_results", lambda *a, **k: (asked.append(k["iou"]), find(*a, **k))[1])
+    watched = lambda *a, **k: (asked.append(k["thresholds"].iou), find(*a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(validation, "find_results", watched)
     assert parameters().evaluate_iou == 0.65
     assert trainer(index, tmp_path, parameters(epochs=1, evaluate_iou=0.5)).fit().finished
     assert asked == [0.5]
