@@ -220,7 +220,7 @@ NAME = "yolov7-tiny"
 
 
 def registry(arguments: argparse.Namespace, base: Path) -> None:
-    from stages.registry import tracking
+    from stages.registry import server
     from tests.pipeline.export_folder import make_export
 
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
@@ -230,7 +230,7 @@ def registry(arguments: argparse.Namespace, base: Path) -> None:
         place.mkdir()
         os.chdir(place)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}/mlflow.db"
-        tracking.connect()
+        server.connect()
         if label == "filled":
             started = time.perf_counter()
             fill(arguments.versions, arguments.points)
@@ -259,10 +259,10 @@ def fill(versions: int, points: int) -> None:
     """As many registered versions of one model, each with a run, and as many metric points, spread over the runs."""
     from mlflow.entities import Metric, Param, RunTag
 
-    from stages.registry import tracking
+    from stages.registry import server
 
-    client = tracking.connect()
-    experiment = tracking.experiment_id(client, "yolov7")
+    client = server.connect()
+    experiment = server.experiment_id(client, "yolov7")
     client.create_registered_model(NAME)
     each = points // versions
     for number in range(versions):
@@ -311,7 +311,7 @@ def work(export: Path, mark: str) -> dict[str, float]:
     """What one run asks of MLflow, by the pipeline's own functions; seconds of each part."""
     from flows.promotion.judge import judge
     from stages.project.params import Promotion
-    from stages.registry.tracking import RunJournal
+    from stages.registry.journal import RunJournal
     from stages.registry.versions import CHAMPION, ModelRegistry, download_model
 
     clock = Clock()

@@ -17,7 +17,7 @@ import cv2
 import httpx
 import numpy as np
 
-from stages.registry import tracking
+from stages.registry.server import ensure_database
 from tests.pipeline.served_model import Served, serving, split, text
 from yolov7.export.onnx import export_onnx
 from yolov7.files import sha256_file, write_json
@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         address = f"sqlite:///{folder / 'mlflow.db'}"
-        tracking.ensure_database(address)
+        ensure_database(address)
         export = arguments.export or make_export(folder / "export", arguments.size)
         with serving(export.resolve(), address, folder) as server:
             print(f"{os.cpu_count()} cores; milliseconds")

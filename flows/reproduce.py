@@ -29,8 +29,9 @@ from stages.project.command import NO_TELEMETRY
 from stages.project.provenance import DIRTY, UNKNOWN, UNTRACKED
 from stages.project.redaction import log_to_stderr, redacted
 from stages.project.workspace import INGESTED, dataset_document, model_dir, read_json, reports
-from stages.registry.versions import ARTEFACT, ModelRegistry, Version, download_model
+from stages.registry.versions import ModelRegistry, Version, download_model
 from stages.training.state_remote import SWITCH
+from yolov7.artefact import ONNX
 from yolov7.errors import DataError, ModelError, YoloError
 from yolov7.files import sha256_file
 
@@ -82,7 +83,7 @@ class Reproduction:
         head = f"{self.version} of {self.revision[:12]}: "
         took = f" Rebuilt in {duration(self.seconds)}."
         if self.equal:
-            return f"{head}byte-equal ({ARTEFACT}, sha256 {self.artefact_sha256[:12]}), AP {self.ap:.4f}.{took}"
+            return f"{head}byte-equal ({ONNX}, sha256 {self.artefact_sha256[:12]}), AP {self.ap:.4f}.{took}"
         if math.isinf(self.parameter_difference):
             parameters = f"its parameters have other shapes ({self.parameter})"
         elif self.parameter_difference == 0.0:
@@ -182,7 +183,7 @@ def _bring_data(pipeline: Pipeline, origin: Origin, log: Log) -> None:
 
 def _compare(origin: Origin, registered: Path, folder: Path, seconds: float) -> Reproduction:
     built = folder / model_dir(origin.variant) / "export"
-    sha256 = sha256_file(built / ARTEFACT)
+    sha256 = sha256_file(built / ONNX)
     parameter, difference = largest_difference(built / WEIGHTS, registered / WEIGHTS)
     metrics = read_json(folder / reports(origin.variant) / "metrics.json", f"dvc repro evaluate@{origin.variant}")
     return Reproduction(

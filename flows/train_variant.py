@@ -33,7 +33,7 @@ from stages.project import params as params_module
 from stages.project.command import RESTORE_ONLY
 from stages.project.params import Params
 from stages.project.provenance import DIRTY, UNKNOWN, git_changes, git_revision
-from stages.registry.tracking import DATABASE
+from stages.registry.server import DATABASE
 from yolov7.errors import ConfigError
 
 _STATE = Path(".state")

@@ -2,9 +2,9 @@
 
     python -m stages.compare --variant V --challenger MODEL --champion MODEL --output FILE
 
-What the promotion gate decides by. Both are run now, on the same images, with the same settings and code, so that
-nothing but the models differs; the interval of the difference is drawn in pairs (yolov7/evaluate/bootstrap.py). Models
-that do not know the same classes are not measured: the document then holds both lists of names, as `class_names`.
+The promotion gate decides by this. Both models run now, on the same images, with the same settings and code, so that
+nothing else differs; the interval of the difference comes from a paired bootstrap (yolov7/evaluate/bootstrap.py).
+Models with different classes are not measured: the document then holds both lists of names, as `class_names`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from stages.evaluate import IMAGES, INDEX, run_evaluation
+from stages.evaluate import run_evaluation
 from stages.project.command import run_stage
 from stages.project.params import Params
-from stages.project.workspace import dataset_document
-from stages.register import evaluation_tags
+from stages.project.workspace import dataset_document, open_index
+from stages.registry.tags import evaluation_tags
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.evaluate import Evaluation
@@ -34,13 +34,13 @@ _TIMED_IMAGES = 20
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write the comparison to `--output`."""
-    index = Index.open(INDEX, image_root=IMAGES)
+    index = open_index("test")
     sha256 = dataset_document()["splits"]["test"]["sha256"]
     predictors = {role: load_detector(getattr(args, role)) for role in ("challenger", "champion")}
     names = {role: list(predictor.metadata.class_names) for role, predictor in predictors.items()}
     if names["challenger"] != names["champion"]:
         write_json(args.output, {"test_data_sha256": sha256, "class_names": names})
-        log.info("the two know other classes: there is nothing to compare")
+        log.info("the two models have different classes: there is nothing to compare")
         return
     results = {role: run_evaluation(predictor, index, params.evaluate) for role, predictor in predictors.items()}
     difference = ap_difference_interval(

@@ -1,7 +1,7 @@
 """One page that compares the variants evaluated in this workspace: `python -m stages.compare_variants`.
 
-AP comes from `reports/V/metrics.json`; latency is measured now, all variants in turn on the same test images, and so is
-not part of any stage's output that DVC keeps. Written to `reports/comparison.html`.
+AP comes from `reports/V/metrics.json`. Latency is measured now, for all variants in turn on the same test images: the
+page is not an output that DVC keeps. Written to `reports/comparison.html`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.evaluate import IMAGES, INDEX
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
-from stages.project.workspace import dataset_document, read_json
+from stages.project.workspace import dataset_document, model_dir, open_index, read_json, reports
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
 from yolov7.data.decode import read_image
-from yolov7.data.index import Index
 from yolov7.errors import DataError
 from yolov7.files import write_text
 from yolov7.model.checkpoint import load_checkpoint
@@ -38,16 +36,13 @@ _TIMED_IMAGES = 20
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Write the page for every variant of `params.yaml` that is evaluated on the present test data."""
+    """Write the page for every variant of `params.yaml` with figures on the present test data."""
     document = dataset_document()["splits"]["test"]
     figures = _evaluated(params.variants, document["sha256"])
-    index = Index.open(INDEX, image_root=IMAGES)
+    index = open_index("test")
     images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
     timed = _timed(list(figures), images, args.rounds, params.evaluate)
-    compared = [
-        _compared(variant, metrics, timed[variant], params.train_for(variant).network)
-        for variant, metrics in figures.items()
-    ]
+    compared = [_compared(params, variant, metrics, timed[variant]) for variant, metrics in figures.items()]
     facts = {
         "Test images": f"{len(index):,}, {index.num_boxes:,} objects",
         "Test data": document["sha256"],
@@ -64,10 +59,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, Any]]:
-    """The figures of each variant that has some of the present test data. Raises DataError where none has."""
+    """The figures of each variant that was evaluated on the present test data. Raises DataError if none was."""
     figures = {}
     for variant in variants:
-        file = Path("reports") / variant / "metrics.json"
+        file = reports(variant) / "metrics.json"
         if not file.is_file():
             log.warning("%s: not evaluated yet: run `dvc repro evaluate@%s`", variant, variant)
             continue
@@ -82,8 +77,8 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
 
 
 def _keep(variants: list[str]) -> None:
-    """The page goes to the MLflow run of every variant on it that is registered; MLflow away is no error here."""
-    records = [Path("models") / variant / "registered.json" for variant in variants]
+    """Send the page to the MLflow run of every registered variant on it; an MLflow that is away is only logged."""
+    records = [model_dir(variant) / "registered.json" for variant in variants]
     found = {read_json(record, "dvc repro").get("run_id") for record in records if record.is_file()}
     runs = [str(run_id) for run_id in found if run_id]
     try:
@@ -96,11 +91,11 @@ def _keep(variants: list[str]) -> None:
 
 
 def _export(variant: str) -> Path:
-    return Path("models") / variant / "export"
+    return model_dir(variant) / "export"
 
 
 def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings: Evaluate) -> dict[str, Benchmark]:
-    """Images are seen as the evaluation saw them: AP of several views beside the time of one would be a false pair."""
+    """Time each variant with the views of its evaluation: AP of several views needs the time of several views."""
     predictors = {
         variant: load_detector(
             _export(variant) / "model.onnx", augment=settings.augment, rectangular=settings.rectangular
@@ -110,10 +105,11 @@ def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings:
     return compare(predictors, images, rounds=rounds, warmup=3)
 
 
-def _compared(variant: str, metrics: dict[str, Any], timed: Benchmark, network: str) -> Compared:
+def _compared(params: Params, variant: str, metrics: dict[str, Any], timed: Benchmark) -> Compared:
+    network = params.network_for(variant)
     model, metadata = load_checkpoint(_export(variant) / "model.safetensors", network=network)
     total = timed.timings[-1]
-    registered = Path("models") / variant / "registered.json"
+    registered = model_dir(variant) / "registered.json"
     version = read_json(registered, "dvc repro")["version"] if registered.is_file() else "–"
     return Compared(
         variant=variant,

@@ -1,6 +1,24 @@
 """Deliver the records of trainings that ran while MLflow was away: `python -m stages.deliver`."""
 
-from stages.registry.tracking import main
+from __future__ import annotations
+
+import sys
+
+from stages.project.redaction import log_to_stderr, redacted
+from stages.registry.journal import flush
+from stages.registry.server import tracking_uri
+from yolov7.errors import YoloError
+
+
+def main() -> None:
+    """Deliver every journal; exit with a message if some could not be."""
+    log_to_stderr()
+    try:
+        left = flush()
+    except YoloError as error:
+        sys.exit(f"error: {redacted(error)}")
+    sys.exit(f"{left} journals could not be delivered to {redacted(tracking_uri())}" if left else 0)
+
 
 if __name__ == "__main__":
     main()

@@ -1,52 +1,40 @@
 """COCO evaluation of the exported ONNX file on the test split: `python -m stages.evaluate --variant V`.
 
-What is measured is the artefact that will be used, not the network it came from. `--model` measures another model on
-the same data, for a comparison on equal terms; then only `--output` is written.
+The artefact that will be used is measured, not the network it came from. `--model` measures another model on the same
+data, for a fair comparison; then only `--output` is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
+from stages.evaluation.outputs import write_outputs
 from stages.project.command import run_stage
-from stages.project.folders import replace_folder
 from stages.project.params import Evaluate, Params
-from stages.project.workspace import INGESTED, dataset_document
-from yolov7.data.decode import read_image
+from stages.project.workspace import dataset_document, model_dir, open_index, reports
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
-from yolov7.evaluate import Evaluation, evaluate, write_results
-from yolov7.files import atomic_path, write_json, write_text
+from yolov7.evaluate import Evaluation, evaluate
+from yolov7.files import write_json, write_text
 from yolov7.predict import AugmentedRuntime, Predictor, load_detector
 from yolov7.predict.augmented import Views
-from yolov7.predict.draw import draw_boxes, draw_detections
 from yolov7.report.evaluation import Analysis, analyse, render_report
 
 log = logging.getLogger(__name__)
-
-INDEX = Path("data/index/test")
-IMAGES = INGESTED / "test/images"
-SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Evaluate `models/V/export/model.onnx` into `reports/V`, or `--model` into `--output`."""
     document = dataset_document()
-    index = Index.open(INDEX, image_root=IMAGES)
+    index = open_index("test")
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
-    model = args.model or str(Path("models") / args.variant / "export/model.onnx")
-    network = params.train_for(args.variant).network  # for a .safetensors file with kinds of block of its own
+    model = args.model or str(model_dir(args.variant) / "export/model.onnx")
+    network = params.network_for(args.variant)  # for a .safetensors file with the user's own blocks
     predictor = load_detector(model, device=device_for(model), network=network)
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
@@ -54,8 +42,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if args.output:
         write_json(args.output, figures)
     else:
-        out = Path("reports") / args.variant
-        write_tables(out, predictor, index, result, figures, params.evaluate.pictures)
+        out = reports(args.variant)
+        write_outputs(out, predictor, index, result, figures, pictures=params.evaluate.pictures)
         facts = _facts(model, predictor, index, params.evaluate, document)
         page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures)
         write_text(out / "report.html", page)
@@ -66,12 +54,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def device_for(model: str) -> str:
-    """`YOLOV7_DEVICE` for PyTorch's files. Exported ones run on the CPU, for figures that any machine repeats."""
+    """`YOLOV7_DEVICE` for PyTorch files. Exported files run on the CPU, so that any machine repeats the figures."""
     return os.environ.get("YOLOV7_DEVICE", "auto") if Path(model).suffix.lower() == ".safetensors" else "cpu"
 
 
 def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
-    """The evaluation as `params.yaml` sets it."""
+    """Evaluate with the settings of `params.yaml`."""
     return evaluate(
         _decoder(predictor, settings),
         index,
@@ -93,7 +81,7 @@ def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedR
 def _figures(
     predictor: Predictor, result: Evaluation, analysis: Analysis, index: Index, document: dict[str, Any]
 ) -> dict[str, Any]:
-    """The COCO tool's twelve figures, AP's interval, AP by class, kinds of mistakes, and what they were measured on."""
+    """The twelve COCO figures, the interval of AP, AP by class, kinds of mistakes, and the data they belong to."""
     return {
         **result.metrics,
         "AP_low": analysis.interval.low,
@@ -113,7 +101,7 @@ def _figures(
 def _facts(
     model: str, predictor: Predictor, index: Index, settings: Evaluate, document: dict[str, Any]
 ) -> dict[str, str]:
-    """What was measured on what, for a person; nothing that differs from run to run."""
+    """Model, data and settings for the report; nothing that differs from run to run."""
     metadata = predictor.metadata
     split = "val (the data has no test split)" if document["test_is_val"] else "test"
     return {
@@ -124,49 +112,6 @@ def _facts(
         + (", rectangular batches" if settings.rectangular else "")
         + (f", augmented: {'all' if settings.augment is True else settings.augment}" if settings.augment else ""),
     }
-
-
-def write_tables(
-    out: Path, predictor: Predictor, index: Index, result: Evaluation, figures: dict[str, Any], pictures: int
-) -> None:
-    """Write `metrics.json`, `summary.json`, the tables and curves for `dvc plots`, the results, and pictures."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "metrics.json", figures)
-    write_json(out / "summary.json", {name: figures[name] for name in SUMMARY})
-    write_results(out / "results.json", result.results)
-    write_text(out / "per_class.csv", _table(["class", "AP"], result.per_class.items()))
-    curves = result.curves
-    rows = zip(curves.recall, curves.mean_precision50, curves.mean_precision, strict=True)
-    points = ([f"{r:.2f}", f"{first:.6f}", f"{second:.6f}"] for r, first, second in rows)
-    write_text(out / "precision_recall.csv", _table(["recall", "precision_at_50", "precision"], points))
-    with replace_folder(out / "detections") as folder:
-        draw_pictures(folder, predictor, index, pictures)
-
-
-def _table(header: list[str], rows: Any) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def draw_pictures(folder: Path, predictor: Predictor, index: Index, most: int) -> None:
-    """Test images at even distances through the split: truth on the left, detections on the right."""
-    count = min(most, len(index))
-    for position in np.linspace(0, len(index) - 1, count).round().astype(int).tolist():
-        path = index.image_path(position)
-        image = read_image(path)
-        labels = index.labels(position)
-        names = [index.class_names[label] for label in labels]
-        truth = draw_boxes(image, index.boxes(position), labels, names)
-        found = draw_detections(image, predictor.predict(image)[0], index.class_names)
-        pair = cv2.cvtColor(np.concatenate([truth, np.full_like(truth[:, :8], 255), found], axis=1), cv2.COLOR_RGB2BGR)
-        with atomic_path(folder / f"{index.image_id(position)}.jpg") as temporary:
-            if not cv2.imwrite(str(temporary), pair, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-                raise OSError(
-                    f"{folder}: the pictures could not be written ({shutil.disk_usage(folder).free} bytes free)"
-                )
 
 
 if __name__ == "__main__":

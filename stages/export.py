@@ -1,7 +1,7 @@
 """Re-parameterise, export and verify one variant: `python -m stages.export --variant V`.
 
-What is written is compared with the trained network on real validation images, by tensor, by detection and by AP, and
-the stage fails beyond the limits of `params.yaml: export`. `verify.json` holds the figures either way.
+Every exported file is compared with the trained network on real validation images, by tensor, by detection and by AP.
+The stage fails beyond the limits of `params.yaml: export`; `verify.json` holds the figures either way.
 """
 
 from __future__ import annotations
@@ -16,30 +16,37 @@ import onnx
 from stages.project.command import run_stage
 from stages.project.params import Export, Params
 from stages.project.provenance import dvc_hash, git_revision
-from stages.project.workspace import INGESTED, dataset_document, read_json
-from stages.registry.tracking import delivered
+from stages.project.workspace import dataset_document, model_dir, open_index, read_json
+from stages.registry.journal import delivered
+from yolov7.artefact import (
+    DESCRIPTION,
+    FILE_OF_FORMAT,
+    FORMATS_FILE,
+    ONNX,
+    ONNX_NMS,
+    SAFETENSORS,
+    FormatName,
+    listed,
+)
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
-from yolov7.export.folder import FILE_OF_FORMAT, FORMATS_FILE, ONNX, ONNX_NMS, SAFETENSORS, FormatName, listed
-from yolov7.export.int8 import Int8Exporter, Int8Settings
+from yolov7.export.int8 import Int8Exporter
 from yolov7.export.model_card import MODEL_CARD, model_card
 from yolov7.export.samples import evenly_spaced
 from yolov7.files import write_json, write_text
 from yolov7.model import load_checkpoint
-from yolov7.predict.load import DESCRIPTION
 
 log = logging.getLogger(__name__)
 
-INDEX = Path("data/index")
 VERIFICATION, FIGURES = "verify.json", "metrics.json"
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write `models/V/export`."""
     variant, settings = args.variant, params.export
-    trained_folder, out = Path("models") / variant / "train", Path("models") / variant / "export"
-    network = params.train_for(variant).network  # a network of the user's own may have kinds of block of its own
+    trained_folder, out = model_dir(variant) / "train", model_dir(variant) / "export"
+    network = params.network_for(variant)
     trained, metadata = load_checkpoint(trained_folder / "best.safetensors", network=network)
     document = dataset_document()
     run = read_json(trained_folder / "run.json", f"dvc repro train@{variant}")
@@ -90,13 +97,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def figures(report: VerifyReport) -> dict[str, Any]:
-    """What model.json tells of the verification: AP of every file, and the trained network's at the same thresholds."""
+    """The verification for model.json: AP of every file, and of the trained network at the same thresholds."""
     forms = {form.name: {"AP": form.ap, "trained_AP": form.trained_ap, "passed": form.passed} for form in report.forms}
     return {"validation_images": len(report.images), "forms": forms}
 
 
 def limits(settings: Export) -> VerifyLimits:
-    """The limits as `params.yaml` gives them."""
+    """The limits of `params.yaml`."""
     return VerifyLimits(
         raw_difference=settings.max_raw_difference,
         box_difference=settings.max_box_difference,
@@ -111,19 +118,14 @@ def limits_of(name: FormatName, settings: Export) -> VerifyLimits:
     return FLOAT16 if name.endswith("float16") else limits(settings)
 
 
-def open_index(split: str) -> Index:
-    """The index of a split, with its images."""
-    return Index.open(INDEX / split, image_root=INGESTED / split / "images")
-
-
 def int8_exporter(graph: onnx.ModelProto, float_model: Path, validation: Index, settings: Export) -> Int8Exporter:
-    """Calibrated on training images, held to AP on validation images."""
-    wanted = Int8Settings(**settings.int8.model_dump())
-    return Int8Exporter(graph, float_model, calibration=open_index("train"), validation=validation, settings=wanted)
+    """An exporter that calibrates on training images and checks AP on validation images."""
+    train = open_index("train")
+    return Int8Exporter(graph, float_model, calibration=train, validation=validation, settings=settings.int8)
 
 
 def headline(report: VerifyReport) -> dict[str, float]:
-    """What `dvc metrics show` tells of it, over the forms that must agree to the rounding; verify.json has the rest."""
+    """The figures for `dvc metrics show`, over the forms that must agree up to rounding; verify.json has the rest."""
     exact = [form for form in report.forms if form.limits == report.limits]
     boxes = [form.max_box_difference for form in exact if form.max_box_difference is not None]
     return {
@@ -133,7 +135,7 @@ def headline(report: VerifyReport) -> dict[str, float]:
 
 
 def summary(report: VerifyReport) -> list[str]:
-    """One line a form."""
+    """One line per form."""
     lines = []
     for form in report.forms:
         raw = "" if form.max_raw_difference is None else f"scores within {form.max_raw_difference:.1e}, "

@@ -1,4 +1,4 @@
-"""Old address of :mod:`stages.serving.request_limits`; `UVICORN_HTTP` of running servers may still name it."""
+"""Old name of :mod:`stages.serving.request_limits`, kept for servers whose `UVICORN_HTTP` still holds it."""
 
 from stages.serving.request_limits import LimitedProtocol
 

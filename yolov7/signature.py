@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolov7.artefact import DESCRIPTION
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file
 
@@ -61,7 +62,7 @@ def require_beside(export: str | os.PathLike[str]) -> None:
     """:func:`require` for an export folder with its `signature.json` beside it, as a registered model holds them."""
     if _pem(VERIFY_KEY) is None:
         return
-    file, manifest = Path(export).with_name(SIGNATURE), Path(export) / "model.json"
+    file, manifest = Path(export).with_name(SIGNATURE), Path(export) / DESCRIPTION
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         name, signature = str(document["name"]), str(document["signature"])

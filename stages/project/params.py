@@ -8,15 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field
 
 from stages.project.params_data import Data, check_address, check_data
 from stages.project.redaction import in_one_line
+from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
 from yolov7.errors import ConfigError
+
+if TYPE_CHECKING:
+    from yolov7.model.spec import Network
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -53,18 +57,6 @@ class Validation(Group):
     """Images with findings drawn into the report, the most serious first."""
 
 
-class Int8(Group):
-    """The int8 files among `export.formats`."""
-
-    max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
-    """Largest allowed drop of AP on the validation images (0.005 is half a point of a hundred); beyond it, the layers
-    that cost most return to float, one group after another."""
-    calibration_images: int = Field(default=64, ge=1)
-    """Training images that ranges are measured on."""
-    validation_images: int = Field(default=500, ge=1)
-    """Validation images that AP is measured on."""
-
-
 def _known_format(name: Any) -> Any:
     """Refuse an unknown format, naming the nearest known one."""
     if name not in FORMATS:
@@ -72,10 +64,7 @@ def _known_format(name: Any) -> Any:
     return name
 
 
-FormatName = Annotated[
-    Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"], BeforeValidator(_known_format)
-]
-FORMATS = ("openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw")
+KnownFormat = Annotated[FormatName, BeforeValidator(_known_format)]
 
 
 class Export(Group):
@@ -91,9 +80,9 @@ class Export(Group):
     """IoU threshold inside the NMS graph, and the default of `yolov7 predict`."""
     max_detections: int = Field(default=100, ge=1)
     """Most detections per image the NMS graph returns."""
-    formats: tuple[FormatName, ...] = ("openvino",)
+    formats: tuple[KnownFormat, ...] = ("openvino",)
     """Formats in addition to .safetensors and ONNX: OpenVINO, int8, ONNX with raw maps (docs/export.md)."""
-    int8: Int8 = Int8()
+    int8: Int8Settings = Int8Settings()
     """The int8 files."""
     verify_images: int = Field(default=32, ge=1)
     """Number of validation images the artefacts are compared on."""
@@ -218,6 +207,13 @@ class Params(Group):
     def trainings(self) -> Mapping[str, Train]:
         """Training parameters by variant, parsed once: preset (default: its recipe), `train`, `per_variant`."""
         return {variant: self._training(variant) for variant in self.variants}
+
+    def network_for(self, variant: str) -> Network | None:
+        """The user's own network that `network` names for this variant; None for one of the library's."""
+        from yolov7.model.variants import find_variant
+
+        source = merge(self.train, self.per_variant.get(variant, {})).get("network")
+        return find_variant(variant, source=source) if source else None
 
     def train_for(self, variant: str) -> Train:
         """Training parameters of one variant of `variants`."""

@@ -1,4 +1,4 @@
-"""MLflow: tracking, the registry of models, and what is logged with a version."""
+"""MLflow: the server, the journal of runs, and the registry of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLflow's exceptions as this project's: what cannot be reached now is told from what is wrong."""
+"""Translate MLflow exceptions into ours, separating "server unavailable" from real errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from stages.project.command import UnavailableError
 from stages.project.redaction import in_one_line, redacted
-from stages.registry import tracking
+from stages.registry.server import tracking_uri
 from yolov7.errors import ModelError
 
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST")
-"""The last is also what MLflow calls most errors of a database that is just being restarted."""
+"""MLflow also reports most errors of a restarting database as the last of these."""
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 
@@ -23,7 +23,7 @@ class RegistryUnavailableError(ModelError, UnavailableError):
 
 @dataclass
 class Absent:
-    """What the block stands for where the thing does not exist."""
+    """Value of the block when the object does not exist."""
 
     value: Any
 
@@ -33,7 +33,7 @@ _RAISE = object()
 
 @contextmanager
 def reported(absent: Any = _RAISE) -> Iterator[Absent]:
-    """MLflow's exceptions as ours; with `absent` given, a thing that does not exist ends the block quietly."""
+    """Translate the exceptions of the block; with `absent`, a missing object ends the block without an error."""
     import requests
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
@@ -43,9 +43,9 @@ def reported(absent: Any = _RAISE) -> Iterator[Absent]:
     except MlflowException as error:
         if absent is not _RAISE and error.error_code in _ABSENT:
             return
-        message = f"MLflow at {redacted(tracking.tracking_uri())}: {in_one_line(error, 500)}"
-        # Without the cause: its own words may hold the address with a password, and a traceback would show them.
+        message = f"MLflow at {redacted(tracking_uri())}: {in_one_line(error, 500)}"
+        # Without the cause: its message may hold the address with a password, which a traceback would show.
         raise (RegistryUnavailableError if error.error_code in _AWAY else ModelError)(message) from None
     except (requests.RequestException, sqlalchemy.exc.OperationalError) as error:
-        where = redacted(tracking.tracking_uri())
+        where = redacted(tracking_uri())
         raise RegistryUnavailableError(f"MLflow at {where} cannot be reached: {in_one_line(error, 300)}") from None

@@ -1,4 +1,4 @@
-"""What MLflow is told about a model: how it is served, what goes in and comes out, which packages it needs."""
+"""Log an export folder as an MLflow model: its serving code, signature, example and requirements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SERVING = Path(__file__).parents[1] / "serving" / "model.py"
 
 
 def log_model(export: Path, example: bytes | None) -> Any:
-    """Log an export folder as a pyfunc model of the active run, with an image as its example; MLflow's record of it."""
+    """Log the folder as a pyfunc model of the active run, with an image as its example; returns MLflow's record."""
     import mlflow
     import pandas as pd
 
@@ -21,7 +21,7 @@ def log_model(export: Path, example: bytes | None) -> Any:
         name="model",
         python_model=str(_SERVING),
         artifacts={"export": str(export)},
-        # The library travels along: the version goes on working when this checkout has moved on.
+        # The library is packed in: the version keeps working when this checkout has changed.
         code_paths=[str(Path(yolov7.__file__).parent)],
         signature=_signature(export),
         input_example=None if example is None else pd.DataFrame({"image": [example]}),

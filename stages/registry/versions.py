@@ -1,9 +1,9 @@
-"""Versions of a registered model in MLflow: find, create, name by alias, fetch and verify.
+"""Versions of a registered model in MLflow: find, create, alias, fetch and verify them.
 
-A version holds one export folder. `model.json` in it lists the sha256 of every other file, so its own sha256 stands
-for the whole folder: the version carries it as a tag, a folder that is registered already makes no second version, and
-a download with a changed byte is refused. With keys in the environment (:mod:`yolov7.signature`) versions are signed,
-and one that is not is refused. Works on a SQLite file and over HTTP alike.
+A version holds one export folder. Its `model.json` lists the sha256 of every other file, so the sha256 of `model.json`
+identifies the whole folder. The version carries it as a tag: a folder that is registered already makes no second
+version, and a download with a changed byte is refused. With keys in the environment (:mod:`yolov7.signature`) versions
+are signed, and unsigned ones are refused. Works on a SQLite file and over HTTP alike.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from typing import Any
 
 from stages.project.locks import file_lock
 from stages.project.redaction import redacted
-from stages.registry import tracking
 from stages.registry.errors import reported
 from stages.registry.logged_model import log_model
+from stages.registry.server import connect, connect_marks, experiment_id, metric_name, tracking_uri
 from yolov7 import signature
+from yolov7.artefact import DESCRIPTION, ONNX, check_folder
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-MANIFEST = "model.json"
-ARTEFACT = "model.onnx"
 DATA_STATISTICS = "data_statistics"
 """Tag of a version: the path under which its run keeps the statistics of the data it was trained on."""
 ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED = "artefact_verification", "data_validation", "passed"
@@ -65,21 +64,21 @@ class Version:
 
 
 class ModelRegistry:
-    """The registry behind :func:`stages.registry.tracking.tracking_uri`."""
+    """The registry behind :func:`stages.registry.server.tracking_uri`."""
 
     def __init__(self) -> None:
-        # Unlike a training, a registration has nothing to do meanwhile: it may wait for a slow server.
+        # Unlike a training, a registration has nothing else to do: it may wait for a slow server.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         with reported():
-            self.client = tracking.connect()
-            self._marks = _marks_client()
+            self.client = connect()
+            self._marks = connect_marks()
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
     def resolve(self, uri: str) -> Version:
-        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now; ModelError where there is none."""
+        """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names now. Raises ModelError if none does."""
         match = _URI.fullmatch(uri)
         if match is None:
             raise ModelError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
@@ -101,7 +100,8 @@ class ModelRegistry:
         """The newest version that holds the export folder of this manifest, or None."""
         query = f"name = '{name}' and tags.manifest_sha256 = '{manifest_sha256}'"
         with reported():
-            found = [_version(one) for one in self.client.search_model_versions(query) if one.status == "READY"]
+            records = self.client.search_model_versions(query)
+        found = [_version(record) for record in records if record.status == "READY"]
         return max(found, key=lambda version: version.number, default=None)
 
     def aliases(self, name: str) -> dict[str, int]:
@@ -120,7 +120,7 @@ class ModelRegistry:
         if is_alias and present:
             known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(present.items()))
             return f"model {name!r} has no alias {wanted!r}; it has {known}"
-        where = f"in MLflow at {redacted(tracking.tracking_uri())}"
+        where = f"in MLflow at {redacted(tracking_uri())}"
         if is_alias:
             return f"no model {name!r} with the alias {wanted!r} {where}; register one with `dvc repro`"
         return f"no {wanted} of a model {name!r} {where}"
@@ -128,7 +128,7 @@ class ModelRegistry:
     # Writing ---------------------------------------------------------------------------------------------------------
 
     def set_aliases(self, name: str, aliases: Mapping[str, int]) -> None:
-        """Point aliases at versions, one after the other in the order given."""
+        """Point aliases at versions, one by one in the order given."""
         with reported():
             for alias, number in aliases.items():
                 self._marks.set_registered_model_alias(name, alias, str(number))
@@ -143,14 +143,14 @@ class ModelRegistry:
                     self._marks.delete_model_version_tag(version.name, str(version.number), key)
 
     def record(self, version: Version, path: str, document: Mapping[str, Any]) -> None:
-        """Keep a JSON document with the run the version came from; a run deleted meanwhile is no obstacle."""
+        """Keep a JSON document with the run of the version; does nothing if the run was deleted."""
         if version.run_id is None:
             return
         with reported(absent=None):
             self.client.log_dict(version.run_id, dict(document), path)
 
     def recorded(self, version: Version, path: str) -> dict[str, Any] | None:
-        """The document that :meth:`record` has kept under `path`; None where there is none."""
+        """The document that :meth:`record` kept under `path`, or None."""
         if version.run_id is None:
             return None
         with tempfile.TemporaryDirectory() as folder, reported(absent=None):
@@ -176,15 +176,15 @@ class ModelRegistry:
     ) -> tuple[Version, bool]:
         """Make the export folder a version of `name` with the alias `challenger`.
 
-        Returns the version, and whether it is new: a folder that is registered already keeps its version, whose tags
-        `measured` are brought up to date while those of its `origin` stay as first recorded. It is signed where the
-        environment has a key. `example` is an image file's bytes, stored as the model's input example. Raises
-        :class:`ModelError` for a folder that does not match its manifest.
+        Returns the version, and whether it is new. A folder that is registered already keeps its version: the tags
+        `measured` are updated, those of its `origin` stay as first recorded. The version is signed if the environment
+        has a key. `example` is an image file's bytes, stored as the model's input example. Raises :class:`ModelError`
+        for a folder that does not match its manifest.
         """
-        sums = verify_export(export)
-        manifest = sha256_file(export / MANIFEST)
-        signed = signature.sign(name, manifest)  # before anything is written: a bad key is found now
-        proof = {"run_id": run_id, "artefact_sha256": sums[ARTEFACT], "manifest_sha256": manifest}
+        sums = check_folder(export)
+        manifest = sha256_file(export / DESCRIPTION)
+        signed = signature.sign(name, manifest)  # before anything is written: a bad key fails here
+        proof = {"run_id": run_id, "artefact_sha256": sums[ONNX], "manifest_sha256": manifest}
         with file_lock(_LOCKS / f"register-{name}.lock"):
             version = self.by_manifest(name, manifest)
             new = version is None
@@ -207,12 +207,12 @@ class ModelRegistry:
         with reported(), self._run_as_it_was(run_id):
             with mlflow.start_run(run_id=run_id):
                 logged = log_model(export, example)
-            # Tags go in with the version: a kill between the two would leave a version nobody can recognise.
+            # Tags are set with the version: a kill between the two would leave a version that nobody recognises.
             text = {key: str(value) for key, value in tags.items() if value is not None}
             return _version(mlflow.register_model(logged.model_uri, name, tags=text))
 
     def _sign(self, version: Version, manifest_sha256: str, signed: str | None) -> None:
-        """Keep the signature beside the export folder, for whoever loads the model by MLflow, and as a tag."""
+        """Store the signature next to the export folder, for those who load the model by MLflow, and as a tag."""
         if signed is None or version.tags.get(SIGNATURE) == signed:
             return
         document = {"name": version.name, "manifest_sha256": manifest_sha256, "signature": signed}
@@ -225,10 +225,10 @@ class ModelRegistry:
         self.set_tags(version, {SIGNATURE: signed})
 
     def sign(self, version: Version) -> None:
-        """Sign a version that is registered already, once its files are found to be those of its manifest.
+        """Sign a registered version after checking its files against its manifest.
 
-        Raises :class:`ConfigError` where no signing key is set, and :class:`ModelError` for a changed byte, or for a
-        signature that is none of the keys to verify with: that one is for a person to look into.
+        Raises :class:`ConfigError` if no signing key is set, and :class:`ModelError` for a changed byte, or for an
+        existing signature by none of the keys to verify with: a person must look into that.
         """
         manifest = manifest_of(version)
         signed = signature.sign(version.name, manifest)
@@ -240,13 +240,13 @@ class ModelRegistry:
         self._sign(version, manifest, signed)
 
     def require_signature(self, version: Version) -> None:
-        """Refuse a version without a good signature where the environment has keys to verify with (ModelError)."""
+        """Raise ModelError for a version without a good signature, if the environment has keys to verify with."""
         manifest, signed = version.tags.get("manifest_sha256", ""), version.tags.get(SIGNATURE)
         signature.require(version.name, manifest, signed, what=str(version))
 
     @contextmanager
     def _run_as_it_was(self, run_id: str) -> Iterator[None]:
-        """MLflow reopens a run to log a model; afterwards it ends when it had ended."""
+        """Restore the end of a run that MLflow reopens to log a model."""
         import mlflow
 
         before = self.client.get_run(run_id).info
@@ -260,18 +260,18 @@ class ModelRegistry:
     # Runs ------------------------------------------------------------------------------------------------------------
 
     def run_for(self, run: Mapping[str, Any], *, experiment: str, name: str) -> str:
-        """Id of the run a training left in `run.json`; a run of its own where this server does not know it."""
+        """Id of the run in a training's `run.json`; if this server does not know the run, of a new one."""
         run_id = run.get("run_id")
         if run_id:
             with reported(absent=None):
                 return self.client.get_run(run_id).info.run_id
         with reported():
-            identifier = tracking.experiment_id(self.client, experiment)
+            identifier = experiment_id(self.client, experiment)
             mark = str(run.get("fingerprint", ""))
             found = self.client.search_runs([identifier], f"tags.fingerprint = '{mark}'", max_results=1) if mark else []
             if found:
                 return found[0].info.run_id
-            log.info("MLflow does not know the run of this training; a new one is made for the model")
+            log.info("MLflow does not know the run of this training; the model gets a new one")
             created = self.client.create_run(identifier, run_name=name, tags={"fingerprint": mark})
             self.client.set_terminated(created.info.run_id)
             return created.info.run_id
@@ -282,7 +282,7 @@ class ModelRegistry:
 
         now = int(time.time() * 1000)
         with reported():
-            items = [Metric(tracking.metric_name(key), value, now, 0) for key, value in metrics.items()]
+            items = [Metric(metric_name(key), value, now, 0) for key, value in metrics.items()]
             self.client.log_batch(run_id, metrics=items)
 
     def log_page(self, run_id: str, page: Path) -> None:
@@ -291,30 +291,11 @@ class ModelRegistry:
             self.client.log_artifact(run_id, str(page), "reports")
 
 
-# Export folders ------------------------------------------------------------------------------------------------------
-
-
-def verify_export(folder: Path) -> dict[str, str]:
-    """Compare every file of an export folder with its manifest; returns file name -> sha256.
-
-    Raises :class:`ModelError` naming the first file that is missing or differs.
-    """
-    from yolov7.predict.load import check_files, read_description
-
-    description = read_description(folder)
-    check_files(folder, description)
-    sums = {name: str(entry["sha256"]) for name, entry in description["files"].items()}
-    if ARTEFACT not in sums:
-        raise ModelError(f"{folder / MANIFEST}: lists no {ARTEFACT}; export the model again")
-    return sums
-
-
 def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
-    """Fetch a version's export folder and verify it; what was fetched before is verified and used again.
+    """Fetch and verify the export folder of a version; a folder fetched before is verified and reused.
 
-    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises :class:`ModelError` where no such version exists
-    or a byte differs from what was registered or signed, and :class:`RegistryUnavailableError` where MLflow cannot be
-    reached.
+    `uri` is `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises :class:`ModelError` if there is no such version or
+    a byte differs from what was registered or signed, and :class:`RegistryUnavailableError` if MLflow is away.
     """
     registry = ModelRegistry()
     version = registry.resolve(uri)
@@ -324,7 +305,7 @@ def download_model(uri: str, folder: Path = DOWNLOADS) -> Path:
 
 
 def manifest_of(version: Version) -> str:
-    """The sha256 of the manifest a version was registered with. Raises :class:`ModelError` where it has none."""
+    """The sha256 of the manifest that a version was registered with. Raises :class:`ModelError` if it has none."""
     try:
         return version.tags["manifest_sha256"]
     except KeyError:
@@ -336,7 +317,7 @@ def _fetched(version: Version, expected: str, folder: Path) -> Path:
     target = folder / version.name / f"{version.number}-{expected[:12]}"
     if _is_whole(target, expected):
         return target
-    # One process fetches: a second one would remove what the first has just put in place and opens.
+    # One process at a time: a second one would remove the folder that the first has just put in place.
     with file_lock(target.with_name(f".{target.name}.lock")):
         if not _is_whole(target, expected):
             _fetch(version, expected, target)
@@ -348,7 +329,7 @@ def _is_whole(target: Path, expected: str) -> bool:
         return False
     try:
         _verified(target, expected)
-    except (ModelError, FileNotFoundError) as error:  # the latter where another process is replacing it
+    except (ModelError, FileNotFoundError) as error:  # the latter while another process replaces it
         log.warning("%s; it is fetched again", error)
         return False
     return True
@@ -360,7 +341,7 @@ def _fetch(version: Version, expected: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
         with reported():
             fetched = Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=temporary))
-        manifests = list(fetched.glob(f"artifacts/*/{MANIFEST}"))
+        manifests = list(fetched.glob(f"artifacts/*/{DESCRIPTION}"))
         if len(manifests) != 1:
             raise ModelError(f"{version} holds no export folder")
         _verified(manifests[0].parent, expected)
@@ -369,22 +350,11 @@ def _fetch(version: Version, expected: str, target: Path) -> None:
 
 
 def _verified(folder: Path, manifest_sha256: str) -> None:
-    verify_export(folder)
-    if sha256_file(folder / MANIFEST) != manifest_sha256:
-        raise ModelError(f"{folder / MANIFEST}: not the manifest that was registered: the model was changed")
-
-
-def _marks_client() -> Any:
-    """What sets tags and aliases without reading the whole registered model, with all its versions, before each.
-
-    `MlflowClient` does, to see that it is no prompt: with a thousand versions that is most of a promotion's time.
-    """
-    from mlflow.tracking._model_registry.client import ModelRegistryClient
-
-    uri = tracking.tracking_uri()
-    return ModelRegistryClient(uri, uri)
+    check_folder(folder)
+    if sha256_file(folder / DESCRIPTION) != manifest_sha256:
+        raise ModelError(f"{folder / DESCRIPTION}: not the manifest that was registered: the model was changed")
 
 
 def _version(found: Any) -> Version:
-    """MLflow's record as ours; it gives the number as an int on SQLite and as a str over HTTP."""
+    """MLflow's record as ours. MLflow gives the number as an int on SQLite and as a str over HTTP."""
     return Version(found.name, int(found.version), found.run_id or None, dict(found.tags or {}))

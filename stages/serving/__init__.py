@@ -1,1 +1,1 @@
-"""What MLflow runs when a registered model is served."""
+"""Serving of registered models: the model that MLflow loads, and the limits of its HTTP server."""

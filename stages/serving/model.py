@@ -1,17 +1,16 @@
 """The registered model: images in, a table of detections out.
 
-MLflow stores this file with the model and runs it wherever the model is loaded ("models from code"), so nothing has to
-be pickled. It needs the library, which travels in the model's `code` folder, and the export folder, its one artifact.
+MLflow stores this file with the model and runs it wherever the model is loaded ("models from code"): nothing is
+pickled. It needs the library, which lies in the model's `code` folder, and the export folder, its one artifact.
 
 Input: a table with the column `image`; a cell holds the bytes of an image file (base64 text in JSON), or, from Python,
 a uint8 RGB array (height, width, 3): `model.predict({"image": [array, ...]})`.
-Output: one row a detection, in :data:`COLUMNS`, best first within an image; boxes are corners in pixels of the image
-as it is shown (a photograph's EXIF orientation applied), `image` is the row of the input it belongs to.
+Output: one row per detection, with :data:`COLUMNS`, best first within an image. Boxes are corners in pixels of the
+image as displayed (EXIF orientation applied); `image` is the input row of the detection.
 
-What a request may ask for is bounded (:class:`Limits`). Every size is read from the file's header before anything is
-decoded, images are decoded one after the other and kept only as the network's input, and the network sees those of one
-shape in batches. What lies before the model, the size of a request's body above all, is the business of
-stages/serving/request_limits.py.
+Requests are bounded (:class:`Limits`). Every size is read from the file's header before anything is decoded. Images are
+decoded one by one and kept only as the network's input; the network runs those of one shape in batches. The limits
+before the model, above all on the size of a request's body, are in stages/serving/request_limits.py.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-# The header is read by Pillow and the image by OpenCV, and a file can be made so that the two see different sizes. This
-# is OpenCV's own limit; it looks at it once, when it is loaded. A plain import of this file has no say in it.
+# Pillow reads the header and OpenCV the image, and a crafted file can show them different sizes. This is OpenCV's own
+# limit, which it reads once, when it is loaded. A plain import of this file does not set it.
 if __name__ != "stages.serving.model" and os.environ.get("YOLOV7_SERVE_MAX_PIXELS", "0").isdecimal():
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", os.environ.get("YOLOV7_SERVE_MAX_PIXELS", "64000000"))
 
@@ -56,28 +55,29 @@ COLUMNS = {
     "category_id": "int64",
     "name": "object",
 }
-"""Columns of the answer. `label` is the class number of the network, `category_id` the id in the training data."""
+"""Columns of the output. `label` is the class number of the network, `category_id` the id in the training data."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""What is taken, as Pillow names it: formats that both Pillow and OpenCV know by their first bytes."""
+"""Accepted formats, by Pillow's names: those that both Pillow and OpenCV recognise by their first bytes."""
 
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 """Pixels of the largest image whose header Pillow reads."""
 
-_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
+# Possessive (`++`): a match that fails gives nothing back, so hostile text costs linear time, not quadratic.
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]++(?:={1,2}+[\r\n]*+)?")
 _PREFIX = "YOLOV7_SERVE_"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for; the environment variable of a limit is YOLOV7_SERVE_ and its name in capitals."""
+    """Limits of one request. The environment variable of a limit is YOLOV7_SERVE_ plus its name in capitals."""
 
     max_images: int = 64
     """Images in one request."""
     max_image_bytes: int = 32 * 1024 * 1024
     """Size of an image file."""
     max_pixels: int = 64_000_000
-    """Pixels of an image: a small file can claim any size, and decoding it pays for every pixel."""
+    """Pixels of an image: a small file can claim any size, and decoding costs time for every pixel."""
     max_request_pixels: int = 256_000_000
     """Pixels of all images of a request."""
     batch_size: int = 8
@@ -85,7 +85,7 @@ class Limits:
 
     @classmethod
     def from_environment(cls) -> Limits:
-        """Raises ConfigError that names the variable for anything but a whole number above 0."""
+        """The limits that the environment sets. Raises ConfigError with the variable for any but a positive integer."""
         values = {}
         for field in fields(cls):
             name = _PREFIX + field.name.upper()
@@ -95,7 +95,7 @@ class Limits:
             if not text.isdecimal() or int(text) < 1:
                 raise ConfigError(f"{name}: a whole number above 0 is expected, got {text!r}")
             if field.name == "max_pixels" and int(text) > LARGEST:
-                raise ConfigError(f"{name}: at most {LARGEST} are read, by whatever this says; got {text}")
+                raise ConfigError(f"{name}: at most {LARGEST}, because Pillow reads no larger image; got {text}")
             values[field.name] = int(text)
         return cls(**values)
 
@@ -104,15 +104,15 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
     """MLflow's interface around the exported ONNX network."""
 
     def load_context(self, context: Any) -> None:
-        """Open the export folder that MLflow has laid beside this file, and read the limits."""
+        """Open the export folder that MLflow has put next to this file, and read the limits."""
         self._limits = Limits.from_environment()
         require_beside(context.artifacts["export"])
         self._detector = load_detector(context.artifacts["export"])
-        # MLflow runs requests in threads, more than there are cores: decoded images are what memory is needed for.
+        # MLflow runs requests in more threads than there are cores, and decoded images need the most memory.
         self._decoding = threading.BoundedSemaphore(2)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """Detect. `params` may hold `confidence` and `iou`, between 0 and 1; without them those of the export hold.
+        """Detect. `params` may hold `confidence` and `iou`, between 0 and 1; the defaults are those of the export.
 
         Raises MlflowException (HTTP 400) that names the row for anything that is not an image.
         """
@@ -130,7 +130,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         return _table(detector.predict_prepared(prepared), detector.metadata)
 
     def _with_thresholds(self, params: Mapping[str, Any]) -> Predictor:
-        """A predictor of this request's own around the shared network: requests may run side by side."""
+        """A predictor for this request around the shared network: requests may run side by side."""
         confidence, iou = params.get("confidence"), params.get("iou")
         try:
             return Predictor(
@@ -143,7 +143,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
             raise _refused(f"params: {error}") from None
 
     def _prepared(self, detector: Predictor, image: bytes | np.ndarray, row: int) -> Fitted:
-        """The network's input from an image; the decoded one is gone when this returns."""
+        """The network's input for an image; the decoded image is freed on return."""
         if isinstance(image, np.ndarray):
             return detector.prepare(image)
         with self._decoding:
@@ -160,15 +160,15 @@ def _cells(model_input: pd.DataFrame) -> list[Any]:
 
 
 def _content(cell: Any, row: int, limits: Limits) -> bytes | np.ndarray:
-    """An image file's bytes, or an image."""
+    """The bytes of an image file, or an image."""
     if isinstance(cell, np.ndarray) and cell.ndim:
         return _array(cell, row)
     if isinstance(cell, str):
         cell = cell.encode(errors="replace")
     if not isinstance(cell, bytes | bytearray | memoryview):
         raise _refused(f"row {row}: bytes of an image file or a uint8 array expected, got {type(cell).__name__}")
-    # MLflow decodes the base64 of some of its JSON forms (dataframe_split) and hands that of others (inputs) on as it
-    # is. No image file consists of base64's letters alone: all have zeros or other bytes beyond ASCII in their head.
+    # MLflow decodes the base64 of some of its JSON forms (dataframe_split) and passes that of others (inputs) through.
+    # No image file consists of base64 letters alone: all have zeros or other bytes beyond ASCII in their header.
     data = bytes(cell)
     if _BASE64.fullmatch(data):
         data = _decoded(data, row)
@@ -215,7 +215,7 @@ def _size(data: bytes, row: int, limits: Limits) -> tuple[int, int]:
             return header.size
     except Image.DecompressionBombError:
         raise _refused(f"row {row}: the image has more than {min(limits.max_pixels, LARGEST)} pixels") from None
-    # Pillow's readers of headers raise whatever their parsing comes upon; none of it may become a server's error.
+    # Pillow's header readers let any exception of their parsing through; none may become a server error.
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
         raise _refused(f"row {row}: not an image of a known format, or damaged") from None
 
@@ -238,5 +238,5 @@ def _refused(message: str) -> MlflowException:
     return MlflowException.invalid_parameter_value(message)
 
 
-# MLflow runs this file for its model; a plain import of it (a test, a check of types) registers nothing lasting.
+# MLflow runs this file for its model; a plain import (a test, a type check) has no lasting effect.
 mlflow.models.set_model(DetectorModel())

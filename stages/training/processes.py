@@ -1,8 +1,8 @@
-"""A training as several processes, on one machine or on many: how many is a matter of the machine, not of params.yaml.
+"""Training in several processes, on one machine or many. The machine decides how many, not params.yaml.
 
 `YOLOV7_PROCESSES` (default 1) is the number on this machine, one for each GPU. For several machines the same command
 runs on each of them with `YOLOV7_NODES`, their number, and `YOLOV7_RENDEZVOUS`, HOST:PORT of one of them.
-`YOLOV7_RESTARTS` (default 0) is how often all are started again after one has died; they go on from the newest state.
+`YOLOV7_RESTARTS` (default 0) is how often all are restarted after one has died; they resume from the newest state.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from yolov7.train.distributed import launched, share_of_batch
 def start_processes(
     arguments: Sequence[str], *, batch_size: int, before: Callable[[], None] = lambda: None
 ) -> int | None:
-    """Run `python ARGUMENTS` as the processes that the environment asks for; their exit status, None for one process.
+    """Run `python ARGUMENTS` in the processes that the environment asks for; returns their exit status, None for one.
 
     `before` is called once if any are started; on several machines it has returned on each before the first begins.
-    Raises :class:`ConfigError` for a setting that cannot be, or a batch that cannot be divided among the processes.
+    Raises :class:`ConfigError` for an impossible setting, or a batch that cannot be divided among the processes.
     """
     processes, nodes = _number("YOLOV7_PROCESSES", 1), _number("YOLOV7_NODES", 1)
     if launched() or processes * nodes == 1:
@@ -44,7 +44,7 @@ def start_processes(
 
 
 def restarted() -> bool:
-    """Whether the processes have been started again after one has died."""
+    """Whether the processes have been restarted after one died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -58,10 +58,10 @@ def loader_workers(device: torch.device) -> int:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGINT has asked the trainer to save and end; a second signal is not waited for.
+    """Yield a function that tells whether SIGTERM or SIGINT has asked the trainer to save and stop.
 
-    One of several processes waits for the others whatever comes, and also stops when the process that started it is no
-    longer there, so that none is left behind to train on beside the next run.
+    A second signal ends the process at once. One of several processes keeps waiting for the others instead, and also
+    stops when its parent is gone, so that none is left behind to train alongside the next run.
     """
     asked: list[int] = []
     several, parent = launched(), os.getppid()

@@ -17,7 +17,7 @@ from stages.training.state_store import StoreError
 _TIMEOUT = 60
 """Seconds without a byte from the server."""
 _TRIES = 3
-"""Of one request, or one part of a file, within one of our own attempts."""
+"""Attempts at one request, or one part of a file, within one of our own attempts."""
 _ABSENT = ("NoSuchKey", "404", "NotFound")
 _REFUSALS = {
     "NoSuchBucket": "there is no such bucket",
@@ -32,7 +32,7 @@ _REFUSALS = {
 
 
 class Bucket:
-    """Objects below a prefix. Credentials, region and endpoint come from where boto3 looks for them."""
+    """Objects below a prefix. Credentials, region and endpoint come from boto3's usual places."""
 
     def __init__(self, address: str):
         self.address = address.rstrip("/")
@@ -42,7 +42,7 @@ class Bucket:
 
     def put(self, source: Path, name: str) -> None:
         """Keep a file under a name."""
-        # A connection that is cut costs one part, not the file.
+        # A broken connection costs one part, not the whole file.
         parts = TransferConfig(multipart_chunksize=64 * 2**20, max_concurrency=2)
         self._tried(lambda: self._client().upload_file(str(source), self._bucket, self._prefix + name, Config=parts))
 
@@ -51,7 +51,7 @@ class Bucket:
         self._tried(lambda: self._client().download_file(self._bucket, self._prefix + name, str(target)))
 
     def read(self, name: str) -> bytes | None:
-        """The content of a small object, None where there is none."""
+        """The content of a small object, or None if there is none."""
 
         def ask() -> bytes | None:
             try:
@@ -64,7 +64,7 @@ class Bucket:
         return self._tried(ask)
 
     def remove(self, name: str) -> None:
-        """Remove an object if it is there."""
+        """Remove an object if it exists."""
         self._tried(lambda: self._client().delete_object(Bucket=self._bucket, Key=self._prefix + name))
 
     def _client(self) -> Any:
@@ -82,7 +82,7 @@ class Bucket:
         try:
             return action()
         except (ClientError, BotoCoreError, Boto3Error, OSError, ValueError) as error:
-            # What a transfer raises wraps what the server has said.
+            # A transfer wraps the server's answer in an exception of its own.
             cause = error.__context__ if isinstance(error.__context__, ClientError) else error
             raise _explained(cause) from error
 
@@ -92,7 +92,7 @@ def _explained(error: BaseException) -> StoreError:
         return StoreError("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role", lasting=True)
     if isinstance(error, ClientError) and (says := _REFUSALS.get(_code(error))):
         return StoreError(f"{says} ({_code(error)})", lasting=True)
-    # ValueError: an endpoint that is no address.
+    # ValueError: the endpoint is not an address.
     return StoreError(" ".join(str(error).split())[:200], lasting=isinstance(error, ValueError))
 
 

@@ -1,11 +1,11 @@
-"""The newest training state in a remote, so that a training goes on elsewhere when its machine is gone.
+"""Copies of the newest training state in a remote, so that another machine can resume when this one is lost.
 
-A copy is taken while the training goes on: a thread sends the state, the best weights, the pictures and the MLflow
-journal, and last of all the list of them, `newest.json`; what was cut off is never seen. Nothing that goes wrong here
-stops or delays a training: it is said in one line, and the next save tries again.
+Copying does not stop the training: a thread sends the state, the best weights, the pictures and the MLflow journal, and
+then the list of them, `newest.json`, so that a partial copy is never seen. A failed copy is logged in one line; the
+training continues, and the next save tries again.
 
     PREFIX/VARIANT/FINGERPRINT/newest.json               iteration, and for each file its object, sha256 and size
-    PREFIX/VARIANT/FINGERPRINT/SHA256-NAME               the files; what has not changed is not sent again
+    PREFIX/VARIANT/FINGERPRINT/SHA256-NAME               the files; unchanged ones are not sent again
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from typing import Any
 
 from stages.project.folders import remove
 from stages.project.params import Flow
-from stages.training.state_store import Store, StoreError, open_store
+from stages.training.folder_store import Folder
+from stages.training.state_store import Store, StoreError
 from yolov7.files import atomic_path, sha256_file, write_json
 from yolov7.train.state import iteration_of, newest_iteration
 
 log = logging.getLogger(__name__)
 
 SWITCH = "YOLOV7_STATE_REMOTE"
-"""Environment: takes the place of `flow.state_remote`; empty: no copies."""
+"""Environment variable that overrides `flow.state_remote`; empty: no copies."""
 NEWEST = "newest.json"
 _SNAPSHOTS = Path(".state/upload")
 _BESIDE = ("best.safetensors", "last.safetensors", "epoch-*-batch-*.jpg")
@@ -39,16 +40,25 @@ _JOURNAL = "journal"
 _ATTEMPTS = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 LAST_COPY_SECONDS = {True: 60.0, False: 10.0}
-"""How long the end waits for the last copy: of a training that is done, and of one that was told to stop."""
+"""How long to wait for the last copy at the end, by whether the training has finished or was told to stop."""
 
 
-def state_remote(settings: Flow, variant: str, key: str, folder: Path, journal: Path) -> StateRemote | None:
-    """The remote of one run, None where none is configured. `journal` is the path of its MLflow journal."""
+def state_remote(settings: Flow, folder: Path, journal: Path) -> StateRemote | None:
+    """The remote of the run in `folder`, VARIANT/KEY, with its MLflow `journal`; None where none is configured."""
     address = os.environ.get(SWITCH, settings.state_remote)
     if not address:
         return None
-    store = open_store(f"{address.rstrip('/')}/{variant}/{key}")
+    store = open_store(f"{address.rstrip('/')}/{folder.parent.name}/{folder.name}")
     return StateRemote(store, folder, journal, every=settings.state_every_minutes * 60)
+
+
+def open_store(address: str) -> Store:
+    """The store at `s3://BUCKET/PREFIX`, or in a folder."""
+    if not address.startswith("s3://"):
+        return Folder(address)
+    from stages.training.s3_store import Bucket  # a training without copies need not load boto3
+
+    return Bucket(address)
 
 
 class StateRemote:
@@ -70,7 +80,7 @@ class StateRemote:
         self._clock, self._first_pause = clock, first_pause
         self._next = clock()
         self._known: dict[str, Any] | None = None
-        """The list in the remote; None while it was not read."""
+        """The list in the remote; None until it has been read."""
         self._waiting: Path | None = None
         self._busy = self._failing = False
         self._changed = threading.Condition()
@@ -80,27 +90,27 @@ class StateRemote:
     # Before the training ---------------------------------------------------------------------------------------------
 
     def bring(self) -> bool:
-        """Fetch what is in the remote if it is newer than what is here; whether it was.
+        """Fetch the remote's state if it is newer than the local one; returns whether it was.
 
-        A remote that fails is named in the log: without it the training goes on from what is here.
+        A failure is logged, and the training resumes from the local state.
         """
-        remove(self._snapshots)  # what a killed training has left
+        remove(self._snapshots)  # left by a killed training
         try:
             self._known = self._attempt(self._read)
             newest = int(self._known.get("iteration", 0))
             if newest <= newest_iteration(self.folder):
                 return False
-            log.info("%s holds a newer state (iteration %d); it is fetched", self.store.address, newest)
+            log.info("%s holds a newer state (iteration %d); fetching it", self.store.address, newest)
             files = self._known["files"]
-            for name in sorted(files, key=lambda name: name.startswith("state-")):  # the state last: then all is here
+            for name in sorted(files, key=lambda name: name.startswith("state-")):  # the state last
                 self._attempt(partial(self._fetch, name, files[name]))
         except (StoreError, OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("no state from %s: %s; going on from what is here", self.store.address, _words(error))
+            log.warning("no state from %s: %s; resuming from the local state", self.store.address, _words(error))
             return False
         return True
 
     def forget(self) -> None:
-        """Remove the list, so that nobody goes on from the run that is now started afresh."""
+        """Remove the list, so that nobody resumes the run that is now started over."""
         try:
             self._attempt(partial(self.store.remove, NEWEST))
         except StoreError as error:
@@ -121,7 +131,7 @@ class StateRemote:
                 raise StoreError(f"{entry['object']} is damaged", lasting=False)
 
     def _place(self, name: str) -> Path | None:
-        """Where a file belongs; None for a journal where there is one."""
+        """The place of a file; None for a journal if there is one already."""
         if Path(name).name != name:
             raise ValueError(f"{NEWEST} names a file {name!r}")
         if not name.startswith(f"{_JOURNAL}."):
@@ -129,15 +139,15 @@ class StateRemote:
         target = self.journal.with_suffix(Path(name).suffix)
         return None if target.exists() else target
 
-    # While it goes on ------------------------------------------------------------------------------------------------
+    # During the training ---------------------------------------------------------------------------------------------
 
     def offer(self, state: Path) -> None:
-        """Copy this state, the one just saved, if it is time; returns at once."""
+        """Copy the state just saved, if a copy is due; returns at once."""
         if self._clock() >= self._next:
             self._send(state)
 
     def close(self, *, finished: bool) -> None:
-        """Copy the newest state if that was not done, and wait a while for it."""
+        """Copy the newest state unless the remote has it, and wait a while for the copy."""
         newest = max(self.folder.glob("state-*.safetensors"), default=None)
         known = int((self._known or {}).get("iteration", -1))
         if newest is not None and known < iteration_of(newest):
@@ -167,8 +177,8 @@ class StateRemote:
             self._thread.start()
 
     def _snapshot(self, state: Path) -> Path:
-        """A folder with the files as they are now: links, which cost nothing and stay when the files are replaced."""
-        # Not by the state alone: the same one is sent again at the end, perhaps while its first copy is on its way.
+        """A folder with the files as they are now: links, which are free and survive a replacement of the files."""
+        # Numbered: the same state is sent again at the end, perhaps while its first copy is on its way.
         folder = self._snapshots / f"{next(self._taken)}-{state.stem}"
         folder.mkdir(parents=True)
         for path in [state, *(found for pattern in _BESIDE for found in sorted(self.folder.glob(pattern)))]:
@@ -204,7 +214,7 @@ class StateRemote:
         if self._known is None:
             self._known = self._attempt(self._read)
         if int(self._known.get("iteration", 0)) > iteration:
-            return  # the remote could not be read at the start, and has more than we have yet
+            return  # the remote could not be read at the start, and is ahead of us
         before = {entry["object"] for entry in self._known.get("files", {}).values()}
         files: dict[str, Any] = {}
         for path in sorted(snapshot.iterdir()):
@@ -222,7 +232,7 @@ class StateRemote:
             self._attempt(partial(self.store.remove, name))
 
     def _attempt(self, action: Callable[[], Any]) -> Any:
-        """Try again after growing pauses, unless it would be refused again."""
+        """Retry transient errors after growing pauses."""
         pause = self._first_pause
         for left in reversed(range(_ATTEMPTS)):
             try:
@@ -235,7 +245,7 @@ class StateRemote:
     def _report(self, error: Exception) -> None:
         if not self._failing:
             log.warning(
-                "the training state could not be copied to %s: %s; the training goes on, the next save tries again",
+                "the training state could not be copied to %s: %s; the training continues, the next save tries again",
                 self.store.address,
                 _words(error),
             )

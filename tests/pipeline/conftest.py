@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from stages.project.locks import file_lock
+from stages.registry.versions import ModelRegistry
 from tests.pipeline.project import make_project
 from tests.pipeline.servers import PrefectServer, answers, free_port, loopback_environment, running, wait_for
+from yolov7.signature import SIGNING_KEY, VERIFY_KEY
 
 # Prefect reads its settings when it is imported, and its background threads look at no others.
 PREFECT_PORT = free_port()
@@ -56,6 +58,19 @@ def mlflow_file(tmp_path_factory: pytest.TempPathFactory, new_database: Path) ->
     path = tmp_path_factory.mktemp("mlflow-file") / "mlflow.db"
     shutil.copyfile(new_database, path)
     return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def registry(mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelRegistry]:
+    """A registry in a SQLite file, seen from an empty folder, without keys to sign or verify with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
+    for name in (SIGNING_KEY, VERIFY_KEY):
+        monkeypatch.delenv(name, raising=False)
+    yield ModelRegistry()
+    import mlflow
+
+    mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="session")

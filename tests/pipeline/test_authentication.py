@@ -10,7 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from stages.registry import tracking
+from stages.registry.journal import RunJournal
+from stages.registry.server import connect
 from tests.pipeline.servers import answers, free_port, loopback_environment, running, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
@@ -122,14 +123,14 @@ def test_the_journal_waits_for_a_server_that_refuses_it(guarded_mlflow, tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another-password")
-    journal = tracking.RunJournal(tmp_path / "run.jsonl", experiment="guarded", run_name="one")
+    journal = RunJournal(tmp_path / "run.jsonl", experiment="guarded", run_name="one")
     journal.metrics({"loss": 0.5}, step=1)
     assert journal.run_id is None and journal.due == 1
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     try:
         assert journal.finish()
         assert journal.run_id is not None and journal.due == 0
-        history = tracking.connect().get_metric_history(journal.run_id, "loss")
+        history = connect().get_metric_history(journal.run_id, "loss")
     finally:
         import mlflow
 

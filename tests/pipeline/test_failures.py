@@ -23,11 +23,10 @@ import yaml
 from safetensors.torch import load_file
 
 from flows.tasks import GPU_LIMIT
-from stages.registry import tracking
-from stages.registry.tracking import RunJournal
+from stages.registry.journal import RunJournal
+from stages.registry.server import ensure_database
 from stages.training import s3_store
-from stages.training.state_remote import NEWEST, SWITCH, StateRemote
-from stages.training.state_store import open_store
+from stages.training.state_remote import NEWEST, SWITCH, StateRemote, open_store
 from tests.pipeline.faulty_s3 import FaultyS3, faulty_s3
 from tests.pipeline.project import configure
 from tests.pipeline.servers import (
@@ -71,7 +70,7 @@ from stages.project.params import Flow
 from stages.training.state_remote import state_remote
 from yolov7.train.state import StateFolder, TrainingState, newest_iteration
 folder = pathlib.Path(".state/train/{variant}/{key}")
-remote = state_remote(Flow(state_every_minutes=0), "{variant}", "{key}", folder, pathlib.Path(".state/journal.jsonl"))
+remote = state_remote(Flow(state_every_minutes=0), folder, pathlib.Path(".state/journal.jsonl"))
 states = StateFolder(folder, {{}}, on_saved=remote.offer)
 here = newest_iteration(folder)
 resumed = remote.bring()
@@ -245,7 +244,7 @@ def test_mlflow_that_is_away_for_a_while_gets_everything_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, port = f"sqlite:///{tmp_path}/mlflow.db", free_port()
-    tracking.ensure_database(database)
+    ensure_database(database)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", database, "--workers", "1"]
     command += ["--artifacts-destination", str(tmp_path / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
     env, log = loopback_environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"), tmp_path / "server.log"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def registry(mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelRegistry]:
-    """A registry, in a folder with a test split of one image."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
-    for name in (SIGNING_KEY, VERIFY_KEY):
-        monkeypatch.delenv(name, raising=False)
+def registry(registry: ModelRegistry) -> ModelRegistry:
+    """The registry, in a folder with a test split of one image."""
     images = Path("data/ingested/test/images")
     images.mkdir(parents=True)
     (images / "first.png").write_bytes(image_bytes())
@@ -45,10 +41,7 @@ def registry(mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     build_index(CocoAnnotations(Path("a.json"), records, [box], categories), images, Path("data/index/test"))
     document = {"sha256": "d", "splits": {"test": {"sha256": "ab" * 32}}, "test_is_val": False}
     Path("data/ingested/dataset.json").write_text(json.dumps(document))
-    yield ModelRegistry()
-    import mlflow
-
-    mlflow.set_tracking_uri(None)
+    return registry
 
 
 def measured(challenger: Version, champion: Version) -> Mapping[str, Any]:

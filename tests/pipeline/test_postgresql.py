@@ -49,7 +49,7 @@ PLANTED = {
 # Logs a third of its steps, waits until the database is down, logs another, waits until it is back, and ends.
 TRAIN = """
 import json, pathlib, time
-from stages.registry.tracking import JOURNALS, RunJournal
+from stages.registry.journal import JOURNALS, RunJournal
 def wait(name):
     while not pathlib.Path(name).exists():
         time.sleep(0.1)

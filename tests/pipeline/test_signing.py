@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,18 +19,6 @@ from yolov7.files import sha256_file, write_json
 from yolov7.signature import SIGNING_KEY, VERIFY_KEY
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def registry(mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelRegistry]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
-    for name in (SIGNING_KEY, VERIFY_KEY):
-        monkeypatch.delenv(name, raising=False)
-    yield ModelRegistry()
-    import mlflow
-
-    mlflow.set_tracking_uri(None)
 
 
 def test_only_signed_versions_are_promoted_and_loaded(

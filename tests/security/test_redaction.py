@@ -14,7 +14,7 @@ import pytest
 from flows.runner.pipeline import LOGS, Pipeline, StageError
 from stages.project.redaction import RedactingFormatter, in_one_line, redacted
 from stages.registry.errors import RegistryUnavailableError
-from stages.registry.tracking import RunJournal
+from stages.registry.journal import RunJournal
 from stages.registry.versions import download_model
 from stages.sources.http import Download
 

@@ -90,7 +90,7 @@ def shipped_params() -> Any:
 
 def identities() -> dict[str, tuple[dict[str, Any], str]]:
     """Identity and fingerprint of runs: the shipped params.yaml, every preset, a network of the user's own."""
-    from stages.train import fingerprint, run_identity
+    from stages.training.run_identity import fingerprint, run_identity
     from yolov7.config import train_parameters
 
     runs = {"params.yaml": ("yolov7-tiny", shipped_params().train_for("yolov7-tiny"), None)}

@@ -7,11 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
 from yolov7 import files
+from yolov7.artefact import (
+    DESCRIPTION,
+    FILE_OF_FORMAT,
+    FORMATS_FILE,
+    ONNX,
+    ONNX_NMS,
+    OPTIONAL,
+    SAFETENSORS,
+    FormatName,
+    listed,
+)
 from yolov7.errors import ConfigError
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import contract_of, export_onnx, export_onnx_nms
@@ -22,22 +33,8 @@ from yolov7.model.checkpoint import ModelMetadata, save_checkpoint
 from yolov7.model.detector import Detector
 from yolov7.model.variants import family_name
 from yolov7.nms import Thresholds
-from yolov7.predict.load import DESCRIPTION, FILES, OPTIONAL
 
 FORMAT = 1
-SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
-FORMATS_FILE = f"{OPTIONAL}/formats.json"
-"""The optional files, the layers kept in float in int8 files, and whether the ONNX files suit TensorRT."""
-
-FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"]
-FILE_OF_FORMAT: dict[FormatName, str] = {
-    "openvino": FILES["openvino", "float32"],
-    "openvino-float16": FILES["openvino", "float16"],
-    "onnx-int8": FILES["onnx", "int8"],
-    "openvino-int8": FILES["openvino", "int8"],
-    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime opens it by default: the network of model.onnx
-}
-"""Optional formats, and the file of each inside the folder."""
 
 
 def export_folder(
@@ -114,10 +111,3 @@ def _write_optional(
     checked = {name: check_tensorrt(folder / name).to_dict() for name in (ONNX, ONNX_NMS)}
     files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports, "tensorrt": checked})
     return [*written, FORMATS_FILE]
-
-
-def listed(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Entries of the manifest (`files` of model.json) for files of the folder: sha256 and bytes, by name."""
-    return {
-        name: {"sha256": files.sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names
-    }

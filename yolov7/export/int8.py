@@ -22,6 +22,7 @@ import onnx
 import onnxruntime
 import torch
 
+from yolov7.artefact import Int8Settings
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export.onnx import described, write_graph
@@ -37,18 +38,6 @@ log = logging.getLogger(__name__)
 _SENSITIVITY_IMAGES = 4
 _SUREST = 100
 """Predictions per image whose scores count for the sensitivity of a layer."""
-
-
-@dataclass(frozen=True)
-class Int8Settings:
-    """Limits and sample sizes of the int8 export."""
-
-    max_ap_drop: float = 0.005
-    """Largest accepted fall of AP on the validation images."""
-    calibration_images: int = 64
-    """Training images for measuring ranges."""
-    validation_images: int = 500
-    """Validation images for measuring AP, evenly spaced through the set."""
 
 
 @dataclass

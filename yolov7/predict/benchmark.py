@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from yolov7.artefact import FILES, PrecisionName, RuntimeName, read_description
 from yolov7.model import create_model
-from yolov7.predict.load import FILES, PrecisionName, RuntimeName, read_description
 from yolov7.predict.predictor import Predictor, stack, to_original
 from yolov7.predict.runtimes import DecodingFile, DetectingFile, DetectingRuntime, Runtime, TorchRuntime
 

@@ -7,17 +7,15 @@ scheme. This project's pipeline has one for MLflow's `models:`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
 
+from yolov7.artefact import DESCRIPTION, FILES, PrecisionName, RuntimeName, check_files, read_description
 from yolov7.device import choose_device
 from yolov7.errors import ModelError
-from yolov7.files import sha256_file
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.spec import Network
 from yolov7.predict.augmented import Views
@@ -26,27 +24,10 @@ from yolov7.predict.predictor import Predictor
 from yolov7.predict.runtimes import DetectingRuntime, Runtime, TorchRuntime, open_onnx
 
 Resolver = Callable[[str], Path]
-RuntimeName = Literal["onnx", "torch", "openvino"]
-PrecisionName = Literal["float32", "float16", "int8"]
 
 RESOLVERS = "yolov7.resolvers"
 """Entry point group of the functions that turn a URI into a local path."""
-DESCRIPTION = "model.json"
-"""Description of an export folder: its contents, with the sha256 of every file."""
-
 _URI = re.compile(r"^([a-z][a-z0-9+.-]+):/", re.IGNORECASE)  # two letters at least: `C:/` is a path
-OPTIONAL = "optional"
-"""Subfolder of an export folder for files that not every export has."""
-
-FILES: dict[tuple[RuntimeName, PrecisionName], str] = {
-    ("onnx", "float32"): "model.onnx",
-    ("onnx", "int8"): f"{OPTIONAL}/model-int8.onnx",
-    ("torch", "float32"): "model.safetensors",
-    ("openvino", "float32"): f"{OPTIONAL}/openvino.xml",
-    ("openvino", "float16"): f"{OPTIONAL}/openvino-float16.xml",
-    ("openvino", "int8"): f"{OPTIONAL}/openvino-int8.xml",
-}
-"""File of an export folder by runtime and precision."""
 _OPENED_BY: dict[str, RuntimeName] = {".onnx": "onnx", ".safetensors": "torch", ".xml": "openvino"}
 _KNOWN = ".safetensors, .onnx or .xml"
 
@@ -133,35 +114,6 @@ def open_runtime(
     model, metadata = load_checkpoint(file, network=network)
     deploy = model if model.form == "deploy" else model.reparameterize()
     return TorchRuntime(deploy.to(choose_device(device)), metadata)
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """The model.json of an export folder. Raises :class:`ModelError` if it is missing or damaged."""
-    file = folder / DESCRIPTION
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder}: not an export folder, it has no {DESCRIPTION}") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise ModelError(f"{file}: a list of the folder's files is expected under `files`")
-    return content
-
-
-def check_files(folder: Path, description: dict[str, Any], names: tuple[str, ...] | None = None) -> None:
-    """Raise :class:`ModelError` unless files (`names`: only these) have the sha256 that the description lists."""
-    for name, said in description["files"].items():
-        if names is not None and name not in names:
-            continue
-        file = folder / name
-        # A downloaded description must not lead out of the folder.
-        if name.removeprefix(f"{OPTIONAL}/") != Path(name).name or not isinstance(said, dict) or "sha256" not in said:
-            raise ModelError(f"{folder / DESCRIPTION}: the entry {name!r} under `files` is not a file with its sha256")
-        if not file.is_file():
-            raise ModelError(f"{file}: missing, but listed in {DESCRIPTION}; fetch or export the folder again")
-        if sha256_file(file) != said["sha256"]:
-            raise ModelError(f"{file}: its bytes are not those {DESCRIPTION} lists (sha256); fetch or export it again")
 
 
 def _locate(text: str, resolve: Resolver | None) -> Path:

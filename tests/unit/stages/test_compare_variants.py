@@ -10,7 +10,7 @@ from small_detector import pictures
 from stages import compare_variants
 from stages.compare_variants import _timed
 from stages.project.params import Evaluate
-from stages.registry import tracking
+from stages.registry import server
 from yolov7.files import write_json
 from yolov7.predict.runtimes import OnnxRuntime
 
@@ -34,8 +34,8 @@ def test_the_page_goes_to_the_runs_of_its_variants(tmp_path, monkeypatch, caplog
     (tmp_path / "reports/comparison.html").write_text("<p>AP</p>")
     compare_variants._keep(["a", "b"])
     assert not caplog.messages, "nothing registered, nothing to say"
-    client = tracking.connect()
-    experiment = tracking.experiment_id(client, "yolov7")
+    client = server.connect()
+    experiment = server.experiment_id(client, "yolov7")
     runs = {name: client.create_run(experiment).info.run_id for name in ("a", "b")}
     for name, run_id in runs.items():
         write_json(tmp_path / "models" / name / "registered.json", {"run_id": run_id})

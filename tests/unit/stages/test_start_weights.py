@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.train import fingerprint, run_identity, start_weights
+from stages.training.run_identity import fingerprint, run_identity, start_weights
 from tests.unit.yolov7.model.test_published import published_state
 from tests.unit.yolov7.train.test_initial import data
 from yolov7.config import Train, train_parameters
@@ -37,9 +37,7 @@ def test_other_bytes_at_the_same_path_are_refused_until_the_digest_says_so(tmp_p
     before = key(train)
     path.write_bytes(b"second")
     second = sha256_file(path)
-    with pytest.raises(
-        ConfigError, match=f"{first} is to be trained from, and .* is {second}; write that one"
-    ) as caught:
+    with pytest.raises(ConfigError, match=f"expects {first}, but .* has {second}; write that digest") as caught:
         start_weights(train)
     assert "`dvc checkout " in str(caught.value)
     assert key(train.model_copy(update={"weights_sha256": second})) != before, "a training of its own"

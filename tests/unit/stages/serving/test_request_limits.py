@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages.serving import forms, model
 from stages.serving.request_limits import Refused, RequestLimits, check_request
 
 IMAGE = base64.b64encode(b"\xff\xd8 an image").decode()
@@ -50,25 +52,36 @@ def test_documented_forms_pass(document: object) -> None:
         ({}, "exactly one of"),
         ({"image": IMAGE}, "exactly one of"),
         ({**SPLIT, "inputs": {"image": IMAGE}}, "exactly one of"),
-        ({"dataframe_split": IMAGE}, "dataframe_split: an object"),
+        ({"dataframe_split": IMAGE}, "dataframe_split: a JSON object is expected, got text"),
         ({"dataframe_split": {"columns": ["picture"], "data": [[IMAGE]]}}, "the one column is called 'image'"),
-        ({"dataframe_split": {"columns": ["image"], "data": IMAGE}}, "a list of rows is expected, got text"),
-        ({"dataframe_split": {"columns": ["image"], "data": [[IMAGE], IMAGE]}}, "row 1: a list of one cell"),
+        ({"dataframe_split": {"columns": ["image"], "data": IMAGE}}, "data: a list is expected, got text"),
+        (
+            {"dataframe_split": {"columns": ["image"], "data": [[IMAGE], IMAGE]}},
+            "data: row 1: a list is expected, got text",
+        ),
         ({"dataframe_split": {"columns": ["image"], "data": [[IMAGE]], "index": [[]]}}, "index"),
+        ({"dataframe_split": {"columns": ["image"], "data": [[IMAGE]], "index": [1, 2]}}, "for every row"),
+        ({"dataframe_split": {"columns": ["image"], "data": [[IMAGE, IMAGE]]}}, "data: row 0: "),
         ({"dataframe_split": {"columns": ["image"], "data": []}}, "no image given"),
-        ({"dataframe_records": {"image": IMAGE}}, "a list of rows is expected, got an object"),
-        ({"instances": [{"image": IMAGE}, {"b": IMAGE}]}, "row 1: an object with the one key 'image'"),
+        ({"dataframe_records": {"image": IMAGE}}, "dataframe_records: a list is expected, got an object"),
+        ({"instances": [{"image": IMAGE}, {}]}, "instances: row 1: image: is missing"),
+        ({"instances": [{"image": IMAGE, "b": IMAGE}]}, "instances: row 0: b: is not a key of this form"),
         ({"inputs": {"image": [IMAGE, None]}}, "row 1: base64 text of an image file is expected, got null"),
         ({"inputs": {"image": [[[1, 2], [3, 4]]]}}, "row 0: base64 text of an image file is expected, got a list"),
         ({"inputs": {"image": [IMAGE, ""]}}, "row 1: the image is empty"),
         ({"inputs": {"image": [IMAGE + "A"]}}, "row 0: the text is not base64"),
         ({"inputs": {"image": ["\ud800" + IMAGE]}}, "row 0: the text is not base64"),
         ({"inputs": {"image": ["data:image/png;base64," + IMAGE]}}, "row 0: the text is not base64"),
-        ({**SPLIT, "params": [1]}, "params: an object with confidence and iou"),
-        ({**SPLIT, "params": {"nms": 1}}, "params: an object with confidence and iou"),
-        ({**SPLIT, "params": {"iou": "0.5"}}, "params: iou must be a number"),
-        ({**SPLIT, "params": {"iou": True}}, "params: iou must be a number"),
-        ({**SPLIT, "params": {"confidence": 10**400}}, "params: confidence must be a number"),
+        ({**SPLIT, "params": [1]}, "params: a JSON object is expected, got a list"),
+        ({**SPLIT, "params": {"nms": 1}}, "params: nms: is not a key of this form"),
+        ({**SPLIT, "params": {"iou": "0.5"}}, "params: iou: must be a number and must lie between 0 and 1"),
+        ({**SPLIT, "params": {"iou": True}}, "params: iou: must be a number and must lie between 0 and 1"),
+        (
+            {**SPLIT, "params": {"confidence": 10**400}},
+            "params: confidence: must be a number and must lie between 0 and 1",
+        ),
+        ({**SPLIT, "params": {"iou": 1.5}}, "params: iou: must be a number and must lie between 0 and 1"),
+        ({**SPLIT, "params": {"\ud800": 1}}, "params: "),
         ({"inputs": {"image": [IMAGE] * 200}}, "more parts than 4 images need"),
     ],
 )
@@ -81,6 +94,25 @@ def test_everything_else_is_refused_by_name(document: object, words: str) -> Non
 )
 def test_what_is_no_json_is_refused_without_being_repeated(raw: bytes) -> None:
     assert len(refusal(None, raw=raw)) < 500
+
+
+HOSTILE = st.tuples(st.text("A/+\r\n=", max_size=40), st.sampled_from(["", "!", "=", "\n"])).map("".join)
+
+
+@given(HOSTILE)
+def test_the_linear_pattern_takes_what_its_plain_form_takes(text: str) -> None:
+    plain = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
+    for pattern in (forms._BASE64, model._BASE64):
+        given = text if isinstance(pattern.pattern, str) else text.encode()
+        assert bool(pattern.fullmatch(given)) == bool(plain.fullmatch(text))
+
+
+@pytest.mark.parametrize("tail", ["!", "=!", "==!", "=\r\n!"])
+def test_text_that_is_almost_base64_is_refused_in_linear_time(tail: str) -> None:
+    # A pattern that backtracks needs hours for this; the test's own time limit is the bound.
+    text = "\n" * 4_000_000 + tail
+    assert "row 0: the text is not base64" in refusal({"inputs": {"image": [text]}})
+    assert not model._BASE64.fullmatch(text.encode())
 
 
 JSON = st.recursive(
@@ -208,6 +240,12 @@ def test_mlflows_own_refusals_keep_the_reason_alone(app: Reached, status: int, a
     said = ask(RequestLimits(app), [json.dumps(SPLIT).encode()], **KIND)
     assert said["status"] == status and json.loads(said["body"])["message"] == words
     assert b"Traceback" not in said["body"] and int(said["content-length"]) == len(said["body"])
+
+
+def test_a_reason_that_no_encoding_can_write_is_told_all_the_same(app: Reached) -> None:
+    app.status, app.answer = 400, b'{"error_code": "X", "message": "\\ud800 is wrong"}'
+    answer = ask(RequestLimits(app), [json.dumps(SPLIT).encode()], **KIND)
+    assert json.loads(answer["body"])["message"] == "? is wrong"
 
 
 def test_a_server_with_too_much_to_do_says_so(app: Reached, monkeypatch: pytest.MonkeyPatch) -> None:

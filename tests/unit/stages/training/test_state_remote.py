@@ -11,8 +11,9 @@ import torch
 
 from stages.project.params import Flow
 from stages.training import state_remote as module
-from stages.training.state_remote import NEWEST, SWITCH, StateRemote, state_remote
-from stages.training.state_store import Folder, StoreError, open_store
+from stages.training.folder_store import Folder
+from stages.training.state_remote import NEWEST, SWITCH, StateRemote, open_store, state_remote
+from stages.training.state_store import StoreError
 from yolov7.train.state import StateFolder, TrainingState, newest_iteration
 
 KEY = "0123456789ab"
@@ -127,7 +128,7 @@ def test_what_may_pass_is_tried_again_and_what_is_refused_is_not(store, tmp_path
     assert remote.tries == 2, "each save asks once"
     assert [record.getMessage() for record in caplog.records] == [
         f"the training state could not be copied to {store.address}: the credentials may not do that (403); "
-        "the training goes on, the next save tries again"
+        "the training continues, the next save tries again"
     ]
     machine.save(4)
     machine.settle()
@@ -162,7 +163,7 @@ def test_a_copy_that_was_cut_off_or_damaged_is_not_taken(store, tmp_path, caplog
     (Path(store.address) / entry["object"]).write_bytes(b"half")
     second = Machine(tmp_path / "b", store)
     assert not second.remote.bring() and newest_iteration(second.folder) == -1
-    assert f"{entry['object']} is damaged; going on from what is here" in caplog.text
+    assert f"{entry['object']} is damaged; resuming from the local state" in caplog.text
     (Path(store.address) / NEWEST).write_text('{"iteration": 9, "files": {"../escaped": {"object": "x"}}}')
     third = Machine(tmp_path / "c", store)
     assert not third.remote.bring() and not (third.folder.parent / "escaped").exists()
@@ -185,13 +186,13 @@ def test_who_could_not_ask_at_the_start_does_not_replace_what_is_newer(store, tm
 
 def test_where_copies_go_is_said_by_params_or_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(SWITCH, raising=False)
-    at = (tmp_path, tmp_path / "j.jsonl")
-    assert state_remote(Flow(), "v", KEY, *at) is None
-    assert state_remote(Flow(state_remote="/share/"), "v", KEY, *at).store.address == f"/share/v/{KEY}"
+    at = (tmp_path / "v" / KEY, tmp_path / "j.jsonl")
+    assert state_remote(Flow(), *at) is None
+    assert state_remote(Flow(state_remote="/share/"), *at).store.address == f"/share/v/{KEY}"
     monkeypatch.setenv(SWITCH, "s3://bucket/states")
-    assert state_remote(Flow(), "v", KEY, *at).store.address == f"s3://bucket/states/v/{KEY}"
+    assert state_remote(Flow(), *at).store.address == f"s3://bucket/states/v/{KEY}"
     monkeypatch.setenv(SWITCH, "")
-    assert state_remote(Flow(state_remote="/share"), "v", KEY, *at) is None
+    assert state_remote(Flow(state_remote="/share"), *at) is None
     blocked = tmp_path / "file"
     blocked.touch()
     with pytest.raises(StoreError):

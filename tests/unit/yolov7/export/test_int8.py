@@ -40,7 +40,7 @@ def exporter(graph, exported, index):
             exported / "model.onnx",
             calibration=index,
             validation=index,
-            settings=Int8Settings(**{"calibration_images": 4, **settings}),
+            settings=Int8Settings.model_construct(**{"calibration_images": 4, **settings}),  # a limit of -1 too
         )
         made.__dict__["ranges"] = measured.ranges if measured else made.ranges
         return made

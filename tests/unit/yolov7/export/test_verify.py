@@ -18,11 +18,10 @@ from small_detector import metadata_of, pictures, small_detector, small_index
 
 import stages.export as stage
 from stages.project.params import Export, Params
-from stages.registry.versions import verify_export
+from yolov7.artefact import FILE_OF_FORMAT, check_folder
 from yolov7.errors import ModelError
 from yolov7.evaluate import evaluate
 from yolov7.export import FLOAT16, INT8, VerifyLimits, export_openvino, verify
-from yolov7.export.folder import FILE_OF_FORMAT
 from yolov7.export.matching import agreement
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.quantize import calibrate, quantizable, quantized
@@ -92,12 +91,12 @@ def test_the_stage_tells_the_figures_in_model_json(exported, trained, index, tmp
         assert form["AP"] == verified["forms"][name]["ap"] > 0 and form["passed"]
     assert load_detector(folder).predict(pictures(1))
     later = {"verify.json", "metrics.json", "MODEL_CARD.md"}
-    assert said["files"].keys() == description["files"].keys() | later == verify_export(folder).keys()
+    assert said["files"].keys() == description["files"].keys() | later == check_folder(folder).keys()
     for name in later:
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept.replace(b"0", b"9", 1))
         with pytest.raises(ModelError, match=name):
-            verify_export(folder)
+            check_folder(folder)
         (folder / name).write_bytes(kept)
 
 

@@ -16,8 +16,9 @@ from small_detector import SIDE, metadata_of, small_detector
 from small_training import Watcher, parameters, same_outcome, same_weights, trainer, training_data
 
 from stages.project.command import run_stage
-from stages.train import _prepare, refuse_changed
-from yolov7.config import Ema
+from stages.training.run import TrainingRun
+from stages.training.run_identity import refuse_changed
+from yolov7.config import Ema, Train
 from yolov7.data.index import Index
 from yolov7.device import is_out_of_memory
 from yolov7.errors import LostWorkerError, ModelError, TrainingError
@@ -440,16 +441,19 @@ def test_changed_parameters_do_not_leave_a_stopped_training_behind_unnoticed(tmp
 
 
 def test_a_training_that_ended_under_other_code_is_not_handed_out_again(tmp_path, caplog):
+    def prepare(states: StateFolder) -> bool:
+        return TrainingRun("v", Train(), {}, states, None, "experiment").prepare(fresh=False)
+
     caplog.set_level("INFO")
     old = StateFolder(tmp_path / "run", identity(), code="one")
     new = StateFolder(tmp_path / "run", identity(), code="two")
     old.save(TrainingState({}, {"position": {"finished": False}}), 1)
-    assert _prepare("v", old, None, fresh=False) is False and not caplog.messages
-    assert _prepare("v", new, None, fresh=False) is False, "what was stopped goes on, with the mistake mended, say"
+    assert prepare(old) is False and not caplog.messages
+    assert prepare(new) is False, "what was stopped goes on, with the mistake mended, say"
     assert "the code has changed since the last state" in caplog.text and "--variant v --fresh" in caplog.text
     old.save(TrainingState({}, {"position": {"finished": True}}), 2)
-    assert _prepare("v", old, None, fresh=False) is False
+    assert prepare(old) is False
     unknown = StateFolder(tmp_path / "run", identity())
-    assert _prepare("v", unknown, None, fresh=False) is False and unknown.newest() is not None
-    assert _prepare("v", new, None, fresh=False) is True
-    assert "it is trained anew" in caplog.text and new.last() is None
+    assert prepare(unknown) is False and unknown.newest() is not None
+    assert prepare(new) is True
+    assert "it is trained again" in caplog.text and new.last() is None

@@ -10,8 +10,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from stages.registry import tracking
-from stages.registry.tracking import RunJournal, journal_lock, metric_name
+from stages.registry.journal import RunJournal, flush, journal_lock
+from stages.registry.server import ensure_database, metric_name, tracking_uri
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def journal(**over) -> RunJournal:
 
 
 def history(run_id: str, name: str) -> list[tuple[int, float]]:
-    client = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri())
+    client = mlflow.MlflowClient(tracking_uri=tracking_uri())
     return [(m.step, m.value) for m in client.get_metric_history(run_id, name)]
 
 
@@ -40,7 +40,7 @@ def test_a_run_arrives_whole_in_a_fresh_database(workspace):
     (workspace / "history.csv").write_text("epoch\n")
     run.artifact(workspace / "history.csv", "curves")
     assert run.finish()
-    client = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri())
+    client = mlflow.MlflowClient(tracking_uri=tracking_uri())
     found = client.get_run(run.run_id)
     assert found.data.params == {"optimizer.lr": "0.1", "optimizer.name": "sgd", "epochs": "3"}
     assert found.data.tags["git_revision"] == "abc"
@@ -60,7 +60,7 @@ def test_an_unreachable_server_delays_but_loses_nothing(workspace, monkeypatch):
     assert not run.finish()
     assert (run.run_id, run.due) == (None, 4)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.flush() == 0
+    assert flush() == 0
     later = journal()
     assert later.due == 0
     assert history(later.run_id, "loss") == [(0, 2.0), (1, 1.0)]
@@ -76,7 +76,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workspace):
     assert history(first.run_id, "loss") == [(0, 2.0), (1, 1.0)]
     assert again.ended
     again.reopen()
-    status = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri()).get_run(first.run_id).info.status
+    status = mlflow.MlflowClient(tracking_uri=tracking_uri()).get_run(first.run_id).info.status
     assert status == "RUNNING"
     assert journal(fresh=True).run_id is None
 
@@ -125,9 +125,9 @@ def test_an_artifact_outlives_its_folder(workspace, monkeypatch):
     (workspace / "two/best.txt").unlink()  # as the next training replaces it
     (workspace / "two/best.txt").write_text("another")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert tracking.flush() == 0
+    assert flush() == 0
     run_id = journal().run_id
-    client = mlflow.MlflowClient(tracking_uri=tracking.tracking_uri())
+    client = mlflow.MlflowClient(tracking_uri=tracking_uri())
     for name in ("one", "two"):
         assert Path(client.download_artifacts(run_id, f"{name}/best.txt")).read_text() == name
     assert not list(workspace.glob(".state/mlflow/a.files/*")), "kept no longer than needed"
@@ -144,9 +144,9 @@ def test_a_journal_that_its_training_writes_is_left_to_it(workspace, monkeypatch
             file.write('{"kind": "metr')  # half of a line, just being written
         before = path.read_bytes()
         monkeypatch.delenv("MLFLOW_TRACKING_URI")
-        assert tracking.flush() == 0
+        assert flush() == 0
         assert path.read_bytes() == before and run.run_id is None
-    assert tracking.flush() == 0
+    assert flush() == 0
     assert history(journal().run_id, "loss") == [(0, 2.0)]
 
 
@@ -178,7 +178,7 @@ def test_a_database_is_made_once_by_many(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(tracking.ensure_database, [uri] * 3))
+        list(pool.map(ensure_database, [uri] * 3))
     assert mlflow.MlflowClient(tracking_uri=uri).search_experiments()
     assert not list(tmp_path.glob(".mlflow.db*"))
 

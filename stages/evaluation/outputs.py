@@ -1,0 +1,66 @@
+"""`reports/V` of an evaluation: figures, tables and curves for `dvc plots`, results in COCO form, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from stages.project.folders import replace_folder
+from yolov7.data.decode import read_image
+from yolov7.data.index import Index
+from yolov7.evaluate import Evaluation, write_results
+from yolov7.files import atomic_path, write_json, write_text
+from yolov7.predict import Predictor
+from yolov7.predict.draw import draw_boxes, draw_detections
+
+SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
+
+
+def write_outputs(
+    out: Path, predictor: Predictor, index: Index, result: Evaluation, figures: dict[str, Any], *, pictures: int
+) -> None:
+    """Write `metrics.json`, `summary.json`, the tables and curves for `dvc plots`, the results, and pictures."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "metrics.json", figures)
+    write_json(out / "summary.json", {name: figures[name] for name in SUMMARY})
+    write_results(out / "results.json", result.results)
+    write_text(out / "per_class.csv", _table(["class", "AP"], result.per_class.items()))
+    curves = result.curves
+    rows = zip(curves.recall, curves.mean_precision50, curves.mean_precision, strict=True)
+    points = ([f"{r:.2f}", f"{first:.6f}", f"{second:.6f}"] for r, first, second in rows)
+    write_text(out / "precision_recall.csv", _table(["recall", "precision_at_50", "precision"], points))
+    with replace_folder(out / "detections") as folder:
+        _draw_pictures(folder, predictor, index, pictures)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _draw_pictures(folder: Path, predictor: Predictor, index: Index, most: int) -> None:
+    """Draw test images, evenly spread over the split: truth on the left, detections on the right."""
+    count = min(most, len(index))
+    for position in np.linspace(0, len(index) - 1, count).round().astype(int).tolist():
+        path = index.image_path(position)
+        image = read_image(path)
+        labels = index.labels(position)
+        names = [index.class_names[label] for label in labels]
+        truth = draw_boxes(image, index.boxes(position), labels, names)
+        found = draw_detections(image, predictor.predict(image)[0], index.class_names)
+        pair = cv2.cvtColor(np.concatenate([truth, np.full_like(truth[:, :8], 255), found], axis=1), cv2.COLOR_RGB2BGR)
+        with atomic_path(folder / f"{index.image_id(position)}.jpg") as temporary:
+            if not cv2.imwrite(str(temporary), pair, [cv2.IMWRITE_JPEG_QUALITY, 92]):
+                raise OSError(
+                    f"{folder}: the pictures could not be written ({shutil.disk_usage(folder).free} bytes free)"
+                )

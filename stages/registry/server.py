@@ -1,0 +1,99 @@
+"""The MLflow server, or the SQLite file that stands for one: its address, its clients and its experiments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from stages.project.command import environment
+from stages.project.locks import file_lock
+from stages.project.redaction import redacted
+from yolov7.errors import TrainingError
+
+DATABASE = Path("mlflow.db")
+ARTIFACTS = Path("mlartifacts")
+_LOCK = Path(".state/mlflow.lock")
+_SQLITE = "sqlite:///"
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, or a SQLite file in the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE.resolve()}"
+
+
+def connect() -> Any:
+    """An `MlflowClient` for :func:`tracking_uri`; a SQLite file that does not exist yet is created."""
+    # A server that is away must not hold up training: few, short attempts; the journal does the waiting.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    import mlflow
+
+    uri = tracking_uri()
+    ensure_database(uri)
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(tracking_uri=uri)
+
+
+def connect_marks() -> Any:
+    """A client that sets tags and aliases of versions in one request each.
+
+    `MlflowClient` first reads the whole registered model, with all its versions, to see that it is not a prompt: with
+    a thousand versions that is most of a promotion's time. This class is MLflow's own, and private; it is used nowhere
+    else.
+    """
+    from mlflow.tracking._model_registry.client import ModelRegistryClient
+
+    uri = tracking_uri()
+    return ModelRegistryClient(uri, uri)
+
+
+def ensure_database(uri: str) -> None:
+    """Create a SQLite database once, however many processes ask: creating it at once, they would crash each other."""
+    path = Path(uri.removeprefix(_SQLITE))
+    if not uri.startswith(_SQLITE) or _has_content(path):
+        return
+    with file_lock(path.parent / _LOCK):
+        if _has_content(path):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Built under another name and renamed, so that nobody sees half a schema.
+        temporary = path.with_name(f".{path.name}.new")
+        temporary.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"{_SQLITE}{temporary}"]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise TrainingError(f"{path}: the MLflow database could not be created: {redacted(lines[-1])}")
+        temporary.replace(path)
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def experiment_id(client: Any, name: str) -> str:
+    """The id of an experiment, which is created if need be; a local database keeps its artifacts next to it."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        uri = tracking_uri()
+        local = Path(uri.removeprefix(_SQLITE)).resolve().parent / ARTIFACTS if uri.startswith("sqlite:") else None
+        try:
+            return client.create_experiment(name, local.as_uri() if local else None)
+        except MlflowException:
+            # Another process was quicker.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise TrainingError(f"the MLflow experiment {name!r} is deleted: restore it, or set registry.experiment")
+    return found.experiment_id
+
+
+def metric_name(name: str) -> str:
+    """`name` with everything MLflow refuses in a metric name replaced by an underscore."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)

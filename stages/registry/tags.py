@@ -1,0 +1,41 @@
+"""The tags that a version is registered with: its origin, its figures, and how its checks ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from stages.project.params import Evaluate
+from stages.project.provenance import UNTRACKED, code_origin, dvc_hash
+from stages.project.workspace import dataset_document, read_json
+from stages.registry.versions import ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED
+
+
+def origin_tags(variant: str) -> dict[str, str]:
+    """The variant, its data and its code."""
+    return {
+        "variant": variant,
+        "data_sha256": str(dataset_document()["sha256"]),
+        "data_dvc": dvc_hash("data/ingested") or UNTRACKED,
+        **code_origin(),
+    }
+
+
+def evaluation_tags(metrics: dict[str, Any], settings: Evaluate) -> dict[str, str]:
+    """AP, and the data and settings it was measured with: two versions are comparable if the last two agree."""
+    return {
+        "AP": f"{metrics['AP']:.6f}",
+        "AP50": f"{metrics['AP50']:.6f}",
+        "test_data_sha256": str(metrics["test_data_sha256"]),
+        "evaluation": settings.conditions,
+    }
+
+
+def verdict_tags(verification: Path, validation: Path) -> dict[str, str]:
+    """How the artefact's verification and the data's validation ended, for those of the two files that exist."""
+    found = {ARTEFACT_VERIFICATION: (verification, "passed"), DATA_VALIDATION: (validation, "success")}
+    return {
+        tag: PASSED if read_json(path, "dvc repro").get(key) is True else "failed"
+        for tag, (path, key) in found.items()
+        if path.is_file()
+    }

@@ -1,0 +1,89 @@
+"""`models/V/train`: weights, pictures, history, figures and the id of the MLflow run of a finished training."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from stages.project.folders import replace_folder
+from stages.project.redaction import redacted
+from stages.registry.journal import RunJournal
+from yolov7.config import Train
+from yolov7.device import peak_memory_gib
+from yolov7.files import atomic_path, write_json, write_text
+from yolov7.train.records import Outcome, loss_parts
+from yolov7.train.summary import as_markdown, as_text, facts
+
+log = logging.getLogger(__name__)
+
+PICTURES = "epoch-*-batch-*.jpg"
+
+
+def write_outputs(out: Path, outcome: Outcome, train: Train, device: torch.device, *, variant: str) -> None:
+    """Write everything but `run.json`, and log the summary."""
+    out.mkdir(parents=True, exist_ok=True)
+    for source in (outcome.best, outcome.last):
+        with atomic_path(out / source.name) as temporary:
+            shutil.copyfile(source, temporary)
+    with replace_folder(out / "pictures") as folder:
+        for picture in outcome.best.parent.glob(PICTURES):
+            shutil.copyfile(picture, folder / picture.name)
+    columns = list(dict.fromkeys(name for row in outcome.history for name in row))
+    write_text(out / "history.csv", _csv(columns, outcome.history))
+    write_text(out / "curves.csv", _csv(["epoch", "curve", "value"], _curves(outcome.history)))
+    title = f"{variant}: AP {outcome.best_ap:.3f} on the validation images"
+    memory = peak_memory_gib(device)
+    lines = facts(outcome, epochs=train.epochs, device=device.type, peak_memory_gib=memory, folder=out)
+    lines.append(("state", str(outcome.best.parent)))
+    write_text(out / "summary.md", as_markdown(title, lines))
+    log.info("%s", as_text(title, lines))
+    figures = {
+        "val_AP": outcome.best_ap,
+        "val_AP50": outcome.history[outcome.best_epoch]["val/AP50"],
+        "best_epoch": outcome.best_epoch + 1,
+        "epochs": len(outcome.history),
+        "skipped_steps": outcome.skipped_steps,
+    }
+    write_json(out / "metrics.json", figures)
+
+
+def record_outputs(out: Path, journal: RunJournal, *, variant: str, key: str, seed: int) -> None:
+    """Send the best weights, the history and the summary to MLflow, end the run, and write its id to `run.json`."""
+    if not journal.ended:
+        journal.artifact(out / "best.safetensors", "checkpoint")
+        journal.artifact(out / "history.csv")
+        journal.artifact(out / "summary.md")
+        journal.finish()
+    run = {
+        "run_id": journal.run_id,
+        "experiment": journal.experiment,
+        "tracking_uri": redacted(os.environ.get("MLFLOW_TRACKING_URI", "local")),
+        "variant": variant,
+        "fingerprint": key,
+        "seed": seed,
+    }
+    write_json(out / "run.json", run)
+
+
+def _curves(history: Sequence[Mapping[str, float]]) -> list[dict[str, float | str]]:
+    """One row per epoch and curve: `dvc plots` draws a panel per curve from them."""
+    titles = {f"train/{part}": f"{part} loss" for part in loss_parts(history[0])}
+    titles["learning_rate"] = "learning rate"
+    return [
+        {"epoch": row["epoch"], "curve": title, "value": row[name]} for name, title in titles.items() for row in history
+    ]
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, float | str]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,85 @@
+"""The identity of a training run: whatever changes its result, and so decides which state it may resume."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from yolov7.config import Train, identity_of
+from yolov7.errors import ConfigError, TrainingError
+from yolov7.files import sha256_file
+from yolov7.model.spec_json import network_to_json
+from yolov7.model.variants import find_variant
+from yolov7.train.state import StateFolder, differences
+
+_NOT_IDENTITY = (
+    "checkpoint_minutes",
+    "cache",
+    "cache_folder",
+    "max_bad_batches",
+    "max_bad_images",
+    "preset",
+    "weights_sha256",  # the digest of the file itself is in the identity
+)
+"""Parameters that leave the result as it is, so that a run may resume with others."""
+
+
+def run_identity(variant: str, train: Train, data: dict[str, Any], weights: str | None) -> dict[str, Any]:
+    """Network, parameters that change the result, data (`dataset.json`) and start weights by their sha256."""
+    parameters = {k: v for k, v in identity_of(train).items() if k not in _NOT_IDENTITY}
+    # A user's own network may change behind its name.
+    network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
+    return {"variant": variant, "network": network, "train": parameters, "data": data["sha256"], "weights": weights}
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """Twelve hex digits of the identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def start_weights(train: Train) -> str | None:
+    """The sha256 of `train.weights`, or None without any.
+
+    Raises :class:`ConfigError` if the file is missing or is not the one that `train.weights_sha256` names. DVC tracks
+    params.yaml and not that file: only a digest there makes other weights another training.
+    """
+    if not train.weights:
+        return None
+    path, tracked = Path(train.weights), Path(f"{train.weights}.dvc")
+    if not path.is_file():
+        how = f"`dvc pull {tracked}` brings it" if tracked.is_file() else "put it there"
+        raise ConfigError(f"params.yaml: train.weights: {path}: no such file; {how}")
+    found = sha256_file(path)
+    if not train.weights_sha256:
+        raise ConfigError(
+            f"params.yaml: train.weights_sha256: missing next to `weights: {path}`, whose content DVC does not track; "
+            f"write `weights_sha256: {found}`"
+        )
+    if found != train.weights_sha256:
+        how = f"`dvc checkout {tracked}` or `dvc pull {tracked}`" if tracked.is_file() else "put that file back"
+        raise ConfigError(
+            f"params.yaml: train.weights_sha256: params.yaml expects {train.weights_sha256}, but {path} has {found}; "
+            f"write that digest to train from this file, or restore the original: {how}"
+        )
+    return found
+
+
+def refuse_changed(variant: str, states: StateFolder) -> None:
+    """Raise :class:`TrainingError`, with the differences, if a stopped training would be abandoned unnoticed.
+
+    That is a training of this variant on the same data whose parameters are no longer those of params.yaml, while the
+    present ones have no state. New data start a new run without asking.
+    """
+    if any(states.folder.glob("state-*.safetensors")):
+        return
+    for folder in sorted(states.folder.parent.glob("*")):
+        last = None if folder == states.folder else StateFolder(folder, {}).last()
+        old = {} if last is None or last.finished else last.identity
+        if old and old.get("data") == states.identity["data"]:
+            raise TrainingError(
+                f"{folder}: a training of {variant} with other parameters was stopped before its end "
+                f"({'; '.join(differences(old, states.identity))}); restore the old parameters to resume it, "
+                f"or delete that folder or run `python -m stages.train --variant {variant} --fresh` to start over"
+            )

@@ -1,0 +1,109 @@
+"""The layout of an export folder: its files, the optional formats, and the manifest `model.json`.
+
+This is the only place that knows it. Writing (:mod:`yolov7.export.folder`), loading (:mod:`yolov7.predict.load`),
+signing and the model registry all read it here; nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from yolov7.config import Group
+from yolov7.errors import ModelError
+from yolov7.files import sha256_file
+
+RuntimeName = Literal["onnx", "torch", "openvino"]
+PrecisionName = Literal["float32", "float16", "int8"]
+FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"]
+
+DESCRIPTION = "model.json"
+"""The manifest. It makes a folder an export folder: what the folder holds, with the sha256 of every file."""
+SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
+OPTIONAL = "optional"
+"""Subfolder for the files that not every export has."""
+FORMATS_FILE = f"{OPTIONAL}/formats.json"
+"""Lists the optional formats, what was kept in float in those of int8, and whether the ONNX suits TensorRT."""
+
+FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+FILE_OF_FORMAT: dict[FormatName, str] = {
+    "openvino": f"{OPTIONAL}/openvino.xml",
+    "openvino-float16": f"{OPTIONAL}/openvino-float16.xml",
+    "onnx-int8": f"{OPTIONAL}/model-int8.onnx",
+    "openvino-int8": f"{OPTIONAL}/openvino-int8.xml",
+    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime's choice of a file: the same network as model.onnx
+}
+"""Optional formats, and the file of each."""
+
+FILES: dict[tuple[RuntimeName, PrecisionName], str] = {
+    ("onnx", "float32"): ONNX,
+    ("onnx", "int8"): FILE_OF_FORMAT["onnx-int8"],
+    ("torch", "float32"): SAFETENSORS,
+    ("openvino", "float32"): FILE_OF_FORMAT["openvino"],
+    ("openvino", "float16"): FILE_OF_FORMAT["openvino-float16"],
+    ("openvino", "int8"): FILE_OF_FORMAT["openvino-int8"],
+}
+"""The file for a runtime and a precision."""
+
+
+class Int8Settings(Group):
+    """How the int8 formats are made."""
+
+    max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
+    """Largest allowed drop of AP on the validation images (0.005 is half a point of a hundred); beyond it, the layers
+    that cost most return to float, one group after another."""
+    calibration_images: int = Field(default=64, ge=1)
+    """Training images that ranges are measured on."""
+    validation_images: int = Field(default=500, ge=1)
+    """Validation images that AP is measured on, evenly spread over the split."""
+
+
+def listed(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The manifest's entries (`files` of model.json) for files of the folder: sha256 and bytes, by name."""
+    return {name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The model.json of an export folder. Raises :class:`ModelError` where it is missing or damaged."""
+    file = folder / DESCRIPTION
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: not an export folder, it has no {DESCRIPTION}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
+        raise ModelError(f"{file}: a list of the folder's files is expected under `files`")
+    return content
+
+
+def check_files(folder: Path, description: dict[str, Any], names: tuple[str, ...] | None = None) -> None:
+    """Compare files (all, or `names`) with the sha256 in the description. Raises :class:`ModelError` if one differs."""
+    for name, entry in description["files"].items():
+        if names is not None and name not in names:
+            continue
+        file = folder / name
+        # A downloaded description must not lead out of its folder.
+        if name.removeprefix(f"{OPTIONAL}/") != Path(name).name or not isinstance(entry, dict) or "sha256" not in entry:
+            raise ModelError(f"{folder / DESCRIPTION}: the entry {name!r} under `files` is not a file with its sha256")
+        if not file.is_file():
+            raise ModelError(f"{file}: missing, but listed in {DESCRIPTION}; fetch or export the folder again")
+        if sha256_file(file) != entry["sha256"]:
+            raise ModelError(f"{file}: its bytes are not those {DESCRIPTION} lists (sha256); fetch or export it again")
+
+
+def check_folder(folder: Path) -> dict[str, str]:
+    """Compare the whole folder with its manifest; returns file name -> sha256.
+
+    Raises :class:`ModelError` that names the first file that is missing or differs.
+    """
+    description = read_description(folder)
+    check_files(folder, description)
+    sums = {name: str(entry["sha256"]) for name, entry in description["files"].items()}
+    if ONNX not in sums:
+        raise ModelError(f"{folder / DESCRIPTION}: lists no {ONNX}; export the model again")
+    return sums
