@@ -9,7 +9,7 @@ UV_VERSION := $(shell sed -n 's/^uv==//p' requirements.lock)
 # A machine may keep wheels of its own (a CPU build of torch, say): pip's variable names the folder, uv needs the flag.
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
-# No telemetry leaves the machine; the same values stand in stages/project/command.py for whoever calls Python directly.
+# No telemetry leaves the machine; stages/project/command.py sets the same values for direct calls of Python.
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
