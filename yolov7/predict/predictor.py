@@ -25,6 +25,9 @@ from yolov7.predictions import Scoring
 DETECTION = Thresholds(confidence=0.25, iou=0.45)
 """Default thresholds of plain detection (training sheet, section 9)."""
 
+Prepared = Fitted
+"""Old name, which the serving code inside models registered before the rename imports."""
+
 
 class Predictor:
     """Detections of whole images by any runtime.
