@@ -48,12 +48,13 @@ test: $(STAMP)
 test-thorough: $(STAMP)
 	@$(BIN)/python -m pytest -m thorough
 
-## make lint     formatting, rules, types, and who may import whom
+## make lint     formatting, rules, types, who may import whom, declared dependencies
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/deptry yolov7 stages flows
 
 ## make format   rewrite the sources as `make lint` wants them
 format: $(STAMP)
