@@ -258,7 +258,7 @@ class Trainer:
         """Forward and backward pass; False if the loss was not finite, and then no gradient was touched."""
         images, targets = self._on_device(batch)
         raw = self.learner.raw(images)
-        criterion = self.learner.criterion.at(self.position.epoch)
+        criterion = self.learner.criterion.at(self.position.epoch, self.params.epochs)
         self.reporter.assigned(batch, images, targets, raw, criterion)
         loss = criterion(raw, targets, images)
         figures = torch.stack([loss.total, *(loss.parts[name] for name in self.reporter.parts)])
