@@ -22,8 +22,7 @@ from pydantic import (
     field_validator,
 )
 
-from yolov7.errors import ConfigError
-from yolov7.errors import nearest as nearest  # importers move to yolov7.errors
+from yolov7.errors import ConfigError, nearest
 from yolov7.presets import PRESETS
 
 
