@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # OpenCV's video backend writes to stderr by itself; our own messages say what matters.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     args = _parser().parse_args(arguments)
+    _find_own_modules(getattr(args, "network", None) or getattr(args, "variant", None))
     try:
         with _termination():
             args.run(args)
@@ -56,6 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return EXIT_TERMINATED
     return 0
+
+
+def _find_own_modules(network: str | None) -> None:
+    """Look for the module of MODULE:FUNCTION in the current folder too, as `python -m stages.train` does.
+
+    The folder comes last, so that no file in it hides an installed module.
+    """
+    here = os.getcwd()  # noqa: PTH109 - sys.path holds strings
+    if network is not None and ":" in network and here not in sys.path:
+        sys.path.append(here)
 
 
 @contextlib.contextmanager
@@ -170,7 +181,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network",
         metavar="MODULE:FUNCTION",
-        help="where a .safetensors file's own kinds of block come from, if it has any",
+        help="your own network, where a .safetensors file has kinds of block of its own, or --compare builds it",
     )
     parser.add_argument("--confidence", type=float, metavar="P", help="score threshold (default: the model's)")
     parser.add_argument(
@@ -320,7 +331,7 @@ def _every_file(args: argparse.Namespace) -> dict[str, Predictor]:
             "--compare takes an export folder and runs every file in it, without --runtime or --precision"
         )
     predictors = {f"{name} {kind}": _load(args, runtime=name, precision=kind) for name, kind in files_in(args.model)}
-    return {"training form": reference(next(iter(predictors.values()))), **predictors}
+    return {"training form": reference(next(iter(predictors.values())), network=args.network), **predictors}
 
 
 def _print_comparison(results: dict[str, Benchmark], *, as_json: bool) -> None:

@@ -44,6 +44,11 @@ def choose_device(name: str = "auto", *, local_rank: int | None = None) -> torch
     return device
 
 
+def has_nvidia_gpu() -> bool:
+    """Whether this machine has a GPU that runs TensorRT's engines."""
+    return torch.cuda.is_available()
+
+
 def constant(values: Any, dtype: DTypeLike, device: torch.device) -> torch.Tensor:
     """Numbers, nested sequences of them included, as a tensor on the device."""
     return torch.from_numpy(np.asarray(values, dtype=dtype)).to(device)

@@ -1,9 +1,9 @@
 """Signatures of registered models: Ed25519 over the model's name and the sha256 of its manifest.
 
-The manifest (`model.json`) holds the sha256 of every file of an export folder, so a signature of its own sha256 stands
-for all of them. Keys come from the environment alone, each as the path of a PEM file or as the PEM text itself:
-`YOLOV7_SIGNING_KEY`, the private key of whoever registers, and `YOLOV7_VERIFY_KEY`, the public keys (one or more, for
-a change of keys) of which one must have signed whatever is loaded. Needs the package `cryptography`.
+The manifest (`model.json`) holds the sha256 of every file of an export folder, so a signature of its own sha256
+covers all of them. Keys come from the environment alone, as the path of a PEM file or as PEM text: `YOLOV7_SIGNING_KEY`
+is the private key that signs at registration; `YOLOV7_VERIFY_KEY` holds one or more public keys (several during a
+change of keys), one of which must have signed every model that is loaded. Needs the package `cryptography`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", 
 
 
 def sign(name: str, manifest_sha256: str) -> str | None:
-    """The signature in base64, the same each time; None where no signing key is set.
+    """The signature in base64, the same each time; None if no signing key is set.
 
     Raises :class:`ConfigError` for a key that is not an unencrypted Ed25519 private key.
     """
@@ -41,7 +41,7 @@ def sign(name: str, manifest_sha256: str) -> str | None:
 
 
 def require(name: str, manifest_sha256: str, signature: str | None, *, what: str) -> None:
-    """Refuse `what` unless one of the keys to verify with has signed it; nothing is asked where no such key is set.
+    """Refuse `what` unless one of the public keys has signed it. Without such keys nothing is checked.
 
     Raises :class:`ModelError` for a missing or wrong signature and :class:`ConfigError` for keys that cannot be read.
     """
@@ -137,7 +137,7 @@ def _signed_by(key: Ed25519PublicKey, statement: bytes, signature: str) -> bool:
 
 
 def _cryptography(variable: str) -> tuple[Any, Any, type[Exception]]:
-    """What the library does without unless a key is set."""
+    """The package `cryptography`, which only keys need. Raises :class:`ConfigError` if it is not installed."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization

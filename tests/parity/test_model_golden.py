@@ -10,7 +10,7 @@ import torch
 
 from yolov7.model import create_model
 from yolov7.model.info import variant_info
-from yolov7.model.published.yolov7 import published_keys, unit_modules
+from yolov7.model.published.yolov7 import published_keys
 from yolov7.model.variants import find_record, find_variant
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -59,6 +59,17 @@ def filled(keys, gain):
             values = 0.1 * rng.standard_normal(shape)
         tensors[key] = torch.from_numpy(np.asarray(values, dtype=np.float32))
     return tensors
+
+
+def unit_modules(network):
+    """Layer number -> our module, for every layer that is a single conv unit or RepConv (for layer-wise comparison)."""
+    found = {}
+    for published, ours in published_keys(network).items():
+        number, inner = published.split(".", 2)[1:]
+        if inner in ("conv.weight", "rbr_dense.0.weight"):
+            suffix = ".conv.weight" if inner == "conv.weight" else ".dense.conv.weight"
+            found[int(number)] = ours.removesuffix(suffix)
+    return found
 
 
 @needs_shared

@@ -130,16 +130,16 @@ class Int8Exporter:
             yield ranked[:count]
 
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
-        """How far each layer alone in eight bits moves the scores of the surest predictions, in the mean."""
-        images = [one for batch in self._batches(_SENSITIVITY_IMAGES) for one in scaled_parts(batch, 1)]
-        expected = [self._scores(_plain_session(self.graph), one) for one in images]
-        surest = [np.argsort(-scores, axis=None, kind="stable")[:_SUREST] for scores in expected]
+        """Layer -> mean shift of the most confident scores with that layer alone in int8."""
+        images = [image for batch in self._batches(_SENSITIVITY_IMAGES) for image in scaled_parts(batch, 1)]
+        expected = [self._scores(_plain_session(self.graph), image) for image in images]
+        surest = [np.argsort(-found, axis=None, kind="stable")[:_SUREST] for found in expected]
         moved = {}
         for name in layers:
             session = _plain_session(quantized(self.graph, [name], self.ranges, placement=placement))
             differences = [
-                np.abs(self._scores(session, one).ravel()[chosen] - scores.ravel()[chosen]).mean()
-                for one, scores, chosen in zip(images, expected, surest, strict=True)
+                np.abs(self._scores(session, image).ravel()[chosen] - found.ravel()[chosen]).mean()
+                for image, found, chosen in zip(images, expected, surest, strict=True)
             ]
             moved[name] = float(np.mean(differences))
         return moved

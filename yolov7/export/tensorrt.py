@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from yolov7.device import has_nvidia_gpu
 from yolov7.errors import ConfigError, ModelError
 from yolov7.export.onnx import described, load_graph
 from yolov7.files import write_atomic
@@ -155,8 +156,6 @@ def profile_shapes(
 
 
 def _import_tensorrt() -> Any:
-    import torch
-
     try:
         package = importlib.import_module("tensorrt")
     except ImportError:
@@ -169,7 +168,7 @@ def _import_tensorrt() -> Any:
             f"TensorRT {version} cannot build this engine: versions from 11 on have no flag for float16, and earlier "
             f"ones than 10 are untested; pip install '{REQUIREMENT}'"
         )
-    if not torch.cuda.is_available():
+    if not has_nvidia_gpu():
         raise ModelError("no GPU found: an engine is built on the GPU that will run it")
     return package
 

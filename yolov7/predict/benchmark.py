@@ -14,6 +14,7 @@ import torch
 
 from yolov7.artefact import FILES, PrecisionName, RuntimeName, read_description
 from yolov7.model import create_model
+from yolov7.model.variants import find_variant
 from yolov7.predict.predictor import Predictor, stack, to_original
 from yolov7.predict.runtimes import DecodingFile, DetectingFile, DetectingRuntime, Runtime, TorchRuntime
 
@@ -146,12 +147,15 @@ def _precision(runtime: Runtime | DetectingRuntime) -> str:
     return "float32" if file is None else str(file.about.contract.get("precision", "float32"))
 
 
-def reference(like: Predictor) -> Predictor:
-    """The network of `like` as PyTorch runs it by default: training form, contiguous float32, eager mode. Weights are
-    random, which takes as long as trained ones. Raises :class:`ModelError` for a network the library does not know.
+def reference(like: Predictor, *, network: str | None = None) -> Predictor:
+    """The network of `like` as PyTorch runs it by default: training form, contiguous float32, eager mode.
+
+    Weights are random, which takes as long as trained ones. `network` is MODULE:FUNCTION of a user's own network.
+    Raises :class:`ModelError` for a network that the library does not know and that is not given.
     """
     metadata = like.metadata
-    model = create_model(metadata.variant, metadata.num_classes)
+    variant = find_variant(metadata.variant, source=network) if network else metadata.variant
+    model = create_model(variant, metadata.num_classes)
     runtime = TorchRuntime(model, replace(metadata, form="training"))
     runtime.input_shape = (None, *like.canvas)  # square or not: the same input
     return Predictor(runtime, **asdict(like.thresholds))

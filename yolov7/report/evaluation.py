@@ -36,7 +36,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the page shows beyond the COCO figures."""
+    """Figures of the page beyond those of the COCO tool."""
 
     interval: Interval
     """AP and its 95 % bootstrap interval over images."""

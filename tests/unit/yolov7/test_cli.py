@@ -291,6 +291,19 @@ def test_benchmark_compares_every_file_with_the_training_form(capsys, exported, 
     assert code == 2 and "runs every file" in one_line(err)
 
 
+def test_a_network_of_ones_own_is_found_in_the_current_folder(capsys, exported, tmp_path, monkeypatch):
+    """The installed command has its own folder on Python's path, not the current one."""
+    (tmp_path / "networks_here_for_test.py").write_text("from small_detector import small_network as small\n")
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    monkeypatch.chdir(tmp_path)
+    network = "networks_here_for_test:small"
+    code, out, _ = run(capsys, "info", "--variant", network, "--json")
+    assert code == 0 and json.loads(out)[0]["variant"] == "small"
+    common = ("benchmark", "--model", exported, "--compare", "--rounds", "1", "--warmup", "0", "--json")
+    code, out, _ = run(capsys, *common, "--network", network)
+    assert code == 0 and json.loads(out)["training form"]["variant"] == "small"
+
+
 def test_predict_by_openvino_finds_what_onnx_finds(capsys, exported, images, tmp_path):
     found = {}
     for name in ("onnx", "openvino"):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 import typing
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +42,23 @@ def test_the_whole_library_loads_without_the_pipeline():
     )
     names = json.loads(python(code))
     assert {"yolov7.cli", "yolov7.export.verify", "yolov7.evaluate.run", "yolov7.predict.load"} <= set(names)
+
+
+def test_modules_import_only_what_the_library_itself_depends_on():
+    """`pip install yolov7-pipeline` without extras is enough; imports inside functions may need more, and say so."""
+    root = Path(yolov7.__file__).parent
+    project = tomllib.loads((root.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.match(r"[\w.-]+", line).group().lower() for line in project["dependencies"]}
+    distributions, undeclared, seen = packages_distributions(), [], set()
+    for file in root.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            names = [item.name for item in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"yolov7"}:
+                seen.add(name)
+                if not declared & {item.lower() for item in distributions.get(name, ())}:
+                    undeclared.append(f"{file.relative_to(root)}: {name}")
+    assert undeclared == [] and {"torch", "cv2", "yaml", "google"} <= seen
 
 
 def test_every_public_name_is_there_and_is_typed():

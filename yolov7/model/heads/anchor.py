@@ -203,6 +203,7 @@ class AnchorHeadModule(nn.Module):
             "shape": ["batch", "anchors", "rows", "columns", 5 + self.num_classes],
             "order": "level (small stride first)",
             "values": "logits, before the sigmoid",
+            "strides": list(self.strides),
             "anchors": _nested(self.anchors.detach().cpu().float()),
             "decoding": DECODING,
         }

@@ -1,4 +1,4 @@
-"""What a family states about its published files, so that `load.py` can read them all alike."""
+"""Description of a family's published files, by which `load.py` reads those of every family."""
 
 from __future__ import annotations
 

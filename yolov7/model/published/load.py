@@ -18,7 +18,7 @@ from yolov7.model.variants import FAMILIES
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What a published file held, and where it went."""
+    """Result of an import: the tensors taken from a published file, and those left."""
 
     path: str
     variant: str

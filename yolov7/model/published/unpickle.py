@@ -199,7 +199,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def describe(path: str, packages: Sequence[str]) -> dict[str, Any]:
-    """What a `.pt` file holds. Raises :class:`RefusedError` for one that is damaged, hostile or of another kind."""
+    """Content of a `.pt` file. Raises :class:`RefusedError` for one that is damaged, hostile or of another kind."""
     try:
         archive = zipfile.ZipFile(path)
     except ZIP_ERRORS as error:

@@ -189,17 +189,6 @@ def published_keys(network: Network, *, form: str = "training") -> dict[str, str
     return keys
 
 
-def unit_modules(network: Network) -> dict[int, str]:
-    """Layer number -> our module, for every layer that is a single conv unit or RepConv (for layer-wise comparison)."""
-    found = {}
-    for published, ours in published_keys(network).items():
-        number, inner = published.split(".", 2)[1:]
-        if inner in ("conv.weight", "rbr_dense.0.weight"):
-            suffix = ".conv.weight" if inner == "conv.weight" else ".dense.conv.weight"
-            found[int(number)] = ours.removesuffix(suffix)
-    return found
-
-
 def _units(number: int, units: list[Unit], prefix: str) -> Iterator[tuple[str, str]]:
     for place, inner, ours in units:
         theirs = ".".join(filter(None, (f"model.{number + place}", inner)))

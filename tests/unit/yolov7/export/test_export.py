@@ -136,7 +136,8 @@ def test_raw_maps_are_those_of_the_network(exported, trained, tmp_path):
     # The contract says enough to make boxes of them.
     said = json.loads(session.get_modelmeta().custom_metadata_map["yolov7.contract"])["output"]
     first = 1 / (1 + np.exp(-found[0][0, 1, 5, 7]))
-    centre = (2 * first[:2] - 0.5 + [7, 5]) * 4
+    assert said["strides"] == [4, 8]
+    centre = (2 * first[:2] - 0.5 + [7, 5]) * said["strides"][0]
     sides = (2 * first[2:4]) ** 2 * np.array(said["anchors"][0][1])
     position = 1 * 16 * 24 + 5 * 24 + 7  # anchor, row, column
     box = np.concatenate([centre - sides / 2, centre + sides / 2])

@@ -278,6 +278,38 @@ def test_a_network_of_ones_own_by_module_and_function(tmp_path, monkeypatch):
             create_model(name)
 
 
+def test_networks_of_ones_own_may_import_from_the_earlier_addresses(tmp_path, monkeypatch):
+    """The file that docs/variants.md of revision 85b8700 gave as an example."""
+    (tmp_path / "earlier_networks_for_test.py").write_text(
+        "from yolov7.model.block_specs import Conv, Elan, MpConv, RepConv, SppCspc, StridedConv, UpConcat\n"
+        "from yolov7.model.head import AnchorHead, Level\n"
+        "from yolov7.model.spec import Network, Stage\n"
+        "def two_levels() -> Network:\n"
+        "    return Network(\n"
+        "        name='two-levels',\n"
+        "        backbone=(\n"
+        "            Stage('stem', StridedConv(32)),\n"
+        "            Stage('D2', StridedConv(64)),\n"
+        "            Stage('B2', Elan(64, hidden=32, depth=4)),\n"
+        "            Stage('D3', MpConv(64)),\n"
+        "            Stage('B3', Elan(128, hidden=64, depth=4, rep=(1, 3))),\n"
+        "            Stage('D4', MpConv(128)),\n"
+        "        ),\n"
+        "        neck=(\n"
+        "            Stage('SPP', SppCspc(128)),\n"
+        "            Stage('U3', UpConcat(64), of=('SPP', 'B3')),\n"
+        "        ),\n"
+        "        head=AnchorHead(\n"
+        "            anchors=(((12, 16), (19, 36), (40, 28)), ((36, 75), (76, 55), (72, 146))),\n"
+        "            lead=(Level('H3', RepConv(128), of='U3'), Level('H4', Conv(256), of='SPP')),\n"
+        "        ),\n"
+        "    )\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = create_model("earlier_networks_for_test:two_levels", 2)
+    assert isinstance(model.spec.head, AnchorHead) and model.strides == (8, 16)
+
+
 def test_wiring_mistakes_are_named(small_p6):
     twice = replace(small_p6, neck=(*small_p6.neck, Stage("U2", Conv(8))))
     lost = replace(small_p6, neck=(Stage("U2", UpConcat(8), of=("P3", "P9")),))
