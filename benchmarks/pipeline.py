@@ -1,4 +1,4 @@
-"""What the machinery around the stages costs, and whether it gets slower or larger with use.
+"""Cost of the machinery around the stages, and its growth with use.
 
     python benchmarks/pipeline.py stages       stages that do nothing: alone, under DVC, in the flow, with a server
     python benchmarks/pipeline.py repro        `dvc repro` and the flow over all eight variants when nothing has changed
@@ -35,7 +35,7 @@ DVC = [sys.executable, "-m", "dvc"]
 Times = tuple[float, float]
 """Wall and processor seconds, of a command and all it started. On a machine with other work only the second compare."""
 
-# In a process of its own, since Prefect reads its settings when it is imported: the flow as often as argv says, anew
+# In a process of its own, since Prefect reads its settings when it is imported: the flow as often as argv says, again
 # each time, and once more with nothing to do. Prints wall and processor seconds of each.
 FLOW = """
 import json, logging, os, pathlib, sys, time
@@ -308,7 +308,7 @@ def compare(
 
 
 def work(export: Path, mark: str) -> dict[str, float]:
-    """What one run asks of MLflow, by the pipeline's own functions; seconds of each part."""
+    """The MLflow calls of one run, by the pipeline's own functions; seconds of each part."""
     from flows.promotion.judge import judge
     from stages.project.params import Promotion
     from stages.registry.journal import RunJournal

@@ -109,7 +109,7 @@ def push_training(pipeline: Pipeline, stage: str) -> None:
 
 
 def deliver(pipeline: Pipeline, log: Log) -> None:
-    """Send records that earlier trainings here could not deliver to MLflow: nothing registers on this machine.
+    """Send the undelivered MLflow records of earlier trainings: no `register` stage does it on this machine.
 
     A server that is still unavailable is only a warning: the records wait for the next training.
     """

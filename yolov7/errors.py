@@ -19,7 +19,7 @@ class ConfigError(YoloError):
 
 
 class DataError(YoloError):
-    """An annotation file, an image or a data set is not what it should be.
+    """An annotation file, an image or a data set is damaged or invalid.
 
     `path` is the file, `record` the id inside it (an annotation id, an image id, a line), where known.
     """

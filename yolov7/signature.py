@@ -137,7 +137,7 @@ def _signed_by(key: Ed25519PublicKey, statement: bytes, signature: str) -> bool:
 
 
 def _cryptography(variable: str) -> tuple[Any, Any, type[Exception]]:
-    """What the library does without unless a key is set."""
+    """The optional package `cryptography`, needed only with a key."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization

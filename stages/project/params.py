@@ -185,7 +185,7 @@ class Params(Group):
     variants: tuple[str, ...] = ("yolov7-tiny",)
     """Networks to train; each gets its own train, export, evaluate and register stage."""
     data: Data = Data()
-    """Where the data comes from."""
+    """Source of the data."""
     validation: Validation = Validation()
     """Checks of the data."""
     train: dict[str, Any] = Field(default_factory=dict)

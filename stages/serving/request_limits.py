@@ -44,7 +44,7 @@ BODY_SECONDS = "YOLOV7_SERVE_BODY_SECONDS"
 
 _DEFAULTS = {MAX_REQUEST_BYTES: 64 * 1024 * 1024, MAX_IMAGES: 64, MAX_WAITING: 32, BODY_SECONDS: 60}
 _DRAINED = 4
-"""Multiple of the size limit that is read and discarded, so that a client that is still sending hears the reason."""
+"""Multiple of the size limit that is read and discarded, so that a client that is still sending gets the reason."""
 
 _ECHO = "Failed to predict data '"
 _LONGEST = 1000
@@ -95,7 +95,7 @@ class RequestLimits:
         refusal = self._refusal(headers)
         if refusal is not None and headers.get("expect", "").lower() == "100-continue":
             raise refusal  # this client waits for an answer before it sends anything
-        # A refused body is read and discarded: a client that is cut off would not hear the reason.
+        # A refused body is read and discarded: a client that is cut off would not get the reason.
         parts: list[bytes] = []
         size = 0
         try:

@@ -48,7 +48,7 @@ class ImageCheck:
     format: str | None = None
     """As Pillow names it: JPEG, PNG."""
     mode: str | None = None
-    """How the pixels are stored, as Pillow names it: RGB, L, CMYK, I;16."""
+    """Pixel format by Pillow's name: RGB, L, CMYK, I;16."""
     is_animated: bool | None = None
     brightness: float | None = None
     """Mean of the grey image, 0 to 255."""

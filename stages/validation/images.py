@@ -153,7 +153,7 @@ def _measure(check: ImageCheck, image: Image, path: Path) -> ImageCheck:
 
 
 def _said() -> Iterator[str]:
-    """What the decoder has printed, a line each, without what says nothing about the pixels."""
+    """Lines that the decoder has printed, without those that say nothing about the pixels."""
     for line in complaints().splitlines():
         if line.strip() and not line.startswith(_HARMLESS):
             yield line.strip()

@@ -19,7 +19,7 @@ class Served:
     length: int | None = None
     """Stated instead of the true length."""
     stated: bool = True
-    """Whether a length is stated at all."""
+    """True if a length is stated at all."""
     cuts: list[int] = field(default_factory=list)
     """Bytes after which the next answers break off, one number an answer."""
     statuses: list[int] = field(default_factory=list)

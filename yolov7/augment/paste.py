@@ -18,7 +18,7 @@ from yolov7.augment.sample import Floats, Image, Source
 from yolov7.polygons import Polygons, join_polygons
 
 MAX_COVER = 0.30
-"""No present label may be covered by this share of its area or more."""
+"""No existing label may be covered by this share of its area or more."""
 POOL = 30
 """Cut-outs are collected until there are this many."""
 POOL_ROUNDS = 16

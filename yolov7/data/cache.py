@@ -108,7 +108,7 @@ class ImageCache:
             self._fill(read, threads)
 
     def _fitting(self, limit: int, what: str) -> int:
-        """How many images, from the first on, take at most `limit` bytes."""
+        """Number of images, counted from the first, that fit into `limit` bytes."""
         count = len(self._shapes)
         fitting = int(np.searchsorted(self._starts[1:] + np.arange(1, count + 1), limit, side="right"))
         if fitting < count:

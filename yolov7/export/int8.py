@@ -130,9 +130,9 @@ class Int8Exporter:
             yield ranked[:count]
 
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
-        """How far each layer alone in eight bits moves the scores of the surest predictions, in the mean."""
-        images = [one for batch in self._batches(_SENSITIVITY_IMAGES) for one in scaled_parts(batch, 1)]
-        expected = [self._scores(_plain_session(self.graph), one) for one in images]
+        """Mean shift of the most confident scores when a layer alone is in eight bits, for each layer."""
+        images = [image for batch in self._batches(_SENSITIVITY_IMAGES) for image in scaled_parts(batch, 1)]
+        expected = [self._scores(_plain_session(self.graph), image) for image in images]
         surest = [np.argsort(-scores, axis=None, kind="stable")[:_SUREST] for scores in expected]
         moved = {}
         for name in layers:

@@ -34,7 +34,7 @@ Path = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class VerifyLimits:
-    """How far an artefact may be from the trained network."""
+    """Limits on the differences between an artefact and the trained network."""
 
     raw_difference: float = 1e-3
     """Objectness and class probabilities, absolute."""
@@ -112,7 +112,7 @@ class FormReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing exceeds a limit."""
+        """True if nothing exceeds a limit."""
         return not self.problems
 
 
@@ -127,7 +127,7 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every artefact is within every limit."""
+        """True if every artefact is within every limit."""
         return all(form.passed for form in self.forms)
 
     @property

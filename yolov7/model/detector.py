@@ -24,7 +24,7 @@ __all__ = ["Anchors", "Detector", "Form", "Stages", "create_model"]
 FORMS: tuple[Form, ...] = ("training", "deploy")
 
 Step = tuple[str, tuple[str, ...], tuple[str, ...]]
-"""A stage, the maps it reads, and the maps that nobody reads after it."""
+"""A stage, the maps it reads, and the maps whose last reader it is."""
 
 
 def _steps(network: Network, part: Part, form: Form) -> list[Step]:
@@ -128,7 +128,7 @@ class Detector(nn.Module):
 
     @property
     def has_auxiliary(self) -> bool:
-        """Whether :meth:`raw` also returns auxiliary levels."""
+        """True if :meth:`raw` also returns auxiliary levels."""
         return self._head.auxiliary_levels > 0
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -176,7 +176,7 @@ class Detector(nn.Module):
         return load_published(self, path)
 
     def _check(self, images: Tensor) -> None:
-        """One clear line instead of a shape error deep inside; left out of traced graphs."""
+        """Raise a clear error instead of a shape error deep inside; left out of traced graphs."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():

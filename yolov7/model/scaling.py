@@ -48,7 +48,7 @@ def with_down_sampling(base: Network, kind: Callable[[int], Block]) -> Network:
 def extended(base: Network) -> Network:
     """E-ELAN: every ELAN X becomes two independent ones on the same input, `Xa` and `Xb`, and their sum `X`.
 
-    Whoever read X reads the sum; `Xb` can be read by name, as the partial auxiliary head of E6E does.
+    Readers of X get the sum; `Xb` can be read by name, as the partial auxiliary head of E6E does.
     """
 
     def changed(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:

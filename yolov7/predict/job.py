@@ -77,7 +77,7 @@ def predict_source(
                     job.errors.append(error)
                 advance()
     finally:
-        if job.images:  # without any image an earlier result stays
+        if job.images:  # otherwise keep the result of an earlier run
             write_atomic(out / RESULTS, lambda file: _write_document(file, predictor, out / PARTIAL))
             if "csv" in formats:
                 write_atomic(out / TABLE, lambda file: _write_table(file, predictor, out / PARTIAL))

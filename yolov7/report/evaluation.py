@@ -36,7 +36,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the page shows beyond the COCO figures."""
+    """Content of the page beyond the COCO figures."""
 
     interval: Interval
     """AP and its 95 % bootstrap interval over images."""

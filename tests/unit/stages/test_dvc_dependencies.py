@@ -113,7 +113,7 @@ def ignored(stage: str) -> set[str]:
 
 
 def has_code(file: str) -> bool:
-    """Whether a file is a module, or a package file that defines something."""
+    """True if a file is a module, or a package file that defines something."""
     if not file.endswith("/__init__.py"):
         return True
     defined = [node for node in parse(ROOT / file).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]

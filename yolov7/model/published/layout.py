@@ -1,4 +1,4 @@
-"""What a family states about its published files, so that `load.py` can read them all alike."""
+"""A family's description of its published files, so that `load.py` reads the files of every family alike."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def panels(path, columns: int) -> list[list[np.ndarray]]:
 
 
 def is_filled(panel: np.ndarray, column: float, row: float, stride: int, color: tuple[int, int, int]) -> bool:
-    """Whether the panel has nearly `color` at a place given in cells."""
+    """True if the panel has nearly `color` at a place given in cells."""
     y, x = int(row * stride * SCALE), int(column * stride * SCALE)
     return bool(np.abs(panel[y, x] - color).max() < 60)
 
