@@ -152,7 +152,7 @@ def test_damaged_archives_are_model_errors(tmp_path):
             continue
         assert "".join(values) in ("wb", "w", "b")
         read += 1
-    assert 0 < read < 300  # padding between members and unused header fields are no damage
+    assert 0 < read < 300  # changes to padding and to unused header fields do no harm
 
 
 def test_the_script_needs_nothing_but_python(training_tensor):
