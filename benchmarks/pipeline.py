@@ -287,7 +287,7 @@ def compare(
 
     found: dict[str, list[dict[str, float]]] = {label: [] for label in addresses}
     for number in range(arguments.rounds + 1):
-        # Turns, and in another order each time: whatever else the machine does hits both.
+        # In turn, and in another order each time: other load on the machine affects both.
         for label in sorted(addresses, reverse=bool(number % 2)):
             os.environ["MLFLOW_TRACKING_URI"] = addresses[label]
             os.chdir(places[label])
@@ -382,7 +382,7 @@ def schedules(arguments: argparse.Namespace, base: Path) -> None:
                 wait_for(f"{look} runs", lambda look=look: runs(server, "COMPLETED") >= look, 7200)
                 schedule(server, active=False)
                 wait_for("nothing runs", lambda: not runs(server, "RUNNING", "PENDING"), 600)
-                time.sleep(15)  # what ends, has ended
+                time.sleep(15)  # time for processes to end
                 done, bad = runs(server, "COMPLETED"), runs(server, "FAILED", "CRASHED")
                 rows.append([str(done), str(bad), *(text for one in (server.process, process) for text in size(one))])
                 print(rows[-1], file=sys.stderr, flush=True)

@@ -124,8 +124,8 @@ class RequestLimits:
             return Refused(503, f"{self.max_waiting} requests are being processed; try again in a second")
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":
-            said = f"not {kind[:80]!r}" if kind else "and this request names none"
-            return Refused(415, f"the content type must be application/json, {said}; images travel as base64 text")
+            found = f"not {kind[:80]!r}" if kind else "and this request names none"
+            return Refused(415, f"the content type must be application/json, {found}; images travel as base64 text")
         length = headers.get("content-length", "")
         return self._too_large() if length.isdecimal() and int(length) > self.max_bytes else None
 

@@ -1,7 +1,7 @@
 """Cache of image checks by the sha256 of the bytes: no content is decoded twice.
 
-A small database outside of what DVC tracks: it changes how fast the stage is, never what it finds. An entry is valid
-for the code that made it; other code, or another version of the decoders, starts an empty one.
+A small database outside of DVC: it changes the speed of the stage, never its findings. An entry is valid for the code
+that made it; other code, or another version of the decoders, starts an empty one.
 """
 
 from __future__ import annotations

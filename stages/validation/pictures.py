@@ -107,7 +107,7 @@ def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Seq
     accused = {finding.annotation_id for finding in findings}
     labels = _labels(image, tables, accused)
     drawn = "".join(_label_svg(label, max(width, height)) for label in labels)
-    told = "".join(
+    captions = "".join(
         f'<br><b class="{"bad" if finding.severity == "blocking" else "odd"}">{escape(finding.rule)}</b> '
         f"{escape(finding.value)}"
         for finding in findings[:_WORDS]
@@ -116,7 +116,7 @@ def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Seq
     figure = (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f'<image href="{picture}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
-        f"{drawn}</svg><figcaption>{escape(title)}{told}{more}</figcaption></figure>"
+        f"{drawn}</svg><figcaption>{escape(title)}{captions}{more}</figcaption></figure>"
     )
     return Markup(figure)
 

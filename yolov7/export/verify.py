@@ -250,8 +250,11 @@ class _Comparison:
             trained_ap=self._ap_of(results["trained"]),
             limits=limits,
         )
-        said = self.decoders[name].metadata if decodes else self.with_nms.metadata
-        report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits, self.trained.scoring)]
+        stated = self.decoders[name].metadata if decodes else self.with_nms.metadata
+        report.problems = [
+            *_differences(self.trained.metadata, stated),
+            *_excesses(report, limits, self.trained.scoring),
+        ]
         if self.scorings.get(name, self.trained.scoring) != self.trained.scoring:
             report.problems.append(f"score is {self.scorings[name]!r}, trained was {self.trained.scoring!r}")
         return report
@@ -287,11 +290,11 @@ def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> lis
     ]
 
 
-def _told_apart(trained: ModelMetadata, said: ModelMetadata) -> list[str]:
+def _differences(trained: ModelMetadata, stated: ModelMetadata) -> list[str]:
     """Metadata of an artefact that differs from the trained network's."""
     names = ("variant", "class_names", "category_ids")
     return [
-        f"{name} is {getattr(said, name)!r}, trained was {getattr(trained, name)!r}"
+        f"{name} is {getattr(stated, name)!r}, trained was {getattr(trained, name)!r}"
         for name in names
-        if getattr(said, name) != getattr(trained, name)
+        if getattr(stated, name) != getattr(trained, name)
     ]

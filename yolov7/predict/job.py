@@ -87,10 +87,14 @@ def predict_source(
 
 def _write_document(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
     """COCO-style JSON: images, annotations (with a score), categories under their ids in the training data."""
-    said = predictor.metadata
-    info = {"description": f"detections by {said.variant}", "confidence": predictor.confidence, "iou": predictor.iou}
+    about = predictor.metadata
+    info = {
+        "description": f"detections by {about.variant}",
+        "confidence": predictor.confidence,
+        "iou": predictor.iou,
+    }
     categories = [
-        {"id": number, "name": name} for number, name in zip(said.category_ids, said.class_names, strict=True)
+        {"id": number, "name": name} for number, name in zip(about.category_ids, about.class_names, strict=True)
     ]
     images = (_line(record["image"]) for record in _read(records))
     annotations = (_line(found) for record in _read(records) for found in record["annotations"])
