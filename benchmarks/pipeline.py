@@ -35,8 +35,8 @@ DVC = [sys.executable, "-m", "dvc"]
 Times = tuple[float, float]
 """Wall and processor seconds, of a command and all it started. On a machine with other work only the second compare."""
 
-# In a process of its own, since Prefect reads its settings when it is imported: the flow as often as argv says, again
-# each time, and once more with nothing to do. Prints wall and processor seconds of each.
+# In a process of its own, since Prefect reads its settings when it is imported: the flow as often as argv says, from
+# scratch each time, and once more with nothing to do. Prints wall and processor seconds of each.
 FLOW = """
 import json, logging, os, pathlib, sys, time
 from flows.train_variants import train_variants

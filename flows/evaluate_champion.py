@@ -1,7 +1,7 @@
 """The Prefect flow `evaluate-champion`: is the champion as good on today's data as it was when it was registered?
 
 Its AP on the current test split is compared with the AP in the tags of its version. A drop means that the data has
-moved away from what the champion was trained for, or that the new annotations differ from the old ones.
+moved away from the champion's training data, or that the new annotations differ from the old ones.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class DriftReport:
     def fallen(self) -> list[str]:
         """One line for every champion whose AP has fallen further than allowed."""
         return [
-            f"{each.name} version {each.version}: AP {each.ap:.4f} on the present test data, {each.fall:.4f} below the "
+            f"{each.name} version {each.version}: AP {each.ap:.4f} on the current test data, {each.fall:.4f} below the "
             f"recorded {each.recorded_ap:.4f}; {self.max_ap_drop:g} allowed"
             for each in self.measured
             if each.comparable and each.fall > self.max_ap_drop
@@ -81,7 +81,7 @@ class DriftReport:
     def incomparable(self) -> list[str]:
         """One line for every champion whose recorded AP was measured in another way than now."""
         return [
-            f"{each.name} version {each.version}: AP {each.ap:.4f} on the present test data cannot be compared with "
+            f"{each.name} version {each.version}: AP {each.ap:.4f} on the current test data cannot be compared with "
             f"the recorded {each.recorded_ap:.4f}: that was measured with {each.recorded_conditions}, params.yaml: "
             f"evaluate now says {each.conditions}"
             for each in self.measured

@@ -72,7 +72,7 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
             continue
         figures[variant] = measured
     if not figures:
-        raise DataError("no variant is evaluated on the present test data; run `dvc repro` first", path="reports")
+        raise DataError("no variant is evaluated on the current test data; run `dvc repro` first", path="reports")
     return figures
 
 

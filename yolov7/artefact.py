@@ -27,7 +27,7 @@ SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx
 OPTIONAL = "optional"
 """Subfolder for the files that not every export has."""
 FORMATS_FILE = f"{OPTIONAL}/formats.json"
-"""Lists the optional formats, what was kept in float in those of int8, and whether the ONNX suits TensorRT."""
+"""Lists the optional formats, the layers kept in float in those of int8, and the result of the TensorRT check."""
 
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 FILE_OF_FORMAT: dict[FormatName, str] = {

@@ -3,7 +3,7 @@
 Every group is a frozen pydantic model that refuses unknown keys. :func:`parse` turns a mapping (a subtree of
 `params.yaml`) into a group and reports a mistake in one line, with the key and the nearest known one.
 Defaults are those of YOLOv7's published p5 hyper-parameters (training sheet, section 1); the other published sets are
-in :mod:`yolov7.presets`. :func:`train_parameters` lays what the user gave over a preset.
+in :mod:`yolov7.presets`. :func:`train_parameters` overrides a preset with the user's values.
 """
 
 from __future__ import annotations

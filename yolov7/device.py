@@ -70,7 +70,7 @@ def has_fused_sgd(device: torch.device) -> bool:
 
 
 def allow_tf32(device: torch.device, allowed: bool) -> None:
-    """Let what is left in float32 be multiplied in TF32 (10 bits of mantissa) where the device has it, or not."""
+    """Allow or forbid TF32 (10 bits of mantissa) for float32 products, on devices that have it."""
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = allowed
         torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -1,4 +1,4 @@
-"""The project's own errors: each says what was wrong, where, and what to do.
+"""The project's own errors: each names the mistake, its place, and the remedy.
 
 The command line prints them in one line and exits with code 2; any other exception is a bug.
 """

@@ -251,7 +251,7 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
 
 
 def _check(params: Params, file: Path) -> None:
-    """Check what one field alone cannot tell. Raises :class:`ConfigError` naming the key."""
+    """Cross-field checks. Raises :class:`ConfigError` naming the key."""
     from yolov7.model import list_variants
 
     if not params.variants:

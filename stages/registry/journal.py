@@ -2,7 +2,7 @@
 
 Every record is first written to a journal on disk, then delivered in order. If delivery fails, training continues, the
 journal keeps the record, and later calls retry with growing pauses. The next run, or `python -m stages.deliver`,
-delivers what is left at the end.
+delivers the rest.
 """
 
 from __future__ import annotations

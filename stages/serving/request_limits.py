@@ -75,7 +75,7 @@ class RequestLimits:
         self._present = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer what is refused; pass everything else on as it came."""
+        """Answer refused requests; pass everything else on unchanged."""
         if scope["type"] != "http" or scope["path"] != "/invocations" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return

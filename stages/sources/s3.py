@@ -66,7 +66,7 @@ def mirror_prefix(source: S3, folder: Path, *, copies: int = 2) -> Mirrored:
         objects = _listed(client, bucket, prefix, source.url)
         wanted = _missing(source, objects, folder, copies)
         parts = folder.with_name(f"{folder.name}.parts")
-        remove(parts)  # what a killed run left
+        remove(parts)  # left by a killed run
         parts.mkdir()
         progress = Progress(source.url, total=sum(item.size for item in wanted), objects=len(wanted))
         pool = ThreadPoolExecutor(source.parallel)

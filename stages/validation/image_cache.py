@@ -28,7 +28,7 @@ _CODE = (
 )
 """Code that an entry depends on, as well as on the bytes."""
 _BATCH = 500
-"""Entries per write, so that an interrupted run keeps what it has decoded."""
+"""Entries per write, so that an interrupted run keeps its results."""
 
 
 @dataclass(frozen=True)

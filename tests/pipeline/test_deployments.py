@@ -468,7 +468,7 @@ def test_a_champion_that_fell_too_far_fails_the_run(
     text = prefect_server.page("evaluate-champion")
     assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | **-0.1000** | 7 | other than recorded |" in text
     assert DriftReport(0.2, report.measured).fallen == [], "a fall within the limit"
-    with pytest.raises(DriftError, match=r"AP 0\.5000 on the present test data, 0\.1000 below the recorded 0\.6000"):
+    with pytest.raises(DriftError, match=r"AP 0\.5000 on the current test data, 0\.1000 below the recorded 0\.6000"):
         evaluate_champion(models=["drifting"], max_ap_drop=0.03)
 
     # It was measured with test-time augmentation, which is off now.

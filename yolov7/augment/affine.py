@@ -110,7 +110,7 @@ def visible_region(rectangle: Floats, matrix: Floats, size: int) -> Floats:
 
 
 def _window_lines(matrix: Floats, size: int) -> Floats:
-    """Lines (5, 3) in canvas coordinates: a x + b y + c >= 0 for all of them is what the output shows.
+    """Lines (5, 3) in canvas coordinates: the output shows the points with a x + b y + c >= 0 for all of them.
 
     A side of the output, x' >= 0 say, is the line row0 . p >= 0 of the canvas wherever the divisor row2 . p is
     positive, which the last line demands.

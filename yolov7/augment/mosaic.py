@@ -69,7 +69,7 @@ class Scene:
     """Side of the square canvas in pixels."""
     tiles: list[Tile]
     boxes: Floats
-    """(n, 4) xyxy on the canvas, cut to what the canvas keeps."""
+    """(n, 4) xyxy on the canvas, clipped to their tile's part of the canvas."""
     labels: NDArray[np.int64]
     """(n,) class numbers."""
     tile_numbers: NDArray[np.int64]

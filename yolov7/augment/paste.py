@@ -80,7 +80,7 @@ def covered_shares(boxes: Floats, rectangle: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class CutOut:
-    """An outlined object of an image, not yet cut: only what is needed to decide where it might go."""
+    """An outlined object of an image, not yet cut: the facts that decide its place."""
 
     source: int
     label: int

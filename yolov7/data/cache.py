@@ -149,7 +149,7 @@ class ImageCache:
 
 
 def available_memory() -> int:
-    """Bytes a new allocation may take: what the system calls available, or less inside a memory-limited container."""
+    """Bytes a new allocation may take: the system's available memory, or less inside a memory-limited container."""
     free = _meminfo_available()
     if free is None:
         names = getattr(os, "sysconf_names", {})

@@ -73,7 +73,7 @@ def export_onnx(
 
 @dataclass(frozen=True)
 class Traced:
-    """A network's graph, and what its file says of it."""
+    """A network's graph, with the metadata and contract for its file."""
 
     graph: onnx.ModelProto
     metadata: ModelMetadata

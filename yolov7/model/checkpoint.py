@@ -1,4 +1,4 @@
-"""Weights on disk: one .safetensors file whose header says what they are.
+"""Weights on disk: one .safetensors file whose header describes them.
 
 The header holds one entry, `yolov7`: JSON with the metadata and the whole network as data. So a file of a user's own
 network can be read wherever the library is installed; only its own kinds of block, if it has any, must be handed over.

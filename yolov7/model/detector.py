@@ -168,8 +168,8 @@ class Detector(nn.Module):
         """Take the weights of a published checkpoint (`.pt`), read without executing anything in it.
 
         Deploy-form files get identity implicit vectors; of a file with another class count everything that fits is
-        taken. The report says what was taken and what was left. Raises :class:`ModelError` for a file that is damaged,
-        holds anything but tensors and plain metadata, or belongs to another variant.
+        taken. The report lists the tensors taken and left. Raises :class:`ModelError` for a file that is damaged, holds
+        anything but tensors and plain metadata, or belongs to another variant.
         """
         from yolov7.model.published.load import load_published
 
@@ -188,8 +188,7 @@ class Detector(nn.Module):
                 below, above = side // largest * largest, (side // largest + 1) * largest
                 fitting = f"{below} or {above}" if below else f"{above}"
                 raise ModelError(
-                    f"image {name} {side} is not a multiple of {self.variant}'s largest stride {largest}; "
-                    f"{fitting} would do"
+                    f"image {name} {side} is not a multiple of {self.variant}'s largest stride {largest}; use {fitting}"
                 )
 
 

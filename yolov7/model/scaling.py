@@ -17,7 +17,7 @@ def scale(base: Network, *, depth: float = 1.0, width: float = 1.0, inside: floa
     """A deeper and wider network.
 
     `depth` multiplies the number of 3x3 convolutions in every ELAN. `width` multiplies the transitions: every width but
-    those inside the ELANs. `inside` multiplies the widths inside the ELANs; None means what the paper does: nothing in
+    those inside the ELANs. `inside` multiplies the widths inside the ELANs; None follows the paper: nothing in
     compound scaling, where depth has already made the concatenations wider and the transitions follow, and `width`
     where depth stays as it is (width scaling alone widens everything).
     """

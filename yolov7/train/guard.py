@@ -1,4 +1,4 @@
-"""Fault tolerance for long runs: what is skipped, and how often before the run aborts."""
+"""Fault tolerance for long runs: skipped steps and images, and limits beyond which the run aborts."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ class Trainer:
 
     @torch.no_grad()
     def _show_assignment(self, batch: Batch, images: Tensor, targets: Tensor, raw: list[Tensor]) -> None:
-        """Show the listeners what the first batches, and one of the last epoch, are made of; changes nothing."""
+        """Show the listeners the labels and assignment of the first batches and one of the last epoch."""
         first = batch.epoch == 0 and batch.batch_index < PICTURED
         last = batch.epoch == self.params.epochs - 1 and batch.batch_index == 0
         if not self.listeners or not (first or last):

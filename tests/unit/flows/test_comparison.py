@@ -23,7 +23,7 @@ class Commands:
     def run(self, name, command, log):
         self.ran.append((name, command[1:]))
         if self.fails:
-            raise StageError("no variant is evaluated on the present test data", stage=name)
+            raise StageError("no variant is evaluated on the current test data", stage=name)
         (self.root / PAGE).parent.mkdir(exist_ok=True)
         (self.root / PAGE).write_text("<!doctype html>")
 

@@ -285,7 +285,7 @@ def attributes(record: Record, kind: str) -> list[tuple[str, Any]]:
 def located(name: str, tensor: Tensor, prefix: str, members: dict[str, zipfile.ZipInfo]) -> dict[str, Any]:
     """Location of a tensor's values; checks that they all lie inside its storage."""
     if len(name) > MAX_NAME or not name.isprintable():
-        raise RefusedError(f"its pickle is damaged: {name[:MAX_NAME]!r} is no name of a tensor")
+        raise RefusedError(f"its pickle is damaged: {name[:MAX_NAME]!r} is not the name of a tensor")
     member = f"{prefix}data/{tensor.storage.key}"
     if member not in members:
         raise RefusedError(f"data/{tensor.storage.key[:MAX_NAME]} is missing")

@@ -120,7 +120,7 @@ class Yolov7Layout:
             per_cell = table.shape[1] if table is not None and table.ndim == 3 else 3
             if per_cell and outputs % per_cell == 0 and outputs // per_cell > 5:
                 return outputs // per_cell - 5
-        raise ModelError("it has no detection layer with anchors, so it is no checkpoint of YOLOv7")
+        raise ModelError("it has no detection layer with anchors, so it is not a YOLOv7 checkpoint")
 
     def keys(self, network: Network, form: str) -> PublishedKeys:
         """Names of the tensors of `network`; of a network without an auxiliary head both training forms are equal."""

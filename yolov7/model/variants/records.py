@@ -1,4 +1,4 @@
-"""Records of the networks that come with the library: what was published, the recipe, the family."""
+"""Records of the networks that come with the library: published results, recipe, family."""
 
 from __future__ import annotations
 
