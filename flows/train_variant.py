@@ -113,8 +113,10 @@ def deliver(pipeline: Pipeline, log: Log) -> None:
 
     A server that is still unavailable is only a warning: the records wait for the next training.
     """
+    # The revision in the worktree may be older than the module's name.
+    module = "stages.deliver" if (pipeline.root / "stages/deliver.py").is_file() else "stages.tracking"
     try:
-        pipeline.run("deliver", [sys.executable, "-m", "stages.deliver"], log)
+        pipeline.run("deliver", [sys.executable, "-m", module], log)
     except StageError as error:
         log.warning("%s", error)
 

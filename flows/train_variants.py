@@ -40,8 +40,7 @@ from flows.train_variant import train_elsewhere
 from flows.validate_data import announce_data
 from stages.project import params as params_module
 from stages.project.params import Params
-from yolov7.config import nearest
-from yolov7.errors import ConfigError, YoloError
+from yolov7.errors import ConfigError, YoloError, nearest
 
 VARIANT_STAGES = ("train", "export", "evaluate", "register")
 REGISTERED = "yolov7.version.registered"

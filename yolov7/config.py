@@ -11,10 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, SerializeAsAny, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from yolov7.errors import ConfigError
-from yolov7.errors import nearest as nearest  # importers move to yolov7.errors
+from yolov7.errors import ConfigError, nearest
 from yolov7.presets import PRESETS
 
 
@@ -223,19 +231,29 @@ class Train(Group):
     ema: Ema = Ema()
     """Averaged weights."""
 
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _read_loss(cls, loss: Any, info: ValidationInfo) -> Any:
+        """A mapping is read as the group that :func:`parse` was given, :class:`AnchorLoss` outside it."""
+        group: type[Group] = (info.context or {}).get(LossParameters, AnchorLoss)
+        return group.model_validate(loss) if isinstance(loss, Mapping) else loss
+
 
 G = TypeVar("G", bound=Group)
 
 
-def parse(group: type[G], values: Mapping[str, Any] | None, *, where: str) -> G:
+def parse(
+    group: type[G], values: Mapping[str, Any] | None, *, where: str, loss: type[LossParameters] = AnchorLoss
+) -> G:
     """Build `group` from a mapping; a mistake becomes a :class:`ConfigError` of one line.
 
-    `where` is how the user knows the mapping, for example `params.yaml: train`.
+    `where` is how the user knows the mapping, for example `params.yaml: train`. `loss` is the group that `Train.loss`
+    is read as.
     """
     try:
-        return group.model_validate(dict(values or {}))
+        return group.model_validate(dict(values or {}), context={LossParameters: loss})
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(group, item, where) for item in error.errors())) from None
+        raise ConfigError("; ".join(_explain(group, item, where, loss) for item in error.errors())) from None
 
 
 LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss}
@@ -266,19 +284,13 @@ def train_parameters(
     presets, group = PRESETS[family], LOSSES[family]
     if name not in presets:
         raise ConfigError(f"{where}.preset: {_unknown_preset(name, family)}")
+    own = given.get("loss")
+    if isinstance(own, LossParameters) and not isinstance(own, group):
+        raise ConfigError(f"{where}.loss: {group.__name__} is expected here, got {type(own).__name__}")
     # What was given is checked alone first, so that a mistake is reported as the user wrote it.
-    parse(Train, _with_loss(given, group, where), where=where)
-    return parse(Train, _with_loss(merge(presets[name], given), group, where), where=where)
-
-
-def _with_loss(values: Mapping[str, Any], group: type[LossParameters], where: str) -> dict[str, Any]:
-    """`values` with `loss` as the family's group. Anything but a mapping is left for :class:`Train` to refuse."""
-    loss = values.get("loss", {})
-    if isinstance(loss, LossParameters):
-        if not isinstance(loss, group):
-            raise ConfigError(f"{where}.loss: {group.__name__} is expected here, got {type(loss).__name__}")
-        return dict(values)
-    return {**values, "loss": parse(group, loss, where=f"{where}.loss") if isinstance(loss, Mapping) else loss}
+    parse(Train, given, where=where, loss=group)
+    # An empty `loss` is read as the family's group too; without one it would be the default of `Train`.
+    return parse(Train, merge({"loss": {}, **presets[name]}, given), where=where, loss=group)
 
 
 def _unknown_preset(name: str, family: str) -> str:
@@ -329,21 +341,22 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _explain(group: type[Group], item: Any, where: str) -> str:
+def _explain(group: type[Group], item: Any, where: str, loss: type[LossParameters]) -> str:
     path = [str(part) for part in item["loc"]]
     key = ".".join([where, *path])
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key{nearest(path[-1], _known_keys(group, path[:-1]))}"
+        return f"{key}: unknown key{nearest(path[-1], _known_keys(group, path[:-1], loss))}"
     given = "" if isinstance(item.get("input"), dict | list) else f", got {item.get('input')!r}"
     return f"{key}: {item['msg']}{given}"
 
 
-def _known_keys(group: type[Group], path: list[str]) -> list[str]:
+def _known_keys(group: type[Group], path: list[str], loss: type[LossParameters]) -> list[str]:
     """Field names of the group that the path leads to; list indices and dictionary keys are stepped over."""
     for part in path:
         field = group.model_fields.get(part)
         if field is not None:
             group = next(iter(_groups_in(field.annotation)), group)
+            group = loss if group is LossParameters else group
     return list(group.model_fields)
 
 

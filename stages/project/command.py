@@ -17,8 +17,7 @@ from pathlib import Path
 from stages.project import params as params_module
 from stages.project.params import Params
 from stages.project.redaction import log_to_stderr, redacted
-from yolov7.config import nearest
-from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError
+from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError, nearest
 
 EXIT_ERROR = 2
 EXIT_RESUMABLE = 75

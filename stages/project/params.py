@@ -16,8 +16,8 @@ from pydantic import BeforeValidator, Field
 from stages.project.params_data import Data, check_address, check_data
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
-from yolov7.config import Group, Train, merge, nearest, parse, train_parameters
-from yolov7.errors import ConfigError
+from yolov7.config import Group, Train, merge, parse, train_parameters
+from yolov7.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from yolov7.model.spec import Network

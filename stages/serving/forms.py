@@ -24,9 +24,7 @@ _EXPECTED = {
     "list_type": "a list is expected",
     "missing": "is missing",
     "extra_forbidden": "is not a key of this form",
-    **dict.fromkeys(
-        ("float_type", "greater_than_equal", "less_than_equal"), "must be a number and must lie between 0 and 1"
-    ),
+    **dict.fromkeys(("float_type", "greater_than_equal", "less_than_equal"), _FRACTION),
 }
 """Plain words for pydantic's types of errors; the others speak for themselves."""
 
@@ -65,10 +63,10 @@ class _Form(BaseModel):
 
 
 class Params(_Form):
-    """Thresholds of this request alone."""
+    """Thresholds of this request alone. They may be absent, but not null; the defaults are never read."""
 
-    confidence: Fraction | None = None
-    iou: Fraction | None = None
+    confidence: Fraction = 0.0
+    iou: Fraction = 0.0
 
 
 class Split(_Form):

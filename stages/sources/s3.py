@@ -16,11 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import boto3
-from boto3.exceptions import RetriesExceededError
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import ProgressCallbackInvoker, TransferConfig, create_transfer_manager
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from s3transfer.exceptions import RetriesExceededError
+from s3transfer.subscribers import BaseSubscriber
 
 from stages.project.folders import gigabytes, remove, require_space
 from stages.project.params_data import S3
@@ -51,6 +52,18 @@ class _Object:
     size: int
     modified: int
     """Seconds since 1970."""
+    etag: str
+
+
+class _AsListed(BaseSubscriber):
+    """Tells a transfer what the list says, so that it need not ask, and refuses an object that has changed since."""
+
+    def __init__(self, item: _Object):
+        self._item = item
+
+    def on_queued(self, future: Any, **_: Any) -> None:
+        future.meta.provide_transfer_size(self._item.size)
+        future.meta.provide_object_etag(self._item.etag)
 
 
 def mirror_prefix(source: S3, folder: Path, *, copies: int = 2) -> Mirrored:
@@ -131,7 +144,8 @@ def _listed(client: Any, bucket: str, prefix: str, url: str) -> list[_Object]:
             reason = unsafe_name(name) or (None if str(path) == name else "is not a plain path")
             if reason is not None:
                 raise DataError(f"the key {reason}; rename the object", path=url, record=f"key {key!r}")
-            found.append(_Object(key, path, entry["Size"], int(entry["LastModified"].timestamp())))
+            modified = int(entry["LastModified"].timestamp())
+            found.append(_Object(key, path, entry["Size"], modified, entry["ETag"]))
     if not found:
         raise DataError("nothing below this prefix; correct the address", path=url)
     files = {item.path for item in found}
@@ -167,9 +181,11 @@ def _is_here(path: Path, item: _Object) -> bool:
 
 def _fetch(client: Any, bucket: str, item: _Object, part: Path, target: Path, progress: Progress) -> None:
     """Bring one object to `target`, by way of `part`."""
-    # The objects are fetched side by side; the pieces of one need not be.
-    transfer = TransferConfig(use_threads=False, num_download_attempts=_ATTEMPTS)
-    client.download_file(bucket, item.key, str(part), Callback=progress.add, Config=transfer)
+    # The objects are fetched side by side; the pieces of one need not be. Only pieces carry the tag of the list.
+    settings = TransferConfig(use_threads=False, num_download_attempts=_ATTEMPTS, multipart_threshold=1)
+    listeners = [_AsListed(item), ProgressCallbackInvoker(progress.add)]
+    with create_transfer_manager(client, settings) as transfers:
+        transfers.download(bucket, item.key, str(part), subscribers=listeners).result()
     if part.stat().st_size != item.size:
         raise DataError("the object has changed since it was listed; run it again", path=f"s3://{bucket}/{item.key}")
     os.utime(part, (item.modified, item.modified))

@@ -80,6 +80,7 @@ def refuse_changed(variant: str, states: StateFolder) -> None:
         if old and old.get("data") == states.identity["data"]:
             raise TrainingError(
                 f"{folder}: a training of {variant} with other parameters was stopped before its end "
-                f"({'; '.join(differences(old, states.identity))}); restore the old parameters to resume it, "
+                f"({'; '.join(differences(old, states.identity))}); restore the old parameters to resume it "
+                "(if params.yaml is unchanged, an upgrade changed defaults: docs/operations.md, Upgrade), "
                 f"or delete that folder or run `python -m stages.train --variant {variant} --fresh` to start over"
             )

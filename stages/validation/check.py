@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stages.project.params import RuleSeverity
 from stages.validation.suite import Rule, Skipped, check_columns
 from stages.validation.tables import Tables
-from yolov7.config import nearest
-from yolov7.errors import ConfigError
+from yolov7.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd

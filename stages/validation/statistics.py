@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
-from scipy.spatial.distance import jensenshannon
+from scipy.special import rel_entr
 from scipy.stats import chi2
 
 from yolov7.config import Group
@@ -171,7 +171,9 @@ def _jensen_shannon(ours: Mapping[str, int], theirs: Mapping[str, int]) -> Dista
     totals = counts.sum(1, keepdims=True)
     if counts.shape[1] == 0 or not totals.all():
         return Distance(math.nan, math.nan)
-    distance = float(jensenshannon(*(counts / totals), base=2.0)) ** 2
+    shares = counts / totals
+    # Not by scipy's jensenshannon: of shares that hardly differ, its sum may round below 0, and its root is then NaN.
+    distance = max(0.0, float(rel_entr(shares, shares.mean(0)).sum()) / (2 * math.log(2)))
     # For samples of one source, 8 ln 2 JS / (1/n + 1/m) is approximately chi-squared.
     quantile = float(chi2.ppf(0.999, counts.shape[1] - 1)) if counts.shape[1] > 1 else 0.0
     return Distance(distance, min(1.0, quantile * float((1 / totals).sum()) / (8 * math.log(2))))

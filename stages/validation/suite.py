@@ -20,8 +20,8 @@ import yaml
 from pydantic import Field
 
 from stages.project.params import RuleSeverity
-from yolov7.config import Group, nearest, parse
-from yolov7.errors import ConfigError
+from yolov7.config import Group, parse
+from yolov7.errors import ConfigError, nearest
 
 Table = Literal["splits", "categories", "classes", "images", "annotations", "balance", "drift"]
 TABLES: tuple[Table, ...] = get_args(Table)

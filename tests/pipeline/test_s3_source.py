@@ -177,6 +177,27 @@ def test_an_object_that_changes_after_it_was_listed_is_refused(bucket, tmp_path,
     assert found(tmp_path / "m") == {}
 
 
+def test_an_object_is_asked_for_once_and_by_the_tag_it_was_listed_with(bucket, tmp_path, monkeypatch):
+    """Servers that honour `If-Match` refuse a change of the same size; the one of these tests ignores it."""
+    put(bucket.folder, set__a=b"1" * 10, set__b=b"2" * 12_000_000)  # the second in several ranges
+    requests: list[tuple[str, str | None]] = []
+    made = s3_source._client
+
+    def watched(source: S3) -> object:
+        client = made(source)
+        for name in ("HeadObject", "GetObject"):
+            record = lambda params, name=name, **_: requests.append((name, params["headers"].get("If-Match")))  # noqa: E731
+            client.meta.events.register(f"before-call.s3.{name}", record)
+        return client
+
+    monkeypatch.setattr(s3_source, "_client", watched)
+    mirror_prefix(source(bucket), tmp_path / "m")
+    tags = {
+        entry["ETag"] for entry in made(source(bucket)).list_objects_v2(Bucket=bucket.url.split("/")[2])["Contents"]
+    }
+    assert {name for name, _ in requests} == {"GetObject"} and {tag for _, tag in requests} == tags
+
+
 def test_a_wrong_secret_no_bucket_and_an_empty_prefix_give_different_errors(bucket, tmp_path, monkeypatch):
     put(bucket.folder, set__a=b"1")
     with pytest.raises(DataError, match="nothing below this prefix"):

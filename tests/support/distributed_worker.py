@@ -152,7 +152,7 @@ def broken_on_one(folder: Path, states: Path, processes: Processes) -> dict:
         return replace(result, total=result.total * float("nan")) if broken else result
 
     criterion.assign, criterion.levels = plain.assign, plain.levels  # type: ignore[attr-defined]
-    run.learner.criterion.at = lambda epoch: criterion  # type: ignore[method-assign, assignment]
+    run.learner.criterion.at = lambda epoch, epochs: criterion  # type: ignore[method-assign, assignment]
     run.fit()
     weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
     return {

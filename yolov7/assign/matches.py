@@ -70,6 +70,8 @@ class Predicted:
     """(N, 2) x, y of each cell's centre in pixels."""
     strides: Tensor
     """(N, 1) pixels per cell side."""
+    sizes: tuple[tuple[int, int], ...]
+    """(rows, columns) of each level: N is the sum of their products."""
 
 
 @dataclass(frozen=True)

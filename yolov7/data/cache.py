@@ -79,7 +79,9 @@ class ImageCache:
         """The file holds the pixels of the first images and, behind them, a byte for each: whether it was readable."""
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(file.with_suffix(".lock")):  # the system frees it if its holder is killed
+            # The system frees the lock if its holder is killed; the marker file that FileLock falls back to where the
+            # file system has no locks would stay.
+            with FileLock(file.with_suffix(".lock"), fallback_to_soft=False):
                 if not file.is_file():
                     self._fill_file(file, read, limit, threads)
         except OSError as error:

@@ -21,7 +21,7 @@ class LossResult:
     """Loss of a batch; of a process among several its share, and the shares add up to the loss of the whole batch."""
 
     total: Tensor
-    """Scalar to back-propagate: batch size times the sum of the parts."""
+    """Scalar to back-propagate: the sum of the parts, times the batch size where it was published so (YOLOv7, v9)."""
     parts: Mapping[str, Tensor]
     """Gain times loss of each part, detached scalars by the names of `Criterion.parts`."""
 
@@ -43,15 +43,17 @@ class Criterion(Protocol):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the loss parts."""
+        """Names of the loss parts, the same in every epoch."""
         ...
 
-    def at(self, epoch: int) -> Criterion:
-        """The criterion of an epoch, from 0. A pure function of it: nothing has to be saved for a resume."""
+    def at(self, epoch: int, epochs: int) -> Criterion:
+        """The criterion of an epoch, from 0, of a run of `epochs`. Pure: nothing has to be saved for a resume."""
         return self
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as training calls it, for losses that read more than the raw maps (features, for example)."""
+        """The module that training calls instead, where a loss reads more than the raw maps: features, or the maps of
+        a teacher. It runs in the precision of the training; its output goes to the criterion as `raw`.
+        """
         return model
 
     def __call__(self, raw: Sequence[Tensor], targets: Tensor, images: Tensor | None = None) -> LossResult:

@@ -21,15 +21,15 @@ from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
 from yolov7.data.workers import lost_workers_explained
-from yolov7.device import allow_tf32, peak_memory_gib, pins_memory
+from yolov7.device import allow_tf32, pins_memory
 from yolov7.errors import ConfigError
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch
 from yolov7.train.guard import Guard, memory_advice
 from yolov7.train.learner import Learner
-from yolov7.train.pictures import AssignedBatch
-from yolov7.train.records import LOSS_PREFIX, Listener, Outcome, Position, StartReport, StepReport
+from yolov7.train.records import Listener, Outcome, Position
+from yolov7.train.reporter import Reporter
 from yolov7.train.schedule import Schedule
 from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState
@@ -37,8 +37,6 @@ from yolov7.train.validation import validation_figures
 
 BEST = "best.safetensors"
 LAST = "last.safetensors"
-PICTURED = 3
-"""Number of first batches that are drawn with their assignment."""
 _WORTH_SAVING_SECONDS = 60.0
 """Progress older than this is saved before a validation, which may fail (an image, memory, a kill)."""
 
@@ -71,7 +69,6 @@ class Trainer:
         self.processes = processes or Processes()
         self.train_index, self.val_index = train_index, val_index
         self.states, self.metadata = states, metadata
-        self.listeners = tuple(listeners) if self.processes.main else ()
         self.workers, self.stop = workers, stop
         self.share = share_of_batch(params.batch_size, self.processes.world_size)
         allow_tf32(self.device, params.tf32)
@@ -92,8 +89,12 @@ class Trainer:
             processes=self.processes,
         )
         self.model = self.learner.model
+        told, parts = listeners if self.processes.main else (), self.learner.criterion.parts
+        self.reporter = Reporter(
+            told, params, self.schedule, parts, training_images=len(train_index), device=self.device
+        )
         self.position = Position()
-        self.epoch_losses = torch.zeros(len(self.learner.criterion.parts), dtype=torch.float64)
+        self.epoch_losses = torch.zeros(len(parts), dtype=torch.float64)
         self.saved = time.monotonic()
 
     def _loader(self) -> TrainLoader:
@@ -128,8 +129,12 @@ class Trainer:
         state = self.processes.share(self.processes.on_main(self.states.newest))
         if state is not None:
             self._restore(state)
-        for listener in self.listeners:
-            listener.started(self._start_report())
+        self.reporter.started(
+            self.position,
+            variant=self.metadata.variant,
+            classes=self.model.num_classes,
+            validation_images=len(self.val_index),
+        )
         self.saved = time.monotonic()
         try:
             with lost_workers_explained():
@@ -170,7 +175,13 @@ class Trainer:
             position.iteration += 1
             now = time.monotonic()
             position.epoch_seconds = spent + now - started
-            self._report(now - started, position.batch - done_before)
+            self.reporter.stepped(
+                position,
+                self.epoch_losses,
+                seconds=now - started,
+                batches=position.batch - done_before,
+                learning_rate=self.learner.optimizer.param_groups[0]["lr"],
+            )
             asked, due = self.processes.any(self.stop(), self._due(self.params.checkpoint_minutes * 60))
             if asked:
                 return False
@@ -188,7 +199,7 @@ class Trainer:
         """
         position, params = self.position, self.params
         last = position.epoch + 1 == params.epochs
-        row = self._row()
+        row = self.reporter.row(position, self.epoch_losses)
         best = False
         if last or (position.epoch + 1) % params.evaluate_every == 0:
             (due,) = self.processes.any(self._due(min(_WORTH_SAVING_SECONDS, params.checkpoint_minutes * 60)))
@@ -213,10 +224,8 @@ class Trainer:
         if position.finished:
             self._save_weights(LAST, row)
         self._save()
-        for listener in self.listeners:
-            listener.epoch_ended(row, best=best)
-            if not patient and not last:
-                listener.note(f"no better validation AP for {params.patience} epochs: stopped after {position.epoch}")
+        early = f"no better validation AP for {params.patience} epochs: stopped after {position.epoch}"
+        self.reporter.epoch_ended(row, best=best, note="" if patient or last else early)
         return True
 
     # One batch -------------------------------------------------------------------------------------------------------
@@ -249,10 +258,10 @@ class Trainer:
         """Forward and backward pass; False if the loss was not finite, and then no gradient was touched."""
         images, targets = self._on_device(batch)
         raw = self.learner.raw(images)
-        self._show_assignment(batch, images, targets, raw)
-        criterion = self.learner.criterion
-        loss = criterion.at(self.position.epoch)(raw, targets, images)
-        figures = torch.stack([loss.total, *(loss.parts[name] for name in criterion.parts)])
+        criterion = self.learner.criterion.at(self.position.epoch, self.params.epochs)
+        self.reporter.assigned(batch, images, targets, raw, criterion)
+        loss = criterion(raw, targets, images)
+        figures = torch.stack([loss.total, *(loss.parts[name] for name in self.reporter.parts)])
         # One message: the losses of the whole batch, and whether one of the shares is not finite.
         figures = self.processes.sum(figures.detach().cpu().double())
         if not bool(torch.isfinite(figures[0])):
@@ -275,78 +284,7 @@ class Trainer:
         place = {"seed": self.params.seed, "epoch": self.position.epoch, "batch": self.position.batch}
         return multi_scale_size(self.params.image_size, self.model.stride, **place)
 
-    @torch.no_grad()
-    def _show_assignment(self, batch: Batch, images: Tensor, targets: Tensor, raw: list[Tensor]) -> None:
-        """Show the listeners the labels and assignment of the first batches and one of the last epoch."""
-        first = batch.epoch == 0 and batch.batch_index < PICTURED
-        last = batch.epoch == self.params.epochs - 1 and batch.batch_index == 0
-        if not self.listeners or not (first or last):
-            return
-        criterion = self.learner.criterion.at(batch.epoch)
-        seen = AssignedBatch(
-            epoch=batch.epoch,
-            batch_index=batch.batch_index,
-            image_ids=batch.image_ids,
-            images=images[:16].mul(255).round().byte().cpu(),
-            targets=targets.cpu(),
-            positives=[cells.cpu() for cells in criterion.assign(raw, targets)],
-            levels=criterion.levels(),
-        )
-        for listener in self.listeners:
-            listener.assigned(seen)
-
-    # Figures ---------------------------------------------------------------------------------------------------------
-
-    def _row(self) -> dict[str, float]:
-        position = self.position
-        means = (self.epoch_losses / max(position.batch, 1)).tolist()
-        images = min(position.batch * self.params.batch_size, len(self.train_index))
-        return {
-            "epoch": position.epoch,
-            **{f"{LOSS_PREFIX}{name}": value for name, value in zip(self.learner.criterion.parts, means, strict=True)},
-            "learning_rate": self.schedule.at(position.iteration - 1).learning_rate,
-            "bad_images": position.epoch_bad_images,
-            "skipped_steps": position.skipped_steps,
-            "images_per_second": images / max(position.epoch_seconds, 1e-9),
-            "seconds": position.epoch_seconds,
-        }
-
-    def _start_report(self) -> StartReport:
-        params, position = self.params, self.position
-        return StartReport(
-            variant=self.metadata.variant,
-            training_images=len(self.train_index),
-            validation_images=len(self.val_index),
-            classes=self.model.num_classes,
-            epochs=params.epochs,
-            batch_size=params.batch_size,
-            image_size=params.image_size,
-            optimizer=params.optimizer.name,
-            learning_rate=params.optimizer.learning_rate,
-            device=self.device.type,
-            epoch=position.epoch,
-            finished=position.finished,
-        )
-
-    def _report(self, seconds: float, batches: int) -> None:
-        if not self.listeners:
-            return
-        position = self.position
-        left = (self.params.epochs * self.schedule.batches_per_epoch - position.iteration) * seconds / batches
-        means = (self.epoch_losses / position.batch).tolist()
-        report = StepReport(
-            epoch=position.epoch,
-            epochs=self.params.epochs,
-            batch=position.batch,
-            batches=self.schedule.batches_per_epoch,
-            losses=dict(zip(self.learner.criterion.parts, means, strict=True)),
-            learning_rate=self.learner.optimizer.param_groups[0]["lr"],
-            images_per_second=batches * self.params.batch_size / max(seconds, 1e-9),
-            seconds_left=left,
-            memory_gib=peak_memory_gib(self.device),
-        )
-        for listener in self.listeners:
-            listener.stepped(report)
+    # Validation ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> dict[str, float] | None:
         """COCO figures of the averaged weights on the validation split; None if `stop()` asked for an end."""
@@ -386,8 +324,7 @@ class Trainer:
         restore(state, learner.model, learner.average, learner.optimizer, learner.scaler)
         self.epoch_losses.copy_(state.tensors["epoch_losses"])
         self.position = Position(**state.values["position"])
-        for listener in self.listeners:
-            listener.note(f"resuming at epoch {self.position.epoch}, batch {self.position.batch}")
+        self.reporter.note(f"resuming at epoch {self.position.epoch}, batch {self.position.batch}")
 
 
 def _check_side(image_size: int, stride: int) -> None:

@@ -485,7 +485,7 @@ def test_an_expectation_about_a_whole_column_gives_one_finding():
 
 
 def test_image_checks_keep_the_order_over_many_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.validation.images._IMAGES_PER_WORKER", 10)
+    monkeypatch.setattr("stages.validation.images._IMAGES_PER_PROCESS", 10)
     paths = []
     for i in range(40):
         paths.append(tmp_path / f"{i}.png")

@@ -114,6 +114,19 @@ def test_a_family_has_its_own_presets_and_loss_parameters(other_family):
     assert train_parameters({"preset": "small"}).loss == AnchorLoss(objectness=1.0, scale_gains=False)
 
 
+def test_parameters_survive_a_round_trip_and_a_mapping_is_read_as_the_anchor_loss():
+    train = train_parameters({"preset": "small"})
+    assert Train.model_validate(train.model_dump()) == train
+    assert Train(loss={"box": 0.1}).loss == AnchorLoss(box=0.1)
+
+
+def test_mistakes_in_the_loss_and_elsewhere_are_reported_together():
+    with pytest.raises(
+        ConfigError, match=r"train\.loss\.boxx: unknown key \(did you mean 'box'\?\); .*train\.epochz: "
+    ):
+        train_parameters({"loss": {"boxx": 1}, "epochz": 3})
+
+
 def test_presets_and_loss_parameters_of_another_family_are_refused(other_family):
     with pytest.raises(ConfigError, match=r"preset: 'other' is a preset of other .*network of yolov7 \(known: p5"):
         train_parameters({"preset": "other"})

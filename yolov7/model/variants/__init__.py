@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from yolov7.config import nearest
-from yolov7.errors import ModelError
+from yolov7.errors import ModelError, nearest
 from yolov7.model.spec import Network
 from yolov7.model.variants.records import Family, Published, Variant
 from yolov7.model.variants.yolov7 import FAMILY as YOLOV7

@@ -75,6 +75,7 @@ def test_documented_forms_pass(document: object) -> None:
         ({**SPLIT, "params": [1]}, "params: a JSON object is expected, got a list"),
         ({**SPLIT, "params": {"nms": 1}}, "params: nms: is not a key of this form"),
         ({**SPLIT, "params": {"iou": "0.5"}}, "params: iou: must be a number and must lie between 0 and 1"),
+        ({**SPLIT, "params": {"iou": None}}, "params: iou: must be a number and must lie between 0 and 1"),
         ({**SPLIT, "params": {"iou": True}}, "params: iou: must be a number and must lie between 0 and 1"),
         (
             {**SPLIT, "params": {"confidence": 10**400}},

@@ -66,6 +66,12 @@ def test_class_shares_are_compared_by_their_entropies(ours, theirs):
     assert 0 <= distance.beyond <= distance.value <= 1 + 1e-12
 
 
+def test_one_box_more_among_millions_is_a_distance_of_zero_and_not_a_missing_value():
+    one, other = split({"a": 8_389_346, "b": 134_761}), split({"a": 8_389_347, "b": 134_761})
+    found = distances(one, other)["class_shares"]
+    assert found.value == pytest.approx(0.0, abs=1e-12) and found.beyond == 0.0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=50), st.lists(st.integers(0, 255), min_size=1, max_size=50))
 def test_brightness_is_compared_as_scipy_does_with_values_in_bins(ours, theirs):

@@ -1,5 +1,6 @@
 """Training data: pure samples, the same batches for any workers, exact resume, and broken images along the way."""
 
+import errno
 import itertools
 import os
 import pickle
@@ -345,6 +346,15 @@ def test_a_full_disk_leaves_no_half_cache(index, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"cache cannot be written: No space left"):
         dataset_of(index, cache="disk", cache_folder=tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_file_system_without_locks_is_named_instead_of_a_marker_that_outlives_a_kill(index, tmp_path, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with pytest.raises(DataError, match=r"cache cannot be written: Function not implemented"):
+        dataset_of(index, cache="disk", cache_folder=tmp_path)
 
 
 def resident_bytes(process="self"):

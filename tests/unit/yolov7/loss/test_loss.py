@@ -191,7 +191,7 @@ def test_the_parts_are_named_by_the_criterion():
 
 def test_an_anchor_criterion_is_the_same_in_every_epoch_and_calls_the_model_as_it_is():
     criterion, model = criterion_of(head(), image_size=64), torch.nn.Identity()
-    assert criterion.at(0) is criterion.at(299) is criterion
+    assert criterion.at(0, 300) is criterion.at(299, 300) is criterion
     assert criterion.wrap(model) is model
 
 

@@ -17,14 +17,15 @@ from small_training import Watcher, parameters, same_outcome, same_weights, trai
 
 from stages.project.command import run_stage
 from stages.training.run import TrainingRun
-from stages.training.run_identity import refuse_changed
-from yolov7.config import Ema, Train
+from stages.training.run_identity import refuse_changed, run_identity
+from yolov7.config import Ema, Train, train_parameters
 from yolov7.data.index import Index
 from yolov7.device import is_out_of_memory
 from yolov7.errors import LostWorkerError, ModelError, TrainingError
 from yolov7.evaluate import find_results
 from yolov7.files import why_not_written
 from yolov7.model import load_checkpoint, save_checkpoint
+from yolov7.model.variants import recipe_of
 from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
@@ -438,6 +439,18 @@ def test_changed_parameters_do_not_leave_a_stopped_training_behind_unnoticed(tmp
     new.clear()
     old.save(TrainingState({}, {"position": {"finished": True}}), 2)
     refuse_changed("v", new)
+
+
+def test_a_training_stopped_before_variants_had_recipes_is_explained_and_resumes_with_p5(tmp_path):
+    def identity_with(given: dict[str, str], recipe: str) -> dict:
+        return run_identity("yolov7-tiny", train_parameters(given, recipe=recipe), {"sha256": "d"}, None)
+
+    before, now = identity_with({}, "p5"), identity_with({}, recipe_of("yolov7-tiny"))
+    StateFolder(tmp_path / "old", before).save(state(1), 1)
+    expected = r"train\.loss\.classification: was 0\.3, is now 0\.5; .*an upgrade changed defaults: docs/operations\.md"
+    with pytest.raises(TrainingError, match=expected):
+        refuse_changed("yolov7-tiny", StateFolder(tmp_path / "new", now))
+    assert identity_with({"preset": "p5"}, recipe_of("yolov7-tiny")) == before
 
 
 def test_a_training_finished_under_other_code_is_not_reused(tmp_path, caplog):

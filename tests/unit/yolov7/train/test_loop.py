@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_stops_the_r
         result = plain_criterion(*inputs)
         return replace(result, total=result.total * math.nan)
 
-    run.learner.criterion.at = lambda epoch: broken  # type: ignore[method-assign, assignment]
+    run.learner.criterion.at = lambda epoch, epochs: broken  # type: ignore[method-assign, assignment]
     with pytest.raises(TrainingError, match=r"4 batches in a row were skipped.*not finite.*image ids"):
         run.fit()
     assert run.position.skipped_steps == 4

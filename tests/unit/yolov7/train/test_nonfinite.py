@@ -44,7 +44,7 @@ def breaking(run, batches, factor=math.nan):
         return replace(result, total=result.total * worth)
 
     criterion.assign, criterion.levels = plain.assign, plain.levels
-    run.learner.criterion.at = lambda epoch: criterion
+    run.learner.criterion.at = lambda epoch, epochs: criterion
     return run
 
 

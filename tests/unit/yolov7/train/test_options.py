@@ -178,10 +178,10 @@ class OtherCriterion(Criterion):
     parts = ("box", "distribution")
 
     def __init__(self, model, parameters, seen, **options):
-        self.plain, self.seen, self.epoch = anchor_criterion(model, parameters, **options), seen, -1
+        self.plain, self.seen, self.epoch = anchor_criterion(model, parameters, **options), seen, None
 
-    def at(self, epoch):
-        self.epoch = epoch
+    def at(self, epoch, epochs):
+        self.epoch = (epoch, epochs)
         return self
 
     def wrap(self, model):
@@ -214,7 +214,7 @@ def test_a_criterion_of_another_kind_needs_no_other_trainer(index, tmp_path, mon
     seen = []
     monkeypatch.setitem(CRITERIA, AnchorLoss, lambda *given, **options: OtherCriterion(*given, seen, **options))
     other = trainer(index, tmp_path / "other", parameters(epochs=2)).fit()
-    assert seen == [0, 0, 0, 1, 1, 1]
+    assert seen == [(0, 2)] * 3 + [(1, 2)] * 3
     assert same_weights(plain.last, other.last)
     for ours, theirs in zip(other.history, plain.history, strict=True):
         assert loss_parts(ours) == ["box", "distribution"]
