@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UV_VERSION := $(shell sed -n 's/^uv==//p' requirements.lock)
-# A machine may keep wheels of its own (a CPU build of torch, say): pip's variable names the folder, uv needs the flag.
+# A machine may keep wheels of its own (a CPU build of torch, for example): pip reads its variable, uv needs the flag.
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 # No telemetry leaves the machine; stages/project/command.py sets the same values for direct calls of Python.
@@ -16,8 +16,8 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export GX_ANALYTICS_ENABLED := false
 
-# Some machines forbid Python to keep what it has compiled. Each stage, flow and server is a process of its own, and
-# would then compile the thousands of modules it imports again: 14 s instead of 7 s for MLflow and Great Expectations.
+# Some machines turn off Python's bytecode cache. Each stage, flow and server is a process of its own and would then
+# compile thousands of modules on every start: 14 s instead of 7 s for MLflow and Great Expectations.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-thorough lint format lock clean
@@ -48,7 +48,7 @@ test: $(STAMP)
 test-thorough: $(STAMP)
 	@$(BIN)/python -m pytest -m thorough
 
-## make lint     formatting, rules, types, who may import whom, declared dependencies
+## make lint     formatting, rules, types, import contracts, declared dependencies
 lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -56,7 +56,7 @@ lint: $(STAMP)
 	@$(BIN)/lint-imports
 	@$(BIN)/deptry yolov7 stages flows
 
-## make format   rewrite the sources as `make lint` wants them
+## make format   format the sources
 format: $(STAMP)
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -70,6 +70,6 @@ lock: $(STAMP)
 	@sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/; /^nvidia-\|^cuda-\|^triton/d' requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
-## make clean    remove what can be made again (.venv and tool caches); data, models and runs stay
+## make clean    remove .venv and tool caches; data, models and runs stay
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

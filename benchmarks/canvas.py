@@ -1,4 +1,4 @@
-"""The mosaic pipeline written the straightforward way, to compare with: every image decoded, pasted on a 2S canvas.
+"""The straightforward mosaic pipeline, for comparison: every image is decoded and pasted on a 2S canvas.
 
 It takes the same plans and the same random numbers as the library, so that labels and pixels can be compared too.
 """

@@ -1,4 +1,4 @@
-"""What DVC takes for many small files, and for the same files packed into shards.
+"""Time DVC on many small files, and on the same files packed into shards.
 
     python benchmarks/layout.py [--files 100000] [--per-shard 1000] [--size 2000]
 

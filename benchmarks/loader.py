@@ -4,8 +4,8 @@
 
 Without FOLDER the pictures are 640 x 480 crops of the photographs that scikit-learn ships; with it, random crops of the
 JPEGs found there, so that all sources have the same size. Boxes are random, seven per image as in COCO; with
---outlines each has a polygon, and pasting has something to paste (the canvas pipeline leaves outlines unused, so that
-the ratio then understates the library). Rates count processor time: waiting for other work on the machine is left out.
+--outlines each has a polygon, and pasting is active (the canvas pipeline does not use outlines, so the ratio then
+understates the library). Rates count processor time: waiting for other work on the machine is left out.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def reading_a_large_photograph(images, quality, size):
 def rates(runs, dataset, samples, rounds=5):
     """Images per second of processor time for every run, the best of some rounds taken in turn.
 
-    What disturbs a measurement only ever slows it, and processor time does not count waiting for others' work.
+    Disturbances only ever slow a measurement, and processor time does not count waiting for other work.
     """
     best = [0.0] * len(runs)
     for round_number in range(rounds + 1):

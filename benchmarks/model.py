@@ -4,7 +4,7 @@
     python benchmarks/model.py --build               seconds to build each variant, peak memory of yolov7-e6e at 1280
     python benchmarks/model.py --device DEVICE       half precision on an accelerator, batch 1 and 32, eager, compiled
 
-Times are medians of interleaved rounds, so that a busy machine slows both forms alike; the ratio is what to read.
+Times are medians of interleaved rounds, so that a busy machine slows both forms alike: read the ratio.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def build_table(variants):
 
 @torch.inference_mode()
 def peak(form):
-    """In a process of its own, because the operating system only tells the peak since the start."""
+    """In a process of its own, because the operating system reports only the peak since the start."""
     model = create_model("yolov7-e6e").eval()
     if form == "deploy":
         model = model.reparameterize()

@@ -1,4 +1,4 @@
-"""What the machinery around the stages costs, and whether it gets slower or larger with use.
+"""Cost of the machinery around the stages, and its growth with use.
 
     python benchmarks/pipeline.py stages       stages that do nothing: alone, under DVC, in the flow, with a server
     python benchmarks/pipeline.py repro        `dvc repro` and the flow over all eight variants when nothing has changed
@@ -35,8 +35,8 @@ DVC = [sys.executable, "-m", "dvc"]
 Times = tuple[float, float]
 """Wall and processor seconds, of a command and all it started. On a machine with other work only the second compare."""
 
-# In a process of its own, since Prefect reads its settings when it is imported: the flow as often as argv says, anew
-# each time, and once more with nothing to do. Prints wall and processor seconds of each.
+# In a process of its own, since Prefect reads its settings when it is imported: the flow as often as argv says, from
+# scratch each time, and once more with nothing to do. Prints wall and processor seconds of each.
 FLOW = """
 import json, logging, os, pathlib, sys, time
 from flows.train_variants import train_variants
@@ -287,7 +287,7 @@ def compare(
 
     found: dict[str, list[dict[str, float]]] = {label: [] for label in addresses}
     for number in range(arguments.rounds + 1):
-        # Turns, and in another order each time: whatever else the machine does hits both.
+        # In turn, and in another order each time: other load on the machine affects both.
         for label in sorted(addresses, reverse=bool(number % 2)):
             os.environ["MLFLOW_TRACKING_URI"] = addresses[label]
             os.chdir(places[label])
@@ -308,7 +308,7 @@ def compare(
 
 
 def work(export: Path, mark: str) -> dict[str, float]:
-    """What one run asks of MLflow, by the pipeline's own functions; seconds of each part."""
+    """The MLflow calls of one run, by the pipeline's own functions; seconds of each part."""
     from flows.promotion.judge import judge
     from stages.project.params import Promotion
     from stages.registry.journal import RunJournal
@@ -382,7 +382,7 @@ def schedules(arguments: argparse.Namespace, base: Path) -> None:
                 wait_for(f"{look} runs", lambda look=look: runs(server, "COMPLETED") >= look, 7200)
                 schedule(server, active=False)
                 wait_for("nothing runs", lambda: not runs(server, "RUNNING", "PENDING"), 600)
-                time.sleep(15)  # what ends, has ended
+                time.sleep(15)  # time for processes to end
                 done, bad = runs(server, "COMPLETED"), runs(server, "FAILED", "CRASHED")
                 rows.append([str(done), str(bad), *(text for one in (server.process, process) for text in size(one))])
                 print(rows[-1], file=sys.stderr, flush=True)

@@ -2,8 +2,8 @@
 
 `python benchmarks/runtimes.py yolov7-tiny yolov7 --rounds 10 --threads 2`: random weights and noise, which take as long
 as trained ones; the runtimes take turns in every round. Preparation and suppression are those of a 1280 x 720 image.
-Above them stands how fast the processor multiplies large float32 matrices, and how long the convolutions would take at
-that rate: what no direct float32 convolution gets much below.
+The lines above the table give the rate at which the processor multiplies large float32 matrices, and the time of the
+convolutions at that rate: close to a lower bound for direct float32 convolutions.
 """
 
 from __future__ import annotations

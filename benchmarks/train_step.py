@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: `python benchmarks/train_step.py [--variants yolov7-tiny yolov7]`.
+"""Time of a training step by part: `python benchmarks/train_step.py [--variants yolov7-tiny yolov7]`.
 
 Data (one process, mosaic, affine, HSV and paste as in the published recipe, JPEGs of 640 x 480), forward pass,
 assignment and loss (forward and back to the raw maps), backward pass of the network, optimiser with averaging. One line

@@ -1,9 +1,9 @@
-"""Pictures of Prefect's and MLflow's pages for docs/images, made by a headless Chromium from what a run has left.
+"""Pictures of Prefect's and MLflow's pages for docs/images, taken by a headless Chromium after a run.
 
     python docs/make_screenshots.py [PROJECT] [--out docs/images] [--browser chromium]
 
 PROJECT is a folder in which `make demo` has run. Both servers are started on free ports of loopback, on the databases
-of that folder, and stopped afterwards. Every picture waits until the page shows what it is meant to show.
+of that folder, and stopped afterwards. Every picture waits until the expected content is on the page.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Prefect flow `evaluate-champion`: is the champion as good on today's data as it was when it was registered?
 
-Its AP on the present test split is compared with the AP in the tags of its version. A drop means that the data has
-moved away from what the champion was trained for, or that the new annotations differ from the old ones.
+Its AP on the current test split is compared with the AP in the tags of its version. A drop means that the data has
+moved away from the champion's training data, or that the new annotations differ from the old ones.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Drift:
     recorded_ap: float
     """The `AP` tag of its version."""
     ap: float
-    """On the present test split."""
+    """On the current test split."""
     interval: tuple[float, float]
     """95 % bootstrap interval of `ap` over test images."""
     images: int
     same_data: bool
-    """Whether the recorded AP was measured on this test split."""
+    """The recorded AP was measured on this test split."""
     conditions: str
-    """How `ap` was measured (params.yaml: evaluate)."""
+    """Settings behind `ap` (params.yaml: evaluate)."""
     recorded_conditions: str
-    """How the recorded AP was measured: the `evaluation` tag of its version."""
+    """Settings behind the recorded AP: the `evaluation` tag of its version."""
 
     @property
     def fall(self) -> float:
@@ -53,7 +53,7 @@ class Drift:
 
     @property
     def comparable(self) -> bool:
-        """Whether both were measured the same way; disabling test-time augmentation, say, is not drift."""
+        """True if both were measured the same way; disabling test-time augmentation, say, is not drift."""
         return self.conditions == self.recorded_conditions
 
 
@@ -71,7 +71,7 @@ class DriftReport:
     def fallen(self) -> list[str]:
         """One line for every champion whose AP has fallen further than allowed."""
         return [
-            f"{each.name} version {each.version}: AP {each.ap:.4f} on the present test data, {each.fall:.4f} below the "
+            f"{each.name} version {each.version}: AP {each.ap:.4f} on the current test data, {each.fall:.4f} below the "
             f"recorded {each.recorded_ap:.4f}; {self.max_ap_drop:g} allowed"
             for each in self.measured
             if each.comparable and each.fall > self.max_ap_drop
@@ -81,7 +81,7 @@ class DriftReport:
     def incomparable(self) -> list[str]:
         """One line for every champion whose recorded AP was measured in another way than now."""
         return [
-            f"{each.name} version {each.version}: AP {each.ap:.4f} on the present test data cannot be compared with "
+            f"{each.name} version {each.version}: AP {each.ap:.4f} on the current test data cannot be compared with "
             f"the recorded {each.recorded_ap:.4f}: that was measured with {each.recorded_conditions}, params.yaml: "
             f"evaluate now says {each.conditions}"
             for each in self.measured
@@ -109,7 +109,7 @@ class DriftError(YoloError):
 
 @task(name="evaluate", task_run_name="evaluate@{name}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def measure_champion(pipeline: Pipeline, params: Params, name: str) -> Drift | None:
-    """Measure the champion of `name` on the present test split; None if there is no champion."""
+    """Measure the champion of `name` on the current test split; None if there is no champion."""
     log = get_run_logger()
     champion = ModelRegistry().by_alias(name, CHAMPION)
     if champion is None:
@@ -140,7 +140,7 @@ def evaluate_champion(
     refresh: bool = False,
     timeout_hours: PositiveFloat = 12.0,
 ) -> DriftReport:
-    """Measure the champions on the present test data and compare with the AP recorded in their versions.
+    """Measure the champions on the current test data and compare with the AP recorded in their versions.
 
     Args:
         models: names of registered models; default: those of `params.yaml: variants`.

@@ -68,7 +68,7 @@ class Reproduction:
     artefact_sha256: str
     """Hash of the ONNX file built now."""
     equal: bool
-    """Whether it is byte for byte the registered file."""
+    """It is byte for byte the registered file."""
     parameter_difference: float
     """Largest absolute difference of a parameter; infinite if the networks differ in shape."""
     parameter: str

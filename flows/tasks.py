@@ -72,7 +72,7 @@ def alone() -> AbstractContextManager[None]:
 
 
 def worth_retrying(task: Any, run: Any, state: State[Any]) -> bool:
-    """Whether to retry a failed task: not after a mistake that a retry would meet again."""
+    """Retry a failed task, unless a retry would fail the same way."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, StageError):
         return not error.lasting

@@ -109,7 +109,7 @@ def push_training(pipeline: Pipeline, stage: str) -> None:
 
 
 def deliver(pipeline: Pipeline, log: Log) -> None:
-    """Send records that earlier trainings here could not deliver to MLflow: nothing registers on this machine.
+    """Send the undelivered MLflow records of earlier trainings: no `register` stage does it on this machine.
 
     A server that is still unavailable is only a warning: the records wait for the next training.
     """
@@ -189,8 +189,8 @@ def _request(deployment: str, parameters: dict[str, Any], stage: str, hours: flo
             run = client.read_flow_run(run.id)
     if not run.state.is_completed():
         # The run has made its own retries; one that was lost with its machine is requested again.
-        said = " ".join((run.state.message or run.state.name).split())
-        message = f"{stage}: run {run.name!r} of {deployment} has ended {run.state.name}: {said}"
+        cause = " ".join((run.state.message or run.state.name).split())
+        message = f"{stage}: run {run.name!r} of {deployment} has ended {run.state.name}: {cause}"
         raise StageError(message, stage=stage, lasting=run.state.is_failed() or run.state.is_cancelled())
 
 

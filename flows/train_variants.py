@@ -56,7 +56,7 @@ class RunError(YoloError):
 
 
 THREADS: Any = ThreadPoolTaskRunner(max_workers=64)
-"""Most of them wait: for the previous stage, or for a slot."""
+"""Most threads wait, for the previous stage or for a slot."""
 
 
 @flow(name="train-variants", task_runner=THREADS, persist_result=False)

@@ -78,7 +78,7 @@ def validate_data(
 
     Args:
         refresh: read the source again even if nothing here has changed, because an archive on a server may have.
-        fetch_reference: compare with the data of the present champion, fetched from MLflow first.
+        fetch_reference: compare with the data of the current champion, fetched from MLflow first.
         timeout_hours: time limit of each of the two stages.
     """
     params = params_module.load()

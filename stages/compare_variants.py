@@ -36,7 +36,7 @@ _TIMED_IMAGES = 20
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Write the page for every variant of `params.yaml` with figures on the present test data."""
+    """Write the page for every variant of `params.yaml` with figures on the current test data."""
     document = dataset_document()["splits"]["test"]
     figures = _evaluated(params.variants, document["sha256"])
     index = open_index("test")
@@ -59,7 +59,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 
 def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, Any]]:
-    """The figures of each variant that was evaluated on the present test data. Raises DataError if none was."""
+    """The figures of each variant that was evaluated on the current test data. Raises DataError if none was."""
     figures = {}
     for variant in variants:
         file = reports(variant) / "metrics.json"
@@ -72,7 +72,7 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
             continue
         figures[variant] = measured
     if not figures:
-        raise DataError("no variant is evaluated on the present test data; run `dvc repro` first", path="reports")
+        raise DataError("no variant is evaluated on the current test data; run `dvc repro` first", path="reports")
     return figures
 
 

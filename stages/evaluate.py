@@ -75,7 +75,7 @@ def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedR
     if not settings.augment:
         return predictor
     views: Views = "all" if settings.augment is True else settings.augment
-    return AugmentedRuntime(predictor.runtime, views)  # type: ignore[arg-type]  # it looks for itself
+    return AugmentedRuntime(predictor.runtime, views)  # type: ignore[arg-type]  # checked at run time
 
 
 def _figures(

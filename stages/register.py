@@ -1,8 +1,8 @@
 """Make the exported artefact a version of the registered model: `python -m stages.register --variant V`.
 
 The model's name is `registry.model_prefix` plus the variant. The version gets the alias `challenger`, is tied to the
-training's MLflow run, and carries what the promotion gate and an auditor need. The same artefact never makes a second
-version.
+training's MLflow run, and carries the evidence for the promotion gate and an auditor. The same artefact never makes a
+second version.
 """
 
 from __future__ import annotations

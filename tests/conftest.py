@@ -30,5 +30,5 @@ def new_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh MLflow database to copy, made once for all test processes: its many migrations take a while."""
     base = tmp_path_factory.getbasetemp()
     path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "new-mlflow.db"
-    server.ensure_database(f"sqlite:///{path}")  # once, whoever comes first
+    server.ensure_database(f"sqlite:///{path}")  # once, by the first process
     return path

@@ -1,4 +1,4 @@
-"""The detector library: `yolov7` is its name, and it holds every family of `yolov7.model.variants`.
+"""The detector library. It is called `yolov7` and holds every family of `yolov7.model.variants`.
 
 The names below are the public API: networks, their weights, loss, and detectors ready for use. They are loaded on first
 use, so that `import yolov7` costs nothing.
@@ -71,7 +71,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'yolov7' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # the next look-up does not come here
+    globals()[name] = value  # later look-ups bypass this function
     return value
 
 

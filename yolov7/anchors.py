@@ -20,8 +20,8 @@ Sizes = NDArray[np.float64]
 
 ENOUGH = 0.98  # anchors that reach this share of the boxes are kept
 SMALLEST = 2.0  # pixels: smaller boxes do not shape the anchors, and no anchor is smaller
-# Beyond this many boxes a sample shapes the anchors as well: its quantiles are those of the whole within a percent,
-# and COCO's 860,000 boxes would take minutes.
+# Beyond this many boxes a sample is enough: its quantiles are within a percent of the whole, and COCO's 860,000 boxes
+# would take minutes.
 SAMPLE = 20_000
 RESTARTS, ROUNDS = 30, 100
 
@@ -65,8 +65,8 @@ def check_anchors(
 ) -> Sizes:
     """The anchors (L, A, 2) to train with, for box sizes (M, 2).
 
-    The given ones where they reach 98 % of the boxes, else fitted ones, if these reach more; their levels go from small
-    to large. Boxes without finite, positive sides do not count.
+    The given ones if they reach 98 % of the boxes; otherwise fitted ones, if these reach more. Their levels go from
+    small to large. Boxes without finite, positive sides do not count.
     """
     given = np.asarray(anchors, dtype=np.float64)
     sizes = np.asarray(sizes, dtype=np.float64).reshape(-1, 2)
@@ -82,7 +82,7 @@ def check_anchors(
 
 
 def _best_match(sizes: NDArray[np.floating], anchors: NDArray[np.floating]) -> Sizes:
-    """(M,) how well each box agrees with its best anchor: the worse side ratio, 1 for equal shapes."""
+    """(M,) agreement of each box with its best anchor: the worse side ratio, 1 for equal shapes."""
     best = np.zeros(len(sizes))
     for width, height in anchors:  # a few anchors, many boxes: no (M, K, 2) table
         x, y = sizes[:, 0] / width, sizes[:, 1] / height

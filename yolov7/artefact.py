@@ -1,7 +1,7 @@
 """The layout of an export folder: its files, the optional formats, and the manifest `model.json`.
 
-This is the only place that knows it. Writing (:mod:`yolov7.export.folder`), loading (:mod:`yolov7.predict.load`),
-signing and the model registry all read it here; nothing heavy is imported.
+Writing (:mod:`yolov7.export.folder`), loading (:mod:`yolov7.predict.load`), signing and the model registry all take it
+from here; nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PrecisionName = Literal["float32", "float16", "int8"]
 FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"]
 
 DESCRIPTION = "model.json"
-"""The manifest. It makes a folder an export folder: what the folder holds, with the sha256 of every file."""
+"""The manifest: content of the folder, with the sha256 of every file. A folder with one is an export folder."""
 SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
 OPTIONAL = "optional"
 """Subfolder for the files that not every export has."""
 FORMATS_FILE = f"{OPTIONAL}/formats.json"
-"""Lists the optional formats, what was kept in float in those of int8, and whether the ONNX suits TensorRT."""
+"""Lists the optional formats, the layers kept in float in those of int8, and the result of the TensorRT check."""
 
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 FILE_OF_FORMAT: dict[FormatName, str] = {
@@ -35,7 +35,7 @@ FILE_OF_FORMAT: dict[FormatName, str] = {
     "openvino-float16": f"{OPTIONAL}/openvino-float16.xml",
     "onnx-int8": f"{OPTIONAL}/model-int8.onnx",
     "openvino-int8": f"{OPTIONAL}/openvino-int8.xml",
-    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # no runtime's choice of a file: the same network as model.onnx
+    "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # the network of model.onnx again, so no runtime chooses it
 }
 """Optional formats, and the file of each."""
 
@@ -51,7 +51,7 @@ FILES: dict[tuple[RuntimeName, PrecisionName], str] = {
 
 
 class Int8Settings(Group):
-    """How the int8 formats are made."""
+    """Parameters of the int8 formats."""
 
     max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
     """Largest allowed drop of AP on the validation images (0.005 is half a point of a hundred); beyond it, the layers

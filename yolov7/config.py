@@ -3,7 +3,7 @@
 Every group is a frozen pydantic model that refuses unknown keys. :func:`parse` turns a mapping (a subtree of
 `params.yaml`) into a group and reports a mistake in one line, with the key and the nearest known one.
 Defaults are those of YOLOv7's published p5 hyper-parameters (training sheet, section 1); the other published sets are
-in :mod:`yolov7.presets`. :func:`train_parameters` lays what the user gave over a preset.
+in :mod:`yolov7.presets`. :func:`train_parameters` overrides a preset with the user's values.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Augment(Group):
     scale: float = Field(default=0.9, ge=0.0, lt=1.0)
     """Scale is uniform in [1 - scale, 1 + scale_surplus + scale]."""
     scale_surplus: Annotated[float, AddedLater()] = Field(default=0.1, ge=0.0, le=1.0)
-    """How much further the scale may rise than fall, as published for YOLOv7."""
+    """Room for the scale to rise further than it falls, as published for YOLOv7."""
     shear: float = Field(default=0.0, ge=0.0, lt=90.0)
     """Shear per axis is uniform in plus or minus this many degrees."""
     perspective: float = Field(default=0.0, ge=0.0, le=0.001)
@@ -109,7 +109,7 @@ class AnchorLoss(LossParameters):
     classification_positive_weight: float = Field(default=1.0, gt=0.0)
     """Weight of positives in the class cross-entropy."""
     auxiliary: Literal["coarse-to-fine", "lead-guided", "independent"] = "coarse-to-fine"
-    """How the auxiliary head of a P6 network gets its targets (paper section 4.2)."""
+    """Assignment of the auxiliary head of a P6 network (paper section 4.2)."""
     auxiliary_weight: float = Field(default=0.25, ge=0.0)
     """Weight of the auxiliary head's loss."""
     auxiliary_constraint: bool = True
@@ -178,7 +178,7 @@ class Train(Group):
     seed: int = Field(default=0, ge=0)
     """Seed of every random generator of the run."""
     anchors: Literal["keep", "auto", "fit"] = "auto"
-    """`keep` the network's own; `auto`: fitted to the training boxes if they reach less than 98 % of them, as
+    """`keep`: the network's own; `auto`: fitted to the training boxes if they reach less than 98 % of them, as
     published; `fit`: always fitted, for data whose boxes are much smaller, larger or more alike than COCO's."""
     anchor_scale: float = Field(default=1.0, gt=0.0)
     """The network's own anchors are multiplied by this first. They were made for images of 640 (P6: 1280) pixels:
@@ -194,8 +194,8 @@ class Train(Group):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast type; `auto` is float16 on CUDA and float32 elsewhere."""
     class_weights: Literal["equal", "inverse"] | dict[str, NonNegativeFloat] = "equal"
-    """How much objects count in the class loss: all alike; `inverse` to how often their class occurs; or weights by
-    class name, where those left out count 1."""
+    """Weight of objects in the class loss: `equal`; `inverse` to the frequency of their class; or a mapping by class
+    name, where classes left out count 1."""
     tf32: bool = True
     """Convolutions that are left in float32 may be multiplied in TF32 on devices that have it, as PyTorch does."""
     compile: bool = False
@@ -217,7 +217,7 @@ class Train(Group):
     cache: Literal["none", "ram", "disk"] = "none"
     """Keep decoded, resized images: `ram` in memory, `disk` in a file that later runs use again."""
     cache_folder: str = ".state/cache"
-    """Where `cache: disk` keeps its file; a fast disk of this machine is best."""
+    """Folder of the file of `cache: disk`; a fast local disk is best."""
     max_bad_batches: int = Field(default=20, ge=0)
     """Stop after this many steps in a row that were skipped because loss or gradients were not finite."""
     max_bad_images: int = Field(default=100, ge=0)

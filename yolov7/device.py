@@ -60,22 +60,22 @@ def distributed_backend(device: torch.device) -> str:
 
 
 def has_native_sync_batchnorm(device: torch.device) -> bool:
-    """Whether `torch.nn.SyncBatchNorm` works there."""
+    """True if `torch.nn.SyncBatchNorm` works there."""
     return device.type == "cuda"
 
 
 def pins_memory(device: torch.device) -> bool:
-    """Whether page-locked memory makes copies to the device faster."""
+    """True if page-locked memory makes copies to the device faster."""
     return device.type == "cuda"
 
 
 def has_fused_sgd(device: torch.device) -> bool:
-    """Whether fused SGD is faster there; on a CPU it is not."""
+    """True if fused SGD is faster there; on a CPU it is not."""
     return device.type == "cuda"
 
 
 def allow_tf32(device: torch.device, allowed: bool) -> None:
-    """Let what is left in float32 be multiplied in TF32 (10 bits of mantissa) where the device has it, or not."""
+    """Allow or forbid TF32 (10 bits of mantissa) for float32 products, on devices that have it."""
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = allowed
         torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -89,7 +89,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @functools.cache
 def float16_works(device: torch.device) -> bool:
-    """Whether convolutions in float16 are correct there: some GPUs return NaN (reference sheet: known problems, 13)."""
+    """True if convolutions in float16 are correct there: some GPUs return NaN (reference sheet: known problems, 13)."""
     generator = torch.Generator().manual_seed(0)
     for inputs, outputs, side, stride in ((16, 32, 3, 1), (64, 128, 1, 1), (32, 64, 3, 2)):
         images = torch.rand(2, inputs, 40, 40, generator=generator)

@@ -1,4 +1,4 @@
-"""The project's own errors: each says what was wrong, where, and what to do.
+"""The project's own errors: each names the mistake, its place, and the remedy.
 
 The command line prints them in one line and exits with code 2; any other exception is a bug.
 """
@@ -19,7 +19,7 @@ class ConfigError(YoloError):
 
 
 class DataError(YoloError):
-    """An annotation file, an image or a data set is not what it should be.
+    """An annotation file, an image or a data set is damaged or invalid.
 
     `path` is the file, `record` the id inside it (an annotation id, an image id, a line), where known.
     """

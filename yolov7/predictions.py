@@ -67,7 +67,7 @@ def scores(decoded: Tensor, scoring: Scoring) -> Tensor:
 
 
 def may_exceed(decoded: Tensor, scoring: Scoring, threshold: float) -> Tensor:
-    """Whether any score of decoded predictions (..., F) can exceed `threshold` -> (...) bool.
+    """True if any score of decoded predictions (..., F) can exceed `threshold` -> (...) bool.
 
     False is certain. No score exceeds the objectness, so with objectness the class columns are not read.
     """

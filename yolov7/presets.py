@@ -2,7 +2,7 @@
 
 A preset holds what differs from the defaults of :mod:`yolov7.config`. A variant names the preset it was published with
 as its recipe; the recipe's family is the one whose presets a training of that variant may use. `small` exists once a
-family: it is ours, for data sets of hundreds of images.
+family and is not published: it is our own set for data sets of hundreds of images.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The promotion gate: `challenger` becomes `champion` if it is better on the same test data.
 
-Both are measured now, side by side, on the present test images with the present settings (:mod:`stages.compare`), and
+Both are measured now, side by side, on the current test images with the current settings (:mod:`stages.compare`), and
 the challenger must pass every check of `params.yaml: promotion` (:mod:`flows.promotion.rules`). MLflow has no
 compare-and-set for aliases, so the state a decision rests on is read again under a lock; if it has changed, the gate
 judges again. A version that was rolled back is never promoted again automatically. A challenger whose classes differ
@@ -223,7 +223,7 @@ def roll_back(registry: ModelRegistry, name: str) -> tuple[Version, Version]:
     """Swap `champion` and `previous`; returns (champion now, champion before).
 
     The demoted version is marked, so that the gate does not promote it again; a second rollback does. Raises
-    :class:`ModelError` if there is no previous champion, or if it lacks a required signature.
+    :class:`ModelError` if there is no previous champion, or if it has no signature where one is required.
     """
     with file_lock(LOCK):
         champion = registry.resolve(f"models:/{name}@{CHAMPION}")

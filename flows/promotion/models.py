@@ -51,12 +51,12 @@ def ensure_challenger(pipeline: Pipeline, variant: str, log: Log) -> None:
     """Make the version in `registered.json` the challenger, if it is not.
 
     DVC restores that file from its cache without asking MLflow. The database may be another one by now, or the alias
-    may have moved to a version that is no longer the present result.
+    may have moved to a version that is no longer the current result.
     """
     record = read_json(pipeline.root / model_dir(variant) / "registered.json", f"dvc repro register@{variant}")
     present = ModelRegistry().by_alias(record["name"], CHALLENGER)
     if present is None or present.tags.get("manifest_sha256") != record["manifest_sha256"]:
-        log.info("the present artefact of %s is not the challenger in this MLflow; registering it", record["name"])
+        log.info("the current artefact of %s is not the challenger in this MLflow; registering it", record["name"])
         pipeline.reproduce(f"register@{variant}", log, force=True)
 
 

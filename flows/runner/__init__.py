@@ -1,1 +1,1 @@
-"""How flows run DVC stages: processes, output, the DVC remote, git worktrees."""
+"""Running DVC stages from flows: processes, output, the DVC remote, git worktrees."""

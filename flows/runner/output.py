@@ -123,6 +123,6 @@ def cause(lines: Sequence[str]) -> str:
     for line in reversed(lines):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    said = [line.strip() for line in lines if line.strip() and not _HINTS.match(line)]
-    own = [line for line in said if not _DVC_WORDS.match(line)]
-    return " | ".join((own or said)[-3:]) or "no output"
+    messages = [line.strip() for line in lines if line.strip() and not _HINTS.match(line)]
+    own = [line for line in messages if not _DVC_WORDS.match(line)]
+    return " | ".join((own or messages)[-3:]) or "no output"

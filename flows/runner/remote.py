@@ -108,9 +108,9 @@ def explained(error: StageError, pipeline: Pipeline) -> StageError:
     """The error with its cause and whether it is lasting, if its log shows them; otherwise the error as it is."""
     if error.log is None:
         return error
-    said = error.log.read_text(encoding="utf-8", errors="replace")
+    output = error.log.read_text(encoding="utf-8", errors="replace")
     for kind in _KINDS:
-        if found := kind.words.search(said):
+        if found := kind.words.search(output):
             where = pipeline.shown(error.log)
             message = f"stage {error.stage}: the DVC remote: {kind.says} ({found[0]}); log: {where}"
             return StageError(message, stage=error.stage, lasting=kind.lasting, log=error.log)

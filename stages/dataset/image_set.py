@@ -40,7 +40,7 @@ class ImageSet:
     key: str
     """Key of the set in params.yaml, for messages."""
     notes: tuple[str, ...] = ()
-    """What the reader left out or added; for dataset.json."""
+    """Records that the reader left out or added; for dataset.json."""
     disposable: bool = False
     """The files are temporary: they are linked instead of copied, if possible."""
 

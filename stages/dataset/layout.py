@@ -24,13 +24,13 @@ class SourceReport:
     """Facts about the data that the files do not show."""
 
     test_is_val: bool = False
-    """There is no test split: it is a copy of the val split."""
+    """The test split is a copy of the val split, for want of one of its own."""
     turned_upright: Mapping[str, int] | None = None
     """Images per split that were re-encoded to apply or drop an EXIF orientation."""
     notes: tuple[str, ...] = ()
-    """What the reader left out or added, one sentence each."""
+    """Records that the reader left out or added, one sentence each."""
     made_splits: Mapping[str, Any] | None = None
-    """How the splits were made and which images were kept together; None if the source gave them."""
+    """Description of the division and of the images kept together; None if the source gave the splits."""
 
 
 def annotations_file(ingested: Path, split: str) -> Path:

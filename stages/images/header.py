@@ -1,9 +1,9 @@
 """Size, orientation and kind of pixels of an image file, from its headers (JPEG, PNG, WebP, BMP, GIF, TIFF).
 
-A few small reads tell, for every image of a large set, whether it must be turned or converted and whether it is too
-large to decode. Pillow would open the same files; but it needs more of them: a WebP that is cut short, or a JPEG cut
-before its scan, would have no size, so ingest would stop where validation can drop the record. Its parsers also let
-exceptions of many kinds through for damaged files (an IndexError for half a GIF).
+A few small reads per image show whether it must be turned or converted and whether it is too large to decode. Pillow
+opens the same files but needs more of them: it finds no size in a WebP that is cut short or a JPEG cut before its scan,
+so ingest would stop where validation can drop the record. On damaged files its parsers also raise exceptions of many
+kinds (an IndexError for half a GIF).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ImageHeader:
 
     @property
     def lies_on_its_side(self) -> bool:
-        """Whether width and height swap when the image is turned upright."""
+        """True if width and height swap when the image is turned upright."""
         return self.orientation >= 5
 
     @property

@@ -66,13 +66,13 @@ def rewrite(image: Rewrite) -> Result:
         pixels = decode_image(data)
     except DataError as error:
         return _judge(error.__context__)
-    # Decoders fill holes with grey and only say so: rewritten, the image would pass for a whole one.
+    # Decoders fill holes with grey and only print a warning: rewritten, the image would pass for a whole one.
     if "premature" in complaints().lower():
         return "damaged"
     if image.as_stored:
         stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if stored is None or stored.shape[:2] == pixels.shape[:2]:
-            return "damaged"  # the decoder turns images of this format whatever it is told
+            return "damaged"  # the decoder turns images of this format regardless of the flag
         pixels = stored.astype(np.uint8, copy=False)
     else:
         cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR, dst=pixels)
@@ -87,12 +87,12 @@ def _encode(pixels: cv2.typing.MatLike, image: Rewrite) -> None:
     extension, settings = _ENCODINGS.get(image.format, _PNG)
     encoded, content = cv2.imencode(extension, pixels, settings)
     if not encoded:
-        raise MemoryError  # the only thing that an encoder can lack for a decoded image
+        raise MemoryError  # an encoder has no other reason to fail on a decoded image
     image.target.write_bytes(content.tobytes())
 
 
 def _judge(error: BaseException | None) -> Result:
-    """Whether a decoder gave up because of the image's size: other defects are for validation to report."""
+    """True if a decoder gave up because of the image's size: other defects are for validation to report."""
     if not isinstance(error, cv2.error):
         return "damaged"
     if error.code == cv2.Error.StsNoMem:

@@ -1,4 +1,4 @@
-"""Run functions on untrusted image files in processes with limits: a decoder that crashes, crashes there.
+"""Run functions on untrusted image files in processes with limits, where a decoder may crash.
 
 Each process may take a fixed amount of memory beyond what it holds after its start, and a fixed processor time per
 file. A file that wants more, or that ends its process in any other way, is reported; the others are not affected. What
@@ -43,7 +43,7 @@ class Died:
     """No result: the file broke the limits, or its decoder."""
 
     why: str
-    """What happened, for a sentence that begins with the process or with decoding the file."""
+    """The cause, for a sentence whose subject is the process or the decoding of the file."""
 
 
 def run_limited(
@@ -88,13 +88,13 @@ def breaks_out(path: Path, died: Died) -> DataError:
 
 
 def clear_complaints() -> None:
-    """Forget what decoders have printed so far. Only for functions under :func:`run_limited`."""
+    """Discard the output of decoders so far. Only for functions under :func:`run_limited`."""
     os.ftruncate(2, 0)
     os.lseek(2, 0, os.SEEK_SET)
 
 
 def complaints() -> str:
-    """What decoders have printed since the last :func:`clear_complaints`."""
+    """Output of decoders since the last :func:`clear_complaints`."""
     return os.pread(2, 65536, 0).decode("utf-8", "replace")
 
 

@@ -1,1 +1,1 @@
-"""What every stage stands on: parameters, folders, provenance, redaction, the command line."""
+"""The base of every stage: parameters, folders, provenance, redaction, the command line."""

@@ -185,7 +185,7 @@ class Params(Group):
     variants: tuple[str, ...] = ("yolov7-tiny",)
     """Networks to train; each gets its own train, export, evaluate and register stage."""
     data: Data = Data()
-    """Where the data comes from."""
+    """Source of the data."""
     validation: Validation = Validation()
     """Checks of the data."""
     train: dict[str, Any] = Field(default_factory=dict)
@@ -251,7 +251,7 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
 
 
 def _check(params: Params, file: Path) -> None:
-    """Check what one field alone cannot tell. Raises :class:`ConfigError` naming the key."""
+    """Cross-field checks. Raises :class:`ConfigError` naming the key."""
     from yolov7.model import list_variants
 
     if not params.variants:

@@ -232,7 +232,7 @@ class Data(Group):
 
 
 def check_data(data: Data, *, where: str) -> None:
-    """Check what the fields of `data` cannot tell one by one. Raises :class:`ConfigError` naming the key."""
+    """Cross-field checks of `data`. Raises :class:`ConfigError` naming the key."""
     source = required(data, data.source, where=where)
     source.check(f"{where}.{data.source}")
     if isinstance(source, Remote):

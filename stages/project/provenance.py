@@ -59,7 +59,7 @@ def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> str | None:
         named = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]
     except (OSError, TypeError, KeyError, yaml.YAMLError):
         return None
-    paths = [Path(one) for one in named if isinstance(one, str) and not one.startswith("data/")]
+    paths = [Path(name) for name in named if isinstance(name, str) and not name.startswith("data/")]
     files = {file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])}
     sums = [
         f"{file.as_posix()} {sha256_file(file)}" for file in sorted(files) if file.suffix == ".py" and file.is_file()

@@ -1,4 +1,4 @@
-"""Where the stages keep what they hand to each other, relative to the project's root, and how it is read."""
+"""Paths and readers of the files that stages hand to each other, relative to the project's root."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ INGESTED = Path("data/ingested")
 INDEX = Path("data/index")
 """The index of the validated data, a folder per split."""
 VALIDATION_REPORT = Path("reports/validation")
-"""What the validate stage found."""
+"""Findings of the validate stage."""
 
 
 def model_dir(variant: str) -> Path:
-    """`models/V`: what was trained and exported."""
+    """`models/V`: the trained and exported files."""
     return Path("models") / variant
 
 
 def reports(variant: str) -> Path:
-    """`reports/V`: what was measured on the artefact."""
+    """`reports/V`: measurements of the artefact."""
     return Path("reports") / variant
 
 

@@ -37,7 +37,7 @@ def unreachable() -> tuple[type[BaseException], ...]:
 
 
 def run_exists(client: Any, run_id: str) -> bool:
-    """Whether the server knows the run."""
+    """True if the server knows the run."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -2,7 +2,7 @@
 
 Every record is first written to a journal on disk, then delivered in order. If delivery fails, training continues, the
 journal keeps the record, and later calls retry with growing pauses. The next run, or `python -m stages.deliver`,
-delivers what is left at the end.
+delivers the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REFUSALS = 5
 def journal_lock(path: Path, *, wait: bool = True) -> AbstractContextManager[bool]:
     """Take this machine's exclusive lock on the journal at `path`; yields False if another process holds it.
 
-    A training holds it from beginning to end, so that nobody reads half a line and takes it for damage.
+    A training holds it from beginning to end: a reader could take a half-written line for damage.
     """
     return try_file_lock(path.with_suffix(".lock"), wait=wait)
 
@@ -76,7 +76,7 @@ class RunJournal:
         self._add({"kind": "tags", "values": {k: str(v) for k, v in values.items()}})
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Metrics of one step, with the present time."""
+        """Metrics of one step, with the current time."""
         named = {metric_name(name): float(value) for name, value in values.items()}
         self._add({"kind": "metrics", "values": named, "step": step, "time": int(time.time() * 1000)})
 

@@ -51,7 +51,7 @@ def _signature(export: Path) -> Any:
 
 
 def _requirements() -> list[str]:
-    """The library's own dependencies and the server's, pinned to what is installed here."""
+    """The library's own dependencies and the server's, pinned to the installed versions."""
     needed = [line for line in metadata.requires("yolov7-pipeline") or [] if "extra ==" not in line]
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed]
     # A build such as 2.13.0+cpu exists on this kind of machine only.

@@ -59,7 +59,7 @@ def ensure_database(uri: str) -> None:
         if _has_content(path):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Built under another name and renamed, so that nobody sees half a schema.
+        # Built under another name and renamed: a half-built schema is never visible.
         temporary = path.with_name(f".{path.name}.new")
         temporary.unlink(missing_ok=True)
         command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"{_SQLITE}{temporary}"]

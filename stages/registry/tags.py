@@ -32,7 +32,7 @@ def evaluation_tags(metrics: dict[str, Any], settings: Evaluate) -> dict[str, st
 
 
 def verdict_tags(verification: Path, validation: Path) -> dict[str, str]:
-    """How the artefact's verification and the data's validation ended, for those of the two files that exist."""
+    """Outcomes of the artefact's verification and of the data's validation, for those of the two files that exist."""
     found = {ARTEFACT_VERIFICATION: (verification, "passed"), DATA_VALIDATION: (validation, "success")}
     return {
         tag: PASSED if read_json(path, "dvc repro").get(key) is True else "failed"

@@ -56,7 +56,7 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """How MLflow names it."""
+        """Its name in MLflow."""
         return f"models:/{self.name}/{self.number}"
 
     def __str__(self) -> str:
@@ -207,7 +207,7 @@ class ModelRegistry:
         with reported(), self._run_as_it_was(run_id):
             with mlflow.start_run(run_id=run_id):
                 logged = log_model(export, example)
-            # Tags are set with the version: a kill between the two would leave a version that nobody recognises.
+            # Tags are set with the version: a kill between the two would leave a version without an identity.
             text = {key: str(value) for key, value in tags.items() if value is not None}
             return _version(mlflow.register_model(logged.model_uri, name, tags=text))
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 
-# Possessive (`++`): a match that fails gives nothing back, so hostile text costs linear time, not quadratic.
+# Possessive (`++`): no backtracking, so hostile text costs linear time, not quadratic.
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]++(?:={1,2}+[\r\n]*+)?")
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
 _FRACTION = "must be a number and must lie between 0 and 1"
@@ -152,4 +152,4 @@ def _kind(value: Any) -> str:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -63,7 +63,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 """Pixels of the largest image whose header Pillow reads."""
 
-# Possessive (`++`): a match that fails gives nothing back, so hostile text costs linear time, not quadratic.
+# Possessive (`++`): no backtracking, so hostile text costs linear time, not quadratic.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]++(?:={1,2}+[\r\n]*+)?")
 _PREFIX = "YOLOV7_SERVE_"
 

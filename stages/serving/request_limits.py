@@ -44,7 +44,7 @@ BODY_SECONDS = "YOLOV7_SERVE_BODY_SECONDS"
 
 _DEFAULTS = {MAX_REQUEST_BYTES: 64 * 1024 * 1024, MAX_IMAGES: 64, MAX_WAITING: 32, BODY_SECONDS: 60}
 _DRAINED = 4
-"""Multiple of the size limit that is read and discarded, so that a client that is still sending hears the reason."""
+"""Multiple of the size limit that is read and discarded, so that a client that is still sending gets the reason."""
 
 _ECHO = "Failed to predict data '"
 _LONGEST = 1000
@@ -75,7 +75,7 @@ class RequestLimits:
         self._present = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer what is refused; pass everything else on as it came."""
+        """Answer refused requests; pass everything else on unchanged."""
         if scope["type"] != "http" or scope["path"] != "/invocations" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
@@ -95,7 +95,7 @@ class RequestLimits:
         refusal = self._refusal(headers)
         if refusal is not None and headers.get("expect", "").lower() == "100-continue":
             raise refusal  # this client waits for an answer before it sends anything
-        # A refused body is read and discarded: a client that is cut off would not hear the reason.
+        # A refused body is read and discarded: a client that is cut off would not get the reason.
         parts: list[bytes] = []
         size = 0
         try:
@@ -124,8 +124,8 @@ class RequestLimits:
             return Refused(503, f"{self.max_waiting} requests are being processed; try again in a second")
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":
-            said = f"not {kind[:80]!r}" if kind else "and this request names none"
-            return Refused(415, f"the content type must be application/json, {said}; images travel as base64 text")
+            found = f"not {kind[:80]!r}" if kind else "and this request names none"
+            return Refused(415, f"the content type must be application/json, {found}; images travel as base64 text")
         length = headers.get("content-length", "")
         return self._too_large() if length.isdecimal() and int(length) > self.max_bytes else None
 

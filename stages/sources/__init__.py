@@ -1,1 +1,1 @@
-"""Where data comes from: one module per source, each read into an `ImageSet`."""
+"""Sources of data: one module per source, each read into an `ImageSet`."""

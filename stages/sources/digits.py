@@ -25,7 +25,7 @@ from stages.dataset.layout import SPLITS, annotations_file, images_folder
 from stages.project.params_data import Digits
 from yolov7.data.formats.coco import CocoAnnotations, write_coco
 
-# How far the scans of a class, and the columns of a photograph, go to each split, cumulated.
+# Cumulative shares of each split in the scans of a class and in the columns of a photograph.
 SCAN_SHARES = (0.62, 0.77, 1.0)
 BAND_SHARES = (0.60, 0.78, 1.0)
 
@@ -38,9 +38,9 @@ MAX_IOU = 0.05
 MAX_COVERED = 0.10
 """Largest share of the smaller of two boxes that the other one covers."""
 MIN_CONTRAST = 70.0
-"""Least difference of luma (0 to 255) between a digit and the mean of its background."""
+"""Smallest difference of luma (0 to 255) between a digit and the mean of its background."""
 VISIBLE = 0.3
-"""Least coverage of a pixel that belongs to the visible stroke, and so to the box."""
+"""Smallest coverage of a pixel that belongs to the visible stroke, and so to the box."""
 JPEG_QUALITY = 92
 PLACEMENT_TRIES = 40
 _CELL = 16
@@ -216,8 +216,8 @@ def _background(material: _Material, side: int, rng: np.random.Generator) -> tup
 def _draw_scan(scan: Floats, longer_side: float, rng: np.random.Generator) -> Floats:
     """Coverage of each pixel by the stroke (h, w): slanted, rotated, its longer side `longer_side` pixels.
 
-    The scan's cells are coverages already: enlarged with a cubic kernel and cut where half a cell is inked they give
-    back a smooth outline, and shrinking by area gives it soft edges.
+    The scan's cells are coverages already: enlarged with a cubic kernel and cut at half coverage, they yield a smooth
+    outline; shrinking by area softens its edges.
     """
     padded = np.pad(scan, 3)
     large_side = padded.shape[0] * _CELL

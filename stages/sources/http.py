@@ -137,7 +137,7 @@ class _Transfer:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def is_complete(self) -> bool:
-        """Whether the file is here and has the expected checksum."""
+        """True if the file is here and has the expected checksum."""
         known, wanted = self.known, self.one.sha256
         here = self.target.is_file() and known is not None and known.size == self.target.stat().st_size
         return here and wanted is not None and known is not None and known.sha256 == wanted

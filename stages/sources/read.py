@@ -23,7 +23,7 @@ FETCHERS: Mapping[str, Callable[[Data, Path], AbstractContextManager[Fetched]]] 
     "s3": fetch_prefix,
     "coco2017": fetch_coco2017,
 }
-"""Sources on other machines: each yields `data` as if its source had been a folder here."""
+"""Sources on other machines: each yields `data` with a local folder as its source."""
 
 READERS: Mapping[str, Callable[[Any, Path], dict[str, ImageSet]]] = {
     "coco": read_coco_sets,

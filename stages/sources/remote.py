@@ -28,9 +28,9 @@ class Fetched:
     """A data set on this machine."""
 
     data: Data
-    """As if its source had been the folder."""
+    """`data` with the folder as its source."""
     origin: dict[str, Any] | None
-    """Where it came from, for dataset.json; None for data of this machine."""
+    """Its origin, for dataset.json; None for data of this machine."""
     disposable: bool
     """Its files are not needed after the ingest."""
 
@@ -78,7 +78,7 @@ def fetch_prefix(data: Data, downloads: Path) -> Iterator[Fetched]:
 
 
 def _local(data: Data, source: str, folder: Path) -> Data:
-    """`data` as if its source had been `folder`."""
+    """`data` with `folder` as its source."""
     return data.model_copy(update={"source": source, "folder": str(folder)})
 
 

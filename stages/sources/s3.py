@@ -1,8 +1,8 @@
 """Mirror all objects below a prefix of an S3 bucket into a folder: many at a time, each only once.
 
 An object whose file is here with its size and its time is not fetched again; files whose objects are gone are removed.
-boto3 fetches the objects: it retries, and notices an object that changes meanwhile. It looks for credentials, region
-and endpoint in the usual places (environment, ~/.aws, the machine's role), never in params.yaml.
+boto3 fetches the objects: it retries, and notices an object that changes during the download. It looks for
+credentials, region and endpoint in the usual places (environment, ~/.aws, the machine's role), never in params.yaml.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def mirror_prefix(source: S3, folder: Path, *, copies: int = 2) -> Mirrored:
         objects = _listed(client, bucket, prefix, source.url)
         wanted = _missing(source, objects, folder, copies)
         parts = folder.with_name(f"{folder.name}.parts")
-        remove(parts)  # what a killed run left
+        remove(parts)  # left by a killed run
         parts.mkdir()
         progress = Progress(source.url, total=sum(item.size for item in wanted), objects=len(wanted))
         pool = ThreadPoolExecutor(source.parallel)
@@ -113,7 +113,7 @@ def _missing(source: S3, objects: list[_Object], folder: Path, copies: int) -> l
 
 
 def uses_paths(endpoint: str | None = None) -> bool:
-    """Whether the server is not Amazon's: others rarely have a host name for every bucket."""
+    """True if the server is not Amazon's: others rarely have a host name for every bucket."""
     return bool(endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
 

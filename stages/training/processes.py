@@ -44,7 +44,7 @@ def start_processes(
 
 
 def restarted() -> bool:
-    """Whether the processes have been restarted after one died."""
+    """True if the processes have been restarted after one died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -61,7 +61,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     """Yield a function that tells whether SIGTERM or SIGINT has asked the trainer to save and stop.
 
     A second signal ends the process at once. One of several processes keeps waiting for the others instead, and also
-    stops when its parent is gone, so that none is left behind to train alongside the next run.
+    stops when its parent is gone: an orphan would train alongside the next run.
     """
     asked: list[int] = []
     several, parent = launched(), os.getppid()

@@ -1,4 +1,4 @@
-"""One training run: what it is, where its state lies, and its steps from preparation to outputs."""
+"""One training run: its identity, its state, and its steps from preparation to outputs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TrainingRun:
 
     @property
     def folder(self) -> Path:
-        """Where the states lie: `.state/train/VARIANT/KEY`."""
+        """Folder of the states: `.state/train/VARIANT/KEY`."""
         return self.states.folder
 
     @property
@@ -72,14 +72,14 @@ class TrainingRun:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep every other process of this machine away from the states and the journal."""
+        """Lock the states and the journal against every other process of this machine."""
         with file_lock(self.folder / "lock"), journal_lock(_journal_of(self.folder)):
             yield
 
     # Before the training ---------------------------------------------------------------------------------------------
 
     def start_over(self) -> None:
-        """Forget every state, here and in the remote, and begin a new journal."""
+        """Delete every state, here and in the remote, and begin a new journal."""
         with self.lock():
             self._forget()
             self.open_journal(fresh=True)
@@ -106,7 +106,7 @@ class TrainingRun:
             self.remote.forget()
 
     def _made_by_other_code(self) -> bool:
-        """Whether this run has finished, but under code that has changed since: then its result is out of date.
+        """True if this run finished under code that has changed since: its result is out of date.
 
         An unfinished run resumes, since the change may be the fix that it was stopped for; the log says so.
         """

@@ -1,4 +1,4 @@
-"""The identity of a training run: whatever changes its result, and so decides which state it may resume."""
+"""The identity of a training run: everything that changes its result. It decides which state the run may resume."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def refuse_changed(variant: str, states: StateFolder) -> None:
     """Raise :class:`TrainingError`, with the differences, if a stopped training would be abandoned unnoticed.
 
     That is a training of this variant on the same data whose parameters are no longer those of params.yaml, while the
-    present ones have no state. New data start a new run without asking.
+    current ones have no state. New data start a new run without asking.
     """
     if any(states.folder.glob("state-*.safetensors")):
         return

@@ -40,7 +40,7 @@ _JOURNAL = "journal"
 _ATTEMPTS = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 LAST_COPY_SECONDS = {True: 60.0, False: 10.0}
-"""How long to wait for the last copy at the end, by whether the training has finished or was told to stop."""
+"""Longest wait for the last copy: by whether the training has finished or was asked to stop."""
 
 
 def state_remote(settings: Flow, folder: Path, journal: Path) -> StateRemote | None:
@@ -110,7 +110,7 @@ class StateRemote:
         return True
 
     def forget(self) -> None:
-        """Remove the list, so that nobody resumes the run that is now started over."""
+        """Remove the list: another machine must not resume a run that was started over."""
         try:
             self._attempt(partial(self.store.remove, NEWEST))
         except StoreError as error:

@@ -1,7 +1,7 @@
 """Cache of image checks by the sha256 of the bytes: no content is decoded twice.
 
-A small database outside of what DVC tracks: it changes how fast the stage is, never what it finds. An entry is valid
-for the code that made it; other code, or another version of the decoders, starts an empty one.
+A small database outside of DVC: it changes the speed of the stage, never its findings. An entry is valid for the code
+that made it; other code, or another version of the decoders, starts an empty one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CODE = (
 )
 """Code that an entry depends on, as well as on the bytes."""
 _BATCH = 500
-"""Entries per write, so that an interrupted run keeps what it has decoded."""
+"""Entries per write, so that an interrupted run keeps its results."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class ImageCheck:
     format: str | None = None
     """As Pillow names it: JPEG, PNG."""
     mode: str | None = None
-    """How the pixels are stored, as Pillow names it: RGB, L, CMYK, I;16."""
+    """Pixel format by Pillow's name: RGB, L, CMYK, I;16."""
     is_animated: bool | None = None
     brightness: float | None = None
     """Mean of the grey image, 0 to 255."""

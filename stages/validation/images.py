@@ -1,8 +1,8 @@
-"""Every image file, decoded to its last pixel in worker processes; what was decoded once is remembered by its content.
+"""Check every image file: decoded to its last pixel in worker processes, with results cached by content.
 
-OpenCV fills what a damaged JPEG lacks with grey and returns an image; its decoder does say so, on the error output of
-the process. The sandbox (`stages.images.sandbox`) keeps that output, which shows files cut short as well as files with
-a hole in them.
+OpenCV fills the missing part of a damaged JPEG with grey and returns an image; its decoder only prints a warning on
+the error output. The sandbox (`stages.images.sandbox`) keeps that output, which shows files cut short as well as files
+with a hole in them.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def check_image(path: Path) -> ImageCheck:
         image = decode_image(data)
     except DataError as error:
         return replace(check, defect=str(error))
-    said = list(_said())
-    lacking = next((line for line in said if "premature" in line.lower()), None)
+    messages = list(_messages())
+    lacking = next((line for line in messages if "premature" in line.lower()), None)
     return replace(
         _measure(check, image, path),
         defect=f"pixels are missing and were filled in ({lacking})" if lacking else None,
-        complaint=None if lacking or not said else said[0],
+        complaint=None if lacking or not messages else messages[0],
     )
 
 
@@ -127,7 +127,7 @@ def _identify(path: Path, data: bytes) -> ImageCheck:
             animated = bool(getattr(image, "is_animated", False))
             check = replace(check, format=image.format, mode=image.mode, is_animated=animated)
     except (OSError, ValueError, SyntaxError, EOFError, OverflowError):
-        pass  # Pillow does not know it; whether it is an image the decoder decides
+        pass  # unknown to Pillow; the decoder decides whether it is an image
     if size is not None and size[0] * size[1] > MAX_PIXELS:
         claim = f"claims {size[0]} x {size[1]} pixels, more than the {MAX_PIXELS:,} that are decoded"
         return replace(check, defect=claim)
@@ -152,8 +152,8 @@ def _measure(check: ImageCheck, image: Image, path: Path) -> ImageCheck:
     )
 
 
-def _said() -> Iterator[str]:
-    """What the decoder has printed, a line each, without what says nothing about the pixels."""
+def _messages() -> Iterator[str]:
+    """Lines that the decoder has printed, without those that say nothing about the pixels."""
     for line in complaints().splitlines():
         if line.strip() and not line.startswith(_HARMLESS):
             yield line.strip()

@@ -1,7 +1,7 @@
 """Repeated images: inside a split, and across splits.
 
-A finding is on the image that can be spared: of two in one split the later one, of two splits the one that matters less
-for what is measured (train before val, val before test).
+A finding names the image to remove: of two in one split the later one; across splits the one that matters less for the
+measurement (train before val, val before test).
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _TABLES = {
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows."""
+    """Content of the page."""
 
     verdict: Verdict
     skipped: Sequence[Skipped]
@@ -53,7 +53,7 @@ class Report:
 
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
-    """Every value is escaped unless it is markup; a name that no one gave is an error."""
+    """Every value is escaped unless it is markup; an undefined name is an error."""
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LONG_SIDE = 480
 """Larger pictures are shrunk to this many pixels; boxes keep their coordinates."""
 _WORDS = 3
-"""Findings told below a picture."""
+"""Findings listed below a picture."""
 _BAD = "#ff2d55"
 
 
@@ -55,7 +55,7 @@ def sample_pictures(tables: Tables, ingested: Path, count: int) -> list[Markup]:
     chosen = usable.iloc[[round(i * (len(usable) - 1) / max(1, count - 1)) for i in range(count)]]
     pictures = []
     for row in chosen.to_dict("records"):
-        # Without the image checks nobody has decoded this file yet, and a picture less is no reason to fail.
+        # Without the image checks this file has not been decoded yet, and a missing picture is no reason to fail.
         with contextlib.suppress(DataError):
             pictures.append(_figure(row, tables, ingested, []))
     return pictures
@@ -100,14 +100,14 @@ def _drawable(tables: Tables) -> pd.DataFrame:
 
 
 def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Sequence[Finding]) -> Markup:
-    # First, as it fails where nobody has decoded the file yet: finding the boxes among all others takes longer.
+    # First: it fails for a file that was never decoded, and finding the boxes among all others takes longer.
     picture = _data_uri(images_folder(ingested, image["split"]) / image["file_name"])
     title = f"{image['split']}/{image['file_name']}"
     width, height = int(image["width"]), int(image["height"])
     accused = {finding.annotation_id for finding in findings}
     labels = _labels(image, tables, accused)
     drawn = "".join(_label_svg(label, max(width, height)) for label in labels)
-    told = "".join(
+    captions = "".join(
         f'<br><b class="{"bad" if finding.severity == "blocking" else "odd"}">{escape(finding.rule)}</b> '
         f"{escape(finding.value)}"
         for finding in findings[:_WORDS]
@@ -116,7 +116,7 @@ def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Seq
     figure = (
         f'<figure><svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
         f'<image href="{picture}" width="{width}" height="{height}" preserveAspectRatio="none"/>'
-        f"{drawn}</svg><figcaption>{escape(title)}{told}{more}</figcaption></figure>"
+        f"{drawn}</svg><figcaption>{escape(title)}{captions}{more}</figcaption></figure>"
     )
     return Markup(figure)
 

@@ -2,7 +2,7 @@
 
 Each rule is one Great Expectations expectation on one column of one table (the columns: see `tables`). A missing value
 passes every expectation but those about missing values, so a rule speaks up about one thing only: a box that is not
-finite breaks `box-is-finite` and no rule about where it lies.
+finite breaks `box-is-finite` and no rule about its position.
 
 References between tables are columns too: an expectation with 118,000 permitted values takes seconds, a column of
 booleans none.

@@ -89,7 +89,7 @@ def test_suppression_keeps_the_same_boxes(device):
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16", "float32"])
-def test_a_training_learns_stops_and_goes_on(device, precision, tmp_path):
+def test_a_training_learns_stops_and_resumes(device, precision, tmp_path):
     index = training_data(tmp_path / "data")
     params = parameters(precision=precision, epochs=4)
     outcome = trainer(index, tmp_path / "whole", params, device=device).fit()

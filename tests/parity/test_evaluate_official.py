@@ -44,7 +44,7 @@ def printed_results(kind: str) -> list[float]:
 
 @pytest.mark.skipif(not EVALUATOR.is_dir(), reason="../shared/data/evaluator is not there")
 @pytest.mark.parametrize("through", ["json", "index"])
-def test_printed_official_results_come_out(tmp_path, through):
+def test_the_published_results_are_reproduced(tmp_path, through):
     annotations = EVALUATOR / "instances_val2014_100.json"
     results = json.loads((EVALUATOR / "instances_val2014_fakebbox100_results.json").read_text())
     coco = read_coco(annotations)

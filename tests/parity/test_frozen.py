@@ -1,4 +1,4 @@
-"""What revision 85b8700 wrote and computed: later revisions read it, and compute the same.
+"""Files and figures of revision 85b8700: later revisions read them, and compute the same.
 
 The data lie in tests/data/85b8700; record_frozen.py wrote them and says when they may be written again (never).
 

@@ -1,4 +1,4 @@
-"""A proxy on loopback in front of an S3 server, whose uploads fail as told: refused, overloaded, cut, or held up."""
+"""A proxy on loopback in front of an S3 server that makes uploads fail: refused, overloaded, cut, or held up."""
 
 from __future__ import annotations
 

@@ -49,11 +49,11 @@ class Cluster:
         self._server("pg_ctl", "--pgdata", str(self._data), "--log", log, "--wait", "-t", "120", "-o", options, "start")
 
     def stop(self) -> None:
-        """As after a crash: nothing is told to its clients, and the next start has to recover."""
+        """Stop as in a crash: clients get no notice, and the next start has to recover."""
         self._server("pg_ctl", "--pgdata", str(self._data), "--mode", "immediate", "stop")
 
     def tool(self, name: str, *arguments: str) -> str:
-        """What one of the client programs prints."""
+        """Output of one of the client programs."""
         env = {**os.environ, "PGPASSWORD": PASSWORD, "PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": USER}
         command = [str(self._programs / name), *arguments]
         done = subprocess.run(command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=200)

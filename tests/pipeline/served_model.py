@@ -25,7 +25,7 @@ from tests.pipeline.servers import answers, free_port, loopback_environment, run
 class Served:
     url: str
     export: Path
-    """What was registered."""
+    """The registered export folder."""
     pid: int
     log: Path
 

@@ -41,7 +41,7 @@ def guarded_prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         PREFECT_API_DATABASE_MIGRATE_ON_START="false",
         PREFECT_API_BLOCKS_REGISTER_ON_START="false",
     )
-    # No --host: what it binds to when nobody has said anything is part of what is tested.
+    # No --host: the default address is part of the test.
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-services"]
     url, log = f"http://127.0.0.1:{port}/api", home / "server.log"
     with running(command, log, env=env, cwd=home) as process:
@@ -78,7 +78,7 @@ def guarded_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[s
 
 
 @pytest.mark.parametrize("path", ["/admin/version", "/admin/settings"])
-def test_prefect_refuses_whoever_it_does_not_know(guarded_prefect, path):
+def test_prefect_refuses_unknown_users(guarded_prefect, path):
     url, _ = guarded_prefect
     assert status(url + path) == 401
     assert status(url + path, (USER, "another-password")) == 401
@@ -102,7 +102,7 @@ def test_prefect_takes_nothing_from_strangers(guarded_prefect, path):
         "/ajax-api/2.0/mlflow/experiments/get?experiment_id=0",
     ],
 )
-def test_mlflow_refuses_whoever_it_does_not_know(guarded_mlflow, path):
+def test_mlflow_refuses_unknown_users(guarded_mlflow, path):
     url, _, _ = guarded_mlflow
     assert status(url + path) == 401
     assert status(url + path, (USER, "another-password")) == 401

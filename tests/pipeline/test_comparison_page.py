@@ -26,7 +26,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 @pytest.fixture
 def workspace(tmp_path: Path, export: Path) -> Path:
-    """What the stages before it leave, for two variants."""
+    """Outputs of the stages before it, for two variants."""
     images = tmp_path / "data/ingested/test/images"
     images.mkdir(parents=True)
     (images / "first.png").write_bytes(image_bytes())
@@ -73,7 +73,7 @@ def screenshot(page: Path, workspace: Path) -> np.ndarray:
 
 
 def dom_of(page: Path, workspace: Path) -> str:
-    """What its scripts have made of the page."""
+    """The page after its scripts have run."""
     done = browser(workspace, "--dump-dom", page.as_uri())
     assert done.stdout, done.stderr[-2000:]
     return done.stdout

@@ -1,4 +1,4 @@
-"""The champion's statistics come from a real MLflow beside the rules; a registry that is away never holds anyone up."""
+"""The champion's statistics come from a real MLflow to the rules; an unavailable registry blocks nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def registry(
 
 
 def new_version(registry: ModelRegistry, name: str) -> Version:
-    """A version without a model: nobody here asks for one."""
+    """A version without a model, which no test here needs."""
     run_id = registry.run_for({"run_id": None, "fingerprint": name}, experiment="reference", name=name)
     if not registry.client.search_registered_models(f"name = '{name}'"):
         registry.client.create_registered_model(name)
@@ -56,7 +56,7 @@ def write_statistics(sha256: str) -> dict:
     return document
 
 
-def test_what_a_model_was_trained_on_is_kept_with_it_and_fetched_for_the_champion(registry, tmp_path, caplog):
+def test_data_statistics_are_kept_with_the_model_and_fetched_for_the_champion(registry, tmp_path, caplog):
     caplog.set_level("INFO")
     target = tmp_path / "validation/reference.json"
     first = new_version(registry, "watched")
@@ -107,7 +107,7 @@ def test_a_registry_that_is_away_is_not_waited_for(tmp_path, monkeypatch, hangs)
     assert not (tmp_path / "validation/reference.json").exists()
 
 
-def test_a_flow_goes_on_without_a_reference(caplog):
+def test_a_flow_continues_without_a_reference(caplog):
     class Away:
         def run(self, name, command, log):
             assert command[1:] == ["-m", "stages.data_reference"]

@@ -50,7 +50,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 VARIANT = "yolov7-tiny"
 DEPLOYMENTS = {one["name"]: one for one in yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]}
 
-# Stands in for the package `stages` of the project, whose own commands need real models.
+# Replaces the package `stages` of the project, whose own commands need real models.
 EVALUATE = """
 import argparse, json, pathlib
 parser = argparse.ArgumentParser()
@@ -92,7 +92,7 @@ def version_of(registry: ModelRegistry, model: str, alias: str, ap: float) -> in
 
 
 def with_findings(project: Path) -> None:
-    """What the real stage leaves of a check with one warning."""
+    """Outputs of the real stage for a check with one warning."""
     folder = project / "reports/validation"
     folder.mkdir(parents=True)
     rule = {"rule": "box-tiny", "severity": "warning", "success": False, "element_count": 9, "unexpected_count": 1}
@@ -347,7 +347,7 @@ with only_run(root, log), Pipeline(root) as pipeline:
 """
 
 
-def test_what_a_killed_run_has_left_is_ended_before_the_next(project: Path) -> None:
+def test_processes_left_by_a_killed_run_end_before_the_next(project: Path) -> None:
     make_trouble(project, "ingest", "sleep 0")
     log = logging.getLogger(__name__)
     killed = subprocess.Popen(
@@ -376,7 +376,7 @@ print("unharmed")
 """
 
 
-def test_what_belongs_to_a_living_process_is_left_alone(project: Path) -> None:
+def test_processes_of_a_living_run_are_left_alone(project: Path) -> None:
     log, said = logging.getLogger(__name__), []
     with Pipeline(project) as pipeline:
         other = threading.Thread(target=lambda: said.extend(pipeline.run("wait", [sys.executable, "-c", WAIT], log)))
@@ -447,7 +447,7 @@ def test_new_classes_are_accepted_for_models_that_are_named(here: Path) -> None:
 
 @pytest.fixture
 def measured(here: Path, registry: ModelRegistry) -> Callable[[float], str]:
-    """Gives the champion of a model a recorded AP; the present one is 0.5."""
+    """Gives the champion of a model a recorded AP; the current one is 0.5."""
     (here / "stages").mkdir()
     (here / "stages/__init__.py").touch()
     (here / "stages/evaluate.py").write_text(EVALUATE)
@@ -468,7 +468,7 @@ def test_a_champion_that_fell_too_far_fails_the_run(
     text = prefect_server.page("evaluate-champion")
     assert "0.6000 | 0.5000 | 0.4500 to 0.5500 | **-0.1000** | 7 | other than recorded |" in text
     assert DriftReport(0.2, report.measured).fallen == [], "a fall within the limit"
-    with pytest.raises(DriftError, match=r"AP 0\.5000 on the present test data, 0\.1000 below the recorded 0\.6000"):
+    with pytest.raises(DriftError, match=r"AP 0\.5000 on the current test data, 0\.1000 below the recorded 0\.6000"):
         evaluate_champion(models=["drifting"], max_ap_drop=0.03)
 
     # It was measured with test-time augmentation, which is off now.

@@ -129,7 +129,7 @@ def test_close_ends_the_whole_tree_even_after_dvc_has_died(project: Path) -> Non
     pipeline = Pipeline(project)
     with reproducing(pipeline, "ingest") as errors:
         pids = descendants_of_stage(project)
-        # The shell and DVC above the stage die first, as the kernel might choose; nobody is the stage's parent then.
+        # The shell and DVC above the stage die first, as the kernel might choose: the stage is left without a parent.
         for parent in psutil.Process(pids[0]).parents():
             if parent.pid == psutil.Process().pid:
                 break

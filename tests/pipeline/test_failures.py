@@ -1,4 +1,4 @@
-"""What fails on a team's machines, on real servers: a machine is lost, S3 or MLflow are away, a disk is full."""
+"""Failures of a team's machines, on real servers: a machine is lost, S3 or MLflow is unavailable, a disk is full."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def store(buckets: Path) -> Iterator[FaultyS3]:
 
 # The worker and all its children are killed ---------------------------------------------------------------------------
 
-# Real states and real copies of them, and steps that take no time: the first run would go on for ever.
+# Real states and real copies of them, and steps that take no time: the first run would never end.
 TRAIN = """
 import json, os, pathlib, time
 import torch
@@ -127,7 +127,7 @@ def noted(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def test_a_lost_machine_is_noticed_and_its_training_goes_on_elsewhere(
+def test_a_lost_machine_is_noticed_and_its_training_resumes_elsewhere(
     nightly: dict[str, Any], prefect_server: PrefectServer, store: FaultyS3, buckets: Path
 ) -> None:
     folder, notes = nightly["folder"], nightly["notes"]
@@ -152,7 +152,7 @@ def test_a_lost_machine_is_noticed_and_its_training_goes_on_elsewhere(
         first = prefect_server.ask(f"/deployments/{nightly['id']}/create_flow_run", {})["id"]
         wait_for("states reach the remote", lambda: copied() >= 3, 200, folder / "worker.log", worker)
         assert taken() == 1
-        # The power goes: worker, run, DVC and training, in an order that lets none of them tell anybody.
+        # Power failure: worker, run, DVC and training die in an order that lets none of them send a message.
         family = [psutil.Process(worker.pid), *psutil.Process(worker.pid).children(recursive=True)]
         assert noted(notes)[0]["pid"] in [one.pid for one in family]
         for one in family:
@@ -182,7 +182,7 @@ def test_a_lost_machine_is_noticed_and_its_training_goes_on_elsewhere(
 
 
 @pytest.mark.parametrize("fault", ["overload", "cut", "hold", "refuse"])
-def test_uploads_that_fail_do_not_stop_a_training_and_are_said_once(
+def test_failed_uploads_do_not_stop_a_training_and_are_logged_once(
     fault: Any, store: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -102,7 +102,7 @@ def test_a_fresh_clone_makes_nothing_again_that_the_remote_has(folder_project: P
 
 
 @pytest.mark.thorough
-def test_a_folder_that_was_not_added_can_still_be_worked_on_from_what_was_made_of_it(folder_project: Path) -> None:
+def test_a_folder_that_was_not_added_is_usable_through_its_ingested_data(folder_project: Path) -> None:
     with Pipeline(folder_project) as pipeline:
         dvc(pipeline, "repro")
         dvc_remote.push(pipeline, LOG)

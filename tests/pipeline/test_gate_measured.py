@@ -63,7 +63,7 @@ def renamed(folder: Path, source: Path, names: tuple[str, ...]) -> Path:
     return folder
 
 
-def test_a_champion_of_other_classes_is_no_error_and_can_be_replaced(
+def test_a_champion_with_other_classes_is_not_an_error_and_can_be_replaced(
     registry: ModelRegistry, export: Path, tmp_path: Path
 ) -> None:
     name, rules = "classes", Promotion(max_latency_ms=60_000.0)
@@ -113,7 +113,7 @@ def test_after_signing_is_switched_on_the_old_champion_is_signed_and_measured(
     assert download_model(second.uri).is_dir(), "a change of keys"
 
 
-def test_what_was_changed_in_the_registry_is_not_signed(
+def test_a_version_changed_in_the_registry_is_not_signed(
     registry: ModelRegistry, export: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     import mlflow

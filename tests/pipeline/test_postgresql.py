@@ -82,7 +82,7 @@ class Team:
     prefect: str
     mlflow: str
     env: dict[str, str]
-    """Of whoever works with all of them."""
+    """The variables of a user of all the servers."""
     returncode: int
     log: Path
 
@@ -114,7 +114,7 @@ def prefect_server(folder: Path, cluster: Cluster) -> Iterator[str]:
 
 
 def shipped_environment() -> dict[str, str]:
-    """What prefect.yaml gives to every run."""
+    """The variables that prefect.yaml sets for every run."""
     document = yaml.safe_load((Path(__file__).resolve().parents[2] / "prefect.yaml").read_text())
     env: dict[str, str] = document["definitions"]["work_pool"]["job_variables"]["env"]
     return {name: value for name, value in env.items() if name.startswith("PREFECT_")}

@@ -96,7 +96,7 @@ def never(challenger: Version, champion: Version) -> Mapping[str, Any]:
 
 
 def measured(ours: float, theirs: float, data: str = "d1") -> Mapping[str, Any]:
-    """What a comparison of two versions finds."""
+    """The result of a comparison of two versions."""
     difference = {"value": ours - theirs, "low": ours - theirs - 0.01, "high": ours - theirs + 0.01}
     sides = {
         role: {"AP": ap, "per_class": {"cat": ap}, "latency_ms": 5.0, "size_mb": 1.0, "tags": tags(ap, data)}
@@ -171,7 +171,7 @@ def test_a_model_says_what_it_takes_and_works_without_this_checkout(
 
 
 @either
-def test_what_does_not_exist_is_named(registry: ModelRegistry, name: str, export: Path) -> None:
+def test_missing_models_aliases_and_versions_are_named(registry: ModelRegistry, name: str, export: Path) -> None:
     with pytest.raises(ModelError, match=f"no model '{name}' with the alias 'champion'"):
         download_model(f"models:/{name}@champion")
     register(registry, name, export, 0.5)
@@ -199,7 +199,7 @@ def test_a_changed_byte_in_the_registry_is_refused(registry: ModelRegistry, name
         download_model(version.uri)
 
 
-def test_two_who_fetch_at_once_fetch_once(
+def test_two_fetches_at_once_download_once(
     registry: ModelRegistry, name: str, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -301,7 +301,7 @@ def test_the_first_champion_keeps_to_the_budgets_and_has_its_checks_on_record(
 
 
 def unlike(challenger: Version, champion: Version) -> Mapping[str, Any]:
-    """What the comparison says of two that know other classes; the challenger by itself can be measured."""
+    """The comparison of two versions with different classes; the challenger by itself can be measured."""
     if challenger.number == champion.number:
         return measured(0.6, 0.6)
     return {"test_data_sha256": "d1", "class_names": {"challenger": ["cat", "owl"], "champion": ["cat"]}}
@@ -452,7 +452,7 @@ def test_no_previous_champion(registry: ModelRegistry, name: str, export: Path, 
     assert "there is no previous champion" in capsys.readouterr().err
 
 
-def test_a_server_that_is_away_is_told_from_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_server_is_not_taken_for_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -460,7 +460,7 @@ def test_a_server_that_is_away_is_told_from_a_mistake(tmp_path: Path, monkeypatc
         download_model("models:/any@champion")
 
 
-def test_a_database_that_is_restarted_is_no_mistake_of_ours() -> None:
+def test_a_restarting_database_is_not_a_mistake_of_ours() -> None:
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import BAD_REQUEST
 

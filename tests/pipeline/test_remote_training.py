@@ -218,7 +218,7 @@ def test_code_that_no_other_machine_can_have_is_not_asked_for(
         ("Connection was closed before we received a valid response", "cuts connections", False),
     ],
 )
-def test_what_the_remote_says_is_told_by_kind(tmp_path: Path, said: str, words: str, lasting: bool) -> None:
+def test_messages_of_the_remote_are_classified(tmp_path: Path, said: str, words: str, lasting: bool) -> None:
     log = tmp_path / LOGS / "push.log"
     log.parent.mkdir(parents=True)
     log.write_text(f"working\n{said}\nHaving any troubles?\n")

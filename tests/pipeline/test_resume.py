@@ -117,7 +117,7 @@ def test_killed_again_and_again_equals_undisturbed(straight, tmp_path):
     (folder / "data").mkdir()
     copy_data(straight, folder)
     random_source = random.Random(0)
-    # Each start goes on with another number of loader processes, which must change nothing either.
+    # Each start uses another number of loader processes, which must change nothing either.
     for sent, workers in ((signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 1)):
         assert 0 < kill_after_a_save(folder, random_source, sent, workers) < 18
     done = stage(folder, "stages.train", "--variant", VARIANT)

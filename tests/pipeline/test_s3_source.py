@@ -144,7 +144,7 @@ def test_an_object_arrives_whole_although_its_connection_is_cut(bucket, tmp_path
     assert cuts == [] and found(tmp_path / "m") == {"big": content}
 
 
-def test_what_was_fetched_before_a_failure_is_not_fetched_again(bucket, tmp_path, monkeypatch):
+def test_files_fetched_before_a_failure_are_not_fetched_again(bucket, tmp_path, monkeypatch):
     content = os.urandom(3_000_000)
     put(bucket.folder, set__a=b"first", set__big=content)
     monkeypatch.setattr(s3_source, "_ATTEMPTS", 1)
@@ -198,7 +198,7 @@ def test_an_object_is_asked_for_once_and_by_the_tag_it_was_listed_with(bucket, t
     assert {name for name, _ in requests} == {"GetObject"} and {tag for _, tag in requests} == tags
 
 
-def test_a_wrong_secret_no_bucket_and_an_empty_prefix_are_told_apart(bucket, tmp_path, monkeypatch):
+def test_a_wrong_secret_no_bucket_and_an_empty_prefix_give_different_errors(bucket, tmp_path, monkeypatch):
     put(bucket.folder, set__a=b"1")
     with pytest.raises(DataError, match="nothing below this prefix"):
         mirror_prefix(source(bucket, "/other"), tmp_path / "m")
@@ -231,9 +231,9 @@ def test_too_little_space_is_found_before_the_first_object(bucket, tmp_path, mon
         (["set/a", "set/a/x"], "a is an object too"),
     ],
 )
-def test_keys_that_are_no_file_names_are_refused(keys, words):
+def test_keys_that_are_not_file_names_are_refused(keys, words):
     class Listing:
-        """What a server on a file system cannot hold, S3 can."""
+        """Keys that S3 can hold but a server on a file system cannot."""
 
         def get_paginator(self, name: str) -> Listing:
             return self

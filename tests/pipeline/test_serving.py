@@ -83,7 +83,9 @@ def test_every_form_several_images_and_nothing_found(served: tuple[httpx.Client,
     ],
     ids=["text", "empty", "truncated", "huge"],
 )
-def test_what_is_no_image_is_refused_by_row(served: tuple[httpx.Client, Path], image: bytes, words: str) -> None:
+def test_a_cell_that_is_not_an_image_is_refused_by_row(
+    served: tuple[httpx.Client, Path], image: bytes, words: str
+) -> None:
     answer = ask(served[0], encoded(), text(image))
     assert answer.status_code == 400
     assert words in answer.json()["message"]

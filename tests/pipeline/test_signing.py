@@ -96,7 +96,7 @@ def test_a_stranger_who_can_write_to_the_registry_cannot_pass_a_changed_model(
         download_model(theirs.uri)
 
 
-def test_a_signature_of_one_model_is_none_of_another(
+def test_a_signature_of_one_model_is_invalid_for_another(
     registry: ModelRegistry, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = Ed25519PrivateKey.generate()

@@ -28,7 +28,7 @@ def ranks(parent: psutil.Process) -> list[psutil.Process]:
     return [one for one in parent.children(recursive=True) if "LOCAL_RANK" in one.environ()]
 
 
-def test_one_of_two_killed_both_start_again_and_learn_what_one_alone_learns(tmp_path):
+def test_after_one_of_two_is_killed_both_restart_and_learn_what_one_alone_learns(tmp_path):
     # Batch norms over the images of both processes, so that two halves of a batch are worth the whole. AdamW would make
     # a whole step of a gradient that is nothing but rounding.
     plain = {"name": "sgd", "learning_rate": 0.001, "nominal_batch": 4, "warmup_iterations": 2, "warmup_epochs": 0}

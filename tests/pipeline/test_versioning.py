@@ -43,7 +43,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def make_project(folder: Path, port: int) -> Path:
-    """The project's ingest and validate stages on a small COCO data set; code is no dependency, it does not change."""
+    """The project's ingest and validate stages on a small COCO data set, without the code as a dependency."""
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["validation"] |= {"sample_pictures": 0, "severity": {"class-has-enough-training-boxes": "off"}}
@@ -93,7 +93,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_change_is_seen_only_it_is_checked_again_and_a_push_brings_it_to_another_clone(tmp_path, s3):
+def test_only_a_changed_file_is_checked_again_and_a_push_brings_it_to_another_clone(tmp_path, s3):
     project = make_project(tmp_path / "project", s3)
     assert "9 images: 9 decoded" in run(project, "dvc", "repro")
     labels = project / "datasets/val.json"

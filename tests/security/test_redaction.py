@@ -1,4 +1,4 @@
-"""Credentials do not reach logs, messages of errors or files, whoever prints them."""
+"""Credentials do not reach logs, error messages or files, whichever library prints them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_addresses_lose_user_and_password(text: str, shown: str) -> None:
     assert redacted(text) == shown
 
 
-def test_values_of_secret_variables_are_hidden_wherever_they_stand(
+def test_values_of_secret_variables_are_hidden_wherever_they_appear(
     planted: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = " ".join(f"<{value}>" for value in SECRETS.values())
@@ -74,7 +74,7 @@ def test_tracebacks_are_logged_without_credentials(planted: None) -> None:
     assert "RuntimeError: connection to postgresql://***@db failed" in text and PLANTED not in text
 
 
-def test_what_a_stage_prints_reaches_no_log_with_credentials(
+def test_the_output_of_a_stage_reaches_the_logs_without_credentials(
     planted: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     code = (
@@ -115,6 +115,6 @@ def test_an_mlflow_that_is_away_is_named_without_its_password(
     mlflow.set_tracking_uri(None)
 
 
-def test_where_data_came_from_is_noted_without_the_password() -> None:
+def test_the_origin_of_data_is_noted_without_the_password() -> None:
     one = Download(f"https://somebody:{PLANTED}@data.example/set.zip?signature={PLANTED}")
     assert one.shown == "https://***@data.example/set.zip" and one.name == "set.zip"

@@ -16,7 +16,7 @@ PLACES = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)]
 
 @dataclass
 class Head:
-    """What a criterion needs of a model."""
+    """The part of a model that a criterion needs."""
 
     anchors: torch.Tensor
     strides: tuple[int, ...] = (8, 16, 32)

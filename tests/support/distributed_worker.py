@@ -1,6 +1,6 @@
-"""What each of two processes does in the tests of training on several: `distributed_worker.py FOLDER`.
+"""Scenarios for each of two processes that train together: `distributed_worker.py FOLDER`.
 
-The same functions, called with a single process, give what the results are compared with.
+The same functions, called with a single process, give the expected results.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def everything(folder: Path, processes: Processes) -> dict:
 
 
 def dies(folder: Path, processes: Processes) -> dict:
-    """The second process is killed in the fourth batch, unless the training goes on from a state."""
+    """The second process is killed in the fourth batch, unless the training has resumed from a state."""
     states = folder / "restarted"
     run, _ = trainer(folder, states, processes)
     plain = run.learner.network.forward
@@ -241,7 +241,7 @@ def together(scenario: Callable[[Path, Processes], dict], folder: Path) -> list[
                 result = scenario(folder, group)
             (folder / f"{scenario.__name__}-{rank}.json").write_text(json.dumps(result))
             os._exit(0)
-        except BaseException:  # noqa: BLE001 - a forked process must not go on as its parent
+        except BaseException:  # noqa: BLE001 - a forked process must not continue as its parent
             traceback.print_exc()
             os._exit(1)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

@@ -1,4 +1,4 @@
-"""What is compared with revision 85b8700: how the figures are taken, and where those of that revision lie.
+"""Figures for the comparison with revision 85b8700: how they are computed, and the folder of that revision's.
 
 The recorder (record_frozen.py) and the tests (test_frozen.py, test_frozen_served.py) both use these functions. When
 modules move, the imports inside them follow; what they compute stays.
@@ -45,7 +45,7 @@ def read(name: str) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """What the bits of a result depend on besides the code."""
+    """Libraries and hardware on which the bits of a result depend."""
     versions = {name: metadata.version(name).split("+")[0] for name in VERSIONS}
     return {
         **versions,
@@ -67,7 +67,7 @@ def cpu_model() -> str:
 
 
 def changed(*names: str) -> str:
-    """Which of these parts of the environment are not as recorded; empty where all are."""
+    """Those of the given parts of the environment that differ from the recorded ones."""
     then, now = read("environment.json"), environment()
     return ", ".join(f"{name} {then[name]} then, {now[name]} now" for name in names if then[name] != now[name])
 
@@ -107,7 +107,7 @@ def identities() -> dict[str, tuple[dict[str, Any], str]]:
 
 
 def not_in(recorded: Any, now: Any, at: str = "") -> list[str]:
-    """Keys of `now` that `recorded` lacks."""
+    """Keys of `now` that are missing in `recorded`."""
     if not isinstance(recorded, Mapping) or not isinstance(now, Mapping):
         return []
     new = [f"{at}{key}" for key in now if key not in recorded]
@@ -115,7 +115,7 @@ def not_in(recorded: Any, now: Any, at: str = "") -> list[str]:
 
 
 def on_keys_of(recorded: Any, now: Any) -> Any:
-    """`now` without the keys that `recorded` lacks."""
+    """`now` without the keys that are missing in `recorded`."""
     if not isinstance(recorded, Mapping) or not isinstance(now, Mapping):
         return now
     return {key: on_keys_of(recorded[key], now[key]) for key in now if key in recorded}
@@ -166,7 +166,7 @@ def tiny_graphs(folder: Path) -> dict[str, Any]:
 
 
 def graph_figures(graph: Any) -> dict[str, Any]:
-    """What a graph is made of, whatever its values are called.
+    """Content of a graph, whatever the names of its values.
 
     `convolutions`: weight shape, then sum and sum of magnitudes of weight and bias (the exporter leaves out one of
     zeros); sorted.

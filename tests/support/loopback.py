@@ -1,4 +1,4 @@
-"""A web server on loopback that misbehaves as told: cuts connections, ignores ranges, changes files, answers errors."""
+"""A misbehaving web server on loopback: it cuts connections, ignores ranges, changes files, answers errors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Served:
     length: int | None = None
     """Stated instead of the true length."""
     stated: bool = True
-    """Whether a length is stated at all."""
+    """State a length at all."""
     cuts: list[int] = field(default_factory=list)
     """Bytes after which the next answers break off, one number an answer."""
     statuses: list[int] = field(default_factory=list)
-    """What the next answers are instead."""
+    """Statuses of the next answers."""
     location: str | None = None
 
 

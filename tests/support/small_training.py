@@ -52,7 +52,7 @@ def trainer(index: Index, folder: Path, params: Train, **more) -> Trainer:
 
 
 class Watcher:
-    """A listener that keeps what it is told."""
+    """A listener that keeps every record."""
 
     def __init__(self, on_step=lambda report: None):
         self.on_step = on_step

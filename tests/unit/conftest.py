@@ -1,4 +1,4 @@
-"""What several test files share: one export of the small detector, because an export takes seconds."""
+"""Fixture of several test files: one export of the small detector, because an export takes seconds."""
 
 from __future__ import annotations
 

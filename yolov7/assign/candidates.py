@@ -88,7 +88,7 @@ def find_candidates(
 
 
 def _misfit(targets: Targets, anchors: Tensor) -> Tensor:
-    """(L, 1, A, T): by which factor the worse side of a target differs from the anchor (L, A, 2).
+    """(L, 1, A, T): factor by which the worse side of a target differs from the anchor (L, A, 2).
 
     NaN or infinite, which is below no threshold, for targets that are ignored.
     """

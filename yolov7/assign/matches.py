@@ -1,4 +1,4 @@
-"""The seam between assignment and loss: the ground truth of a batch, and which predictions learn which targets.
+"""The interface between assignment and loss: the ground truth of a batch, and the matches of predictions to targets.
 
 An :class:`Assigner` of an anchor head reads raw maps; one that compares decoded boxes and scores with the targets
 reads a :class:`Predicted`. Both answer :class:`Matches` (a head without anchors has anchor 0 everywhere), which the

@@ -1,7 +1,7 @@
 """Dynamic matching by cost: SimOTA within the candidate cells, for the whole batch at once.
 
-Source: reference sheet: training, section 7. Each target takes its k cheapest candidates, k from the IoUs it finds; a
-candidate wanted by several goes to the target of the image that it costs least, even one that had not asked for it
+Source: reference sheet: training, section 7. Each target takes its k cheapest candidates, with k from their IoUs. A
+candidate wanted by several targets goes to the one of its image with the lowest cost, even one that did not ask for it
 (as in the published losses). Everything runs without gradient and in float32, whatever the type of the predictions.
 `plain_ota` in tests/support/assign_cases.py is the same method image by image, to hold against the paper.
 

@@ -1,4 +1,4 @@
-"""Random affine and perspective maps, and what becomes of boxes and outlines under them.
+"""Random affine and perspective maps, and boxes and outlines under them.
 
 Coordinates are continuous: pixel i covers [i, i + 1), so its centre is i + 0.5. A map takes canvas points to output
 points; :func:`pixel_matrix` turns it into the one OpenCV wants, whose integers are pixel centres. (The published code
@@ -60,7 +60,7 @@ def pixel_matrix(matrix: Floats) -> Floats:
 
 
 def is_upright(matrix: Floats) -> bool:
-    """Whether the map only scales and shifts, without mirroring: rectangles stay upright rectangles."""
+    """True if the map only scales and shifts, without mirroring: rectangles stay upright rectangles."""
     tilted = matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]
     return not tilted and matrix[0, 0] > 0 and matrix[1, 1] > 0
 
@@ -110,7 +110,7 @@ def visible_region(rectangle: Floats, matrix: Floats, size: int) -> Floats:
 
 
 def _window_lines(matrix: Floats, size: int) -> Floats:
-    """Lines (5, 3) in canvas coordinates: a x + b y + c >= 0 for all of them is what the output shows.
+    """Lines (5, 3) in canvas coordinates: the output shows the points with a x + b y + c >= 0 for all of them.
 
     A side of the output, x' >= 0 say, is the line row0 . p >= 0 of the canvas wherever the divisor row2 . p is
     positive, which the last line demands.
@@ -221,7 +221,7 @@ def _region_corners(clips: Floats, matrix: Floats, size: int) -> Floats:
 
 
 def is_kept(before: Floats, after: Floats, scale: float, area_share: Floats | float) -> NDArray[np.bool_]:
-    """Which boxes are worth keeping: (n,) from boxes (n, 4) on the canvas and in the output.
+    """(n,) bool: boxes worth keeping, from boxes (n, 4) on the canvas and in the output.
 
     Training sheet, section 4.3: wider and higher than 2 pixels, more than `area_share` of the scaled area left, and
     the longer side less than 20 times the shorter.

@@ -42,7 +42,7 @@ def jitter(image: Image, tables: Image, content: tuple[int, int, int, int]) -> I
         result[:] = tables[2, FILL]
     if x1 >= x2 or y1 >= y2:
         return result
-    # A strip at a time stays in the processor's cache through all five steps, which halves the time of the whole.
+    # Strip by strip: a strip stays in the processor's cache through all five steps, which halves the time.
     hsv = np.empty((_STRIP, x2 - x1, 3), np.uint8)
     planes = np.empty((3, _STRIP, x2 - x1), np.uint8)
     for top in range(y1, y2, _STRIP):

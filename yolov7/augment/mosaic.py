@@ -69,7 +69,7 @@ class Scene:
     """Side of the square canvas in pixels."""
     tiles: list[Tile]
     boxes: Floats
-    """(n, 4) xyxy on the canvas, cut to what the canvas keeps."""
+    """(n, 4) xyxy on the canvas, clipped to their tile's part of the canvas."""
     labels: NDArray[np.int64]
     """(n,) class numbers."""
     tile_numbers: NDArray[np.int64]
@@ -234,7 +234,7 @@ def _paint_upright(image: Image, source: Source, tile: Tile, matrix: Floats) -> 
         end = min(math.ceil(high * scale + shift - 0.5), len(image))
         if low >= high or first >= end:
             return 0, 0, 0, 0
-        # Only the stretch of the image that is seen is handed to OpenCV, with what interpolation needs at its ends.
+        # OpenCV gets only the visible stretch of the image, plus the margin that interpolation needs.
         crop = max(math.floor((first + 0.5 - shift) / scale) - 2, low) - start
         crop_end = min(math.ceil((end - 0.5 - shift) / scale) + 2, high) - start
         spans.append((first, end))
@@ -257,8 +257,8 @@ def _paint_upright(image: Image, source: Source, tile: Tile, matrix: Floats) -> 
 def _paint_tilted(image: Image, source: Source, tile: Tile, matrix: Floats) -> Rectangle:
     """With rotation, shear or perspective: the fourth channel is warped along and tells which centres fall into it.
 
-    It is 255 on the tile and 0 on a frame of one repeated pixel around it, so that colours at the edge are not blended
-    with anything foreign. Interpolated, it is at least a quarter of 255 wherever the centre lies on the tile, corners
+    It is 255 on the tile and 0 on a frame of one repeated pixel around it, so that colours at the edge blend only with
+    themselves. Interpolated, it is at least a quarter of 255 wherever the centre lies on the tile, corners
     included, and falls below that within a quarter of a canvas pixel outside: neighbours leave no gap between them.
     """
     size = len(image)
@@ -271,7 +271,7 @@ def _paint_tilted(image: Image, source: Source, tile: Tile, matrix: Floats) -> R
     x2, y2 = (int(value) for value in np.minimum(np.ceil(seen.max(0)), size))
     if x1 >= x2 or y1 >= y2:
         return 0, 0, 0, 0
-    # Only the part of the image that is seen is handed to OpenCV, with what interpolation needs around it.
+    # OpenCV gets only the visible part of the image, plus the margin that interpolation needs.
     left, top = (int(value) for value in np.maximum(np.floor(region.min(0)) - 2, clip[:2]))
     right, bottom = (int(value) for value in np.minimum(np.ceil(region.max(0)) + 2, clip[2:]))
     pixels = source.image(tile.source)[top - tile.y : bottom - tile.y, left - tile.x : right - tile.x]

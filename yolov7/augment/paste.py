@@ -18,7 +18,7 @@ from yolov7.augment.sample import Floats, Image, Source
 from yolov7.polygons import Polygons, join_polygons
 
 MAX_COVER = 0.30
-"""No present label may be covered by this share of its area or more."""
+"""No existing label may be covered by this share of its area or more."""
 POOL = 30
 """Cut-outs are collected until there are this many."""
 POOL_ROUNDS = 16
@@ -80,7 +80,7 @@ def covered_shares(boxes: Floats, rectangle: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class CutOut:
-    """An outlined object of an image, not yet cut: only what is needed to decide where it might go."""
+    """An outlined object of an image, not yet cut: the facts that decide its place."""
 
     source: int
     label: int

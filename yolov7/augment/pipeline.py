@@ -19,7 +19,7 @@ def augment_sample(
 ) -> Sample:
     """The sample around image `index`, `size` pixels square; everything random comes from `rng`.
 
-    `closed` leaves out what mixes images (mosaic, mixup, pasting), as wanted for the last epochs. Errors of
+    `closed` turns off mosaic, mixup and pasting, as is usual for the last epochs. Errors of
     `source.image` pass through.
     """
     if not closed and rng.random() < augment.mosaic:

@@ -34,7 +34,7 @@ class Source(Protocol):
 
     @property
     def has_polygons(self) -> bool:
-        """Whether any object of any image has an outline."""
+        """True if any object of any image has an outline."""
 
     def __len__(self) -> int:
         """Number of images."""

@@ -110,7 +110,7 @@ class ImageCache:
             self._fill(read, threads)
 
     def _fitting(self, limit: int, what: str) -> int:
-        """How many images, from the first on, take at most `limit` bytes."""
+        """Number of images, counted from the first, that fit into `limit` bytes."""
         count = len(self._shapes)
         fitting = int(np.searchsorted(self._starts[1:] + np.arange(1, count + 1), limit, side="right"))
         if fitting < count:
@@ -151,7 +151,7 @@ class ImageCache:
 
 
 def available_memory() -> int:
-    """Bytes a new allocation may take: what the system calls available, or less inside a memory-limited container."""
+    """Bytes a new allocation may take: the system's available memory, or less inside a memory-limited container."""
     free = _meminfo_available()
     if free is None:
         names = getattr(os, "sysconf_names", {})

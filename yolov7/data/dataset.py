@@ -20,7 +20,7 @@ from yolov7.errors import DataError
 from yolov7.letterbox import load_size, resize_to_long_side
 
 MAX_BROKEN = 16
-"""A sample for which more images than this cannot be read is given up: the storage is gone, not an image."""
+"""Give up a sample after this many unreadable images: then the storage is gone, not an image."""
 
 _REPLACEMENT = 2
 """Names the random stream that finds replacements for unreadable images."""
@@ -102,7 +102,7 @@ class TrainDataset:
                 return sample
 
     def is_closed(self, epoch: int) -> bool:
-        """Whether mosaic, mixup and pasting are off in this epoch."""
+        """True if mosaic, mixup and pasting are off in this epoch."""
         return self.epochs is not None and epoch >= self.epochs - self.augment.close_mosaic_epochs
 
     def _replacement(self, entropy: list[int], image: int, taken: dict[int, int]) -> int:

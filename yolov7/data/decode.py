@@ -39,7 +39,7 @@ def read_image(path: str | os.PathLike[str]) -> Image:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of an image file; :class:`DataError` where there are none to be had."""
+    """The bytes of an image file; :class:`DataError` if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -49,7 +49,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def is_jpeg(data: bytes) -> bool:
-    """Whether these are the bytes of a JPEG file, the format that can be reduced while it is decoded."""
+    """True if these are the bytes of a JPEG file, the format that can be reduced while it is decoded."""
     return data.startswith(b"\xff\xd8")
 
 
@@ -73,7 +73,7 @@ def decode_image(data: bytes, *, path: str | os.PathLike[str] | None = None, red
 
 
 def reduction_for(height: int, width: int, long_side: int) -> int:
-    """By how much the sides of an image may be divided while it is decoded, if `long_side` is wanted: 1, 2, 4 or 8.
+    """Divisor of the sides at which an image can be decoded for a target of `long_side`: 1, 2, 4 or 8.
 
     :func:`yolov7.letterbox.resize_to_long_side` does the rest. Decoding without the finer frequencies is faster, and
     the result has been averaged where bilinear shrinking by more than 2 would pick single pixels. Only divisors without
@@ -86,7 +86,7 @@ def reduction_for(height: int, width: int, long_side: int) -> int:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG, PNG, WebP or BMP lacks its end. Other formats: False, their decoders refuse half a file."""
+    """True if a JPEG, PNG, WebP or BMP is cut short. Other formats: False, their decoders refuse half a file."""
     if is_jpeg(data):
         return _jpeg_is_truncated(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):

@@ -1,4 +1,4 @@
-"""The memory-mapped index of a data set: what every worker needs to know of 100,000 images, in no worker's memory.
+"""The memory-mapped index of a data set: 100,000 images known to every worker, and held in no worker's memory.
 
 An index is a folder of plain `.npy` arrays and one JSON file. It is mapped, not read: it opens in milliseconds, its
 pages are shared by all processes, and no Python object exists per image or box, so resident memory does not grow over
@@ -89,7 +89,7 @@ class Index:
 
     @property
     def has_polygons(self) -> bool:
-        """Whether any object has an outline."""
+        """True if any object has an outline."""
         return len(self._arrays["points"]) > 0
 
     def file_name(self, i: int) -> str:
@@ -98,7 +98,7 @@ class Index:
         return bytes(self._arrays["names"][starts[i] : starts[i + 1]]).decode("utf-8")
 
     def image_path(self, i: int) -> Path:
-        """Where the image file lies."""
+        """Path of the image file."""
         return self.image_root / self.file_name(i)
 
     def image_id(self, i: int) -> int:
@@ -133,11 +133,12 @@ class Index:
         return self._arrays["areas"][self._span(i)]
 
     def crowd(self, i: int) -> NDArray[np.bool_]:
-        """(n,) which boxes are crowds: ignored in training, honoured in evaluation. Read-only."""
+        """(n,) True for crowds: ignored in training, honoured in evaluation. Read-only."""
         return self._arrays["crowd"][self._span(i)]
 
     def trainable(self, i: int) -> NDArray[np.bool_]:
-        """(n,) which boxes training uses: no crowd, no exact repetition, some of it inside the image. Read-only."""
+        """(n,) True for boxes that training uses: no crowds or exact repetitions, at least partly inside the image.
+        Read-only."""
         return self._arrays["trainable"][self._span(i)]
 
     def polygons(self, i: int) -> list[list[NDArray[np.float32]]]:

@@ -61,7 +61,7 @@ class BatchKey(NamedTuple):
     batch_index: int
     indices: tuple[int, ...]
     repeats: tuple[int, ...]
-    """How often each of them has come before in the epoch."""
+    """Earlier occurrences of each image in the epoch."""
 
 
 def epoch_order(length: int, *, seed: int, epoch: int, weights: NDArray[np.float64] | None = None) -> NDArray[np.int64]:

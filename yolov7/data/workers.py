@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _REQUESTS = (signal.SIGTERM, signal.SIGINT)
 _GRACE_SECONDS = 3.0
-"""Between the end of the work and the kill of a worker that does not notice: one that hangs in a file system."""
+"""Grace period before a worker that ignores the end of the work is killed: it may hang in a file system."""
 
 _LESS = "fewer loader processes (YOLOV7_WORKERS), or a smaller train.batch_size"
 
@@ -106,9 +106,8 @@ class OrderedMap(Generic[K, R]):
         try:
             iterator._shutdown_workers()
         except RuntimeError as error:
-            # All results have arrived. A forked process also takes over what other libraries of this one want done
-            # at the end of a process (Prefect's services), and dies of it where it needs a thread that was not
-            # taken over.
+            # All results have arrived. A forked process also inherits exit handlers of other libraries (Prefect's
+            # services), and dies in one that needs a thread which the fork did not copy.
             log.debug("a worker process did not end by itself: %s", error)
         finally:
             patience.cancel()
@@ -133,7 +132,7 @@ def lost_workers_explained() -> Iterator[None]:
 def _share(result: object) -> None:
     """Move the tensors of a result into the memory that processes share.
 
-    torch would do it while sending, in a thread whose failure goes unnoticed: the training would wait forever.
+    torch would do it while sending, in a thread whose failure is not reported: the training would wait forever.
     """
     for value in vars(result).values() if hasattr(result, "__dict__") else ():
         if isinstance(value, Tensor) and value.numel():

@@ -1,4 +1,4 @@
-"""Export to files that describe themselves, and the proof that they compute what was trained."""
+"""Export to files that describe themselves, and verification against the trained network."""
 
 from yolov7.export.folder import export_folder
 from yolov7.export.onnx import export_onnx, export_onnx_nms

@@ -61,16 +61,16 @@ def export_folder(
     """
     deploy = model if model.form == "deploy" else model.reparameterize()
     thresholds = Thresholds(confidence, iou, max_detections)
-    said = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": asdict(thresholds)})
-    save_checkpoint(folder / SAFETENSORS, deploy, said)
-    graph = export_onnx(deploy, folder / ONNX, metadata=said, opset=opset, dynamic=dynamic)
+    deployed = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": asdict(thresholds)})
+    save_checkpoint(folder / SAFETENSORS, deploy, deployed)
+    graph = export_onnx(deploy, folder / ONNX, metadata=deployed, opset=opset, dynamic=dynamic)
     with_nms = export_onnx_nms(graph, folder / ONNX_NMS, thresholds)
-    write_raw = partial(export_onnx_raw, deploy, metadata=said, opset=opset, dynamic=dynamic)
+    write_raw = partial(export_onnx_raw, deploy, metadata=deployed, opset=opset, dynamic=dynamic)
     written = [SAFETENSORS, ONNX, ONNX_NMS, *_write_optional(graph, folder, formats, int8, write_raw)]
     description = {
         "format": FORMAT,
         "family": family_name(model.variant),
-        **asdict(said),
+        **asdict(deployed),
         "thresholds": asdict(thresholds),
         "opset": opset,
         "dynamic": dynamic,

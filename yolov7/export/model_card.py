@@ -49,7 +49,7 @@ def _of_family(name: str | None) -> str:
 
 
 def _files(files: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    return [(f"`{name}`", f"{said['bytes']:,}", f"`{said['sha256']}`") for name, said in files.items()]
+    return [(f"`{name}`", f"{file['bytes']:,}", f"`{file['sha256']}`") for name, file in files.items()]
 
 
 def _input(description: Mapping[str, Any]) -> str:
@@ -100,12 +100,12 @@ def _int8(reports: Mapping[str, Any]) -> list[str]:
     parts = ["## Int8"]
     for name, report in reports.items():
         kept = report["kept_in_float"]
-        said = f"kept in float: {', '.join(f'`{layer}`' for layer in kept)}" if kept else "none kept in float"
+        in_float = f"kept in float: {', '.join(f'`{layer}`' for layer in kept)}" if kept else "none kept in float"
         steps = "; ".join(f"{step['in_float']} in float: AP {step['AP']:.4f}" for step in report["steps"])
         parts.append(
             f"`{name}`: ranges from {report['calibration_images']} training images; AP {report['ap']:.4f} where the "
             f"float file has {report['float_ap']:.4f}, on {report['validation_images']} validation images. "
-            f"Of {report['layers']} layers {said}. Steps: {steps}."
+            f"Of {report['layers']} layers {in_float}. Steps: {steps}."
         )
     return parts
 
@@ -114,8 +114,8 @@ def _tensorrt(reports: Mapping[str, Any]) -> list[str]:
     if not reports:
         return []
     lines = [
-        f"* `{name}`: {'no problems found' if said['passed'] else '; '.join(said['problems'])}"
-        for name, said in reports.items()
+        f"* `{name}`: {'no problems found' if report['passed'] else '; '.join(report['problems'])}"
+        for name, report in reports.items()
     ]
     head = "Checked against the operator list of TensorRT's ONNX parser; no engine was built."
     return ["## TensorRT", head, "\n".join(lines)]

@@ -73,7 +73,7 @@ def export_onnx(
 
 @dataclass(frozen=True)
 class Traced:
-    """A network's graph, and what its file says of it."""
+    """A network's graph, with the metadata and contract for its file."""
 
     graph: onnx.ModelProto
     metadata: ModelMetadata
@@ -98,10 +98,10 @@ def traced(
     height, width = _sides(metadata.image_size if image_size is None else image_size, model.stride)
     deploy = (model if model.form == "deploy" else model.reparameterize()).to("cpu").eval()
     graph = trace_dynamic(deploy, opset, output) if dynamic else trace_fixed(deploy, height, width, opset, output)
-    said = replace(metadata, form="deploy")
+    deployed = replace(metadata, form="deploy")
     if not dynamic and height == width:
-        said = replace(said, image_size=height)
-    return Traced(graph, said, _input_contract(model.stride, (height, width), dynamic))
+        deployed = replace(deployed, image_size=height)
+    return Traced(graph, deployed, _input_contract(model.stride, (height, width), dynamic))
 
 
 def export_onnx_nms(
@@ -178,22 +178,22 @@ def load_graph(graph: onnx.ModelProto | str | os.PathLike[str]) -> onnx.ModelPro
 
 def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
     """Metadata and contract of a graph of this project; :class:`ModelError` for a graph of another origin."""
-    said = {entry.key: entry.value for entry in graph.metadata_props}
-    if METADATA_KEY not in said or CONTRACT_KEY not in said:
+    entries = {entry.key: entry.value for entry in graph.metadata_props}
+    if METADATA_KEY not in entries or CONTRACT_KEY not in entries:
         raise ModelError("an ONNX graph of this project is expected, with its metadata")
     try:
-        contract: dict[str, Any] = json.loads(said[CONTRACT_KEY])
+        contract: dict[str, Any] = json.loads(entries[CONTRACT_KEY])
     except ValueError as error:
         raise ModelError(f"the ONNX graph's contract is damaged: {error}") from None
-    return ModelMetadata.from_json(said[METADATA_KEY]), contract
+    return ModelMetadata.from_json(entries[METADATA_KEY]), contract
 
 
 def write_graph(
     path: str | os.PathLike[str], graph: onnx.ModelProto, metadata: ModelMetadata, contract: dict[str, Any]
 ) -> None:
     """Attach the description, check the graph, write the file atomically. The same model gives the same bytes."""
-    said = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: json.dumps(contract, sort_keys=True)}
-    onnx.helper.set_model_props(graph, said)
+    entries = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: json.dumps(contract, sort_keys=True)}
+    onnx.helper.set_model_props(graph, entries)
     try:
         onnx.checker.check_model(graph, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -38,7 +38,7 @@ def export_openvino(
     metadata, contract = described(source)
     precision = "float16" if half else contract.get("precision", "float32")
     contract_text = json.dumps({**contract, "precision": precision}, sort_keys=True)
-    said = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: contract_text}
+    entries = {METADATA_KEY: metadata.to_json(), CONTRACT_KEY: contract_text}
     bare = onnx.ModelProto()
     bare.CopyFrom(source)
     # OpenVINO would copy these too, under its own name.
@@ -46,14 +46,14 @@ def export_openvino(
     target.parent.mkdir(parents=True, exist_ok=True)
     # OpenVINO maps the weights from the file it reads, so the folder must outlive the model.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.stem}-") as folder:
-        xml, weights = _written(openvino, bare, said, Path(folder), half)
+        xml, weights = _written(openvino, bare, entries, Path(folder), half)
         # The weights first: a reader in between finds that they are not those of the old .xml and says so.
         write_atomic(target.with_suffix(".bin"), lambda file: file.write(weights))
         write_atomic(target, lambda file: file.write(xml))
 
 
 def _written(
-    openvino: Any, graph: onnx.ModelProto, said: dict[str, str], folder: Path, half: bool
+    openvino: Any, graph: onnx.ModelProto, entries: dict[str, str], folder: Path, half: bool
 ) -> tuple[bytes, bytes]:
     """The bytes of .xml and .bin. The second is written first, because the first holds its sha256."""
     onnx.save(graph, folder / "graph.onnx")
@@ -61,7 +61,7 @@ def _written(
     try:
         model = openvino_core().read_model(os.fspath(folder / "graph.onnx"))
         _rename(model)
-        for key, value in said.items():
+        for key, value in entries.items():
             model.set_rt_info(value, [key])
         openvino.save_model(model, os.fspath(out), compress_to_fp16=half)
         model.set_rt_info(sha256_file(out.with_suffix(".bin")), [WEIGHTS_KEY])

@@ -1,4 +1,4 @@
-"""TensorRT: whether its ONNX parser takes a graph, and the engine, where the package and a GPU are present.
+"""TensorRT: a check of graphs against its ONNX parser, and the engine, if the package and a GPU are present.
 
 The check needs neither: it compares a graph with the parser's published restrictions for TensorRT 10. It cannot replace
 building the engine, and predicts no speed. An engine fits one kind of GPU and one version of TensorRT, so it is built
@@ -56,7 +56,7 @@ _TYPES = frozenset(
 )
 _MUST_BE_CONSTANT = {"NonMaxSuppression": (2, 3, 4), "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
 _MOST_RANKED = 3840
-"""TopK gives at most this many."""
+"""Largest k of TopK."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class TensorrtReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no problem was found."""
+        """No problem was found."""
         return not self.problems
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A detector's graph through PyTorch's exporter.
 
-Open sides make the exporter slow: it carries every height and width along as a formula. Backbone and neck do not know
-their sides (convolutions, concatenations, resizing by a factor), so they are traced at fixed sides, and only the head,
-which works by cell, with open ones; then the two graphs are merged. The graph is run at other sides than those it was
-traced at, and must agree with PyTorch there.
+Dynamic sides make the exporter slow: it carries every height and width along as a formula. Backbone and neck do not
+depend on their sides (convolutions, concatenations, resizing by a factor), so they are traced at fixed sides, and only
+the head, which works by cell, at dynamic ones; then the two graphs are merged. The result is run at other sides than
+those of the trace, and must agree with PyTorch there.
 
 One `torch.onnx.export` with dynamic shapes of the whole network gives the same nodes, but takes 36 instead of 20
 seconds for yolov7-tiny and 48 instead of 34 for yolov7-w6, and other bytes than earlier revisions wrote.
@@ -95,7 +95,7 @@ def trace_dynamic(model: Detector, opset: int, output: Output) -> onnx.ModelProt
 
     Raises :class:`ModelError` for a network whose backbone or neck depends on its sides.
     """
-    # Three different numbers, so that no two are taken for the same.
+    # Three different numbers, so that the exporter does not merge two of them.
     example = torch.zeros(2, 3, 3 * model.stride, 4 * model.stride)
     with torch.no_grad():
         maps = model.features(example)

@@ -34,7 +34,7 @@ Path = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class VerifyLimits:
-    """How far an artefact may be from the trained network."""
+    """Limits on the differences between an artefact and the trained network."""
 
     raw_difference: float = 1e-3
     """Objectness and class probabilities, absolute."""
@@ -50,7 +50,7 @@ class VerifyLimits:
     mean_difference: float = 1e-4
     """Objectness and class probabilities, absolute, the mean over all predictions."""
     score_difference: float | None = None
-    """Scores of matched detections, absolute; None: `raw_difference`, twice if a score is a product of two."""
+    """Scores of matched detections, absolute; None: `raw_difference`, twice if the head has an objectness."""
     matched_box_difference: float | None = None
     """Box corners of matched detections, in pixels of the image; None: `box_difference`."""
     same_box: float = SAME_BOX
@@ -112,7 +112,7 @@ class FormReport:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing exceeds a limit."""
+        """True if nothing exceeds a limit."""
         return not self.problems
 
 
@@ -127,7 +127,7 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every artefact is within every limit."""
+        """True if every artefact is within every limit."""
         return all(form.passed for form in self.forms)
 
     @property
@@ -250,8 +250,11 @@ class _Comparison:
             trained_ap=self._ap_of(results["trained"]),
             limits=limits,
         )
-        said = self.decoders[name].metadata if decodes else self.with_nms.metadata
-        report.problems = [*_told_apart(self.trained.metadata, said), *_excesses(report, limits, self.trained.scoring)]
+        stated = self.decoders[name].metadata if decodes else self.with_nms.metadata
+        report.problems = [
+            *_differences(self.trained.metadata, stated),
+            *_excesses(report, limits, self.trained.scoring),
+        ]
         if self.scorings.get(name, self.trained.scoring) != self.trained.scoring:
             report.problems.append(f"score is {self.scorings[name]!r}, trained was {self.trained.scoring!r}")
         return report
@@ -267,7 +270,7 @@ def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> lis
     """Every figure over its limit. `not x <= limit` so that NaN is over it too."""
     found = report.detections
     # Each factor of a product may be off by the limit.
-    factors = 2 if scoring == "objectness x class probability" else 1
+    factors = 1 if scoring == "class probability" else 2
     scores = factors * limits.raw_difference if limits.score_difference is None else limits.score_difference
     corners = limits.box_difference if limits.matched_box_difference is None else limits.matched_box_difference
     checks = [
@@ -287,11 +290,11 @@ def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> lis
     ]
 
 
-def _told_apart(trained: ModelMetadata, said: ModelMetadata) -> list[str]:
+def _differences(trained: ModelMetadata, stated: ModelMetadata) -> list[str]:
     """Metadata of an artefact that differs from the trained network's."""
     names = ("variant", "class_names", "category_ids")
     return [
-        f"{name} is {getattr(said, name)!r}, trained was {getattr(trained, name)!r}"
+        f"{name} is {getattr(stated, name)!r}, trained was {getattr(trained, name)!r}"
         for name in names
-        if getattr(said, name) != getattr(trained, name)
+        if getattr(stated, name) != getattr(trained, name)
     ]

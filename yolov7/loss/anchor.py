@@ -60,7 +60,7 @@ class AnchorModel(Protocol):
 
     @property
     def has_auxiliary(self) -> bool:
-        """Whether raw maps of auxiliary levels follow those of the lead levels."""
+        """True if raw maps of auxiliary levels follow those of the lead levels."""
 
 
 class AnchorLossResult(LossResult):

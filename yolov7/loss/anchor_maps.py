@@ -59,9 +59,9 @@ class _Read(torch.autograd.Function):
 def objectness_layout(
     device: torch.device, images: float, anchors: int, sizes: tuple[tuple[int, int], ...], weights: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
-    """How objectness (B, A, sum of h*w) is laid out.
+    """Layout of objectness (B, A, sum of h*w).
 
-    Steps (5, K) int64: place of a map's first cell, and what one image, anchor, row and column further adds to it.
+    Steps (5, K) int64: position of a map's first cell, then the offsets to the next image, anchor, row and column.
     Weights (sum of h*w,) that turn one sum into the weighted sum of the maps' means.
     """
     lengths = [height * width for height, width in sizes]

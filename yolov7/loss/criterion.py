@@ -1,4 +1,4 @@
-"""The seam between trainer and losses: what a criterion offers, and what it answers.
+"""The interface between trainer and losses: :class:`Criterion` and its result.
 
 The trainer never looks into the raw maps: the head's module makes them, and the criterion built for that head reads
 them.
@@ -28,7 +28,7 @@ class LossResult:
 
 @dataclass(frozen=True)
 class LevelPicture:
-    """How the assignment of a level is drawn."""
+    """Facts needed to draw the assignment of a level."""
 
     stride: int
     """Pixels per cell side."""
@@ -72,5 +72,5 @@ class Criterion(Protocol):
         ...
 
     def levels(self) -> tuple[LevelPicture, ...]:
-        """How to draw each lead level."""
+        """The facts needed to draw each lead level."""
         ...

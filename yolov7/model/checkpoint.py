@@ -1,4 +1,4 @@
-"""Weights on disk: one .safetensors file whose header says what they are.
+"""Weights on disk: one .safetensors file whose header describes them.
 
 The header holds one entry, `yolov7`: JSON with the metadata and the whole network as data. So a file of a user's own
 network can be read wherever the library is installed; only its own kinds of block, if it has any, must be handed over.
@@ -102,9 +102,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: Detector, metadata: Mod
     file cannot be written; the previous file at `path` is then still there.
     """
     found = (model.variant, model.form, model.num_classes)
-    said = (metadata.variant, metadata.form, metadata.num_classes)
-    if found != said:
-        raise ModelError(f"{os.fspath(path)}: the metadata says {said}, the model is {found}")
+    stated = (metadata.variant, metadata.form, metadata.num_classes)
+    if found != stated:
+        raise ModelError(f"{os.fspath(path)}: the metadata says {stated}, the model is {found}")
     network = model.spec
     if not _same_anchors(metadata.anchors, anchors_of(network)):
         raise ModelError(f"{os.fspath(path)}: the metadata's anchors are not the model's")

@@ -33,11 +33,11 @@ def count_deploy_unfused(model: Detector) -> int:
 
 
 def _is_deployed(path: str, training: nn.Module, deploy: nn.Module) -> bool:
-    """Whether the module at `path` has its part in the deploy form: it is there, or folded into what is."""
+    """True if the deploy form has the module at `path`, as such or folded into another one."""
     for name in filter(None, path.split(".")):
         before, after = training.get_submodule(name), dict(deploy.named_children()).get(name)
         if after is None:
-            # A module that still is what it was has lost this child; one of another kind has it folded in.
+            # If the parent kept its type, it has dropped this child; if it was replaced, the child is folded in.
             return type(deploy) is not type(training)
         training, deploy = before, after
     return True

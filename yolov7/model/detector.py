@@ -24,7 +24,7 @@ __all__ = ["Anchors", "Detector", "Form", "Stages", "create_model"]
 FORMS: tuple[Form, ...] = ("training", "deploy")
 
 Step = tuple[str, tuple[str, ...], tuple[str, ...]]
-"""A stage, the maps it reads, and the maps that nobody reads after it."""
+"""A stage, the maps it reads, and the maps whose last reader it is."""
 
 
 def _steps(network: Network, part: Part, form: Form) -> list[Step]:
@@ -128,7 +128,7 @@ class Detector(nn.Module):
 
     @property
     def has_auxiliary(self) -> bool:
-        """Whether :meth:`raw` also returns auxiliary levels."""
+        """True if :meth:`raw` also returns auxiliary levels."""
         return self._head.auxiliary_levels > 0
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -168,15 +168,15 @@ class Detector(nn.Module):
         """Take the weights of a published checkpoint (`.pt`), read without executing anything in it.
 
         Deploy-form files get identity implicit vectors; of a file with another class count everything that fits is
-        taken. The report says what was taken and what was left. Raises :class:`ModelError` for a file that is damaged,
-        holds anything but tensors and plain metadata, or belongs to another variant.
+        taken. The report lists the tensors taken and left. Raises :class:`ModelError` for a file that is damaged, holds
+        anything but tensors and plain metadata, or belongs to another variant.
         """
         from yolov7.model.published.load import load_published
 
         return load_published(self, path)
 
     def _check(self, images: Tensor) -> None:
-        """One clear line instead of a shape error deep inside; left out of traced graphs."""
+        """Raise a clear error instead of a shape error deep inside; left out of traced graphs."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
@@ -188,8 +188,7 @@ class Detector(nn.Module):
                 below, above = side // largest * largest, (side // largest + 1) * largest
                 fitting = f"{below} or {above}" if below else f"{above}"
                 raise ModelError(
-                    f"image {name} {side} is not a multiple of {self.variant}'s largest stride {largest}; "
-                    f"{fitting} would do"
+                    f"image {name} {side} is not a multiple of {self.variant}'s largest stride {largest}; use {fitting}"
                 )
 
 

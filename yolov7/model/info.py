@@ -1,4 +1,4 @@
-"""The table of `yolov7 info`: what each network costs, and what was published about it."""
+"""The table of `yolov7 info`: cost and published results of each network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Section:
     rows: list[tuple[str, ...]]
     """Heading first."""
     note: str
-    """How the published speeds were measured; empty without any."""
+    """Conditions of the published speeds; empty without any."""
 
 
 def variant_info(variant: str | Network, *, num_classes: int = 80, image_size: int | None = None) -> VariantInfo:
@@ -85,7 +85,7 @@ def by_family(rows: Iterable[VariantInfo]) -> dict[str, list[VariantInfo]]:
 
 
 def speed_note(rows: Iterable[VariantInfo]) -> str:
-    """How the published speeds of these rows were measured; empty without any."""
+    """Conditions of the published speeds of these rows; empty without any."""
     speeds = [row.published.speed for row in rows if row.published is not None and row.published.speed is not None]
     return f"FPS: {'; '.join(dict.fromkeys(speed.conditions() for speed in speeds))}." if speeds else ""
 

@@ -107,8 +107,7 @@ def biased_conv(source: nn.Conv2d, kernel: Tensor, bias: Tensor) -> nn.Conv2d:
 def laid_out(source: nn.Conv2d) -> nn.Conv2d:
     """A convolution with bias and "same" padding shaped like `source`, on the meta device: no storage, no values.
 
-    It is what a convolution on the meta device becomes; there is nothing to calculate then, and arithmetic on that
-    device would load the compiler first (seconds).
+    The deploy form of a convolution on the meta device, where arithmetic would only load the compiler (seconds).
     """
     size, stride = (source.kernel_size[0], source.kernel_size[1]), (source.stride[0], source.stride[1])
     conv = nn.Conv2d(

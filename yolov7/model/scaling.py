@@ -17,7 +17,7 @@ def scale(base: Network, *, depth: float = 1.0, width: float = 1.0, inside: floa
     """A deeper and wider network.
 
     `depth` multiplies the number of 3x3 convolutions in every ELAN. `width` multiplies the transitions: every width but
-    those inside the ELANs. `inside` multiplies the widths inside the ELANs; None means what the paper does: nothing in
+    those inside the ELANs. `inside` multiplies the widths inside the ELANs; None follows the paper: nothing in
     compound scaling, where depth has already made the concatenations wider and the transitions follow, and `width`
     where depth stays as it is (width scaling alone widens everything).
     """
@@ -48,7 +48,7 @@ def with_down_sampling(base: Network, kind: Callable[[int], Block]) -> Network:
 def extended(base: Network) -> Network:
     """E-ELAN: every ELAN X becomes two independent ones on the same input, `Xa` and `Xb`, and their sum `X`.
 
-    Whoever read X reads the sum; `Xb` can be read by name, as the partial auxiliary head of E6E does.
+    Readers of X get the sum; `Xb` can be read by name, as the partial auxiliary head of E6E does.
     """
 
     def changed(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:

@@ -35,7 +35,7 @@ the field did is unchanged, and with it the bytes of its files and the identity 
 
 @dataclass(frozen=True)
 class Map:
-    """A feature map as far as the wiring knows it: channels, and pixels of the input per cell side."""
+    """The wiring's view of a feature map: channels, and pixels of the input per cell side."""
 
     channels: int
     stride: int
@@ -76,7 +76,7 @@ class Block:
         return self
 
     def merges(self, position: int) -> bool:
-        """Whether input number `position` goes into a concatenation or a sum with no convolution before it."""
+        """True if input number `position` goes into a concatenation or a sum with no convolution before it."""
         return False
 
     def single(self, maps: Sequence[Map]) -> Map:
@@ -144,7 +144,7 @@ class HeadModule(Protocol):
         ...
 
     def scoring(self) -> Scoring:
-        """How the columns behind the box make the score."""
+        """Rule that makes the score from the columns after the box."""
         ...
 
     def predictions(self, height: int, width: int) -> int:
@@ -213,7 +213,7 @@ class Network:
             seen.add(stage.name)
             previous = stage.name
         self._check_head(seen)
-        # An auxiliary stage that merges a map of the trunk changes nothing in the trunk, which is deployed without it.
+        # A trunk map that only auxiliary stages merge does not count: the trunk is deployed without them.
         trunk = {stage.name for stage, _, part in named if part != "auxiliary"}
         merged = {
             name

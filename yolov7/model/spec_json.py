@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
 
 
 def _unused(item: Field[Any], value: Any) -> bool:
-    """Whether a field that files did not have at first still has its default (see :data:`spec.ADDED`)."""
+    """True if a field that files did not have at first still has its default (see :data:`spec.ADDED`)."""
     return bool(item.metadata.get("added")) and getattr(value, item.name) == item.default
 
 

@@ -1,4 +1,4 @@
-"""Prediction: load a detector from anything, run it on images, draw what it finds."""
+"""Prediction: load a detector from any of its files, run it on images, draw its detections."""
 
 from yolov7.predict.augmented import AugmentedRuntime
 from yolov7.predict.load import load_detector

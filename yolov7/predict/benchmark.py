@@ -72,7 +72,7 @@ def benchmark(
     """Time `rounds` batches after `warmup` untimed ones, going through `images` (uint8 HWC RGB) round and round.
 
     The parts of a round are timed one after the other, so they add up to its total. On an accelerator each part ends
-    with a synchronisation. `threads` is what the predictor was loaded with, for the record.
+    with a synchronisation. `threads` is the predictor's number, for the record.
     """
     return compare({"": predictor}, images, rounds=rounds, warmup=warmup, batch_size=batch_size, threads=threads)[""]
 

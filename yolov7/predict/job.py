@@ -77,7 +77,7 @@ def predict_source(
                     job.errors.append(error)
                 advance()
     finally:
-        if job.images:  # without any image an earlier result stays
+        if job.images:  # otherwise keep the result of an earlier run
             write_atomic(out / RESULTS, lambda file: _write_document(file, predictor, out / PARTIAL))
             if "csv" in formats:
                 write_atomic(out / TABLE, lambda file: _write_table(file, predictor, out / PARTIAL))
@@ -87,10 +87,14 @@ def predict_source(
 
 def _write_document(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
     """COCO-style JSON: images, annotations (with a score), categories under their ids in the training data."""
-    said = predictor.metadata
-    info = {"description": f"detections by {said.variant}", "confidence": predictor.confidence, "iou": predictor.iou}
+    about = predictor.metadata
+    info = {
+        "description": f"detections by {about.variant}",
+        "confidence": predictor.confidence,
+        "iou": predictor.iou,
+    }
     categories = [
-        {"id": number, "name": name} for number, name in zip(said.category_ids, said.class_names, strict=True)
+        {"id": number, "name": name} for number, name in zip(about.category_ids, about.class_names, strict=True)
     ]
     images = (_line(record["image"]) for record in _read(records))
     annotations = (_line(found) for record in _read(records) for found in record["annotations"])

@@ -91,7 +91,7 @@ class OpenvinoFile:
         self._model = self._read()
         self._lock = threading.Lock()
         self._requests: dict[tuple[int, ...] | None, Any] = {}
-        self.about = About.parse(self.path, self._said)
+        self.about = About.parse(self.path, self._entry)
         self.metadata, self.stride = self.about.metadata, self.about.stride
         batch, _, height, width = (
             int(side.get_length()) if side.is_static else None for side in self._model.input(0).partial_shape
@@ -143,7 +143,7 @@ class OpenvinoFile:
             raise ModelError(f"{weights}: not the weights {self.path.name} was written with (sha256); export it again")
         return model
 
-    def _said(self, key: str) -> str:
+    def _entry(self, key: str) -> str:
         return str(self._model.get_rt_info([key]).astype(str))
 
 
@@ -166,5 +166,5 @@ def open_openvino(
 def first_line(error: Exception) -> str:
     """OpenVINO's message: its last line; those before it name the C++ sources that passed it on."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from ", "Check '", "at "))]
-    return (told or lines or [type(error).__name__])[-1][:300]
+    reasons = [line for line in lines if not line.startswith(("Exception from ", "Check '", "at "))]
+    return (reasons or lines or [type(error).__name__])[-1][:300]

@@ -139,11 +139,11 @@ class About:
     """Of the decoded predictions."""
 
     @classmethod
-    def parse(cls, path: Path, said: Callable[[str], str]) -> About:
-        """From the JSON that `said` returns for the two keys. Raises :class:`ModelError` if it is damaged."""
+    def parse(cls, path: Path, entry: Callable[[str], str]) -> About:
+        """From the JSON that `entry` returns for the two keys. Raises :class:`ModelError` if it is damaged."""
         try:
-            metadata = ModelMetadata.from_json(said(METADATA_KEY))
-            contract = json.loads(said(CONTRACT_KEY))
+            metadata = ModelMetadata.from_json(entry(METADATA_KEY))
+            contract = json.loads(entry(CONTRACT_KEY))
             output, stride = contract["output"], int(contract["input"]["stride"])
             return cls(metadata, contract, str(output["kind"]), stride, contract_scoring(output, metadata.num_classes))
         except (ModelError, KeyError, TypeError, ValueError) as error:

@@ -214,7 +214,7 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> Markup:
 
 
 def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
-    """The name beside its dot, at the first free place; `taken` are (left, right, y) of what is drawn already."""
+    """The name beside its dot, at the first free place; `taken` are (left, right, y) of everything drawn already."""
     text, width = _short(name), 6.5 * len(_short(name))
     sides = [x + 9] if x + 9 + width <= _LEFT + _SIDE else []
     sides += [x - 9 - width] if x - 9 - width >= _LEFT else []

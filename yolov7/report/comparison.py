@@ -37,7 +37,7 @@ class Compared:
 
 
 def render_comparison(facts: Mapping[str, str], compared: Sequence[Compared], published: Sequence[VariantInfo]) -> str:
-    """The page. `facts` say what was measured, on what and where; `published` are the rows of the papers' tables."""
+    """The page. `facts` describe data, settings and machine; `published` are the rows of the papers' tables."""
     names = list(dict.fromkeys(name for variant in compared for name in variant.per_class))
     return render(
         "comparison",

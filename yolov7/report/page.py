@@ -15,7 +15,7 @@ MISSING = "–"
 
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
-    """Every value is escaped unless it is markup; a name that no one gave is an error."""
+    """Every value is escaped unless it is markup; an undefined name is an error."""
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -1,1 +1,1 @@
-"""Training: the loop, and what it is made of (schedule, optimiser, averages, states, processes, records)."""
+"""Training: the loop and its parts (schedule, optimiser, averages, states, processes, records)."""

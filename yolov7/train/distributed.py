@@ -42,7 +42,7 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the first process: the one that reads and writes states, writes weights and reports."""
+        """True if this is the first process: the one that reads and writes states, writes weights and reports."""
         return self.rank == 0
 
     @property
@@ -166,12 +166,12 @@ class TorchProcesses(Processes):
 
 
 def is_echo(error: YoloError) -> bool:
-    """Whether the error was raised by the first process and only repeated here: that process prints it."""
+    """True if the error comes from the first process and is only repeated here: that process prints it."""
     return _ECHO in getattr(error, "__notes__", ())
 
 
 def launched() -> bool:
-    """Whether torchrun, or something like it, has started this process as one of several."""
+    """True if torchrun or a similar launcher started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 

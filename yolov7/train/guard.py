@@ -1,4 +1,4 @@
-"""Fault tolerance for long runs: what is skipped, and how often before the run aborts."""
+"""Fault tolerance for long runs: skipped steps and images, and limits beyond which the run aborts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHOWN_IDS = 16
 def memory_advice(load: str, side: int, *, image_size: int, smaller_batch: int) -> Iterator[None]:
     """Turn running out of memory into a :class:`TrainingError` that names the load and says what to try.
 
-    `side` of the images in pixels, `image_size` as the parameters give it; a `smaller_batch` of 0 does not exist.
+    `side` of the images in pixels; `image_size` from the parameters; `smaller_batch` 0 if there is none.
     """
     try:
         yield

@@ -41,7 +41,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
 
 
 def _with_anchors(model: Detector, network: Network, params: Train, threshold: float, index: Index) -> Detector:
-    """The model with its anchors scaled and fitted as `params` ask for."""
+    """The model with its anchors scaled and fitted as in `params`."""
     classes = model.num_classes
     if params.anchor_scale != 1.0:
         scaled = _nested(model.anchors.numpy() * params.anchor_scale)
@@ -79,7 +79,7 @@ def _nested(anchors: np.ndarray) -> Anchors:
 
 def load_weights(model: Detector, path: Path, *, network: str = "") -> None:
     """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log. `network`
-    (MODULE:FUNCTION) has the kinds of block of the checkpoint where these are a user's own.
+    (MODULE:FUNCTION) supplies the user's own kinds of block, if the checkpoint has any.
 
     Raises :class:`ModelError` if no kernel fits or the file is not a checkpoint.
     """

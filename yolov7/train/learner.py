@@ -1,4 +1,4 @@
-"""The model and all that a batch changes with it: gradients, optimiser, loss scale, averaged weights."""
+"""The model and everything else that a batch changes: gradients, optimiser, loss scale, averaged weights."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Learner:
             average_statistics(self.model, self.processes)
 
     def has_gradients(self) -> bool:
-        """Whether any batch has left gradients since the last step."""
+        """True if any batch has left gradients since the last step."""
         return any(parameter.grad is not None for parameter in self.model.parameters())
 
     def update(self, settings: StepSettings) -> bool:

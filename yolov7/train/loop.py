@@ -38,7 +38,7 @@ from yolov7.train.validation import validation_figures
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 _WORTH_SAVING_SECONDS = 60.0
-"""A validation may fail (an image, memory, a kill): progress older than this is saved before it begins."""
+"""Progress older than this is saved before a validation, which may fail (an image, memory, a kill)."""
 
 
 class Trainer:
@@ -162,7 +162,7 @@ class Trainer:
         )
 
     def _train_epoch(self) -> bool:
-        """The rest of the present epoch; False if `stop()` asked for an end after one of its batches."""
+        """The rest of the current epoch; False if `stop()` asked for an end after one of its batches."""
         position = self.position
         self.learner.train()
         started = time.monotonic()
@@ -209,7 +209,7 @@ class Trainer:
             if figures is None:
                 return False
             row |= {f"val/{name}": value for name, value in figures.items()}
-            # Without a single object AP stays at -1: the first weights are then as good as any.
+            # AP stays at -1 on data without objects: the first weights are as good as any.
             best = position.best_epoch < 0 or row["val/AP"] > position.best_ap
         if best:
             position.best_ap, position.best_epoch = row["val/AP"], position.epoch
@@ -238,7 +238,7 @@ class Trainer:
             finite = self._add_gradients(batch)
             learner.share_statistics()
             if not finite:
-                # What the window has summed up so far is sound; only this batch is left out of it.
+                # The sum of the window so far is sound; only this batch is left out.
                 learner.average.heal()
                 self._skip("the loss is not finite", range(position.iteration, position.iteration + 1))
             if position.iteration % settings.accumulate or not learner.has_gradients():
@@ -278,7 +278,7 @@ class Trainer:
         return resize_batch(images, targets, self._side())
 
     def _side(self) -> int:
-        """S of the present batch."""
+        """S of the current batch."""
         if not self.params.multi_scale:
             return self.params.image_size
         place = {"seed": self.params.seed, "epoch": self.position.epoch, "batch": self.position.batch}

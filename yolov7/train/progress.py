@@ -22,7 +22,7 @@ class ProgressDisplay:
         self._last_line = time.monotonic()
 
     def started(self, report: StartReport) -> None:
-        """Print what is about to be trained."""
+        """Print the facts of the run."""
         self.console.print(
             f"{report.variant}: {report.training_images} training and {report.validation_images} validation images, "
             f"{report.classes} classes, {report.epochs} epochs of batches of {report.batch_size} at "

@@ -28,7 +28,7 @@ class StartReport:
     epoch: int
     """The epoch to be trained next, from 0."""
     finished: bool
-    """Whether the run had ended already: nothing is left to train."""
+    """True if the run had ended already: nothing is left to train."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Listener(Protocol):
         """An epoch is over; `row` is its line of the history."""
 
     def note(self, message: str) -> None:
-        """Something worth a line."""
+        """A message for the log."""
 
 
 @dataclass

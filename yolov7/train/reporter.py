@@ -1,4 +1,4 @@
-"""Reports of a training: the row of an epoch, and everything that its listeners are told."""
+"""Reports of a training: the row of an epoch, and the records for its listeners."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolov7.train.records import LOSS_PREFIX, Listener, Position, StartReport, S
 from yolov7.train.schedule import Schedule
 
 PICTURED = 3
-"""So many of the first batches are shown with their assignment."""
+"""Number of first batches that are drawn with their assignment."""
 
 
 class Reporter:
@@ -61,7 +61,7 @@ class Reporter:
 
     @torch.no_grad()
     def assigned(self, batch: Batch, images: Tensor, targets: Tensor, raw: list[Tensor], criterion: Criterion) -> None:
-        """Show what the first batches, and one of the last epoch, are made of; changes nothing.
+        """Show the labels and assignment of the first batches and of one of the last epoch.
 
         `images` and `targets` as the network saw them, `raw` its maps.
         """

@@ -53,7 +53,7 @@ class Last:
 
 
 class StateFolder:
-    """Where the states of one run lie. `identity` says which run: parameters, data, network.
+    """Folder of the states of one run. `identity` identifies the run by parameters, data and network.
 
     `code` is a digest of the program that saves, which may change in the middle of a run; empty: not known.
     `on_saved` is called with the path of every state that was written; it must not raise.

@@ -11,7 +11,7 @@ Facts = list[tuple[str, str]]
 
 
 def facts(outcome: Outcome, *, epochs: int, device: str, peak_memory_gib: float, folder: Path) -> Facts:
-    """Names and values worth knowing. `epochs` is the number asked for, `folder` holds the outputs.
+    """The main facts, by name. `epochs` is the requested number, `folder` holds the outputs.
 
     Time and images per second count training alone, over all pieces of a resumed run; the memory peak is that of the
     last piece.

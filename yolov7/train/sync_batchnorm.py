@@ -6,7 +6,7 @@ train as one does. With either, the processes see the statistics that one proces
 Legend: B images, C channels, P processes.
 """
 
-# ruff: noqa: D102 - `forward` is what the class says it computes
+# ruff: noqa: D102 - `forward` computes what the class says
 
 from __future__ import annotations
 

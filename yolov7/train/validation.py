@@ -14,7 +14,7 @@ from yolov7.train.distributed import Processes
 
 
 class _Stopped(Exception):  # noqa: N818 - a request, not an error
-    """Leaves a validation that is no longer wanted."""
+    """Ends a validation on request."""
 
 
 def validation_figures(

@@ -1,4 +1,4 @@
-"""When a run compares its variants, and what it says of it."""
+"""The comparison of variants at the end of a run: when it is made, and its messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOG = logging.getLogger("test")
 
 
 class Commands:
-    """Stands for the pipeline: keeps what it is to run, and makes the page or fails."""
+    """Fake pipeline: keeps the commands, and makes the page or fails."""
 
     def __init__(self, root: Path, fails: bool = False):
         self.root, self.fails, self.ran = root, fails, []
@@ -23,7 +23,7 @@ class Commands:
     def run(self, name, command, log):
         self.ran.append((name, command[1:]))
         if self.fails:
-            raise StageError("no variant is evaluated on the present test data", stage=name)
+            raise StageError("no variant is evaluated on the current test data", stage=name)
         (self.root / PAGE).parent.mkdir(exist_ok=True)
         (self.root / PAGE).write_text("<!doctype html>")
 

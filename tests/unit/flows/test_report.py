@@ -1,4 +1,4 @@
-"""What a run says about itself: tables, page, summary."""
+"""The report of a run: tables, page, summary."""
 
 from __future__ import annotations
 

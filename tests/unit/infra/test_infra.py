@@ -359,7 +359,7 @@ def test_ecs_calls_follow_the_api():
 
 
 def bare(value: Any) -> Any:
-    """What python-hcl2 has read, without the quotes it keeps around strings and its notes."""
+    """The document as python-hcl2 reads it, without its quotes around strings and its notes."""
     if isinstance(value, dict):
         return {bare(key): bare(one) for key, one in value.items() if not str(key).startswith("__")}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What the comparison of variants measures."""
+"""Measurements of the comparison of variants."""
 
 from __future__ import annotations
 

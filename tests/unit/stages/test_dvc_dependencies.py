@@ -113,7 +113,7 @@ def ignored(stage: str) -> set[str]:
 
 
 def has_code(file: str) -> bool:
-    """Whether a file is a module, or a package file that defines something."""
+    """True if a file is a module, or a package file that defines something."""
     if not file.endswith("/__init__.py"):
         return True
     defined = [node for node in parse(ROOT / file).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -169,13 +169,13 @@ def test_a_stage_depends_on_what_it_imports(stage):
     assert (missing, needless) == ([], []), f"dvc.yaml, stage {stage}: the code among the deps should read\n{lines}"
 
 
-def test_a_chart_a_page_and_an_importer_leave_every_training_fresh():
+def test_charts_pages_and_importers_make_no_training_stale():
     used = used_by("train")
     assert not [file for file in used if file.startswith(("yolov7/report/", "yolov7/model/published/", "stages/val"))]
     assert {"yolov7/train/loop.py", "yolov7/config.py", "yolov7/model/detector.py", "yolov7/nms.py"} <= used
 
 
-def test_what_is_ignored_is_there_and_imported():
+def test_ignored_files_exist_and_are_imported():
     for file in (dep for deps in NOT_IMPORTED.values() for dep in deps):
         assert (ROOT / file).exists(), file
     followed = {

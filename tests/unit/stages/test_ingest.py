@@ -306,7 +306,7 @@ def test_webp_headers_tell_the_size(tmp_path, parameters):
     patch=st.binary(min_size=0, max_size=8),
     at=st.integers(0, 60),
 )
-def test_a_damaged_header_is_no_crash(tmp_path_factory, start, cut, patch, at):
+def test_a_damaged_header_does_not_crash(tmp_path_factory, start, cut, patch, at):
     path = tmp_path_factory.mktemp("header") / "a"
     path.write_bytes((start[:at] + patch + start[at + len(patch) :])[:cut])
     header = read_header(path)

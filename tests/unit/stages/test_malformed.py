@@ -165,7 +165,7 @@ def test_links_out_of_the_folder_are_refused(coco, tmp_path):
 
 
 @pytest.mark.parametrize("encode", [lambda text: b"\xef\xbb\xbf" + text, lambda text: b"\r\n " + text + b"\r\n"])
-def test_byte_order_marks_and_blanks_are_no_mistake(coco, tmp_path, encode):
+def test_byte_order_marks_and_blanks_are_accepted(coco, tmp_path, encode):
     (coco / "val/annotations.json").write_bytes(encode(json.dumps(document()).encode()))
     bring(coco, tmp_path / "out")
     assert len(read_coco(tmp_path / "out/val/annotations.json").annotations) == 2
@@ -540,7 +540,7 @@ def spoilt(draw: st.DrawFn) -> str:
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(text=spoilt(), whole=st.booleans())
-def test_whatever_is_wrong_with_annotations_only_our_own_error_comes_of_it(tmp_path_factory, text, whole):
+def test_broken_annotations_raise_only_our_own_error(tmp_path_factory, text, whole):
     folder = tmp_path_factory.mktemp("fuzz")
     put(folder / "images/a.jpg", PLAIN)
     put(folder / "images/b.jpg", PLAIN)

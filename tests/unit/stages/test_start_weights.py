@@ -43,7 +43,7 @@ def test_other_bytes_at_the_same_path_are_refused_until_the_digest_says_so(tmp_p
     assert key(train.model_copy(update={"weights_sha256": second})) != before, "a training of its own"
 
 
-def test_a_digest_that_is_none_is_named() -> None:
+def test_an_invalid_digest_is_named() -> None:
     with pytest.raises(ConfigError, match=r"train\.weights_sha256"):
         train_parameters({"weights_sha256": "0f3c"})
 

@@ -496,7 +496,7 @@ def test_image_checks_keep_the_order_over_many_workers(tmp_path, monkeypatch):
     assert [check.exists for check in found.checks] == [bool(i % 7) for i in range(40)]
 
 
-def test_what_was_decoded_once_is_not_decoded_again(tmp_path, caplog):
+def test_no_image_is_decoded_twice(tmp_path, caplog):
     cache = tmp_path / "state/checks.sqlite"
     paths = [tmp_path / f"{i}.jpg" for i in range(6)]
     for i, path in enumerate(paths):
@@ -607,7 +607,7 @@ def test_severity_by_params_and_what_is_off_is_not_judged(tmp_path):
         ("DUPLICATE", "box-is-finite: a rule of this name exists already"),
     ],
 )
-def test_a_suite_that_is_not_written_as_it_should_be_is_refused_by_file_and_field(tmp_path, text, message):
+def test_an_invalid_suite_is_refused_by_file_and_field(tmp_path, text, message):
     folder = Path(rules_of_their_own(tmp_path / "rules"))
     [finite] = [rule for rule in RULES if rule.name == "box-is-finite"]
     (folder / "own.yaml").write_text(yaml.safe_dump([finite.model_dump()]) if text == "DUPLICATE" else text)

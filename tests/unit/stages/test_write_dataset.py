@@ -51,7 +51,7 @@ def data_of(kind: str, folder: Path, splits: tuple[str, ...]) -> Data:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_what_is_written_comes_in_again_with_every_box_within_half_a_pixel(ingested, tmp_path, kind):
+def test_written_data_is_ingested_again_with_every_box_within_half_a_pixel(ingested, tmp_path, kind):
     write_dataset(ingested, kind, tmp_path / "written")
     ingest(data_of(kind, tmp_path / "written", ("train", "val", "test")), tmp_path / "again")
     for split in ("train", "val", "test"):

@@ -199,7 +199,7 @@ def test_a_termination_keeps_what_is_done(capsys, exported, images, tmp_path, mo
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_what_is_killed_leaves_its_records_and_none_are_kept_in_memory(capsys, exported, images, tmp_path, monkeypatch):
+def test_a_killed_job_leaves_its_records_and_keeps_none_in_memory(capsys, exported, images, tmp_path, monkeypatch):
     partial, lines = tmp_path / "out" / "detections.partial.jsonl", []
     partial.parent.mkdir()
     partial.write_text("what an earlier one left, killed too")
@@ -318,7 +318,7 @@ def test_predict_by_openvino_finds_what_onnx_finds(capsys, exported, images, tmp
     assert code == 2 and "export.formats" in one_line(err)
 
 
-def test_a_file_that_is_no_checkpoint_is_not_imported(capsys, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_not_imported(capsys, tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("readme", "hello")
     code, _, err = run(
@@ -329,7 +329,7 @@ def test_a_file_that_is_no_checkpoint_is_not_imported(capsys, tmp_path):
 
 
 def test_the_command_in_a_process_of_its_own(exported, images, tmp_path):
-    """What pytest cannot see: noise of native libraries on stderr, a reader that goes away."""
+    """Cases beyond pytest's capture: noise of native libraries on stderr, a reader that goes away."""
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"nothing")
     command = [sys.executable, "-m", "yolov7.cli"]

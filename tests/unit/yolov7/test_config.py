@@ -42,7 +42,7 @@ def test_presets_hold_the_published_values():
 
 
 @pytest.mark.parametrize("name", YOLOV7)
-def test_what_is_given_lies_over_the_preset_and_leaves_the_rest(name):
+def test_given_values_override_the_preset_and_leave_the_rest(name):
     plain = train_parameters({"preset": name})
     changed = train_parameters({"preset": name, "optimizer": {"learning_rate": 0.5}})
     assert changed.optimizer.learning_rate == 0.5
@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_a_mapping_is_refused(loss):
 
 
 @pytest.mark.parametrize("preset", [["p5"], 5, None, "P5"])
-def test_a_preset_that_is_no_name_is_refused(preset):
+def test_a_preset_that_is_not_a_name_is_refused(preset):
     with pytest.raises(ConfigError, match=r"train\.preset: .* is not a preset"):
         train_parameters({"preset": preset})
 
@@ -248,7 +248,7 @@ def test_without_a_preset_a_variant_trains_by_its_own_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- a list", "a: [", "\xff"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text):
     path = tmp_path / "params.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"params\.yaml"):

@@ -1,4 +1,4 @@
-"""What is asked of an accelerator, as far as that can be seen without one."""
+"""Requirements on accelerators, as far as they can be tested without one."""
 
 from __future__ import annotations
 

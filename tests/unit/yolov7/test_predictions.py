@@ -33,7 +33,7 @@ def test_columns_and_scores():
     st.lists(st.tuples(*[st.floats(0, 1, width=32)] * 4), min_size=1, max_size=9),
     st.floats(0, 1),
 )
-def test_what_cannot_exceed_the_threshold_does_not(scoring, rows, threshold):
+def test_scores_that_cannot_exceed_the_threshold_do_not(scoring, rows, threshold):
     decoded = torch.cat((torch.zeros(len(rows), 4), torch.tensor(rows)), dim=1)
     exceeds = (scores(decoded, scoring) > threshold).any(dim=1)
     assert bool((may_exceed(decoded, scoring, threshold) | ~exceeds).all())

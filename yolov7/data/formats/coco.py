@@ -66,7 +66,7 @@ def _is_text(value: Any) -> bool:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text, a file name for example, can be written as UTF-8: lone surrogates cannot."""
+    """True if a text, a file name for example, can be written as UTF-8: lone surrogates cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

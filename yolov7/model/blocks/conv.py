@@ -30,7 +30,7 @@ class Conv(ConvBlock):
     after: tuple[Implicit, ...] = ()
     norm: bool = field(default=True, kw_only=True, metadata=ADDED)
     bias: bool | None = field(default=None, kw_only=True, metadata=ADDED)
-    """Whether the convolution has a bias; None: only without `norm`."""
+    """Give the convolution a bias; None: only without `norm`."""
 
     def output(self, maps: Sequence[Map]) -> Map:
         return Map(self.out, self.single(maps).stride * self.stride)

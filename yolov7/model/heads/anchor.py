@@ -135,7 +135,7 @@ class Branch(nn.Module):
 
     @torch.no_grad()
     def set_prior(self, stride: int) -> None:
-        """Raise the biases of objectness and classes to what a fresh network should answer, box biases untouched."""
+        """Raise the biases of objectness and classes to the priors of a fresh network; box biases stay."""
         assert isinstance(self.predict, ConvUnit | ImplicitConvUnit) and self.predict.conv.bias is not None
         if self.predict.conv.bias.is_meta:
             return

@@ -33,7 +33,7 @@ class ImportReport:
     untouched: tuple[str, ...]
     """Tensors of the model that the file does not have, by our names; they keep their values."""
     complete: bool
-    """Whether the file had everything that a form without training-only parts needs."""
+    """True if the file had everything that a form without training-only parts needs."""
     num_classes: int
     """Class count of the file."""
     class_names: tuple[str, ...]
@@ -95,7 +95,7 @@ def read_published(path: str | os.PathLike[str]) -> PublishedWeights:
 
 
 def _plain_name(name: str) -> str:
-    """A wrapper for several devices puts `module.` before each name; a sequence of numbered layers lacks `model.`."""
+    """A wrapper for several devices prefixes each name with `module.`; a bare sequence of layers has no `model.`."""
     name = name.removeprefix("module.")
     return f"model.{name}" if name.split(".", 1)[0].isdigit() else name
 
@@ -129,7 +129,7 @@ def looks_like(file: Recognised) -> list[str]:
 
 
 def _is_counter(name: str) -> bool:
-    """Batches a norm has seen: old files lack them, and nothing depends on them."""
+    """Batches a norm has seen: absent from old files, and nothing depends on them."""
     return name.endswith("num_batches_tracked")
 
 

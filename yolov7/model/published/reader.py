@@ -38,7 +38,7 @@ class Checkpoint:
 
     path: Path
     entry: str
-    """Where its tensors were: `ema`, `model`, or `the file itself` (a bare dictionary or module)."""
+    """Entry that held its tensors: `ema`, `model`, or `the file itself` (a bare dictionary or module)."""
     tensors: dict[str, Tensor]
     """By the names of the file, contiguous, in the element types of the file."""
     class_names: tuple[str, ...]

@@ -119,13 +119,13 @@ class Tensor:
 
 
 class Maker:
-    """A function that the pickle may call. The pickle cannot change it: it is no object that takes a state."""
+    """A function that the pickle may call. The pickle cannot change it: it has no `__setstate__`."""
 
     def __init__(self, make: Callable[..., Any]):
         self._make = make
 
     def __call__(self, *args: Any) -> Any:
-        """Make the object."""
+        """Create the object."""
         return self._make(*args)
 
     def __setstate__(self, state: Any) -> None:
@@ -283,9 +283,9 @@ def attributes(record: Record, kind: str) -> list[tuple[str, Any]]:
 
 
 def located(name: str, tensor: Tensor, prefix: str, members: dict[str, zipfile.ZipInfo]) -> dict[str, Any]:
-    """Where the values of a tensor are; checks that they all lie inside its storage."""
+    """Location of a tensor's values; checks that they all lie inside its storage."""
     if len(name) > MAX_NAME or not name.isprintable():
-        raise RefusedError(f"its pickle is damaged: {name[:MAX_NAME]!r} is no name of a tensor")
+        raise RefusedError(f"its pickle is damaged: {name[:MAX_NAME]!r} is not the name of a tensor")
     member = f"{prefix}data/{tensor.storage.key}"
     if member not in members:
         raise RefusedError(f"data/{tensor.storage.key[:MAX_NAME]} is missing")
@@ -337,7 +337,7 @@ def limit_resources() -> None:
     for kind, limit in ((resource.RLIMIT_CPU, CPU_SECONDS), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
         try:
             resource.setrlimit(kind, (limit, limit))
-        except (OSError, ValueError):  # a lower hard limit is in force already, or the system lacks this one
+        except (OSError, ValueError):  # a lower hard limit is already in force, or the system does not have this one
             continue
 
 
@@ -354,7 +354,7 @@ def main(path: str, *packages: str) -> None:
         text = json.dumps({"error": f"it names more tensors than {MAX_DESCRIPTION >> 20} MiB can describe"})
     sys.stdout.write(text)
     sys.stdout.flush()
-    os._exit(0)  # freeing a hostile structure can take for ever, too
+    os._exit(0)  # even freeing a hostile structure can take for ever
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ Unit = tuple[int, str, str]
 
 @singledispatch
 def layout(block: Block, inputs: int) -> tuple[int, list[Unit]]:
-    """How many numbers a block with this many input maps occupies, and where its conv units are."""
+    """Layer numbers that a block with this many input maps occupies, and the places of its conv units among them."""
     raise ModelError(f"{type(block).__name__} has no place in the published layout")
 
 
@@ -102,7 +102,7 @@ class Yolov7Layout:
     packages: tuple[str, ...] = ("models",)
 
     def form(self, names: Collection[str]) -> str | None:
-        """Told by the last layer: `ia` are implicit vectors, `m2` auxiliary outputs; a file without `m` is foreign."""
+        """From the last layer: `ia` are implicit vectors, `m2` auxiliary outputs; a file without `m` is foreign."""
         if _output_bias(names) is None:
             return None
         if any(name.endswith(".conv.bias") or ".rbr_reparam." in name for name in names):
@@ -120,7 +120,7 @@ class Yolov7Layout:
             per_cell = table.shape[1] if table is not None and table.ndim == 3 else 3
             if per_cell and outputs % per_cell == 0 and outputs // per_cell > 5:
                 return outputs // per_cell - 5
-        raise ModelError("it has no detection layer with anchors, so it is no checkpoint of YOLOv7")
+        raise ModelError("it has no detection layer with anchors, so it is not a YOLOv7 checkpoint")
 
     def keys(self, network: Network, form: str) -> PublishedKeys:
         """Names of the tensors of `network`; of a network without an auxiliary head both training forms are equal."""

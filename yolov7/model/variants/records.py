@@ -1,4 +1,4 @@
-"""Records of the networks that come with the library: what was published, the recipe, the family."""
+"""Records of the networks that come with the library: published results, recipe, family."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Speed:
     batch_size: int
 
     def conditions(self) -> str:
-        """How it was measured, in words."""
+        """The conditions of the measurement, in words."""
         return f"one {self.device}, {self.precision}, batch {self.batch_size}, without suppression"
 
 
@@ -32,7 +32,7 @@ class Published:
 
     ap: float
     split: str
-    """Where the AP was measured: `test-dev` or `val2017`."""
+    """Split of the measurement: `test-dev` or `val2017`."""
     image_size: int
     """Side the AP was measured at, in pixels."""
     ap50: float | None

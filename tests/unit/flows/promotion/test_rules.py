@@ -63,7 +63,7 @@ def test_budgets_hold_only_where_they_are_set():
     assert failed(comparison(size_mb=None), max_size_mb=1.0) == ["size"]
 
 
-def test_what_the_stages_before_have_found_must_be_on_record():
+def test_outcomes_of_earlier_stages_must_be_on_record():
     good = {"artefact_verification": "passed", "data_validation": "passed"}
     assert all(check.passed for check in evidence(good))
     bad = [check for check in evidence({**good, "data_validation": "failed"}) if not check.passed]

@@ -15,7 +15,7 @@ from flows.runner.pipeline import LOGS, Pipeline, StageError, only_run
 
 LOG = logging.getLogger("test")
 
-# Ends only after the other one, if told to.
+# Ends only after the other one, if asked to.
 CHILD = """
 import pathlib, sys, time
 name, waits = sys.argv[1:]
@@ -44,12 +44,12 @@ def test_commands_of_one_name_at_once_keep_their_logs_apart(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("status", [0, 2])
-def test_a_log_that_finds_no_room_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+def test_a_log_on_a_full_disk_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     full = tmp_path / LOGS / "train.log.0.running"
     full.parent.mkdir(parents=True)
     full.symlink_to("/dev/full")
     monkeypatch.setattr(output, "_growing", lambda path, mark: full)
-    # More than a pipe holds: a child whose output nobody reads would wait for ever.
+    # More than a pipe holds: a child whose output is never read would wait for ever.
     code = f"print(('x' * 999 + chr(10)) * 500); print('error: out.bin: the disk is full'); raise SystemExit({status})"
     with Pipeline(tmp_path, timeout_seconds=60) as pipeline:
         if status == 0:
@@ -64,7 +64,7 @@ def test_a_log_that_finds_no_room_stops_nobody(tmp_path: Path, monkeypatch: pyte
     assert caught.value.lasting
 
 
-def test_a_log_that_cannot_be_begun_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_cannot_be_opened_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / LOGS.parent).mkdir()
     (tmp_path / LOGS).write_text("no folder")
     with Pipeline(tmp_path) as pipeline:

@@ -1,4 +1,4 @@
-"""A revision and its data on another machine: what is away for a while is not taken for what is wrong."""
+"""A revision and its data on another machine: a server that is unavailable for a while is not taken for an error."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def test_a_revision_that_many_want_at_once_is_fetched_once(origin: Path, monkeyp
 
 
 @pytest.mark.slow
-def test_data_that_no_remote_has_is_told_from_a_remote_that_is_away(tmp_path: Path) -> None:
+def test_missing_data_is_not_taken_for_an_unavailable_remote(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     empty = f"['remote \"empty\"']\n    url = {tmp_path / 'remote'}\n"
-    # Port 9 of the loopback: nobody listens.
+    # Port 9 of the loopback: no server listens.
     away = "['remote \"away\"']\n    url = s3://dvc/project\n    endpointurl = http://127.0.0.1:9\n"
     away += "    access_key_id = k\n    secret_access_key = s\n"
     wanted = {"ingest": {"data/ingested": "0" * 32}}

@@ -131,7 +131,7 @@ def test_images_of_one_file_name_pattern_stay_together_and_are_reported(tmp_path
         ({"group_pattern": "jpg"}, "9 images in 1 groups cannot be divided into 3 splits"),
     ],
 )
-def test_a_grouping_that_cannot_be_is_refused(tmp_path, change, words):
+def test_an_impossible_grouping_is_refused(tmp_path, change, words):
     with pytest.raises(DataError, match=words):
         make_splits(set_of([{0}] * 9, tmp_path), BLIND.model_copy(update=change))
 
@@ -172,7 +172,7 @@ def test_near_duplicates_stay_in_one_split(tmp_path):
     assert make_splits(whole, BLIND)[1]["units"] == 36
 
 
-def test_what_has_no_pixels_or_no_contrast_has_no_hash(tmp_path):
+def test_images_without_pixels_or_contrast_have_no_hash(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8\xff no image")
     (tmp_path / "b.png").write_bytes(cv2.imencode(".png", texture(0))[1].tobytes()[:200])
     assert difference_hash(tmp_path / "a.jpg") is None and difference_hash(tmp_path / "none.jpg") is None

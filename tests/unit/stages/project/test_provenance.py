@@ -1,4 +1,4 @@
-"""Which code made a thing: what the pipeline itself writes makes no revision another one, code that git lacks does."""
+"""The revision of a result: files written by the pipeline do not change it, untracked code does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
-def test_what_the_pipeline_writes_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_written_by_the_pipeline_are_not_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "validation").mkdir()
     written = ("dvc.lock", "validation/reference.json")
@@ -31,7 +31,7 @@ def test_what_the_pipeline_writes_is_no_change(tmp_path: Path, monkeypatch: pyte
     assert git_changes() == ["params.yaml"] and git_revision().endswith(DIRTY)
 
 
-def test_python_files_that_git_lacks_are_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untracked_python_files_are_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     git("init", "-q")
     (tmp_path / ".gitignore").write_text("/models/\n")

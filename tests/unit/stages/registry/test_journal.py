@@ -51,7 +51,7 @@ def test_a_run_arrives_whole_in_a_fresh_database(workspace):
 
 
 def test_an_unreachable_server_delays_but_loses_nothing(workspace, monkeypatch):
-    # Port 9 of the loopback: nobody listens, the connection is refused at once.
+    # Port 9 of the loopback: no server listens, the connection is refused at once.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     run = journal()
     run.parameters({"epochs": 2})
@@ -66,7 +66,7 @@ def test_an_unreachable_server_delays_but_loses_nothing(workspace, monkeypatch):
     assert history(later.run_id, "loss") == [(0, 2.0), (1, 1.0)]
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(workspace):
+def test_a_resumed_run_continues_in_the_same_mlflow_run(workspace):
     first = journal()
     first.metrics({"loss": 2.0}, step=0)
     again = journal()

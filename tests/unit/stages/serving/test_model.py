@@ -1,4 +1,4 @@
-"""The model as MLflow serves it: its limits, told from headers, and batches of images of one shape."""
+"""The model as MLflow serves it: limits that are checked on headers, and batches of images of one shape."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_images_of_one_request_run_as_batches_of_one_shape(model, exported, monk
     np.testing.assert_allclose(arrays["score"], rows["score"], atol=1e-5)
 
 
-def test_limits_are_told_before_anything_is_decoded(model, monkeypatch):
+def test_limits_are_checked_before_anything_is_decoded(model, monkeypatch):
     monkeypatch.setattr("stages.serving.model.decode_image", lambda data: pytest.fail("something was decoded"))
     image = encoded(np.zeros((50, 40, 3), np.uint8))
     cells = {

@@ -1,4 +1,4 @@
-"""What is let through to a served model: the documented forms, within the limits, and nothing else."""
+"""Requests that reach a served model: the documented forms, within the limits, and nothing else."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_everything_else_is_refused_by_name(document: object, words: str) -> Non
 @pytest.mark.parametrize(
     "raw", [b"", b"{", b"\xff\xfe\x00", b"NaN", b'{"a": Infinity}', b"[" * 50_000, b"9" * 5000, b"[]," * 9_000_000]
 )
-def test_what_is_no_json_is_refused_without_being_repeated(raw: bytes) -> None:
+def test_invalid_json_is_refused_without_being_repeated(raw: bytes) -> None:
     assert len(refusal(None, raw=raw)) < 500
 
 
@@ -147,7 +147,7 @@ def test_no_bytes_are_anything_but_taken_or_refused(raw: bytes) -> None:
 
 
 class Reached:
-    """Stands for MLflow's application: keeps what it is sent, and answers 200, or what it is told to."""
+    """Fake of MLflow's application: keeps the bodies it gets, and answers 200 or the given status."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -243,7 +243,7 @@ def test_mlflows_own_refusals_keep_the_reason_alone(app: Reached, status: int, a
     assert b"Traceback" not in said["body"] and int(said["content-length"]) == len(said["body"])
 
 
-def test_a_reason_that_no_encoding_can_write_is_told_all_the_same(app: Reached) -> None:
+def test_a_reason_that_cannot_be_encoded_is_still_reported(app: Reached) -> None:
     app.status, app.answer = 400, b'{"error_code": "X", "message": "\\ud800 is wrong"}'
     answer = ask(RequestLimits(app), [json.dumps(SPLIT).encode()], **KIND)
     assert json.loads(answer["body"])["message"] == "? is wrong"
@@ -262,7 +262,7 @@ def test_a_server_with_too_much_to_do_says_so(app: Reached, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("value", ["", "0", "-1", "many"])
-def test_a_limit_that_is_none_is_named(app: Reached, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_limit_is_named(app: Reached, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("YOLOV7_SERVE_MAX_IMAGES", value)
     with pytest.raises(ValueError, match="YOLOV7_SERVE_MAX_IMAGES: a whole number above 0"):
         RequestLimits(app)

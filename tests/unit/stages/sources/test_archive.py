@@ -1,4 +1,4 @@
-"""Archives from elsewhere: what is sound is unpacked; what leads out, links, nests or explodes is refused by name."""
+"""Untrusted archives: sound ones are unpacked; members that lead out, link, nest or explode are refused by name."""
 
 import gzip
 import io
@@ -207,7 +207,7 @@ def test_a_header_of_a_tar_as_long_as_it_says_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("make", [zipped, tarred, lambda path, members: tarred(path, members, "w")])
-def test_a_damaged_archive_is_told_in_words(tmp_path, make):
+def test_a_damaged_archive_is_reported_in_words(tmp_path, make):
     content = make(tmp_path / "a", FILES).read_bytes()
     for number, broken in enumerate(
         [content[: len(content) // 2], content[:300], content[:200] + b"x" * 90 + content[290:]]
@@ -218,7 +218,7 @@ def test_a_damaged_archive_is_told_in_words(tmp_path, make):
         assert not (tmp_path / f"out{number}").exists()
 
 
-def test_what_is_no_archive_is_refused(tmp_path):
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path):
     for number, content in enumerate(
         [b"", b"PK", b"<html>not found</html>", gzip.compress(b"{}"), gzip.compress(b"{}" * 999)]
     ):

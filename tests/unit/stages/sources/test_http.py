@@ -42,7 +42,7 @@ def bring(server: Server, folder: Path, name: str = "/a.zip", **more) -> Path:
     return fetch(Download(server.url + name, **more), folder, pause=lambda seconds: None)
 
 
-def test_a_file_arrives_with_a_note_of_what_it_is(server, tmp_path):
+def test_a_file_arrives_with_a_note_of_its_origin(server, tmp_path):
     server.files["/dir/a%20b.zip"] = Served(CONTENT)
     path = bring(server, tmp_path, "/dir/a%20b.zip?token=secret")
     assert path.read_bytes() == CONTENT and path.name == "a_b.zip"
@@ -52,7 +52,7 @@ def test_a_file_arrives_with_a_note_of_what_it_is(server, tmp_path):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a_b.zip", "a_b.zip.json"]
 
 
-def test_cut_connections_are_taken_up_where_they_broke(server, tmp_path):
+def test_downloads_resume_after_cut_connections(server, tmp_path):
     server.files["/a.zip"] = Served(CONTENT, cuts=[100_000, 0, 50_000, 1])
     assert bring(server, tmp_path).read_bytes() == CONTENT
     assert server.sent() == [
@@ -64,7 +64,7 @@ def test_cut_connections_are_taken_up_where_they_broke(server, tmp_path):
     ]
 
 
-def test_any_number_of_cuts_is_borne_while_bytes_arrive(server, tmp_path):
+def test_any_number_of_cuts_is_tolerated_while_bytes_arrive(server, tmp_path):
     server.files["/a.zip"] = Served(CONTENT, cuts=[10_000] * 25)
     assert bring(server, tmp_path, sha256=SHA).read_bytes() == CONTENT
 
@@ -110,12 +110,12 @@ def test_a_kill_after_the_last_byte_costs_nothing(server, tmp_path):
     assert server.sent()[-1] == (f"bytes={len(CONTENT)}-", 416)
 
 
-def test_what_is_here_is_asked_about_but_not_fetched_again(server, tmp_path):
+def test_an_existing_file_is_checked_but_not_fetched_again(server, tmp_path):
     server.files["/a.zip"] = Served(CONTENT)
     bring(server, tmp_path)
     bring(server, tmp_path)
     assert server.sent() == [(None, 200), (None, 304)]
-    bring(server, tmp_path, sha256=SHA)  # known by its checksum: nobody is asked
+    bring(server, tmp_path, sha256=SHA)  # known by its checksum: no request
     assert len(server.requests) == 2
     server.files["/a.zip"] = Served(CONTENT[:10], etag='"two"')
     assert bring(server, tmp_path).read_bytes() == CONTENT[:10]
@@ -131,7 +131,7 @@ def test_a_busy_server_is_asked_again(server, tmp_path, status):
     ("status", "words"),
     [(404, "no such file"), (410, "no such file"), (401, "refuses access"), (403, "DATA_HTTP_TOKEN"), (418, "418")],
 )
-def test_a_refusal_is_told_at_once(server, tmp_path, status, words):
+def test_a_refusal_is_reported_at_once(server, tmp_path, status, words):
     server.files["/a.zip"] = Served(CONTENT, statuses=[status] * 9)
     with pytest.raises(DataError, match=words):
         bring(server, tmp_path, "/a.zip?token=secret")
@@ -145,7 +145,7 @@ def test_another_size_is_refused_before_the_first_byte(server, tmp_path):
     assert not (tmp_path / "a.zip.part").exists()
 
 
-def test_a_stated_length_that_never_comes_is_no_whole_file(server, tmp_path):
+def test_a_file_shorter_than_its_stated_length_is_incomplete(server, tmp_path):
     server.files["/a.zip"] = Served(CONTENT, length=len(CONTENT) + 9, ranges=False)
     with pytest.raises(DataError, match="stopped after"):
         bring(server, tmp_path)
@@ -174,7 +174,7 @@ def test_too_little_space_is_found_before_the_first_byte(server, tmp_path, monke
     assert not part.exists() or part.stat().st_size == 0 or not stated
 
 
-def test_no_server_is_told_in_words(tmp_path):
+def test_an_unreachable_server_is_reported_in_words(tmp_path):
     with serving() as state:
         url = state.url
     with pytest.raises(DataError, match=r"connection failed .*stopped after 6 attempts"):
@@ -232,7 +232,7 @@ def test_an_archive_is_ingested_and_says_where_it_came_from(server, packed, tmp_
     assert len(server.requests) == before
 
 
-def test_a_killed_ingest_goes_on_with_what_was_fetched(server, packed, tmp_path, monkeypatch):
+def test_a_killed_ingest_resumes_with_the_fetched_files(server, packed, tmp_path, monkeypatch):
     server.files["/set.zip"] = Served(packed, cuts=[1000])
     arrived = threading.Event()
 
@@ -253,7 +253,7 @@ def test_a_killed_ingest_goes_on_with_what_was_fetched(server, packed, tmp_path,
     assert server.sent()[-1] == ("bytes=1000-", 206) and (tmp_path / "out/dataset.json").is_file()
 
 
-def test_what_was_unpacked_stays_while_the_rest_fails(server, packed, tmp_path, monkeypatch):
+def test_unpacked_files_stay_if_the_rest_fails(server, packed, tmp_path, monkeypatch):
     server.files["/set.zip"] = Served(packed)
     data = http_data(f"{server.url}/set.zip")
     wrong = data.model_copy(
@@ -318,6 +318,6 @@ def test_coco2017_asks_for_all_the_space_before_the_first_byte(server, tmp_path,
         ({"source": "coco2017", "coco2017": {"url": "http://[::1"}}, "not an address"),
     ],
 )
-def test_addresses_that_are_none_are_refused(tmp_path, values, words):
+def test_invalid_addresses_are_refused(tmp_path, values, words):
     with pytest.raises(ConfigError, match=words):
         ingest(Data.model_validate(values), tmp_path / "out", tmp_path / "downloads")

@@ -256,7 +256,7 @@ def test_all_and_given_splits_exclude_each_other(voc, tmp_path):
         ingest(voc_data(voc, all={"images": "JPEGImages", "annotations": "Annotations"}), tmp_path / "out")
 
 
-def test_what_was_ingested_is_written_as_yolo_and_voc_and_comes_in_again(yolo, tmp_path):
+def test_ingested_data_is_written_as_yolo_and_voc_and_ingested_again(yolo, tmp_path):
     ingest(yolo_data(yolo), tmp_path / "out")
     for split in ("train", "val"):
         coco, images = records(tmp_path / "out", split), tmp_path / "out" / split / "images"

@@ -1,4 +1,4 @@
-"""What a finished training leaves in `models/V/train`, whatever its loss is made of."""
+"""Outputs of a finished training in `models/V/train`, whatever the parts of its loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many processes train, and when each of them stops: the environment, signals, a parent that is gone."""
+"""Number of training processes, and reasons for each to stop: the environment, signals, a parent that is gone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_one_process_starts_no_other(launches, monkeypatch):
     assert launches == []
 
 
-def test_the_environment_says_how_many_and_their_status_is_that_of_the_stage(launches, monkeypatch):
+def test_the_environment_sets_the_number_and_the_stage_returns_their_status(launches, monkeypatch):
     for name, value in {"PROCESSES": "2", "NODES": "3", "RENDEZVOUS": "10.0.0.1:29400", "RESTARTS": "5"}.items():
         monkeypatch.setenv(f"YOLOV7_{name}", value)
     assert start_processes(COMMAND, batch_size=12) == 75
@@ -55,7 +55,7 @@ def test_the_environment_says_how_many_and_their_status_is_that_of_the_stage(lau
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", ""])
-def test_a_number_of_processes_that_cannot_be_is_refused(launches, monkeypatch, value):
+def test_an_impossible_number_of_processes_is_refused(launches, monkeypatch, value):
     monkeypatch.setenv("YOLOV7_PROCESSES", value)
     with pytest.raises(ConfigError, match=f"YOLOV7_PROCESSES: a number from 1 on is expected, got {value!r}"):
         start_processes(COMMAND, batch_size=4)

@@ -47,7 +47,7 @@ def listed(store: Folder) -> dict:
     return json.loads((Path(store.address) / NEWEST).read_text())
 
 
-def test_another_machine_goes_on_from_the_newest_copy(store, tmp_path):
+def test_another_machine_resumes_from_the_newest_copy(store, tmp_path):
     first = Machine(tmp_path / "a", store)
     (first.folder / "best.safetensors").write_bytes(b"best")
     (first.folder / "epoch-0-batch-0-labels.jpg").write_bytes(b"picture")
@@ -70,7 +70,7 @@ def test_another_machine_goes_on_from_the_newest_copy(store, tmp_path):
     assert {path.name for path in Path(store.address).iterdir()} == names
 
 
-def test_what_is_here_stays_where_it_is_newer_or_where_the_remote_is_older(store, tmp_path):
+def test_a_local_state_that_is_newer_than_the_remote_stays(store, tmp_path):
     first, second = Machine(tmp_path / "a", store), Machine(tmp_path / "b", store)
     first.save(5)
     first.settle()
@@ -100,7 +100,7 @@ def test_a_copy_is_due_after_a_while_and_at_the_end(store, tmp_path):
 
 
 class Failing(Folder):
-    """Fails the next puts as told, and then works."""
+    """Raises the given errors on the next puts, and then works."""
 
     def __init__(self, address: str, *failures: StoreError):
         super().__init__(address)
@@ -113,7 +113,7 @@ class Failing(Folder):
         super().put(source, name)
 
 
-def test_what_may_pass_is_tried_again_and_what_is_refused_is_not(store, tmp_path, caplog):
+def test_transient_failures_are_retried_and_refusals_are_not(store, tmp_path, caplog):
     caplog.set_level("INFO")
     away = StoreError("no answer", lasting=False)
     remote = Failing(store.address, away, away)
@@ -171,7 +171,7 @@ def test_a_copy_that_was_cut_off_or_damaged_is_not_taken(store, tmp_path, caplog
     assert not Machine(tmp_path / "d", store).remote.bring()
 
 
-def test_who_could_not_ask_at_the_start_does_not_replace_what_is_newer(store, tmp_path):
+def test_a_run_that_never_saw_the_remote_does_not_replace_a_newer_state(store, tmp_path):
     first, second = Machine(tmp_path / "a", store), Machine(tmp_path / "b", store)
     first.save(9)
     first.settle()
@@ -184,7 +184,7 @@ def test_who_could_not_ask_at_the_start_does_not_replace_what_is_newer(store, tm
     assert listed(store)["iteration"] == 3, "a start afresh does"
 
 
-def test_where_copies_go_is_said_by_params_or_by_the_environment(tmp_path, monkeypatch):
+def test_the_destination_of_copies_comes_from_params_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(SWITCH, raising=False)
     at = (tmp_path / "v" / KEY, tmp_path / "j.jsonl")
     assert state_remote(Flow(), *at) is None

@@ -157,7 +157,7 @@ def test_visible_extents_equal_those_of_clipped_polygons(seed, augment):
                     parts.append(clip_to_rectangle(transform_points(part, matrix), 0, 0, SIZE, SIZE))
         points = np.concatenate([np.zeros((0, 2)), *parts])
         expected = np.array([*points.min(0), *points.max(0)]) if len(points) else np.zeros(4)
-        if (expected[2:] - expected[:2] < 1e-6).any():  # touching is no more than nothing
+        if (expected[2:] - expected[:2] < 1e-6).any():  # boxes that only touch do not overlap
             assert (found[number, 2:] - found[number, :2] < 1e-5).any()
         else:
             np.testing.assert_allclose(found[number], expected, atol=1e-5)

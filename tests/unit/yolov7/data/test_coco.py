@@ -97,7 +97,7 @@ def test_empty_lists_survive(tmp_path):
         (b'{"images": [{"id": ' + b"9" * 5000 + b"}]}", "64 bits"),
     ],
 )
-def test_what_is_no_annotation_file_is_refused(tmp_path, content, words):
+def test_a_file_that_is_not_an_annotation_file_is_refused(tmp_path, content, words):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match=words) as caught:

@@ -156,7 +156,7 @@ double.close()
 """
 
 
-def test_workers_that_die_of_what_another_library_does_at_the_end_are_no_error():
+def test_workers_killed_by_an_exit_handler_of_another_library_are_not_an_error():
     done = subprocess.run([sys.executable, "-c", FOREIGN_HOOK], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout.split("\n")) == (0, ["[0, 2, 4, 6, 8]", "[14]", ""]), done.stderr
 
@@ -302,7 +302,7 @@ def test_a_cache_that_does_not_fit_holds_the_first_images(caplog):
     assert "4 of 6 images fit" in caplog.text and "broken" in caplog.text
 
 
-def test_a_cache_on_disk_is_made_once_whole_and_anew_for_other_images(fragile, tmp_path, monkeypatch):
+def test_a_cache_on_disk_is_built_once_and_rebuilt_for_other_images(fragile, tmp_path, monkeypatch):
     reads = []
     original = TrainDataset._read
     monkeypatch.setattr(TrainDataset, "_read", lambda self, i: reads.append(i) or original(self, i))
@@ -451,7 +451,7 @@ class Held:
     empty: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 6))
 
 
-def test_results_that_find_no_room_in_shared_memory_end_the_work_instead_of_being_waited_for():
+def test_full_shared_memory_ends_the_work_instead_of_hanging_it():
     def large(key):
         limit = 2**16 if key else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))  # counts there too

@@ -42,7 +42,7 @@ def test_pixels_may_be_edges_or_numbers_from_one(tmp_path):
     assert one["bbox"] == [10, 20, 20, 40.5] and one["area"] == 810
 
 
-def test_marks_of_an_object_are_kept_and_its_parts_are_no_objects(tmp_path):
+def test_marks_of_an_object_are_kept_and_its_parts_are_not_objects(tmp_path):
     marked = (
         f"<object><part><name>head</name>{BOX}</part><name>dog</name><pose>Left</pose><truncated>1</truncated>"
         f"<difficult>1</difficult>{BOX}</object>"
@@ -66,7 +66,7 @@ def test_polygons_are_kept_and_give_the_box_where_there_is_none(tmp_path, polygo
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
-def test_a_size_that_is_absent_or_zero_is_none(tmp_path, size):
+def test_a_size_that_is_absent_or_zero_counts_as_missing(tmp_path, size):
     assert read_voc_file(write(tmp_path, document(OBJECT, size=size))).size is None
 
 
@@ -115,7 +115,7 @@ def test_a_document_type_is_refused_before_any_entity_is_read(tmp_path, content)
         (document("<object><name>a</name><polygon><x1>1</x1><z/></polygon></object>"), "<y1> is missing"),
     ],
 )  # fmt: skip
-def test_what_is_no_annotation_is_refused_by_name(tmp_path, content, words):
+def test_a_file_that_is_not_an_annotation_is_refused_by_name(tmp_path, content, words):
     with pytest.raises(DataError, match=words) as caught:
         read_voc_file(write(tmp_path, content))
     assert str(tmp_path / "a.xml") in str(caught.value) and "\n" not in str(caught.value)

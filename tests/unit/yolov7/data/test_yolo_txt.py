@@ -103,14 +103,14 @@ def test_all_bad_rows_are_counted_and_the_first_few_listed(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"\xff\xfe0", "not UTF-8"), (b"0 " * 9_000_000, "larger than 16 MiB")])
-def test_files_that_are_no_label_files_are_refused(tmp_path, content, words):
+def test_files_that_are_not_label_files_are_refused(tmp_path, content, words):
     with pytest.raises(DataError, match=words):
         read(tmp_path, content)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.binary(max_size=60), st.text(alphabet="01.-e \n\tn9_", max_size=60).map(str.encode)))
-def test_whatever_a_label_file_holds_only_our_own_error_comes_of_it(tmp_path_factory, content):
+def test_any_label_file_raises_only_our_own_error(tmp_path_factory, content):
     try:
         coco, _ = read(tmp_path_factory.mktemp("fuzz"), content)
     except DataError as error:
@@ -195,7 +195,7 @@ def test_a_round_trip_keeps_every_box_within_half_a_pixel(tmp_path_factory, coco
             assert found["segmentation"][0] == pytest.approx(original["segmentation"][0], abs=0.05)
 
 
-def test_an_outline_that_would_not_bring_the_box_back_is_written_as_the_box(tmp_path):
+def test_an_outline_that_does_not_reproduce_the_box_is_written_as_the_box(tmp_path):
     common = {"image_id": 1, "category_id": 3, "bbox": [10.0, 10.0, 50.0, 50.0]}
     triangle = [10, 10, 60, 10, 60, 60]
     segmentations = [
@@ -247,7 +247,7 @@ def test_a_folder_that_holds_something_is_not_written_into(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["two\nlines", " blank", string.whitespace])
-def test_a_class_name_that_is_no_line_is_refused(tmp_path, name):
+def test_a_class_name_that_is_not_a_line_is_refused(tmp_path, name):
     coco = coco_of([])
     coco.categories[0]["name"] = name
     with pytest.raises(DataError, match="cannot be a line"):

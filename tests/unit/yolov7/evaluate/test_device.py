@@ -1,4 +1,4 @@
-"""Where the stage evaluates: PyTorch's files on the device that the environment names, exported ones on the CPU."""
+"""The device of an evaluation: PyTorch's files on the one that the environment names, exported ones on the CPU."""
 
 from __future__ import annotations
 

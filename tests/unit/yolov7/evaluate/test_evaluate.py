@@ -1,4 +1,4 @@
-"""Evaluation: settings as published, category ids mapped, wrong inputs told, curves that add up to the AP."""
+"""Evaluation: settings as published, category ids mapped, wrong inputs refused, curves that add up to the AP."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def test_all_but_the_last_convolutions_may_go_to_eight_bits(graph):
 
 
 @pytest.mark.parametrize("placement", ["onnx", "openvino"])
-def test_what_decodes_stays_in_float(graph, placement):
+def test_decoding_stays_in_float(graph, placement):
     ranges = calibrate(graph, images)
     result = quantized(graph, quantizable(graph), ranges, placement=placement)
     onnx.checker.check_model(result)
@@ -162,7 +162,7 @@ def test_the_layer_that_costs_most_goes_back_to_float_first(exporter, graph, tmp
     assert report.float_ap - report.steps[0]["AP"] > 0.1 >= report.float_ap - report.ap
 
 
-def test_where_nothing_may_be_lost_nothing_is_written(exporter, tmp_path):
+def test_an_unreachable_limit_leaves_no_file(exporter, tmp_path):
     made = exporter(max_ap_drop=-1.0)  # cannot be reached
     with pytest.raises(
         ModelError, match=r"even with the least sensitive of 6 layers alone .*raise export\.int8\.max_ap_drop"

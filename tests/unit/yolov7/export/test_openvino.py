@@ -97,7 +97,7 @@ def test_a_lone_pair_describes_itself_and_bytes_repeat(files, exported, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.bin", "again.xml"]
 
 
-def test_what_cannot_be_opened_is_told_in_one_line(files, exported, tmp_path):
+def test_files_that_cannot_be_opened_give_one_line(files, exported, tmp_path):
     for name in ("alone", "other", "damaged", "foreign", "mixed"):
         shutil.copy(files / "m.xml", tmp_path / f"{name}.xml")
         shutil.copy(files / "m.bin", tmp_path / f"{name}.bin")

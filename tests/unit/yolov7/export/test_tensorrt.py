@@ -110,7 +110,7 @@ def test_without_the_package_or_a_gpu_the_line_says_so(exported, tmp_path, monke
 
 
 @pytest.mark.parametrize("content", [b"# A readme\n", b"", b"\x08\x0a\xff\xff", "half", "foreign"])
-def test_what_is_no_onnx_file_of_this_project_is_one_line(exported, graph, tmp_path, capsys, content):
+def test_a_foreign_onnx_file_gives_one_line(exported, graph, tmp_path, capsys, content):
     file = tmp_path / "file.json"  # a suffix that onnx would read as another format
     if content == "half":
         content = (exported / "model.onnx").read_bytes()[:-2000]

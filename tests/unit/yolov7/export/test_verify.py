@@ -256,7 +256,7 @@ def test_names_in_another_order_are_caught_though_every_number_agrees(exported, 
 
 
 @pytest.mark.parametrize(("constant", "value"), [("nms/iou", 0.99), ("nms/confidence", 0.5), ("nms/max_detections", 5)])
-def test_a_suppression_that_does_otherwise_than_it_says_is_caught(exported, trained, index, tmp_path, constant, value):
+def test_a_suppression_that_contradicts_its_metadata_is_caught(exported, trained, index, tmp_path, constant, value):
     def change(graph):
         tensor = next(t for t in graph.graph.initializer if t.name == constant)
         tensor.CopyFrom(numpy_helper.from_array(np.array([value], numpy_helper.to_array(tensor).dtype), constant))
@@ -325,7 +325,7 @@ def test_agreement_counts_pairs_edges_and_strangers():
     assert result.min_iou == pytest.approx(10 / 10.1, abs=1e-5)
 
 
-def test_a_near_tie_in_the_suppression_is_no_disagreement():
+def test_a_near_tie_in_the_suppression_is_not_a_disagreement():
     # Either of two overlapping boxes of equal score may survive; which one is a matter of the last bit.
     ours = detections((0, 0, 10, 10, 0.7000001, 0))
     theirs = detections((0, 2, 10, 12, 0.7000002, 0))

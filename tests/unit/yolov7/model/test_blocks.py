@@ -373,7 +373,7 @@ def test_added_fields_stay_out_of_the_json_at_their_default():
 
 
 def test_a_plain_convolution_is_what_it_says():
-    """CBLinear: one biased 1x1, nothing else, sliced by whoever reads it."""
+    """CBLinear: one biased 1x1, nothing else, sliced by its readers."""
     module = randomised(built(Conv(6, 1, norm=False, act="none"), ONE), 1)
     x = images_of(ONE, 1)[0]
     assert torch.equal(module(x), F.conv2d(x, module.conv.weight, module.conv.bias))

@@ -1,4 +1,4 @@
-"""What holds for every variant of every family, from its record."""
+"""Properties of every variant of every family, from its record."""
 
 import json
 from dataclasses import fields, replace

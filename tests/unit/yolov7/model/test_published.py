@@ -1,4 +1,4 @@
-"""Published checkpoints: told apart, taken or refused, and never executed."""
+"""Published checkpoints: recognised, taken or refused, and never executed."""
 
 import builtins
 import io
@@ -234,7 +234,7 @@ def test_checkpoint_of_another_variant_is_named(training_file, tmp_path):
     ):
         create_model("yolov7-x", device="meta").load_official(training_file)
     assert identify(training_file) == ["yolov7-tiny", "yolov7-tiny-silu"]
-    # tiny and tiny-silu share a layout; whoever asks for one gets it
+    # tiny and tiny-silu share a layout: each can be read as either
     create_model("yolov7-tiny-silu").load_official(training_file)
 
 
@@ -418,7 +418,7 @@ def test_archives_torch_would_not_write(tmp_path):
         read_published(tmp_path / "none")
 
 
-def test_records_a_newer_torch_adds_are_no_hindrance(tmp_path):
+def test_records_added_by_a_newer_torch_are_ignored(tmp_path):
     source = io.BytesIO()
     torch.save({"model": {"w": torch.arange(3.0)}}, source)
     path = tmp_path / "newer.pt"

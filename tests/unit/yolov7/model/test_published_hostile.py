@@ -74,7 +74,7 @@ def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch):
         (b"\x80\x02c__builtin__\nbytearray\n" + number(2**31 - 1) + b"\x85R.", "refused: it asks for __builtin__.byte"),
         (b"\x80\x02ctorch\nload\n.", "refused: it asks for torch.load"),
         (b"\x80\x02cmodels_of_mine\nModel\n.", "refused: it asks for models_of_mine.Model"),
-        (b"\x80\x02}V\\u000aname\n" + tensor() + b"s.", "no name of a tensor"),
+        (b"\x80\x02}V\\u000aname\n" + tensor() + b"s.", "not the name of a tensor"),
         (b"\x80\x02}Vw\n" + tensor(shape=(1,) * 65, stride=(1,) * 65) + b"s.", "not well formed"),
         (b"\x80\x02}Vw\n" + tensor("../byteorder") + b"s.", "is missing"),
     ],
@@ -152,7 +152,7 @@ def test_damaged_archives_are_model_errors(tmp_path):
             continue
         assert "".join(values) in ("wb", "w", "b")
         read += 1
-    assert 0 < read < 300  # padding between members and unused header fields are no damage
+    assert 0 < read < 300  # changes to padding and to unused header fields do no harm
 
 
 def test_the_script_needs_nothing_but_python(training_tensor):

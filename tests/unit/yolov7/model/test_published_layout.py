@@ -71,7 +71,7 @@ def named_state(classes=3, seed=1):
     return {**tensors, "net.classes": torch.tensor(classes)}
 
 
-def test_a_file_of_another_family_is_told_apart_and_loaded(tmp_path):
+def test_a_file_of_another_family_is_recognised_and_loaded(tmp_path):
     path = saved(tmp_path / "x.pt", {"model": named_state(), "ema": None})
     assert identify(path) == ["small"]
     model = create_model(small_network(), 3, seed=2)
@@ -94,7 +94,7 @@ def test_its_outputs_stay_for_another_class_count(tmp_path):
     assert all(".predict." in name for name in report.untouched) and len(report.untouched) == 10
 
 
-def test_what_its_layout_refuses_names_the_file(tmp_path):
+def test_a_refusal_of_the_layout_names_the_file(tmp_path):
     without = {name: value for name, value in named_state().items() if name != "net.classes"}
     path = saved(tmp_path / "x.pt", without)
     with pytest.raises(ModelError, match=rf"{path}: it does not say how many classes"):

@@ -240,8 +240,8 @@ def test_class_count_below_one(classes):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 100, 64), "height 100 .* 32; 96 or 128 would do"),
-        ((1, 3, 64, 20), "width 20 .* 32; 32 would do"),
+        ((1, 3, 100, 64), "height 100 .* 32; use 96 or 128"),
+        ((1, 3, 64, 20), "width 20 .* 32; use 32"),
         ((1, 4, 64, 64), r"\(B, 3, H, W\)"),
         ((3, 64, 64), r"\(B, 3, H, W\)"),
     ],

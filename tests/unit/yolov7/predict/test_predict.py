@@ -99,7 +99,7 @@ def test_boxes_are_clipped_to_the_image(trained):
     assert found[0].boxes.tolist() == [[0, 0, 70, 30]]
 
 
-def test_what_is_not_finite_is_left_out_of_a_suppression_inside_too():
+def test_a_suppression_inside_leaves_out_boxes_that_are_not_finite_too():
     rows = np.array([[0, 1, 2, 3, 4, 0.5, 1], [0, np.nan, 2, 3, 4, 0.5, 1], [0, 1, 2, np.inf, 4, 0.5, 1]], np.float32)
     assert runtimes._detections(rows).boxes.tolist() == [[1, 2, 3, 4]]
 
@@ -120,7 +120,7 @@ def test_thresholds_default_to_those_of_the_export(exported):
         load_detector(exported / "model-nms.onnx").decoded(torch.zeros(1, 3, 96, 96, dtype=torch.uint8))
 
 
-def test_what_is_no_image_is_refused_by_its_number(exported):
+def test_a_value_that_is_not_an_image_is_refused_by_its_number(exported):
     predictor = load_detector(exported)
     good = IMAGES[0]
     for bad in (good.astype(np.float32), good[..., 0], np.zeros((0, 4, 3), np.uint8), "image.jpg", good[..., :2]):

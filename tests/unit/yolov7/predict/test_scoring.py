@@ -104,7 +104,7 @@ def test_evaluation_and_verification_read_the_score(deploy, folder, expected, tm
     assert ours == pytest.approx(theirs, abs=1e-6) and len(set(ours)) > 10
     files = (folder / "model.onnx", folder / "nms.onnx")
     assert verify(deploy, deploy, *files, index, metadata=metadata).problems == []
-    # The same numbers under another name of the score are told apart.
+    # The same numbers under another name of the score give other detections.
     problems = verify(plain, deploy, *files, index, metadata=metadata).problems
     assert "onnx: score is 'class probability', trained was 'objectness'" in problems
 

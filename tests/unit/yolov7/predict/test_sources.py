@@ -1,4 +1,4 @@
-"""Sources: what is there is read in order, what is not is told in one line, a bad image does not stop the others."""
+"""Sources: images are read in order, a missing source gives one line, a bad image does not stop the others."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_video_that_is_cut_gives_its_frames_and_says_so(video, tmp_path):
     assert [next(frames).name, next(frames).name] == ["cut.avi/000000.jpg", "cut.avi/000001.jpg"]
 
 
-def test_a_live_picture_that_stops_is_no_success(tmp_path):
+def test_a_live_stream_that_stops_is_an_error(tmp_path):
     video = cv2.VideoWriter(str(tmp_path / "live.ts"), cv2.VideoWriter_fourcc(*"MPG2"), 25, (64, 64))
     assert video.isOpened()
     for value in range(10):
@@ -134,7 +134,7 @@ def test_a_live_picture_that_stops_is_no_success(tmp_path):
         ("99", "no such camera"),
     ],
 )
-def test_what_is_not_there_is_told_in_one_line(tmp_path, monkeypatch, source, message):
+def test_a_missing_source_gives_one_line(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.mp4").write_bytes(b"no video at all")
@@ -160,12 +160,12 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path, monkeypatch, source, me
         ("rtsp://[::1]:554/a%20b", "rtsp://[::1]:554/a%20b", "a_20b"),
     ],
 )
-def test_an_address_tells_no_secret_and_leads_nowhere(address, told, stem):
+def test_an_address_reveals_no_secret_and_leads_nowhere(address, told, stem):
     source = open_source(address)
     assert (source.name, source.stem, source.video) == (told, stem, address)
 
 
-def test_no_error_of_a_stream_tells_its_password():
+def test_no_error_of_a_stream_reveals_its_password():
     with pytest.raises(DataError, match=r"^rtsp://127\.0\.0\.1:9/live: the stream does not answer") as caught:
         list(open_source("rtsp://user:secret@127.0.0.1:9/live?key=secret").frames())
     assert "secret" not in str(caught.value)

@@ -88,7 +88,7 @@ def test_pieces_are_the_cut_boxes_inside_larger_ones_however_many_there_are():
     assert 0 < found.sum() < 900
 
 
-def test_an_image_of_one_tile_is_predicted_as_ever(predictor):
+def test_an_image_of_one_tile_is_predicted_without_tiling(predictor):
     image = painted((60, 90), [(10, 10, 30, 30)])
     (plain,), (tiled,) = predictor.predict(image), TiledPredictor(predictor, 0.2).predict(image)
     assert torch.equal(plain.boxes, tiled.boxes) and len(tiled) == 1
@@ -108,6 +108,6 @@ def test_tiles_cover_the_image_overlap_enough_and_stay_inside(size, tile, overla
         assert (steps <= tile[axis] * (1 - overlap) + 1).all()
 
 
-def test_an_overlap_that_cannot_be_is_refused(predictor):
+def test_an_impossible_overlap_is_refused(predictor):
     with pytest.raises(ConfigError, match=r"from 0 to 0\.9, got 1"):
         TiledPredictor(predictor, 1.0)

@@ -49,7 +49,7 @@ def test_the_page_tells_what_was_measured_and_what_was_published():
     assert page.count("<svg") == 6 and page.count('class="sorts"') == 3
 
 
-def test_nothing_published_is_said_so():
+def test_a_page_without_published_figures_says_so():
     page = render_comparison({}, [compared("one")], [])
     assert page.count("Nothing to show") == 3
 

@@ -1,4 +1,4 @@
-"""What the report tells: kinds of mistakes, intervals, calibration, parts of the data; and the page itself."""
+"""Figures of the report: kinds of mistakes, intervals, calibration, parts of the data; and the page itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def found(image, category, box, score):
     return {"image_id": 70 + image, "category_id": category, "bbox": list(map(float, box)), "score": score}
 
 
-def test_every_kind_of_mistake_is_told_from_the_others(tmp_path):
+def test_every_kind_of_mistake_is_recognised(tmp_path):
     index = scene(
         tmp_path,
         [
@@ -93,7 +93,7 @@ def random_results(seed, images=12, *, ties=True):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6))
 def test_weights_of_one_give_the_tools_ap_and_a_weight_is_a_number_of_copies(tmp_path_factory, seed):
-    # Ties would stand in another order among the copies.
+    # Ties would be in another order among the copies.
     truths, results = random_results(seed, images=4, ties=False)
     folder = tmp_path_factory.mktemp("scene")
     index = scene(folder, truths, images=4)

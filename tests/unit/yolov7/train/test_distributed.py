@@ -52,14 +52,14 @@ def told(scenario: str, folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def two(folder, statuses) -> list[dict]:
-    """What two processes have to tell."""
+    """Results of two processes."""
     assert statuses[0] == [0, 0]
     return told("everything", folder)
 
 
 @pytest.fixture(scope="module")
 def one(folder) -> dict:
-    """What one process has to tell of the same training."""
+    """Result of one process in the same training."""
     return train(folder, folder / "alone", Processes())
 
 
@@ -105,7 +105,7 @@ def test_without_synchronised_norms_the_statistics_are_those_of_all_images(folde
     assert not same(trained, weights(folder / "rank-0/synchronized"))
 
 
-def test_a_stop_asked_of_one_is_met_by_all_and_resumed_to_the_last_bit(folder, two):
+def test_a_stop_requested_of_one_process_stops_all_and_resumes_bit_for_bit(folder, two):
     first, second = ([process["resumed"][part] for process in two] for part in ("first", "second"))
     # In the middle of an accumulation window.
     assert [part["iteration"] for part in first] == [3, 3]
@@ -190,7 +190,7 @@ def test_alone_nothing_of_torch_distributed_is_started(monkeypatch):
 
 @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((0, 75), 75), ((2, None), 2), ((1, None), 1)])
 def test_exit_statuses_come_through(codes, expected):
-    # None: a process that would go on, and is ended because the other one has failed.
+    # None: a process that would continue, and is ended because the other one has failed.
     program = f"import os, sys, time; code = {codes}[int(os.environ['RANK'])]; code is None and time.sleep(300)"
     assert launch(["-c", f"{program}; sys.exit(code)"], processes=2) == expected
 
@@ -209,7 +209,7 @@ with join_processes(torch.device("cpu")) as processes:
     assert launch(["-c", program], processes=2, restarts=1) == 0
 
 
-def test_on_two_machines_too_whatever_each_counts_as_its_restarts(tmp_path):
+def test_two_machines_may_count_different_numbers_of_restarts(tmp_path):
     """Torch counts restarts for each machine, and not those that another one asked for: 0 here may be 1 there."""
     program = f"""
 import os, pathlib, signal, torch

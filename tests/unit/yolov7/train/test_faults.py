@@ -1,4 +1,4 @@
-"""What goes wrong in long runs: images that vanish, no memory, no disk, kills, changed parameters. And exact resume."""
+"""Faults of long runs: images that vanish, no memory, no disk, kills, changed parameters. And exact resume."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_images_that_vanish_or_break_in_mid_run_are_left_out_counted_and_named(b
     assert any("3.png" in line and "truncated" in line for line in lines)
 
 
-def test_too_many_broken_images_stop_the_run_which_goes_on_when_they_are_back(breaking, tmp_path):
+def test_too_many_broken_images_stop_the_run_which_resumes_when_they_are_back(breaking, tmp_path):
     data, watcher = breaking
     params = parameters(max_bad_images=0, checkpoint_minutes=0.0)
     with pytest.raises(TrainingError, match=r"could not be read in epoch [12] \(train\.max_bad_images: 0\).*[03]\.png"):
@@ -173,7 +173,7 @@ def test_libraries_of_the_device_run_out_of_memory_too(text):
     assert is_out_of_memory(RuntimeError(text))
 
 
-def test_a_loader_process_that_is_killed_ends_the_training_with_a_word(index, tmp_path, monkeypatch):
+def test_a_killed_loader_process_ends_the_training_with_a_message(index, tmp_path, monkeypatch):
     def killed(self, key):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -201,7 +201,7 @@ def test_a_stage_whose_loader_process_was_killed_may_be_started_again(monkeypatc
     assert capsys.readouterr().err == "error: a process that loads data died\n"
 
 
-def test_other_errors_of_the_device_are_not_taken_for_lack_of_memory(index, tmp_path):
+def test_other_device_errors_are_not_taken_for_out_of_memory(index, tmp_path):
     run = trainer(index, tmp_path, parameters())
 
     def broken(images):
@@ -231,7 +231,7 @@ def state(value: float, size: int = 3) -> TrainingState:
     return TrainingState({"model.a": torch.full((size,), value)}, {"position": {"epoch": value, "finished": False}})
 
 
-def test_a_state_that_the_system_does_not_take_leaves_the_one_before(tmp_path):
+def test_a_state_that_cannot_be_written_leaves_the_previous_one(tmp_path):
     folder = StateFolder(tmp_path, {})
     folder.save(state(1), 1)
     with (
@@ -243,7 +243,7 @@ def test_a_state_that_the_system_does_not_take_leaves_the_one_before(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["state-000000001.safetensors"]
 
 
-def test_weights_that_the_system_does_not_take_leave_the_ones_before(tmp_path):
+def test_weights_that_cannot_be_written_leave_the_previous_ones(tmp_path):
     model, path = small_detector(), tmp_path / "best.safetensors"
     save_checkpoint(path, model, metadata_of(model, run="old"))
     with (
@@ -265,7 +265,7 @@ def test_weights_that_the_system_does_not_take_leave_the_ones_before(tmp_path):
         (OSError(13, "Permission denied"), "Permission denied"),
     ],
 )
-def test_what_keeps_a_file_from_being_written_is_told_apart(error, says):
+def test_causes_of_a_failed_write_give_different_errors(error, says):
     assert says in why_not_written(error, 5 * 2**20)
 
 
@@ -293,7 +293,7 @@ def test_a_kill_inside_a_save_leaves_the_state_before(tmp_path, monkeypatch):
 
 
 def in_pieces(index: Index, folder: Path, params, batches: int, **more):
-    """Stop after every `batches` batches and begin anew with a new trainer; returns outcome, trainer and pieces."""
+    """Stop after every `batches` batches and resume with a new trainer; returns outcome, trainer and pieces."""
     for piece in range(1, 100):
         goal = max(newest_iteration(folder), 0) + batches
         run = trainer(index, folder, params, **more)
@@ -400,7 +400,7 @@ def test_an_evaluation_that_fails_costs_nothing_of_its_epoch(index, tmp_path, mo
     assert same_outcome(trainer(index, tmp_path / "run", params).fit(), whole)
 
 
-def test_patience_counts_on_across_a_stop(index, tmp_path, monkeypatch):
+def test_patience_keeps_counting_across_a_stop(index, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Trainer, "_evaluate", lambda self: dict.fromkeys(("AP", "AP50", "AP75"), 0.5 - self.position.epoch)
     )
@@ -453,7 +453,7 @@ def test_a_training_stopped_before_variants_had_recipes_is_explained_and_resumes
     assert identity_with({"preset": "p5"}, recipe_of("yolov7-tiny")) == before
 
 
-def test_a_training_that_ended_under_other_code_is_not_handed_out_again(tmp_path, caplog):
+def test_a_training_finished_under_other_code_is_not_reused(tmp_path, caplog):
     def prepare(states: StateFolder) -> bool:
         return TrainingRun("v", Train(), {}, states, None, "experiment").prepare(fresh=False)
 

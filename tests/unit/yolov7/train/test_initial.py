@@ -1,4 +1,4 @@
-"""What a training starts from: anchors that fit the data as far as that is wanted, and weights of another training."""
+"""The start of a training: anchors kept, scaled or fitted to the data, and weights of another training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer as a whole, on a few embedded images: it learns, it stops when told, it refuses what cannot work."""
+"""The trainer as a whole, on a few embedded images: it learns, stops on request, and refuses what cannot work."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def trainer(index: Index, folder: Path, params: Train, model: Detector | None = 
 
 @pytest.mark.slow
 def test_eight_images_are_learned_by_heart(tmp_path):
-    """What is learned can be detected again, at high overlap, after the checkpoint has gone to disk and back."""
+    """The learnt objects are detected, at high overlap, after the checkpoint has gone to disk and back."""
     digits = Digits(
         image_size=64, train_images=8, val_images=1, test_images=1, digits_per_image=(1, 1), digit_size=(0.4, 0.7)
     )

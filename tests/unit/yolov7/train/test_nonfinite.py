@@ -95,7 +95,7 @@ def test_statistics_that_overflowed_are_those_of_the_average_again(folder, tmp_p
     assert outcome.history[0]["val/AP"] > 0
 
 
-def test_an_overflowing_gradient_halves_the_loss_scale_and_starts_its_count_anew(folder, tmp_path):
+def test_an_overflowing_gradient_halves_the_loss_scale_and_restarts_its_count(folder, tmp_path):
     scaled = run(folder, tmp_path)
     scaled.learner.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
     seen = []
@@ -127,9 +127,7 @@ def test_every_image_of_a_window_that_was_lost_is_named(folder, tmp_path, caplog
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3])
-def test_gradients_are_measured_tensor_by_tensor_where_the_device_knows_no_other_way(
-    folder, tmp_path, monkeypatch, clip
-):
+def test_gradients_are_measured_tensor_by_tensor_on_devices_without_foreach(folder, tmp_path, monkeypatch, clip):
     measuring = run(folder, tmp_path, optimizer={"gradient_clip": clip})
     for parameter in measuring.model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -34,7 +34,7 @@ def index(tmp_path_factory):
 
 
 def figures(*values):
-    """Stands in for the evaluation of a trainer: the AP of one epoch after the other."""
+    """Replaces the evaluation of a trainer by given APs, one per epoch."""
 
     def evaluate(self):
         return dict.fromkeys(("AP", "AP50", "AP75"), values[self.position.epoch])
@@ -51,7 +51,7 @@ def test_the_best_weights_are_kept_and_the_last_ones_beside_them(index, tmp_path
     assert not same_weights(outcome.best, outcome.last)
 
 
-def test_without_a_single_object_to_find_there_are_best_weights_all_the_same(index, tmp_path, monkeypatch):
+def test_best_weights_exist_even_without_a_single_object(index, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_evaluate", figures(-1.0, -1.0, -1.0))
     outcome = trainer(index, tmp_path, parameters()).fit()
     assert outcome.best.is_file() and outcome.best_epoch == 0

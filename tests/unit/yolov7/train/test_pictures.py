@@ -1,4 +1,4 @@
-"""What a person sees of a training: who learns what, as pictures, and what came of it."""
+"""Output of a training for people: pictures of the assignment, and the summary."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def panels(path, columns: int) -> list[list[np.ndarray]]:
 
 
 def is_filled(panel: np.ndarray, column: float, row: float, stride: int, color: tuple[int, int, int]) -> bool:
-    """Whether the panel has nearly `color` at a place given in cells."""
+    """True if the panel has nearly `color` at a place given in cells."""
     y, x = int(row * stride * SCALE), int(column * stride * SCALE)
     return bool(np.abs(panel[y, x] - color).max() < 60)
 
@@ -83,7 +83,7 @@ def test_cells_of_a_level_without_anchors_are_filled_whole(tmp_path):
     assert is_filled(first, 2.25, 1.5, 8, class_color(0)) and is_filled(first, 2.75, 1.5, 8, class_color(0))
 
 
-def test_the_start_of_a_training_is_told_in_one_line():
+def test_the_start_of_a_training_is_logged_in_one_line():
     text = io.StringIO()
     report = StartReport(
         variant="small", training_images=6, validation_images=2, classes=3, epochs=4, batch_size=2, image_size=96,
@@ -148,7 +148,7 @@ def outcome(tmp_path) -> Outcome:
     )
 
 
-def test_the_summary_says_what_came_of_it(outcome, tmp_path):
+def test_the_summary_reports_the_outcome(outcome, tmp_path):
     lines = dict(facts(outcome, epochs=4, device="cpu", peak_memory_gib=1.25, folder=tmp_path))
     assert lines["best epoch"] == "1 of 2, stopped early of 4"
     assert lines["validation"] == "AP 0.400, AP50 0.700, AP75 0.300"
