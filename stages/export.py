@@ -48,8 +48,6 @@ def main(params: Params, args: argparse.Namespace) -> None:
     trained_folder, out = model_dir(variant) / "train", model_dir(variant) / "export"
     network = params.network_for(variant)
     trained, metadata = load_checkpoint(trained_folder / "best.safetensors", network=network)
-    document = dataset_document()
-    run = read_json(trained_folder / "run.json", f"dvc repro train@{variant}")
     index = open_index("val")
     description = export_folder(
         trained,
@@ -62,14 +60,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         max_detections=settings.max_detections,
         formats=settings.formats,
         int8=lambda graph, float_model: int8_exporter(graph, float_model, index, settings),
-        extra={
-            "licence": "Apache-2.0 (code); the weights are under the terms of the data they were trained on",
-            "data_sha256": document["sha256"],
-            "data_dvc": dvc_hash("data/ingested"),
-            "git_revision": git_revision(),
-            "run_id": delivered(run)["run_id"],
-            "training": run["fingerprint"],
-        },
+        extra=_origin(trained_folder, variant),
     )
     report = verify(
         trained,
@@ -83,17 +74,35 @@ def main(params: Params, args: argparse.Namespace) -> None:
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )
-    description["figures"] = figures(report)
-    write_json(out / VERIFICATION, report.to_dict())
-    write_json(out / FIGURES, headline(report))
-    write_text(out / MODEL_CARD, model_card(description, report.to_dict(), read_json(out / FORMATS_FILE, "dvc repro")))
-    description["files"] |= listed(out, [VERIFICATION, FIGURES, MODEL_CARD])
-    write_json(out / DESCRIPTION, description)  # last: the manifest of all the others
+    _write_records(out, description, report)
     for line in summary(report):
         log.info("%s", line)
     if not report.passed:
         problems = "; ".join(report.problems)
         raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see {VERIFICATION}")
+
+
+def _origin(trained: Path, variant: str) -> dict[str, Any]:
+    """Code, data and run that the model comes from, for `model.json`."""
+    run = read_json(trained / "run.json", f"dvc repro train@{variant}")
+    return {
+        "licence": "Apache-2.0 (code); the weights are under the terms of the data they were trained on",
+        "data_sha256": dataset_document()["sha256"],
+        "data_dvc": dvc_hash("data/ingested"),
+        "git_revision": git_revision(),
+        "run_id": delivered(run)["run_id"],
+        "training": run["fingerprint"],
+    }
+
+
+def _write_records(out: Path, description: dict[str, Any], report: VerifyReport) -> None:
+    """Verification, figures and card; then `model.json`, the manifest of all the others."""
+    description["figures"] = figures(report)
+    write_json(out / VERIFICATION, report.to_dict())
+    write_json(out / FIGURES, headline(report))
+    write_text(out / MODEL_CARD, model_card(description, report.to_dict(), read_json(out / FORMATS_FILE, "dvc repro")))
+    description["files"] |= listed(out, [VERIFICATION, FIGURES, MODEL_CARD])
+    write_json(out / DESCRIPTION, description)
 
 
 def figures(report: VerifyReport) -> dict[str, Any]:
