@@ -123,7 +123,7 @@ def makers(export: Path) -> list[Callable[[random.Random], Request]]:
         Request("no text", b"\xff\xfe\xfa" * 100, words="not readable as JSON"),
         Request("surrogate", b'{"inputs": {"image": ["\\ud800"]}}', words="row 0: the text is not base64"),
         Request("other form", {"messages": [{"role": "user", "content": images}]}, words="exactly one of"),
-        Request("params", split(images, iou="x"), words="params: iou must be a number"),
+        Request("params", split(images, iou="x"), words="params: iou: must be a number"),
         Request("range", split(images, iou=0), words="must lie between 0 and 1"),
         Request("too many", split(*[images] * (MAX_IMAGES + 1)), words=f"at most {MAX_IMAGES} are taken"),
         Request("too large", b" " * (3 * MAX_BYTES), allowed=(413,), words="larger than"),
