@@ -83,7 +83,7 @@ def test_data_statistics_are_kept_with_the_model_and_fetched_for_the_champion(re
 
     registry.record(second, "data/other.json", {"format": 1})
     registry.set_tags(second, {DATA_STATISTICS: "data/other.json"})
-    with pytest.raises(ModelError, match=r"watched version 2: data/other\.json of its run is not a valid statistics document"):
+    with pytest.raises(ModelError, match=r"watched version 2: data/other\.json of its run is not a valid statistics"):
         fetch_reference(["watched"], target)
     registry.set_tags(second, {DATA_STATISTICS: "data/gone.json"})
     assert fetch_reference(["watched"], target) is None

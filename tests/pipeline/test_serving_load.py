@@ -124,7 +124,7 @@ def makers(export: Path) -> list[Callable[[random.Random], Request]]:
         Request("surrogate", b'{"inputs": {"image": ["\\ud800"]}}', words="row 0: the text is not base64"),
         Request("other form", {"messages": [{"role": "user", "content": images}]}, words="exactly one of"),
         Request("params", split(images, iou="x"), words="params: iou: must be a number"),
-        Request("range", split(images, iou=0), words="must lie between 0 and 1"),
+        Request("range", split(images, iou=0), words="params: iou 0.0 is out of range"),
         Request("too many", split(*[images] * (MAX_IMAGES + 1)), words=f"at most {MAX_IMAGES} are taken"),
         Request("too large", b" " * (3 * MAX_BYTES), allowed=(413,), words="larger than"),
         Request("csv", b"image\nabc", "text/csv", (415,), "must be application/json"),
