@@ -18,9 +18,9 @@ from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Params, Validation
 from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT, dataset_document
-from stages.validation.check import Finding, Outcome, findings_document, results_document
+from stages.validation.check import Finding, RuleOutcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
-from stages.validation.judge import Verdict, dropped_document, judge
+from stages.validation.judge import Verdict, dropped_document, judge_data
 from stages.validation.page import Report, render_page
 from stages.validation.pictures import sample_pictures, worst_pictures
 from stages.validation.statistics import Statistics, read_statistics
@@ -69,7 +69,7 @@ def validate(
         reference=reference,
     )
     drop = parameters.on_bad_record == "drop"
-    verdict = judge(splits, checks, context, rules, drop=drop, max_findings=parameters.max_findings)
+    verdict = judge_data(splits, checks, context, rules, drop=drop, max_findings=parameters.max_findings)
     _write_report(verdict, skipped, dataset, reference, parameters, ingested, report)
     _warn(verdict)
     if verdict.failed:
@@ -141,14 +141,14 @@ def _warn(verdict: Verdict) -> None:
         logger.warning("left out (validation.on_bad_record): %s; see dropped.json in the report", counts)
 
 
-def _message(failed: Sequence[Outcome], findings: Sequence[Finding], report: Path) -> str:
+def _message(failed: Sequence[RuleOutcome], findings: Sequence[Finding], report: Path) -> str:
     broken = "; ".join(_summary(outcome, findings) for outcome in failed[:_RULES_NAMED])
     more = f"; and {len(failed) - _RULES_NAMED} more rules" if len(failed) > _RULES_NAMED else ""
     count = "1 blocking rule does" if len(failed) == 1 else f"{len(failed)} blocking rules do"
     return f"{count} not hold: {broken}{more}. Every finding: {report / 'index.html'}"
 
 
-def _summary(outcome: Outcome, findings: Sequence[Finding]) -> str:
+def _summary(outcome: RuleOutcome, findings: Sequence[Finding]) -> str:
     own = [finding for finding in findings if finding.rule == outcome.rule.name]
     named = ", ".join(str(finding) for finding in own[:_FINDINGS_NAMED])
     return f"{outcome.rule.name} ({outcome.failures} of {outcome.records}): {named}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RuleOutcome:
     """Result of one rule."""
 
     rule: Rule
@@ -61,12 +61,12 @@ class Finding:
         return f"{self.split}/{self.file}{f' ({where})' if where else ''}: {self.value}"
 
 
-def run_rules(tables: Tables, rules: Sequence[Rule]) -> list[Outcome]:
+def run_rules(tables: Tables, rules: Sequence[Rule]) -> list[RuleOutcome]:
     """Judge every rule. Raises :class:`ConfigError` for a rule about an unknown column or expectation."""
     for rule in rules:
         check_columns(rule, _fields(tables.frame(rule.table)))
     gx = _GreatExpectations()
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, RuleOutcome] = {}
     for table in dict.fromkeys(rule.table for rule in rules):
         chosen = [rule for rule in rules if rule.table == table]
         frame = tables.frame(table)
@@ -75,16 +75,16 @@ def run_rules(tables: Tables, rules: Sequence[Rule]) -> list[Outcome]:
     return [outcomes[rule.name] for rule in rules]
 
 
-def _outcome(rule: Rule, records: int, result: dict[str, Any]) -> Outcome:
+def _outcome(rule: Rule, records: int, result: dict[str, Any]) -> RuleOutcome:
     if "unexpected_count" not in result["result"]:
         observed = result["result"]["observed_value"]
-        return Outcome(rule, records, int(not result["success"]), observed=f"{observed}")
+        return RuleOutcome(rule, records, int(not result["success"]), observed=f"{observed}")
     rows = tuple(sorted(int(place) for place in result["result"].get("unexpected_index_list") or ()))
-    return Outcome(rule, records, int(result["result"]["unexpected_count"]), rows)
+    return RuleOutcome(rule, records, int(result["result"]["unexpected_count"]), rows)
 
 
 def list_findings(
-    tables: Tables, outcomes: Sequence[Outcome], *, limit: int, in_full: Collection[str]
+    tables: Tables, outcomes: Sequence[RuleOutcome], *, limit: int, in_full: Collection[str]
 ) -> list[Finding]:
     """Findings in the order of the rules and rows, at most `limit` per rule, but all of the rules in `in_full`."""
     findings: list[Finding] = []
@@ -98,7 +98,7 @@ def list_findings(
     return findings
 
 
-def results_document(outcomes: Sequence[Outcome], skipped: Sequence[Skipped], stopped: bool) -> dict[str, Any]:
+def results_document(outcomes: Sequence[RuleOutcome], skipped: Sequence[Skipped], stopped: bool) -> dict[str, Any]:
     """The outcome of every expectation; no run ids and no times, so that equal data gives equal bytes."""
     results = [
         {
@@ -122,7 +122,7 @@ def findings_document(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     return [asdict(finding) for finding in findings]
 
 
-def blocking(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def blocking(outcomes: Sequence[RuleOutcome]) -> list[RuleOutcome]:
     """The failed rules that stop the pipeline."""
     return [outcome for outcome in outcomes if not outcome.passed and outcome.rule.severity == "blocking"]
 
@@ -215,7 +215,7 @@ def _value(rule: Rule, row: dict[str, Any]) -> str:
         raise ConfigError(f"rule {rule.name}: `found` cannot show {row[rule.column]!r}: {error}") from None
 
 
-def _finding_about_all(outcome: Outcome) -> Finding:
+def _finding_about_all(outcome: RuleOutcome) -> Finding:
     rule = outcome.rule
     seen = f"{rule.column} of {rule.table}: {outcome.observed}"
     return Finding(rule.name, rule.severity, "all", "annotations.json", None, None, seen, rule.advice)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from stages.validation.check import Finding, Outcome, blocking, list_findings, run_rules
+from stages.validation.check import Finding, RuleOutcome, blocking, list_findings, run_rules
 from stages.validation.images import ImageCheck
 from stages.validation.suite import Rule
 from stages.validation.tables import Context, Tables, make_tables
@@ -33,7 +33,7 @@ class Dropped:
 class Verdict:
     """Result of all rules."""
 
-    outcomes: list[Outcome]
+    outcomes: list[RuleOutcome]
     """One per rule, on all records; on the rest if it broke only after others were left out."""
     findings: list[Finding]
     tables: Tables
@@ -42,11 +42,11 @@ class Verdict:
     """The splits without the dropped records."""
     kept_tables: Tables
     dropped: list[Dropped]
-    failed: list[Outcome]
+    failed: list[RuleOutcome]
     """Blocking rules that the kept records break: the pipeline stops."""
 
 
-def judge(
+def judge_data(
     splits: Mapping[str, CocoAnnotations],
     checks: Mapping[str, Sequence[ImageCheck]],
     context: Context,
@@ -86,7 +86,7 @@ def _leave_out(
     splits: Mapping[str, CocoAnnotations],
     checks: Mapping[str, Sequence[ImageCheck]],
     tables: Tables,
-    bad: Sequence[Outcome],
+    bad: Sequence[RuleOutcome],
 ) -> tuple[dict[str, CocoAnnotations], dict[str, list[ImageCheck]], list[Dropped]]:
     """The splits and checks without the records that break these rules, and those records."""
     images, annotations = _reasons(bad, "images"), _reasons(bad, "annotations")
@@ -114,7 +114,7 @@ def _leave_out(
     return kept, kept_checks, dropped
 
 
-def _reasons(bad: Sequence[Outcome], table: str) -> dict[int, tuple[str, ...]]:
+def _reasons(bad: Sequence[RuleOutcome], table: str) -> dict[int, tuple[str, ...]]:
     """Rows of a table, with the names of the rules each breaks."""
     reasons: dict[int, tuple[str, ...]] = {}
     for outcome in bad:

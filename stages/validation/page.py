@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from stages.validation.check import Finding, Outcome
+from stages.validation.check import Finding, RuleOutcome
 from stages.validation.histograms import histograms
 from stages.validation.judge import Dropped, Verdict
 from stages.validation.statistics import Statistics
@@ -106,7 +106,7 @@ def _splits(tables: Tables) -> list[list[str]]:
     return rows
 
 
-def _rule(outcome: Outcome) -> dict[str, Any]:
+def _rule(outcome: RuleOutcome) -> dict[str, Any]:
     rule = outcome.rule
     blocking = rule.severity == "blocking"
     return {

@@ -28,7 +28,7 @@ from yolov7.augment.affine import (
     visible_extents,
     visible_region,
 )
-from yolov7.augment.sample import Floats, Image, Source
+from yolov7.augment.sample import Floats, Image, SampleSource
 from yolov7.letterbox import FILL, centre_pad
 from yolov7.polygons import Polygons, join_polygons
 
@@ -95,14 +95,14 @@ class Rendered:
     """(m,) class numbers."""
 
 
-def plan_single(source: Source, index: int, size: int) -> list[Tile]:
+def plan_single(source: SampleSource, index: int, size: int) -> list[Tile]:
     """One image centred on a canvas of S x S."""
     height, width = source.size(index)
     x, y = centre_pad(size - width), centre_pad(size - height)
     return [Tile(index, x, y, (x, y, x + width, y + height))]
 
 
-def plan_mosaic4(source: Source, index: int, size: int, rng: np.random.Generator) -> list[Tile]:
+def plan_mosaic4(source: SampleSource, index: int, size: int, rng: np.random.Generator) -> list[Tile]:
     """Four images around a random centre of a canvas of 2S x 2S (training sheet, section 4.1).
 
     The image itself lies top left, three random ones top right, bottom left and bottom right; each touches the centre
@@ -119,7 +119,7 @@ def plan_mosaic4(source: Source, index: int, size: int, rng: np.random.Generator
     return tiles
 
 
-def plan_mosaic9(source: Source, index: int, size: int, rng: np.random.Generator) -> list[Tile]:
+def plan_mosaic9(source: SampleSource, index: int, size: int, rng: np.random.Generator) -> list[Tile]:
     """A random crop of 2S x 2S out of nine images on 3S x 3S (training sheet, section 4.2).
 
     The image itself lies in the middle; eight random ones go round it clockwise from the top, each edge to edge with
@@ -150,7 +150,7 @@ def _tile(image: int, x: int, y: int, height: int, width: int, side: int) -> Til
     return Tile(image, x, y, (max(x, 0), max(y, 0), min(x + width, side), min(y + height, side)))
 
 
-def gather(source: Source, tiles: list[Tile], side: int) -> Scene:
+def gather(source: SampleSource, tiles: list[Tile], side: int) -> Scene:
     """The objects of all tiles in canvas coordinates; boxes are cut to their tile's part of the canvas."""
     boxes, labels = [np.zeros((0, 4))], [np.zeros(0, np.int64)]
     counts: list[int] = []
@@ -181,7 +181,7 @@ def gather(source: Source, tiles: list[Tile], side: int) -> Scene:
     )
 
 
-def render(source: Source, scene: Scene, matrix: Floats, scale: float, size: int) -> Rendered:
+def render(source: SampleSource, scene: Scene, matrix: Floats, scale: float, size: int) -> Rendered:
     """Pixels and labels of the scene under the map `matrix` (3, 3), of the given scale, in an output of `size`."""
     boxes, labels = _labels(scene, matrix, scale, size)
     image = np.empty((size, size, 4), np.uint8)
@@ -216,7 +216,7 @@ def _labels(scene: Scene, matrix: Floats, scale: float, size: int) -> tuple[Floa
     return after[kept], scene.labels[kept]
 
 
-def paint_tile(image: Image, source: Source, tile: Tile, matrix: Floats) -> Rectangle:
+def paint_tile(image: Image, source: SampleSource, tile: Tile, matrix: Floats) -> Rectangle:
     """Warp the part of a tile that the canvas keeps into `image` (S, S, 4); returns the rectangle it may have touched.
 
     The source's pixels are asked for only if some of them are seen.
@@ -224,7 +224,7 @@ def paint_tile(image: Image, source: Source, tile: Tile, matrix: Floats) -> Rect
     return (_paint_upright if is_upright(matrix) else _paint_tilted)(image, source, tile, matrix)
 
 
-def _paint_upright(image: Image, source: Source, tile: Tile, matrix: Floats) -> Rectangle:
+def _paint_upright(image: Image, source: SampleSource, tile: Tile, matrix: Floats) -> Rectangle:
     """Without rotation or shear a tile covers a rectangle of whole output pixels: those whose centres fall into it."""
     spans, crops, maps = [], [], []
     for axis, start in enumerate((tile.x, tile.y)):
@@ -254,7 +254,7 @@ def _paint_upright(image: Image, source: Source, tile: Tile, matrix: Floats) -> 
     return x1, y1, x2, y2
 
 
-def _paint_tilted(image: Image, source: Source, tile: Tile, matrix: Floats) -> Rectangle:
+def _paint_tilted(image: Image, source: SampleSource, tile: Tile, matrix: Floats) -> Rectangle:
     """With rotation, shear or perspective: the fourth channel is warped along and tells which centres fall into it.
 
     It is 255 on the tile and 0 on a frame of one repeated pixel around it, so that colours at the edge blend only with
@@ -295,7 +295,7 @@ def _warp(pixels: Image, matrix: Floats, width: int, height: int, border: int) -
     return cv2.warpAffine(pixels, matrix[:2], (width, height), flags=cv2.INTER_LINEAR, borderMode=border)
 
 
-def _paint_overlay(image: Image, source: Source, overlay: Overlay, matrix: Floats) -> Rectangle:
+def _paint_overlay(image: Image, source: SampleSource, overlay: Overlay, matrix: Floats) -> Rectangle:
     """Warp the outlined parts of a tile to their second place, cut where the canvas cuts the tile."""
     size, tile, placed = len(image), overlay.tile, matrix @ overlay.placement
     region = visible_region(np.array(tile.clip, np.float64), placed, size)

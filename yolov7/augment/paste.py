@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from yolov7.augment.affine import flip_boxes_left_right, visible_extents
 from yolov7.augment.mosaic import Overlay, Scene, gather, outline_mask, plan_mosaic4
-from yolov7.augment.sample import Floats, Image, Source
+from yolov7.augment.sample import Floats, Image, SampleSource
 from yolov7.polygons import Polygons, join_polygons
 
 MAX_COVER = 0.30
@@ -90,7 +90,7 @@ class CutOut:
     """(k, 2) xy each, in pixels of the image."""
 
 
-def collect_cut_outs(source: Source, size: int, rng: np.random.Generator) -> list[CutOut]:
+def collect_cut_outs(source: SampleSource, size: int, rng: np.random.Generator) -> list[CutOut]:
     """At least 30 random cut-outs from random mosaics, or none if the first mosaic has no outlined object."""
     pool: list[CutOut] = []
     for round_number in range(POOL_ROUNDS):
@@ -121,7 +121,7 @@ def _outlined_objects(scene: Scene, rng: np.random.Generator) -> list[CutOut]:
 
 
 def paste_in(
-    image: Image, boxes: Floats, labels: NDArray[np.int64], source: Source, rng: np.random.Generator
+    image: Image, boxes: Floats, labels: NDArray[np.int64], source: SampleSource, rng: np.random.Generator
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Paste cut-outs of random images into `image` (S, S, 3), in place; returns boxes (n, 4) and labels with theirs.
 
@@ -149,7 +149,7 @@ def paste_in(
     return boxes, np.concatenate([labels, np.array(added, np.int64)])
 
 
-def _paste(window: Image, source: Source, cut_out: CutOut) -> Floats | None:
+def _paste(window: Image, source: SampleSource, cut_out: CutOut) -> Floats | None:
     """Scale the cut-out to fit the window (h, w, 3) and copy it to its top-left corner.
 
     Returns its box (4,) in the window, or None where it would be too small.

@@ -10,12 +10,12 @@ from yolov7.augment.color import draw_hsv_tables, jitter
 from yolov7.augment.mixup import mix
 from yolov7.augment.mosaic import Rendered, gather, plan_mosaic4, plan_mosaic9, plan_single, render
 from yolov7.augment.paste import copy_paste, paste_in
-from yolov7.augment.sample import Sample, Source
+from yolov7.augment.sample import Sample, SampleSource
 from yolov7.config import Augment
 
 
 def augment_sample(
-    source: Source, index: int, *, augment: Augment, size: int, rng: np.random.Generator, closed: bool = False
+    source: SampleSource, index: int, *, augment: Augment, size: int, rng: np.random.Generator, closed: bool = False
 ) -> Sample:
     """The sample around image `index`, `size` pixels square; everything random comes from `rng`.
 
@@ -44,7 +44,7 @@ def augment_sample(
     return Sample(image, rounded[kept], labels[kept])
 
 
-def _mosaic(source: Source, index: int, augment: Augment, size: int, rng: np.random.Generator) -> Rendered:
+def _mosaic(source: SampleSource, index: int, augment: Augment, size: int, rng: np.random.Generator) -> Rendered:
     plan = plan_mosaic9 if rng.random() < augment.mosaic9 else plan_mosaic4
     scene = copy_paste(gather(source, plan(source, index, size, rng), 2 * size), augment.copy_paste, rng)
     matrix, scale = draw_matrix(rng, augment, 2 * size, size)

@@ -26,7 +26,7 @@ class Objects:
         return len(self.boxes)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Source of images for augmentation, all at load size: long side equal to the training size.
 
     Sizes and objects are cheap to ask for; pixels are asked for only where they will be seen.

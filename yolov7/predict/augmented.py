@@ -17,7 +17,7 @@ from torch import Tensor
 
 from yolov7.errors import ModelError
 from yolov7.letterbox import FILL
-from yolov7.predict.runtimes import Batch, Runtime
+from yolov7.predict.runtimes import ImageBatch, Runtime
 
 Views = Literal["all", "scales", "flip"]
 
@@ -50,7 +50,7 @@ class AugmentedRuntime:
         self.metadata, self.input_shape, self.stride = runtime.metadata, runtime.input_shape, runtime.stride
         self.scoring = runtime.scoring
 
-    def decoded(self, images: Batch) -> Tensor:
+    def decoded(self, images: ImageBatch) -> Tensor:
         """As :meth:`Runtime.decoded`: (B, sum of N, F), boxes in pixels of `images`, view after view."""
         batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         return torch.cat([self._seen(batch, scale, mirrored) for scale, mirrored in self.views], dim=1)

@@ -23,9 +23,9 @@ from yolov7.predict.runtimes import (
     CONTRACT_KEY,
     METADATA_KEY,
     About,
-    Batch,
     DecodingFile,
     DetectingFile,
+    ImageBatch,
     check_batch,
     scaled_parts,
 )
@@ -98,7 +98,7 @@ class OpenvinoFile:
         )
         self.input_shape = (batch, height, width)
 
-    def run(self, images: Batch) -> list[np.ndarray]:
+    def run(self, images: ImageBatch) -> list[np.ndarray]:
         """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)

@@ -19,7 +19,7 @@ from yolov7.letterbox import Fitted, fit
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, Thresholds, select
 from yolov7.predict.augmented import AugmentedRuntime, Views
-from yolov7.predict.runtimes import Batch, DetectingRuntime, Runtime
+from yolov7.predict.runtimes import DetectingRuntime, ImageBatch, Runtime
 from yolov7.predictions import Scoring
 
 DETECTION = Thresholds(confidence=0.25, iou=0.45)
@@ -102,7 +102,7 @@ class Predictor:
         """Columns of :meth:`decoded`, and the score made of them."""
         return self._decoding.scoring
 
-    def decoded(self, batch: Batch) -> Tensor:
+    def decoded(self, batch: ImageBatch) -> Tensor:
         """uint8 (B, 3, H, W) RGB -> float32 (B, N, F), before the suppression. See :class:`Runtime`."""
         return self._decoding.decoded(batch)
 

@@ -35,7 +35,7 @@ METADATA_KEY = "yolov7"
 CONTRACT_KEY = "yolov7.contract"
 """Key of the contract there: input and output, as JSON (see yolov7.export)."""
 
-Batch = Tensor | np.ndarray
+ImageBatch = Tensor | np.ndarray
 
 _ORT_ERRORS = (
     ort_errors.EPFail,
@@ -63,7 +63,7 @@ class Runtime(Protocol):
     scoring: Scoring
     """Columns of the decoded predictions, and the score made of them."""
 
-    def decoded(self, images: Batch) -> Tensor:
+    def decoded(self, images: ImageBatch) -> Tensor:
         """uint8 (B, 3, H, W) RGB -> float32 (B, N, F): xyxy in input pixels, then the columns of `scoring`."""
         ...
 
@@ -77,7 +77,7 @@ class DetectingRuntime(Protocol):
     stride: int
     thresholds: Thresholds
 
-    def detect(self, images: Batch) -> list[Detections]:
+    def detect(self, images: ImageBatch) -> list[Detections]:
         """uint8 (B, 3, H, W) RGB -> detections of each image, by falling score, in pixels of the input."""
         ...
 
@@ -115,7 +115,7 @@ class TorchRuntime:
         self._dtype = autocast_dtype(self._device, precision)
 
     @torch.inference_mode()
-    def decoded(self, images: Batch) -> Tensor:
+    def decoded(self, images: ImageBatch) -> Tensor:
         """See :class:`Runtime`; the result stays on the model's device."""
         batch = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
         check_batch(batch, self.metadata, self.input_shape, self.model.stride)
@@ -159,7 +159,7 @@ class ModelFile(Protocol):
     input_shape: tuple[int | None, int | None, int | None]
     stride: int
 
-    def run(self, images: Batch) -> list[np.ndarray]:
+    def run(self, images: ImageBatch) -> list[np.ndarray]:
         """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         ...
 
@@ -193,13 +193,13 @@ class OnnxFile:
         )
         self.input_shape = (batch, height, width)
 
-    def run(self, images: Batch) -> list[np.ndarray]:
+    def run(self, images: ImageBatch) -> list[np.ndarray]:
         """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
         return [self._run(part)[0] for part in scaled_parts(batch, self.input_shape[0])]
 
-    def maps(self, images: Batch) -> list[np.ndarray]:
+    def maps(self, images: ImageBatch) -> list[np.ndarray]:
         """Every output of the file, each of the whole batch."""
         batch = images.cpu().numpy() if isinstance(images, Tensor) else images
         check_batch(batch, self.metadata, self.input_shape, self.stride)
@@ -223,7 +223,7 @@ class DecodingFile:
         self.input_shape, self.stride = file.input_shape, file.stride
         self.scoring = file.about.scoring
 
-    def decoded(self, images: Batch) -> Tensor:
+    def decoded(self, images: ImageBatch) -> Tensor:
         """See :class:`Runtime`."""
         parts = self.file.run(images)
         return torch.from_numpy(parts[0] if len(parts) == 1 else np.concatenate(parts))[: len(images)]
@@ -239,7 +239,7 @@ class DetectingFile:
         output = file.about.contract["output"]
         self.thresholds = Thresholds(float(output["confidence"]), float(output["iou"]), int(output["max_detections"]))
 
-    def detect(self, images: Batch) -> list[Detections]:
+    def detect(self, images: ImageBatch) -> list[Detections]:
         """See :class:`DetectingRuntime`."""
         size = self.input_shape[0] or len(images)
         found = [_detections(rows[rows[:, 0] == i]) for rows in self.file.run(images) for i in range(size)]
@@ -291,7 +291,7 @@ class OnnxRawRuntime:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{file.path}: its contract's output is damaged: {error!r}") from None
 
-    def decoded(self, images: Batch) -> Tensor:
+    def decoded(self, images: ImageBatch) -> Tensor:
         """See :class:`Runtime`."""
         maps = [torch.from_numpy(level) for level in self.file.maps(images)]
         return self._decode(maps, [images.shape[2] // level.shape[self._row_axis] for level in maps])
@@ -332,7 +332,7 @@ def _detections(rows: np.ndarray) -> Detections:
 
 
 def check_batch(
-    batch: Batch, metadata: ModelMetadata, fixed: tuple[int | None, int | None, int | None], stride: int
+    batch: ImageBatch, metadata: ModelMetadata, fixed: tuple[int | None, int | None, int | None], stride: int
 ) -> None:
     """Raise :class:`ModelError` for a batch that would fail with a shape error deep inside a runtime."""
     shape = tuple(batch.shape)
