@@ -9,27 +9,19 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from small_detector import metadata_of, pictures, small_index
+from small_detector import metadata_of
 
 from yolov7.errors import DataError, ModelError
 from yolov7.export import INT8, verify
 from yolov7.export.int8 import Int8Exporter, Int8Settings, _counts
 from yolov7.export.quantize import best_range, calibrate, quantizable, quantized
 from yolov7.export.samples import evenly_spaced
-from yolov7.predict import Predictor, TorchRuntime, load_detector
+from yolov7.predict import load_detector
 
 
 @pytest.fixture(scope="module")
 def graph(exported):
     return onnx.load(exported / "model.onnx")
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory, trained):
-    metadata = metadata_of(trained)
-    images = pictures(6)
-    found = Predictor(TorchRuntime(trained, metadata), confidence=0.2, iou=0.5, max_detections=12).predict(images)
-    return small_index(tmp_path_factory.mktemp("int8"), found, images, metadata)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from small_detector import metadata_of, pictures, small_detector, small_index
+from small_detector import metadata_of, pictures, small_detector
 
 import stages.export as stage
 from stages.project.params import Export, Params
@@ -29,15 +29,7 @@ from yolov7.export.samples import Samples
 from yolov7.files import write_json
 from yolov7.model import save_checkpoint
 from yolov7.nms import Detections, Thresholds
-from yolov7.predict import Predictor, TorchRuntime, load_detector, open_onnx
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory, trained):
-    metadata = metadata_of(trained)
-    images = pictures(6)
-    found = Predictor(TorchRuntime(trained, metadata), confidence=0.2, iou=0.5, max_detections=12).predict(images)
-    return small_index(tmp_path_factory.mktemp("verify"), found, images, metadata)
+from yolov7.predict import load_detector, open_onnx
 
 
 def check(exported: Path, trained, index, *, deploy=None, decoded=None, with_nms=None):

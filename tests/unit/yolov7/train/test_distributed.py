@@ -16,10 +16,10 @@ import pytest
 import torch
 from distributed_worker import find, normalize, train
 from safetensors.torch import load_file
-from small_detector import metadata_of, pictures, small_detector, small_index
+from small_detector import small_detector
+from small_training import training_data
 
 from yolov7.errors import ConfigError
-from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.distributed import Processes, join_processes, local_rank, share_of_batch
 from yolov7.train.launch import launch
 
@@ -32,10 +32,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory) -> Path:
     """Eight images with objects that the detector may learn."""
     base = tmp_path_factory.mktemp("distributed")
-    model, images = small_detector(), pictures(8)
-    runtime = TorchRuntime(model.reparameterize(), metadata_of(model))
-    found = Predictor(runtime, confidence=0.3, iou=0.5, max_detections=12).predict(images)
-    small_index(base, found, images, runtime.metadata)
+    training_data(base, 8)
     return base
 
 

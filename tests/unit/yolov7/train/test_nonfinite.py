@@ -8,10 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from distributed_worker import trainer
-from small_detector import metadata_of, pictures, small_detector, small_index
+from small_training import training_data
 
 from yolov7.errors import TrainingError
-from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.distributed import Processes
 
 ONE_EPOCH = {"epochs": 1, "evaluate_every": 1}
@@ -21,10 +20,7 @@ ONE_EPOCH = {"epochs": 1, "evaluate_every": 1}
 def folder(tmp_path_factory):
     """Four images, so that an epoch of batches of one has four."""
     base = tmp_path_factory.mktemp("nonfinite")
-    model, images = small_detector(), pictures(4)
-    runtime = TorchRuntime(model.reparameterize(), metadata_of(model))
-    found = Predictor(runtime, confidence=0.3, iou=0.5, max_detections=12).predict(images)
-    small_index(base, found, images, runtime.metadata)
+    training_data(base, 4)
     return base
 
 
