@@ -87,6 +87,7 @@ def _unpack(archive: Path, folder: Path, budget: _Budget) -> int:
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, struct.error) as error:
         message = f"the archive is damaged ({in_one_line(error, 160)}); fetch or pack it again"
         raise DataError(message, path=archive) from None
+    # zipfile raises NotImplementedError for a compression it does not know.
     except (RecursionError, UnicodeError, ValueError, NotImplementedError) as error:
         message = f"the archive is not readable ({in_one_line(error, 160)}); pack it again"
         raise DataError(message, path=archive) from None

@@ -75,8 +75,7 @@ ZIP_ERRORS = (
     EOFError,
     KeyError,
     ValueError,
-    RuntimeError,
-    NotImplementedError,
+    RuntimeError,  # encrypted; also the base of zipfile's error for a compression it does not know
 )
 
 
