@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from yolov7.train.progress import duration
@@ -28,7 +29,7 @@ def facts(outcome: Outcome, *, epochs: int, device: str, peak_memory_gib: float,
         ("last losses", ", ".join(f"{name} {last[f'train/{name}']:.4f}" for name in loss_parts(last))),
         ("training time", f"{duration(seconds)} on {device}"),
         ("speed", f"{images / max(seconds, 1e-9):.1f} images/s"),
-        ("peak memory", f"{peak_memory_gib:.1f} GiB"),
+        ("peak memory", f"{peak_memory_gib:.1f} GiB" if math.isfinite(peak_memory_gib) else "not known here"),
         ("skipped steps", str(outcome.skipped_steps)),
         ("unreadable images", str(round(sum(row["bad_images"] for row in history)))),
         ("outputs", str(folder)),
