@@ -1,4 +1,4 @@
-"""AP of a short training under several warm-ups: `python benchmarks/warmup.py --train A.json --val B.json --images DIR`.
+"""AP of a short training under several warm-ups: `benchmarks/warmup.py --train A.json --val B.json --images DIR`.
 
 The published warm-up lasts at least 1000 iterations, however short the run; ours at most half of it. Every case is the
 `tiny` recipe with the same seed, and so the same samples in the same order; only the warm-up differs. One line a case.
