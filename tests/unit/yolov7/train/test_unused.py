@@ -149,7 +149,7 @@ def test_a_training_from_python_logs_the_counts_before_the_first_epoch(tmp_path,
         "| all | 5 | 2 | 2 |",
     ]
     text = as_text("done", facts(outcome, epochs=1, device="cpu", peak_memory_gib=1.0, folder=tmp_path))
-    assert f"objects left out  2 of 5: 2 {SMALL}" in text
+    assert f"objects left out   2 of 5: 2 {SMALL}" in text
 
 
 def test_objects_on_images_that_cannot_be_read_are_counted_with_the_run(tmp_path):
