@@ -72,7 +72,7 @@ def record_outputs(
         "variant": variant,
         "fingerprint": key,
         "seed": seed,
-        **({"objects": unused.document()} if unused is not None else {}),
+        **({"training_objects": unused.document()} if unused is not None else {}),
     }
     write_json(out / "run.json", run)
 

@@ -63,7 +63,7 @@ class Tally:
             reason: {name: int(count) for name, count in zip(self.class_names, counts, strict=True) if count}
             for reason, counts in self.lost.items()
         }
-        return {"objects": int(self.objects.sum()), "left_out": lost}
+        return {"total": int(self.objects.sum()), "left_out": lost}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: one for each class that loses objects, then the sum."""

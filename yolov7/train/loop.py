@@ -24,6 +24,8 @@ from yolov7.data.tally import Tally
 from yolov7.data.workers import lost_workers_explained
 from yolov7.device import allow_tf32, pins_memory
 from yolov7.errors import ConfigError
+from yolov7.evaluate import EVALUATION
+from yolov7.evaluate.left_out import uncounted_objects
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch
@@ -34,7 +36,7 @@ from yolov7.train.reporter import Reporter
 from yolov7.train.schedule import Schedule
 from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState
-from yolov7.train.unused import find_unused, report_unused, with_unreadable
+from yolov7.train.unused import find_unused, report_tally, report_unused, with_unreadable
 from yolov7.train.validation import validation_figures
 
 BEST = "best.safetensors"
@@ -177,6 +179,7 @@ class Trainer:
             validation=self.val_index,
         )
         report_unused(unused)
+        report_tally(uncounted_objects(self.val_index, max_detections=EVALUATION.max_detections), lost_only=True)
         return unused.counts
 
     def _train_epoch(self) -> bool:

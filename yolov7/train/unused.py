@@ -97,12 +97,17 @@ def find_unused(
 
 
 def report_unused(unused: Unused) -> None:
-    """Log the counts, as a warning if any object is lost, and the warnings."""
-    level = logging.WARNING if unused.counts.lost else logging.INFO
-    for line in unused.counts.lines():
-        log.log(level, "%s", line)
+    """Log the counts and the warnings."""
+    report_tally(unused.counts)
     for line in unused.warnings:
         log.warning("%s", line)
+
+
+def report_tally(counts: Tally, *, lost_only: bool = False) -> None:
+    """Log the counts, as a warning if any object is left out; with `lost_only` nothing else."""
+    level = logging.WARNING if counts.lost else logging.INFO
+    for line in () if lost_only and not counts.lost else counts.lines():
+        log.log(level, "%s", line)
 
 
 def with_unreadable(counts: Tally, index: Index, images: list[int]) -> Tally:
@@ -196,7 +201,7 @@ def _warning(
 def _advice(reason: str, params: Train, objects: _Objects, own: Flags, criterion: Criterion, stride: int) -> str:
     """The setting that would keep the objects of a class that are lost for `reason`."""
     if reason == CROWD:
-        return "single objects that were exported as crowds are learned with data.coco.crowds: objects"
+        return "crowds that are single objects are learned with data.coco.crowd_is_object: true"
     if reason == OUTSIDE:
         return "correct the boxes, or the width and height of the images"
     if reason == OUTLINE:
@@ -230,7 +235,8 @@ def _side_that_keeps(sides: Floats, params: Train, criterion: Criterion, stride:
         if (wide >= 0.5).mean() < _KEPT:
             continue
         found = found or side
-        if ((wide >= 0.5) & (matched >= 0.5)).mean() >= _KEPT:
+        # Anchors that are not kept are fitted again at the new size.
+        if params.anchors != "keep" or ((wide >= 0.5) & (matched >= 0.5)).mean() >= _KEPT:
             return side
     return found
 
@@ -242,7 +248,8 @@ def _without_objects(index: Index, validation: Index | None) -> list[str]:
     lines = []
     if empty and objects.any():
         shown = ", ".join(map(repr, empty[:10])) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
-        lines.append(f"{len(empty)} classes have no objects in the training images and are not learned: {shown}")
+        have = "1 class has no objects" if len(empty) == 1 else f"{len(empty)} classes have no objects"
+        lines.append(f"{have} in the training images, so nothing is learned of it: {shown}")
     if validation is not None and validation.class_names == index.class_names:
         wanted = np.where(objects == 0, validation.counts(), 0)
         if wanted.any():

@@ -53,7 +53,7 @@ def samples_with_labels(index, params, label: int, epochs: int = 40) -> float:
 
 
 REASONS = {
-    "crowd": ((0, 1, GOOD, {"iscrowd": 1}), "crowds", "data.coco.crowds: objects"),
+    "crowd": ((0, 1, GOOD, {"iscrowd": 1}), "crowds", "data.coco.crowd_is_object: true"),
     "outside": ((0, 1, (WIDE + 5, 0, 10, 10)), OUTSIDE, "width and height"),
     "empty": ((0, 1, (50, 50, 0, 10)), OUTSIDE, "width and height"),
     "small": ((0, 1, (50, 50, 3, 20)), SMALL, "train.image_size: "),
@@ -124,7 +124,7 @@ def test_classes_without_objects_are_named_and_those_that_only_validation_has(tm
     train = index_of(tmp_path / "a", [(0, 0, GOOD)], classes=("cat", "dog", "cow"))
     val = index_of(tmp_path / "b", [(0, 1, GOOD), (1, 1, GOOD)], classes=("cat", "dog", "cow"))
     first, second = found(train, parameters(), validation=val).warnings
-    assert first == "2 classes have no objects in the training images and are not learned: 'dog', 'cow'"
+    assert first == "2 classes have no objects in the training images, so nothing is learned of it: 'dog', 'cow'"
     assert second == "the validation images have objects of classes that the training images lack: dog 2"
 
 
@@ -141,7 +141,7 @@ def test_a_training_from_python_logs_the_counts_before_the_first_epoch(tmp_path,
     outcome = trainer(index, tmp_path / "run", parameters(epochs=1)).fit()
     assert caplog.messages[:2] == ["training leaves out 2 of 5 objects:", f"  2 {SMALL}: kind 1 2"]
     assert caplog.messages[2].startswith("class 'kind 1' loses 2 of 3 objects")
-    assert outcome.unused.document() == {"objects": 5, "left_out": {SMALL: {"kind 1": 2}}}
+    assert outcome.unused.document() == {"total": 5, "left_out": {SMALL: {"kind 1": 2}}}
     assert unused_as_markdown(outcome.unused).splitlines()[2:] == [
         f"| class | objects | left out | {SMALL} |",
         "| --- | --- | --- | --- |",
