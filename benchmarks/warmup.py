@@ -8,6 +8,7 @@ The published warm-up lasts at least 1000 iterations, however short the run; our
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -69,12 +70,15 @@ def arithmetic(plan: Schedule, params: Train) -> str:
     """Steps, learning rates and averaging of a run."""
     every = [plan.at(iteration) for iteration in range(plan.epochs * plan.batches_per_epoch)]
     steps = [now for iteration, now in enumerate(every) if iteration % now.accumulate == 0]
-    ema = 1 - 2.718281828 ** (-len(steps) / params.ema.ramp)
+    kernels = [now.learning_rate for now in steps]
+    # The gradients of a step's batches are summed, not averaged.
+    summed = sum(now.learning_rate * now.accumulate for now in steps)
+    biases = [now.bias_learning_rate for now in steps]
+    decay = params.ema.decay * (1 - math.exp(-len(steps) / params.ema.ramp))
     return (
         f"{len(every)} iterations, warm-up {plan.warmup}, {len(steps)} steps; kernels: highest rate "
-        f"{max(now.learning_rate for now in steps):.4f}, sum {sum(now.learning_rate for now in steps):.3f}; biases: "
-        f"last rate {steps[-1].bias_learning_rate:.4f}, sum {sum(now.bias_learning_rate for now in steps):.2f}; "
-        f"momentum at the end {steps[-1].momentum:.3f}; the average's last decay {params.ema.decay * ema:.3f}"
+        f"{max(kernels):.4f}, sum of rate times batches {summed:.2f}; biases: last rate {biases[-1]:.4f}, sum {sum(biases):.1f}; "
+        f"last momentum {steps[-1].momentum:.3f}; last decay of the average {decay:.2f}"
     )
 
 
