@@ -77,7 +77,8 @@ def arithmetic(plan: Schedule, params: Train) -> str:
     decay = params.ema.decay * (1 - math.exp(-len(steps) / params.ema.ramp))
     return (
         f"{len(every)} iterations, warm-up {plan.warmup}, {len(steps)} steps; kernels: highest rate "
-        f"{max(kernels):.4f}, sum of rate times batches {summed:.2f}; biases: last rate {biases[-1]:.4f}, sum {sum(biases):.1f}; "
+        f"{max(kernels):.4f}, sum of rate times batches {summed:.2f}; biases: last rate {biases[-1]:.4f}, "
+        f"sum {sum(biases):.1f}; "
         f"last momentum {steps[-1].momentum:.3f}; last decay of the average {decay:.2f}"
     )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,7 @@ def find_unused(
         for label in counts.mostly_lost()
     ]
     warnings += _without_objects(index, validation)
+    warnings += _without_weight(params)
     return Unused(counts, tuple(warnings))
 
 
@@ -256,3 +258,10 @@ def _without_objects(index: Index, validation: Index | None) -> list[str]:
             named = named_counts(index.class_names, wanted)
             lines.append(f"the validation images have objects of classes that the training images lack: {named}")
     return lines
+
+
+def _without_weight(params: Train) -> list[str]:
+    """A line about classes whose weight is 0: their boxes are learned, their class is not."""
+    weights = params.class_weights if isinstance(params.class_weights, Mapping) else {}
+    names = [repr(name) for name, weight in weights.items() if weight == 0]
+    return [f"train.class_weights is 0 for {', '.join(names)}: boxes are learned, the class is not"] if names else []

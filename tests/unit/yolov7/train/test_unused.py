@@ -128,6 +128,12 @@ def test_classes_without_objects_are_named_and_those_that_only_validation_has(tm
     assert second == "the validation images have objects of classes that the training images lack: dog 2"
 
 
+def test_a_class_without_weight_is_named(tmp_path):
+    index = index_of(tmp_path, [(0, 0, GOOD), (0, 1, GOOD)])
+    (line,) = found(index, parameters(class_weights={"dog": 0.0, "cat": 2.0})).warnings
+    assert line.startswith("train.class_weights is 0 for 'dog'")
+
+
 def test_data_without_losses_or_objects_raise_no_alarm(tmp_path):
     assert found(index_of(tmp_path / "a", [(0, 0, GOOD), (0, 1, GOOD)]), parameters()).warnings == ()
     empty = found(index_of(tmp_path / "b", []), parameters())
