@@ -61,6 +61,8 @@ class Augment(Group):
     """Scale is uniform in [1 - scale, 1 + scale_surplus + scale]."""
     scale_surplus: Annotated[float, AddedLater()] = Field(default=0.1, ge=0.0, le=1.0)
     """Room for the scale to rise further than it falls, as published for YOLOv7."""
+    max_aspect: Annotated[float, AddedLater()] = Field(default=20.0, gt=1.0)
+    """Objects whose longer side reaches this many times the shorter one are left out of a sample, as published."""
     shear: float = Field(default=0.0, ge=0.0, lt=90.0)
     """Shear per axis is uniform in plus or minus this many degrees."""
     perspective: float = Field(default=0.0, ge=0.0, le=0.001)

@@ -569,6 +569,27 @@ def test_bad_records_are_dropped_where_the_user_says_so(tmp_path):
     assert "Passed without 4 records" in text and "its image is left out" in text
 
 
+def test_what_is_dropped_is_counted_by_reason_and_class_and_most_of_a_class_is_a_warning(tmp_path, caplog):
+    documents = sound_documents()
+    boxes = documents["train"]["annotations"]
+    of_class = [box for box in boxes if box["category_id"] == boxes[0]["category_id"]]
+    everywhere = [box for split in SPLITS for box in documents[split]["annotations"]]
+    total = sum(box["category_id"] == boxes[0]["category_id"] for box in everywhere)
+    extra = [{**of_class[0], "id": 900 + n, "bbox": [0, 0, 0, 5]} for n in range(total + 1)]
+    documents["train"]["annotations"] = boxes + extra
+    write_ingested(tmp_path / "ingested", documents)
+    run(tmp_path, on_bad_record="drop")
+    name = next(c["name"] for c in documents["train"]["categories"] if c["id"] == of_class[0]["category_id"])
+    assert f"the index leaves out {len(extra)} of {len(everywhere) + len(extra)} objects:" in caplog.messages
+    assert f"  {len(extra)} box-width-is-positive: {name} {len(extra)}" in caplog.messages
+    assert any(
+        line.startswith(f"class {name!r} loses {len(extra)} of {total + len(extra)} boxes") for line in caplog.messages
+    )
+    assert "Box-width-is-positive" in (tmp_path / "report/index.html").read_text()
+    dropped = json.loads((tmp_path / "report/dropped.json").read_text())
+    assert {one["class_name"] for one in dropped} == {name}
+
+
 def test_dropping_does_not_hide_what_is_wrong_with_the_whole(tmp_path):
     documents = sound_documents()
     for annotation in documents["test"]["annotations"]:
