@@ -131,6 +131,10 @@ class Detector(nn.Module):
         """True if :meth:`raw` also returns auxiliary levels."""
         return self._head.auxiliary_levels > 0
 
+    def decoding_macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates for an image of this size of the decoding, as far as it was published as convolutions."""
+        return self._head.decoding_macs(height, width)
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The maps that the lead predictions are made of, by name."""
         return self._maps(images, "deploy")
