@@ -23,6 +23,8 @@ PRIOR_IMAGE_SIDE, PRIOR_OBJECTS = 640, 5  # the class prior is reckoned for so m
 class GelanHead(AlignedHead):
     """DDetect (with `auxiliary`: DualDDetect): a box branch in four groups and a class branch for each level."""
 
+    groups: int = SIDES
+    """Groups of the box branch's convolutions; 1: a plain branch."""
     class_width: int | None = None
     """Width of the class branches; None: as released, see :func:`widths`. The published 2.0M of T are those of 80."""
 
@@ -34,8 +36,7 @@ class GelanHead(AlignedHead):
         if self.class_width is not None:
             class_width = self.class_width
         return [
-            GelanBranch(maps[name].channels, box_width, class_width, self.bins, num_classes, name, act)
-            for name in names
+            GelanBranch(maps[name].channels, box_width, class_width, self, num_classes, name, act) for name in names
         ]
 
 
@@ -49,14 +50,14 @@ class GelanBranch(nn.Module):
     """One level: (B, C_in, h, w) -> (B, 4 K + C, h, w)."""
 
     def __init__(
-        self, channels: int, box_width: int, class_width: int, bins: int, num_classes: int, reads: str, act: str
+        self, channels: int, box_width: int, class_width: int, head: GelanHead, num_classes: int, reads: str, act: str
     ):
         super().__init__()
         self.reads = reads
         self.box = nn.Sequential(
             ConvUnit(channels, box_width, 3, act=act),
-            ConvUnit(box_width, box_width, 3, groups=SIDES, act=act),
-            ConvUnit(box_width, 4 * bins, groups=SIDES, act="none", norm=False),
+            ConvUnit(box_width, box_width, 3, groups=head.groups, act=act),
+            ConvUnit(box_width, head.box_channels, groups=head.groups, act="none", norm=False),
         )
         self.classes = nn.Sequential(
             ConvUnit(channels, class_width, 3, act=act),
