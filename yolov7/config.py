@@ -147,6 +147,9 @@ class AlignedLoss(LossParameters):
     """Assignment of the auxiliary head: by its own predictions as released, or by those of the lead head."""
     auxiliary_weight: float = Field(default=0.25, ge=0.0)
     """Weight of the auxiliary head's loss."""
+    least_score_sum: float | None = Field(default=None, gt=0.0)
+    """Least divisor of a head's loss, which is divided by the sum of its target scores. None: as released, 1, and
+    no bound if the assignment is lead-guided (a batch without positives is divided by 1 then)."""
 
 
 class Optimizer(Group):
@@ -285,7 +288,7 @@ def parse(
         raise ConfigError("; ".join(_explain(group, item, where, loss) for item in error.errors())) from None
 
 
-LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss}
+LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss, "yolov9": AlignedLoss}
 """The loss group of each family in :data:`yolov7.presets.PRESETS`."""
 
 
