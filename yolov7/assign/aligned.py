@@ -17,6 +17,7 @@ Legend: H heads, B images, N cells of an image, T targets of all heads, P pairs,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -89,7 +90,9 @@ class _Assignment:
     def _unknown(self, targets: Targets) -> Tensor:
         """(2,) whether a target names an image or a class that does not exist."""
         limits = self.images, self.logits.shape[2]
-        wrong = [(values < 0) | (values >= limit) for values, limit in zip(targets.index.unbind(1), limits, strict=True)]
+        wrong = [
+            (values < 0) | (values >= limit) for values, limit in zip(targets.index.unbind(1), limits, strict=True)
+        ]
         # What they point at is never read: the error follows before.
         return torch.stack([flags.any() if len(flags) else flags.new_zeros(()) for flags in wrong])
 
@@ -164,7 +167,7 @@ class _Assignment:
         table = torch.stack((maps, image, torch.zeros_like(maps), row, column, target))[:, order]
         edges = torch.arange(self.heads * len(self.cells.sizes) + 1, device=maps.device)
         ends = torch.searchsorted(table[0].contiguous(), edges).tolist()
-        counts = tuple(after - before for before, after in zip(ends, ends[1:], strict=False))
+        counts = tuple(after - before for before, after in pairwise(ends))
         return Matches(table, counts, weight=score[order])
 
     def _complaint(self) -> str:

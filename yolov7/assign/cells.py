@@ -113,7 +113,7 @@ class Inside:
 
 
 def runs(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Runs of these lengths (R,), `total` together: number of the run and place in it of every member, (total,) each."""
+    """Runs of these lengths (R,), `total` together: run and place in it of every member, (total,) each."""
     number = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=total)
     start = counts.cumsum(0) - counts
     return number, torch.arange(total, device=counts.device) - start[number]

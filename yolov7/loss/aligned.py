@@ -50,9 +50,9 @@ class AlignedModel(Protocol):
 class AlignedCriterion(Criterion):
     """Assignment and loss of a detector with an aligned head.
 
-    Each head's sums are divided by the sum of its target scores (`least_score_sum`). Where a batch lies on several processes
-    that sum, and the number of images, are first added up by `totals`: the sum of the processes' losses and gradients
-    is that of one process with the whole batch. None: there is one process.
+    Each head's sums are divided by the sum of its target scores (`least_score_sum`). Where a batch lies on several
+    processes that sum, and the number of images, are first added up by `totals`: the sum of the processes' losses and
+    gradients is that of one process with the whole batch. None: there is one process.
     """
 
     parts = ("box", "dfl", "classification")
@@ -134,8 +134,8 @@ class AlignedCriterion(Criterion):
                 raise ModelError(f"a raw map (B, {channels}, h, w) is expected, got {tuple(maps.shape)}")
             if maps.shape != lead.shape:
                 raise ModelError(
-                    f"an auxiliary map has the shape {tuple(maps.shape)}, its lead map {tuple(lead.shape)}: their grids "
-                    "must be equal"
+                    f"an auxiliary map has the shape {tuple(maps.shape)}, its lead map {tuple(lead.shape)}: their "
+                    "grids must be equal"
                 )
         return len(raw) // levels
 

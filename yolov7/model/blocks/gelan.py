@@ -1,4 +1,4 @@
-"""GELAN: layer aggregation over any computational block (YOLOv9 paper, section 4.2; reference sheet: yolov9, section 1).
+"""GELAN: layer aggregation over any computational block (YOLOv9 paper, section 4.2; reference sheet: yolov9, 1).
 
 Dimension letters: B batch, c channels, h w cells.
 """

@@ -64,8 +64,8 @@ class AlignedHead(Head):
         others = tuple(maps[name].stride for name in self.auxiliary)
         if others and others != strides:
             raise ModelError(
-                f"the auxiliary levels have strides {others}, the lead levels {strides}: each auxiliary level needs the "
-                "grid of its lead level"
+                f"the auxiliary levels have strides {others}, the lead levels {strides}: each auxiliary level needs "
+                "the grid of its lead level"
             )
         if list(strides) != sorted(set(strides)):
             raise ModelError(f"the levels have strides {strides}; small to large is expected")

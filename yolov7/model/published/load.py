@@ -188,9 +188,7 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
     )
 
 
-def _copied(
-    file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours: Mapping[str, Tensor]
-) -> Transfer:
+def _copied(file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours: Mapping[str, Tensor]) -> Transfer:
     """The tensors that are among `ours` under another name."""
     transfer = Transfer()
     for published, tensor in file.weights.tensors.items():

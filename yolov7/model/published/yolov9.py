@@ -19,9 +19,9 @@ from torch import Tensor
 from yolov7.errors import ModelError
 from yolov7.model import blocks
 from yolov7.model.heads.gelan import GelanHead, widths
+from yolov7.model.pgi import PARTS, with_pgi
 from yolov7.model.published.layout import LoadableDetector, PublishedKeys, PublishedLayout, Transfer
 from yolov7.model.spec import IMAGE, Block, Network, Stage
-from yolov7.model.pgi import PARTS, with_pgi
 
 DUAL: Final = "training with auxiliary head"
 SINGLE: Final = "one head"
@@ -119,7 +119,11 @@ class Yolov9Layout(PublishedLayout):
         width, channels = tensors[name].shape[:2]
         released = width == widths(channels, self.num_classes(tensors), head.bins)[1]
         class_width = None if released else width
-        return network if class_width == head.class_width else replace(network, head=replace(head, class_width=class_width))
+        return (
+            network
+            if class_width == head.class_width
+            else replace(network, head=replace(head, class_width=class_width))
+        )
 
     def whole(self, network: Network, form: str, names: Collection[str]) -> Network:
         """A GELAN with the auxiliary part of a training file, and a YOLOv9 without one for the file of a GELAN."""
