@@ -136,7 +136,7 @@ def _as_wide(network: Network, keys: PublishedKeys, tensors: Mapping[str, Tensor
     """True if the last convolutions of the blocks are as wide as the network's maps: sizes may share all names."""
     maps = network.maps()
     for published, ours in keys.copied.items():
-        _, stage, inner = ours.split(".", 2)
+        stage, _, inner = ours.partition(".")[2].partition(".")
         last = stage in maps and inner in ("conv.weight", "out.conv.weight")
         if last and published in tensors and tensors[published].shape[:1] != (maps[stage].channels,):
             return False
