@@ -65,6 +65,13 @@ YOLOV9: dict[str, Preset] = {
         },
         "augment": _YOLOV9_AUGMENT,
     },
+    "small": {
+        "evaluate_iou": 0.7,
+        "optimizer": YOLOV7["small"]["optimizer"],
+        "augment": {"mosaic9": 0.0, "translate": 0.1, "scale": 0.5, "scale_surplus": 0.0, "mixup": 0.0, "paste_in": 0.0},
+        "ema": YOLOV7["small"]["ema"],
+        "cache": "ram",
+    },
 }
 
 PRESETS: dict[str, dict[str, Preset]] = {"yolov7": YOLOV7, "yolov9": YOLOV9}
