@@ -1,4 +1,4 @@
-"""Programmable gradient information: auxiliary stages and levels for training (YOLOv9 paper, section 3; table 4).
+"""Programmable gradient information: auxiliary stages and levels for training (YOLOv9 paper, section 4.1; table 4).
 
 Each part reads the blocks of the first backbone, `B3`, `B4` and `B5`, and is made of copies of the network's own
 stages, found by name. Which part each size was released with: :mod:`yolov7.model.variants.yolov9`. FPN of S, T and E
