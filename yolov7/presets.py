@@ -68,7 +68,14 @@ YOLOV9: dict[str, Preset] = {
     "small": {
         "evaluate_iou": 0.7,
         "optimizer": YOLOV7["small"]["optimizer"],
-        "augment": {"mosaic9": 0.0, "translate": 0.1, "scale": 0.5, "scale_surplus": 0.0, "mixup": 0.0, "paste_in": 0.0},
+        "augment": {
+            "mosaic9": 0.0,
+            "translate": 0.1,
+            "scale": 0.5,
+            "scale_surplus": 0.0,
+            "mixup": 0.0,
+            "paste_in": 0.0,
+        },
         "ema": YOLOV7["small"]["ema"],
         "cache": "ram",
     },
