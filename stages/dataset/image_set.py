@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from stages.dataset.flags import flag_notes
 from stages.dataset.layout import SourceReport, annotations_file, images_folder
 from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
 from stages.images.plain import Rewrite, rewrite_all
@@ -43,6 +44,11 @@ class ImageSet:
     """Records that the reader left out or added; for dataset.json."""
     disposable: bool = False
     """The files are temporary: they are linked instead of copied, if possible."""
+
+    @property
+    def source(self) -> str:
+        """The format: `coco`, `voc` or `yolo`."""
+        return self.key.split(".")[1] if "." in self.key else self.key
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
@@ -109,7 +115,8 @@ def _copy_set(one: ImageSet, folder: Path, split: str) -> _Copied:
         list(pool.map(lambda file: _copy_image(file, link=one.disposable), [f for f in files if f.target in left]))
     write_coco(annotations_file(folder, split), one.coco)
     turned = sum(file.header is not None and file.header.orientation != UPRIGHT for file in rewritten)
-    return _Copied(turned, (*_converted_note(rewritten), *_case_note(one.coco)))
+    notes = (*_converted_note(rewritten), *_case_note(one.coco), *flag_notes(one.coco, one.source))
+    return _Copied(turned, notes)
 
 
 def _is_plain(header: ImageHeader | None) -> bool:
@@ -190,25 +197,33 @@ def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
     found: list[tuple[Path, Record]] = []
     refused: list[tuple[Record, str]] = []
     for record in coco.images:
-        reason = unsafe_name(record["file_name"])
-        if reason is None:
-            path, reason = _existing(inside, record["file_name"])
-            if path is not None:
-                found.append((path, record))
-        if reason is not None:
+        path, reason = find_file(inside, record["file_name"])
+        if path is not None:
+            found.append((path, record))
+        elif reason is not None:
             refused.append((record, reason))
     if refused:
-        listed = "; ".join(
-            f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
-        )
-        more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
-        message = f"{len(refused)} of {len(coco.images)} images cannot be taken from {root}: {listed}{more}"
-        raise DataError(message, path=coco.path)
+        raise DataError(refused_images(refused, len(coco.images), root), path=coco.path)
     return found
 
 
-def _existing(inside: Path, name: str) -> tuple[Path | None, str | None]:
-    """The regular file of a name (links are followed, but not out of the folder), or the reason why there is none."""
+def refused_images(refused: Sequence[tuple[Record, str]], total: int, root: Path) -> str:
+    """The message on image records without a file, each with the reason."""
+    listed = "; ".join(
+        f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
+    )
+    more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
+    return f"{len(refused)} of {total} images cannot be taken from {root}: {listed}{more}"
+
+
+def find_file(inside: Path, name: str) -> tuple[Path | None, str | None]:
+    """The regular file of a name below a resolved folder, or the reason why there is none.
+
+    Links are followed, but not out of the folder.
+    """
+    reason = unsafe_name(name)
+    if reason is not None:
+        return None, reason
     try:
         path = (inside / name).resolve(strict=True)
     except FileNotFoundError:

@@ -54,7 +54,7 @@ class Match:
         """Why there is no file, or None: there is one, or none that resembles the name."""
         if not self.candidates:
             return None
-        return f"could be {' or '.join(map(repr, self.candidates[:_LISTED]))}; write the path below the image folder"
+        return f"it could be {' or '.join(map(repr, self.candidates[:_LISTED]))}; write the path below the image folder"
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,9 @@ def _refuse_shared(result: Matched, users: Mapping[str, Sequence[str]], other_fo
             for name in other_folders.intersection(names):
                 del result.names[name]
                 others = " and ".join(map(repr, [shown_name(other) for other in names if other != name][:_LISTED]))
-                result.problems[name] = f"and {others} would both be {file!r}; write the paths below the image folder"
+                result.problems[name] = (
+                    f"it and {others} would both be {file!r}; write the paths below the image folder"
+                )
 
 
 def _note(steps: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
