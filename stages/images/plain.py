@@ -12,7 +12,7 @@ import cv2
 from stages.images.header import MAX_PIXELS, UPRIGHT
 from stages.images.sandbox import Died, breaks_out, clear_complaints, complaints, run_limited
 from yolov7.data.decode import decode_image
-from yolov7.data.depth import PixelRange
+from yolov7.data.depth import PixelRange, decode_deep, needs_range
 from yolov7.data.orientation import turn_back
 from yolov7.errors import DataError
 
@@ -84,6 +84,16 @@ def rewrite(image: Rewrite) -> Result:
     except cv2.error as error:
         return _judge(error)
     return "written"
+
+
+def decoded_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image, upright; None if it is damaged. Runs under :func:`run_limited`."""
+    data = path.read_bytes()
+    try:
+        pixels = decode_deep(data) if needs_range(data) else decode_image(data)
+    except (DataError, cv2.error):
+        return None
+    return None if pixels is None else (pixels.shape[0], pixels.shape[1])
 
 
 def _encode(pixels: cv2.typing.MatLike, image: Rewrite) -> None:

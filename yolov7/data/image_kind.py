@@ -6,6 +6,7 @@ A name counts only where the content does not tell: a file called `.jpg` is one 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -138,11 +139,11 @@ def kind_of(start: bytes, name: str | os.PathLike[str] = "") -> ImageKind | None
 
 def kind_of_file(path: Path) -> ImageKind | None:
     """The format of an image file, as :func:`kind_of`; by its name alone where it cannot be opened."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(_START)
-    except OSError:
-        start = b""
+    start = b""
+    with contextlib.suppress(OSError):
+        if path.is_file():  # opening a pipe would block
+            with path.open("rb") as file:
+                start = file.read(_START)
     return kind_of(start, path)
 
 
