@@ -249,6 +249,9 @@ class Data(Group):
     """Needed with `source: yolo`."""
     split: Split = Split()
     """For a source with one set, `all`."""
+    pixel_range: tuple[float, float] | None = None
+    """Images of more than 8 bits a channel: the values that become black and white, for example [0, 4095]; default:
+    decided over the whole set (docs/data.md)."""
 
 
 def check_data(data: Data, *, where: str) -> None:
@@ -259,6 +262,8 @@ def check_data(data: Data, *, where: str) -> None:
         required(data, source.format, where=where).check(f"{where}.{source.format}")
     data.digits.check(f"{where}.digits")
     data.split.check(f"{where}.split")
+    if data.pixel_range is not None and not data.pixel_range[0] < data.pixel_range[1]:
+        raise ConfigError(f"{where}.pixel_range: give the values of black and white, for example [0, 4095]")
 
 
 def required(data: Data, name: str, *, where: str = "data") -> Any:

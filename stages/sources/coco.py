@@ -6,13 +6,10 @@ Fields and records are kept. What a tool writes in its own way and has one meani
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.dataset.image_set import ImageSet, find_file, refused_images
-from stages.images.header import read_header
 from stages.project.params_data import Coco
 from stages.sources.coco_boxes import convert_boxes
 from stages.sources.coco_categories import Sorted, sort_categories
@@ -147,19 +144,14 @@ def _by_address(missing: list[Record], matched: Matched, one: _Set) -> dict[int,
 def _read_sizes(coco: CocoAnnotations, root: Path) -> list[str]:
     """Fill in sizes that the annotations do not give, upright, from the files.
 
-    A file whose header cannot be read keeps the size 0: validation names it.
+    A damaged file keeps the size 0: validation names it.
     """
     unsized = [record for record in coco.images if record["width"] == 0 or record["height"] == 0]
-    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        headers = list(pool.map(lambda record: read_header(root / record["file_name"]), unsized))
-    names: list[str] = []
-    for record, header in zip(unsized, headers, strict=True):
-        if header is not None and header.width and header.height:
-            size = (header.height, header.width) if header.lies_on_its_side else (header.width, header.height)
-            record["width"], record["height"] = size
-            names.append(record["file_name"])
+    sizes = find_sizes(root, list(dict.fromkeys(record["file_name"] for record in unsized)))
+    for record in unsized:
+        if 0 not in sizes[record["file_name"]]:
+            record["height"], record["width"] = sizes[record["file_name"]]
+    names = [name for name, size in sizes.items() if 0 not in size]
     if not names:
         return []
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    listed = ", ".join(map(repr, names[:5]))
-    return [f"{len(names)} images have no size in the annotations; it was read from the file: {listed}{more}"]
+    return [f"{len(names)} images have no size in the annotations; it was read from the file: {shown(names)}"]
