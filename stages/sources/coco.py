@@ -15,6 +15,7 @@ from stages.sources.coco_boxes import convert_boxes
 from stages.sources.coco_categories import Sorted, sort_categories
 from stages.sources.coco_repair import Tally, repair
 from stages.sources.file_names import Matched, list_files, match_names, shown_name
+from stages.sources.image_folder import find_sizes, shown
 from yolov7.data.formats.coco import (
     CocoAnnotations,
     Problem,
