@@ -21,6 +21,7 @@ _PLAIN = frozenset({"id", "image_id", "category_id", "bbox", "area", "segmentati
 
 _MARKS = (
     "occluded", "truncated", "outside", "isfake", "isreflected", "isgroupof", "is_group_of", "IsGroupOf", "isdepiction",
+    "is_crowd",
 )  # fmt: skip
 """Marks of CVAT, VOC, Objects365 and Open Images that have no effect here."""
 
@@ -40,8 +41,7 @@ class Flag:
 
 def rotation_of(record: Record) -> float:
     """Degrees within 0 to 180 by which a rectangle was rotated after its box was written (CVAT); 0 if it was not."""
-    attributes = record.get("attributes")
-    value = attributes.get("rotation") if isinstance(attributes, dict) else None
+    value = _field(record, "rotation")
     if isinstance(value, str):
         try:
             value = float(value)
@@ -50,6 +50,17 @@ def rotation_of(record: Record) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return 0.0
     return float(value) % 180  # half a turn leaves the rectangle where it was
+
+
+def _field(record: Record, name: str) -> object:
+    """A field of the record or, if it has none, of its `attributes`."""
+    attributes = record.get("attributes")
+    return record.get(name, attributes.get(name) if isinstance(attributes, dict) else None)
+
+
+def is_ignored(record: Record) -> bool:
+    """True if an annotation is marked `ignore` and not a crowd already."""
+    return _is_set(_field(record, "ignore")) and not _crowd(record)
 
 
 def _is_set(value: object) -> bool:
@@ -61,12 +72,8 @@ def _crowd(record: Record) -> bool:
     return bool(record.get("iscrowd"))
 
 
-def _ignored(record: Record) -> bool:
-    return _is_set(record.get("ignore")) and not _crowd(record)
-
-
 def _difficult(record: Record) -> bool:
-    return _is_set(record.get("difficult")) and not _crowd(record)
+    return _is_set(_field(record, "difficult")) and not _crowd(record)
 
 
 def _rotated(record: Record) -> bool:
@@ -74,7 +81,7 @@ def _rotated(record: Record) -> bool:
 
 
 def _scored(record: Record) -> bool:
-    return isinstance(record.get("score"), int | float)
+    return isinstance(_field(record, "score"), int | float)
 
 
 def _absent_keypoints(record: Record) -> bool:
@@ -89,9 +96,7 @@ def _marked(record: Record) -> bool:
 
 
 def _marks(record: Record) -> list[str]:
-    attributes = record.get("attributes")
-    places = (record, attributes) if isinstance(attributes, dict) else (record,)
-    return [name for name in _MARKS if any(_is_set(place.get(name)) for place in places)]
+    return [name for name in _MARKS if _is_set(_field(record, name))]
 
 
 _OBJECTS = ("coco", "CVAT and V7 Darwin write masks so; data.coco.crowd_is_object: true makes them objects")
@@ -101,7 +106,7 @@ _ENCLOSED = ("coco", "data.coco.enclose_rotated: true takes the box around the r
 
 FLAGS: tuple[Flag, ...] = (
     Flag("crowds", "are crowds (iscrowd 1): neither learned nor counted", _crowd, _OBJECTS),
-    Flag("ignored", "are marked ignore, but learned and counted", _ignored, _IGNORED),
+    Flag("ignored", "are marked ignore, but learned and counted", is_ignored, _IGNORED),
     Flag("difficult", "are marked difficult, but learned and counted", _difficult, _DIFFICULT),
     Flag("rotated", "are rotated, and their box is that before rotation", _rotated, _ENCLOSED),
     Flag("scored", "have a score: predictions of a model rather than labels?", _scored),

@@ -6,14 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from stages.dataset.flags import rotation_of, shown_counts
+from stages.dataset.flags import is_ignored, rotation_of, shown_counts
 from stages.project.params_data import Coco
 from yolov7.data.formats.coco import CocoAnnotations, Problem, Record
 
 _CORNERS_SHARE = 0.2
 """Share of the boxes that leave their image from which they may be corners; a single one proves nothing."""
 
-_Box = list[float]
+_ROUNDING = 0.001
+"""Shares of the sides may be this far outside 0 to 1."""
+
 _Size = tuple[float, float]
 
 
@@ -48,7 +50,7 @@ def _is_valid(size: _Size | None) -> bool:
 def _looks_relative(coco: CocoAnnotations, records: Sequence[Record], sizes: dict[int, _Size]) -> Problem | None:
     """A problem if no number of any box exceeds 1: a share of the sides (Azure), or boxes below a pixel."""
     boxes = [one["bbox"] for one in records]
-    if not boxes or not all(0 <= value <= 1 for box in boxes for value in box):
+    if not boxes or not all(-_ROUNDING <= value <= 1 + _ROUNDING for box in boxes for value in box):
         return None
     if all(max(sizes[one["image_id"]]) <= 1 for one in records):
         return None
@@ -78,9 +80,9 @@ def _looks_like_corners(records: Sequence[Record], sizes: dict[int, _Size]) -> l
 def _from_relative(record: Record, size: _Size) -> None:
     record["bbox"] = [value * size[place % 2] for place, value in enumerate(record["bbox"])]
     area, outline = record.get("area"), record.get("segmentation")
-    if area is not None and 0 <= area <= 1:
+    if area is not None and 0 <= area <= 1 + _ROUNDING:
         record["area"] = area * size[0] * size[1]
-    if isinstance(outline, list) and all(0 <= value <= 1 for ring in outline for value in ring):
+    if isinstance(outline, list) and all(abs(value) <= 1 + _ROUNDING for ring in outline for value in ring):
         record["segmentation"] = [[value * size[place % 2] for place, value in enumerate(ring)] for ring in outline]
 
 
@@ -124,7 +126,7 @@ def _change_flags(records: Sequence[Record], parameters: Coco, coco: CocoAnnotat
             if record.get("area") == 0:  # V7 Darwin's masks
                 del record["area"]
             changed["crowd_is_object"][record["category_id"]] += 1
-        if parameters.ignore_is_crowd and record.get("ignore") and not record.get("iscrowd"):
+        if parameters.ignore_is_crowd and is_ignored(record):
             record["iscrowd"] = 1
             changed["ignore_is_crowd"][record["category_id"]] += 1
     words = {"crowd_is_object": "crowds are objects", "ignore_is_crowd": "annotations marked ignore are crowds"}
