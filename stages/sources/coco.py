@@ -87,7 +87,7 @@ def _images(document: Record) -> list[Record]:
     records = document.get("images")
     if not isinstance(records, list):
         return []
-    faulty = {fault.index for fault in find_faults(document) if fault.list == "images" and fault.field in _NEEDED}
+    faulty = {fault.index for fault in find_faults(document, ["images"]) if fault.field in _NEEDED}
     return [record for index, record in enumerate(records) if index not in faulty]
 
 

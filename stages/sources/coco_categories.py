@@ -73,9 +73,9 @@ def _objects(document: Record) -> Counter[_Category]:
 
 
 def _drop_nameless(document: Record, found: Sorted) -> None:
-    """Leave out entries whose name is null and that no annotation uses; others are refused with their record."""
+    """Leave out entries without a name that no annotation uses; others are refused with their record."""
     uses = _uses(document)
-    nameless = [one for one in _entries(document) if one.get("name") is None and not uses[one["id"]]]
+    nameless = [one for one in _entries(document) if one.get("name") in (None, "") and not uses[one["id"]]]
     if nameless:
         _remove(document, nameless)
         found.notes.append(

@@ -40,7 +40,7 @@ class Tables:
     """The data set as seven frames; each rule names one."""
 
     splits: pd.DataFrame
-    """One row per split: images, boxes (without crowds), crowd_boxes, categories, and a text per flag."""
+    """One row per split: images, boxes (without crowds), categories, and a text per flag."""
     categories: pd.DataFrame
     """One row per category record: category_id, name, uses_of_id, uses_of_name, case_clash."""
     classes: pd.DataFrame
@@ -115,7 +115,6 @@ def _splits(splits: Mapping[str, CocoAnnotations]) -> pd.DataFrame:
                 "split": [split],
                 "images": [len(coco.images)],
                 "boxes": [sum(not annotation.get("iscrowd") for annotation in coco.annotations)],
-                "crowd_boxes": [sum(bool(annotation.get("iscrowd")) for annotation in coco.annotations)],
                 "categories": [len(coco.categories)],
                 **_flags(coco),
             }
@@ -126,11 +125,12 @@ def _splits(splits: Mapping[str, CocoAnnotations]) -> pd.DataFrame:
 
 
 def _flags(coco: CocoAnnotations) -> dict[str, pd.Series]:
-    """One text for every flag and class counts in it; missing if no annotation has the flag."""
+    """A text for every flag, with class counts; missing if no annotation has the flag."""
     import pandas as pd
 
     found: dict[str, str | None] = {**dict.fromkeys(flag.name for flag in FLAGS), **describe_flags(coco)}
     found["not_exhaustive"] = describe_open_world(coco.images)
+    found["and_crowds"] = f"; {found['crowds']}" if found["crowds"] else ""
     return {name: pd.Series([text], dtype=object) for name, text in found.items()}
 
 

@@ -194,9 +194,10 @@ def find_problems(document: Record) -> list[Problem]:
     return problems + [_problem(document, fault) for fault in find_faults(document)]
 
 
-def find_faults(document: Record) -> Iterator[Fault]:
+def find_faults(document: Record, lists: Sequence[str] = tuple(_FIELDS)) -> Iterator[Fault]:
     """The faults of all records, in the order of the lists; a list that is missing or not a list has none."""
-    for name, fields in _FIELDS.items():
+    for name in lists:
+        fields = _FIELDS[name]
         records = document.get(name)
         if not isinstance(records, list):
             continue
