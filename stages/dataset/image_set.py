@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.dataset.flags import flag_notes
 from stages.dataset.layout import SourceReport, annotations_file, images_folder
+from stages.dataset.originals import note_copies_apart
 from stages.images.depth import Depth, decide, is_deep
 from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
 from stages.images.plain import Rewrite, rewrite_all
@@ -93,6 +94,10 @@ def copy_sets(
         ]
     else:
         notes = _notes(whole, [f for part in files.values() for f in part], [f for p in rewritten.values() for f in p])
+    copies = note_copies_apart(
+        {split: [record["file_name"] for record in one.coco.images] for split, one in sets.items()}
+    )
+    notes += [copies] if copies else []
     report = SourceReport(turned_upright=turned, notes=(*notes, *depth.notes), pixel_range=depth.describe())
     if "test" in sets:
         return report

@@ -32,7 +32,7 @@ def convert_boxes(coco: CocoAnnotations, parameters: Coco) -> tuple[list[str], l
         problem = _looks_relative(coco, sized, sizes)
         if problem is not None:
             return notes, [problem]
-        notes += _looks_like_corners(sized, sizes)
+        notes += _looks_like_corners(sized, sizes) or _from_supervisely(coco)
     elif kind != "pixels":
         for record in sized:
             _CONVERTERS[kind](record, sizes[record["image_id"]])
@@ -75,6 +75,14 @@ def _looks_like_corners(records: Sequence[Record], sizes: dict[int, _Size]) -> l
         f"{outside} of {len(records)} boxes leave their image, and all would be inside as left, top, right, bottom: "
         "bbox must be left, top, width, height; data.coco.boxes: corners converts them"
     ]
+
+
+def _from_supervisely(coco: CocoAnnotations) -> list[str]:
+    """A note if the file has the ids of Supervisely, whose boxes end at their last pixel."""
+    first = [record for records in (coco.images, coco.annotations, coco.categories) for record in records[:1]]
+    if not coco.annotations or not any("sly_id" in record for record in first):
+        return []
+    return ["Supervisely writes boxes whose sides are one pixel short: data.coco.boxes: inclusive adds it"]
 
 
 def _from_relative(record: Record, size: _Size) -> None:

@@ -147,6 +147,17 @@ def test_roboflow_texts_in_info(tmp_path):
     assert made.notes == ""
 
 
+def test_roboflow_copies_of_one_original_in_two_splits(tmp_path):
+    names = [f"a_jpg.rf.{digit * 32}.jpg" for digit in "0123"]
+    train, val = (Export([box()], [image(1, name)], files=(name,)) for name in names[:2])
+    bring_in(tmp_path / "apart", train, val)
+    notes = json.loads((tmp_path / "apart/out/dataset.json").read_text())["notes"]
+    assert any("1 originals have copies" in note and "'a_jpg' (train, val)" in note for note in notes)
+    other = Export([box()], [image(1, f"b_jpg.rf.{'4' * 32}.jpg")], files=(f"b_jpg.rf.{'4' * 32}.jpg",))
+    bring_in(tmp_path / "together", train, other)
+    assert json.loads((tmp_path / "together/out/dataset.json").read_text())["notes"] == []
+
+
 def test_via_texts_flat_outlines_an_entry_per_annotation_and_points(tmp_path):
     export = Export(
         [
@@ -169,10 +180,11 @@ def test_via_texts_flat_outlines_an_entry_per_annotation_and_points(tmp_path):
 def test_supervisely_sides_one_pixel_short(tmp_path):
     export = Export(
         [box(keypoints=[0, 0, 0, 8, 9, 2], num_keypoints=2, bbox=[0, 0, 8, 9]), box(2, segmentation=RUNS, iscrowd=0)],
-        categories=[{"id": 1, "name": "fish", "supercategory": "fish", "keypoints": ["a", "b"], "skeleton": []}],
+        categories=[{"id": 1, "name": "fish", "supercategory": "fish", "keypoints": ["a", "b"], "sly_id": 5}],
     )
     made = bring_in(tmp_path / "kept", export)
     assert made.boxes[0] == [0, 0, 8, 9] and "1 of 2 objects have absent keypoints" in made.notes
+    assert "one pixel short: data.coco.boxes: inclusive" in made.notes
     assert made.boxes[1] == [2, 3, 10, 12] and [one["id"] for one in made.categories] == [1]
     made = bring_in(tmp_path / "longer", export, boxes="inclusive")
     assert made.boxes[0] == [0, 0, 9, 10] and "2 boxes were converted to pixels" in made.notes

@@ -97,9 +97,7 @@ def test_objects_without_marks_are_not_counted():
 
 def test_a_split_of_nothing_but_crowds_says_so(tmp_path):
     bring_in(tmp_path, Export([box(1, iscrowd=1), box(2, iscrowd=1, bbox=[1, 1, 5, 5])]))
-    with pytest.raises(
-        DataError, match=r"0 boxes; 2 of 2 objects are crowds \(iscrowd 1\)"
-    ):
+    with pytest.raises(DataError, match=r"0 boxes; 2 of 2 objects are crowds \(iscrowd 1\)"):
         judged(tmp_path)
     advice = [one["action"] for one in json.loads((tmp_path / "report/findings.json").read_text())]
     assert any("data.coco.crowd_is_object: true" in text for text in advice)
