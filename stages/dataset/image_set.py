@@ -94,10 +94,8 @@ def copy_sets(
         ]
     else:
         notes = _notes(whole, [f for part in files.values() for f in part], [f for p in rewritten.values() for f in p])
-    copies = note_copies_apart(
-        {split: [record["file_name"] for record in one.coco.images] for split, one in sets.items()}
-    )
-    notes += [copies] if copies else []
+    names = {split: [record["file_name"] for record in one.coco.images] for split, one in sets.items()}
+    notes += note_copies_apart(names)
     report = SourceReport(turned_upright=turned, notes=(*notes, *depth.notes), pixel_range=depth.describe())
     if "test" in sets:
         return report
