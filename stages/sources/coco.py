@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.dataset.image_set import ImageSet, find_file, refused_images
 from stages.project.params_data import Coco
-from stages.sources.coco_boxes import convert_boxes
+from stages.sources.coco_boxes import convert_boxes, find_relative
 from stages.sources.coco_categories import Sorted, sort_categories
 from stages.sources.coco_repair import Tally, repair
 from stages.sources.file_names import Matched, list_files, match_names, shown_name
@@ -71,15 +71,13 @@ def _take(one: _Set, found: Sorted) -> None:
 
 def _image_set(one: _Set, parameters: Coco) -> ImageSet:
     records = _images(one.document)
-    one.problems += _name_files(one, records)
+    one.problems += [*find_relative(one.document, parameters), *_name_files(one, records)]
     if one.problems:
         raise refusal(one.problems, one.path)
     coco = coco_of(one.document, one.path)
     one.notes += _read_sizes(coco, one.root)
-    notes, problems = convert_boxes(coco, parameters)
-    if problems:
-        raise refusal(problems, one.path)
-    return ImageSet(coco, one.root, one.key, (*one.notes, *notes))
+    one.notes += convert_boxes(coco, parameters)
+    return ImageSet(coco, one.root, one.key, tuple(one.notes))
 
 
 def _images(document: Record) -> list[Record]:

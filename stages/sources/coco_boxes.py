@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from stages.dataset.flags import is_ignored, rotation_of, shown_counts
 from stages.project.params_data import Coco
-from yolov7.data.formats.coco import CocoAnnotations, Problem, Record
+from yolov7.data.formats.coco import CocoAnnotations, Problem, Record, is_box
 
 _CORNERS_SHARE = 0.2
 """Share of the boxes that leave their image from which they may be corners; a single one proves nothing."""
@@ -19,8 +19,8 @@ _ROUNDING = 0.001
 _Size = tuple[float, float]
 
 
-def convert_boxes(coco: CocoAnnotations, parameters: Coco) -> tuple[list[str], list[Problem]]:
-    """Change boxes and flags in place; returns notes, and the problem of boxes that look relative.
+def convert_boxes(coco: CocoAnnotations, parameters: Coco) -> list[str]:
+    """Change boxes and flags in place; returns notes.
 
     Boxes of annotations without a known image or a valid size stay as they are: validation names them.
     """
@@ -29,9 +29,6 @@ def convert_boxes(coco: CocoAnnotations, parameters: Coco) -> tuple[list[str], l
     sized = [one for one in coco.annotations if _is_valid(sizes.get(one["image_id"]))]
     kind = parameters.boxes
     if kind is None:
-        problem = _looks_relative(coco, sized, sizes)
-        if problem is not None:
-            return notes, [problem]
         notes += _looks_like_corners(sized, sizes) or _from_supervisely(coco)
     elif kind != "pixels":
         for record in sized:
@@ -39,26 +36,35 @@ def convert_boxes(coco: CocoAnnotations, parameters: Coco) -> tuple[list[str], l
         notes.append(f"{len(sized)} boxes were converted to pixels (data.coco.boxes: {kind})")
     if parameters.enclose_rotated:
         notes += _enclose(sized)
-    notes += _change_flags(coco.annotations, parameters, coco)
-    return notes, []
+    return notes + _change_flags(coco.annotations, parameters, coco)
 
 
 def _is_valid(size: _Size | None) -> bool:
     return size is not None and all(math.isfinite(side) and side > 0 for side in size)
 
 
-def _looks_relative(coco: CocoAnnotations, records: Sequence[Record], sizes: dict[int, _Size]) -> Problem | None:
-    """A problem if no number of any box exceeds 1: a share of the sides (Azure), or boxes below a pixel."""
-    boxes = [one["bbox"] for one in records]
-    if not boxes or not all(-_ROUNDING <= value <= 1 + _ROUNDING for box in boxes for value in box):
-        return None
-    if all(max(sizes[one["image_id"]]) <= 1 for one in records):
-        return None
-    return Problem(
-        "relative",
-        f"all numbers of its {len(boxes)} boxes are within 0 to 1: shares of the sides, as Azure writes them, or boxes "
-        "of less than a pixel; set data.coco.boxes to relative or to pixels",
+def find_relative(document: Record, parameters: Coco) -> list[Problem]:
+    """The problem of a file in which no number of any box exceeds 1; `data.coco.boxes` settles it.
+
+    Such boxes are shares of the sides (Azure), or smaller than a pixel. Records with faults are passed over.
+    """
+    records = document.get("annotations")
+    if parameters.boxes is not None or not isinstance(records, list):
+        return []
+    number = 0
+    for record in records:
+        box = record.get("bbox") if type(record) is dict else None
+        if is_box(box):
+            if not all(-_ROUNDING <= value <= 1 + _ROUNDING for value in box):
+                return []
+            number += box[2] > 0 and box[3] > 0
+    if not number:
+        return []
+    message = (
+        f"all numbers of its {number} boxes are within 0 to 1: shares of the sides, as Azure writes them, or boxes of "
+        "less than a pixel; set data.coco.boxes to relative or to pixels"
     )
+    return [Problem("relative", message)]
 
 
 def _looks_like_corners(records: Sequence[Record], sizes: dict[int, _Size]) -> list[str]:

@@ -80,7 +80,7 @@ class FileNames:
         """`names` are relative, with forward slashes. The folders of `root` also identify its files: for the root
         `images`, the name `images/a.jpg` is its file `a.jpg` rather than `backup/a.jpg`."""
         self._exact = dict.fromkeys(names)
-        self._above: _Parts = () if root is None else tuple(map(_key, root.resolve().parts))
+        self._above: _Parts = () if root is None else _composed(root.resolve().parts)
         self._whole: dict[_Parts, list[str]] = defaultdict(list)
         self._composed: dict[_Parts, list[str]] = defaultdict(list)
         self._decoded: dict[_Parts, list[str]] = defaultdict(list)
@@ -259,13 +259,14 @@ def _composed(parts: _Parts) -> _Parts:
     return tuple(unicodedata.normalize("NFC", part) for part in parts)
 
 
+def _plain(parts: _Parts) -> _Parts:
+    """Without percent-encoding. An encoded slash or backslash becomes a separator."""
+    return tuple(piece for part in parts for piece in unquote(part).replace("\\", "/").split("/"))
+
+
 def _decoded(parts: _Parts) -> _Parts:
-    """Composed letters and no percent-encoding. An encoded slash or backslash becomes a separator."""
-    return tuple(piece for part in parts for piece in _key(part).replace("\\", "/").split("/"))
-
-
-def _key(part: str) -> str:
-    return unicodedata.normalize("NFC", unquote(part))
+    """Without percent-encoding, in composed letters."""
+    return _composed(_plain(parts))
 
 
 def _common_tail(first: _Parts, second: _Parts) -> int:
@@ -293,11 +294,8 @@ def _steps(written: str, taken: _Written, file: _Parts) -> tuple[str, ...]:
         used.add(_ADDED)
     elif taken.dots:
         used.add(_DOTS)
-    tails = taken.parts[-common:], file[-common:]
-    if tails[0] != tails[1]:
-        plain, composed = tuple(map(unquote, tails[0])), _composed(tails[0])
-        if composed != _composed(tails[1]):
-            used.add(_PERCENT)
-        if composed == _composed(tails[1]) or plain != tuple(map(unquote, tails[1])):
-            used.add(_LETTERS)
+    if _plain(taken.parts)[-common:] != _plain(file)[-common:]:
+        used.add(_LETTERS)
+    if _composed(taken.parts)[-common:] != _composed(file)[-common:]:
+        used.add(_PERCENT)
     return tuple(step for step in _STEPS if step in used)

@@ -77,7 +77,8 @@ def is_utf8(text: str) -> bool:
 _NUMBER_TYPES = frozenset({int, float})
 
 
-def _is_box(value: Any) -> bool:
+def is_box(value: Any) -> bool:
+    """True for four numbers, finite or not."""
     return type(value) is list and len(value) == 4 and _NUMBER_TYPES.issuperset(map(type, value))
 
 
@@ -106,7 +107,7 @@ _FIELDS: dict[str, tuple[_Field, ...]] = {
         _Field("id", _is_integer, "a whole number"),
         _Field("image_id", _is_integer, "a whole number"),
         _Field("category_id", _is_integer, "a whole number"),
-        _Field("bbox", _is_box, "four numbers (left, top, width, height)"),
+        _Field("bbox", is_box, "four numbers (left, top, width, height)"),
         _Field("area", _is_number, "a number", required=False),
         _Field("iscrowd", _is_crowd_flag, "0 or 1", required=False),
         _Field("segmentation", _is_segmentation, "a list of polygons or a run-length object", required=False),

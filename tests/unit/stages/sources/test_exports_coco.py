@@ -239,6 +239,9 @@ def test_azure_boxes_as_shares_of_the_sides(tmp_path):
     )
     with pytest.raises(DataError, match=r"2 boxes are within 0 to 1.*data\.coco\.boxes to relative or to pixels"):
         bring_in(tmp_path / "unsaid", export)
+    gone = Export([*export.annotations, box(3, bbox=[1])], images=[image(1), image(2)])
+    with pytest.raises(DataError, match=r"`bbox` is \[1\].*2 boxes are within 0 to 1.*image 2: '2\.jpg' is missing"):
+        bring_in(tmp_path / "with others", gone)
     made = bring_in(tmp_path / "relative", export, boxes="relative")
     assert made.boxes == [pytest.approx([4, 6, 20, 15]), [0, 0, 40, 30]]
     assert [one["area"] for one in made.annotations] == [300, 1200]

@@ -26,7 +26,7 @@ FOUND = {
     "percent-encoded": ("photo%201%20(1).jpg", "photo 1 (1).jpg", "percent-encoding"),
     "percent-encoded, composed": ("caf%C3%A9%20%C3%BC.jpg", DECOMPOSED, "composed.*percent-encoding"),
     "percent-encoded on disk": ("fetched by name.jpg", "fetched%20by%20name.jpg", "percent-encoding"),
-    "an encoded backslash": ("images%5C0.jpg", "images/0.jpg", "percent-encoding"),
+    "an encoded backslash": ("images%5C0.jpg", "images/0.jpg", r"disk \(percent-encoding decoded\)"),
     "a folder of the export": ("data/obj_train_data/a.jpg", "a.jpg", "leading folders dropped"),
     "no folder": ("e.jpg", "only/deep/e.jpg", "subfolders"),
     "part of the folders": ("deep/e.jpg", "only/deep/e.jpg", "subfolders"),
