@@ -29,6 +29,9 @@ from yolov7.data.formats.coco import (
 from yolov7.data.formats.label_files import unsafe_name
 from yolov7.errors import DataError
 
+_HINTS = 10
+"""Missing files for which one that may be meant is looked for."""
+
 _NEEDED = (None, "id", "file_name")
 """Fields of an image record, and the record itself, without which no file is looked for."""
 
@@ -108,8 +111,10 @@ def _name_files(one: _Set, records: list[Record]) -> list[Problem]:
             record["file_name"] = by_address[id(record)]
         else:
             reason = find_file(inside, written)[1] or "is not a plain file"
-            if written in matched.problems:
-                reason += f" ({matched.problems[written]})"
+            hint = matched.problems.get(written)
+            if hint is None and len(refused) < _HINTS and "there is" not in reason:
+                hint = files.hint(written)
+            reason += f" ({hint})" if hint else ""
             refused.append(({**record, "file_name": shown_name(written)}, reason))
     one.notes += matched.notes
     if not refused:

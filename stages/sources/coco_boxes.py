@@ -54,7 +54,7 @@ def find_relative(document: Record, parameters: Coco) -> list[Problem]:
     number = 0
     for record in records:
         box = record.get("bbox") if type(record) is dict else None
-        if is_box(box):
+        if box is not None and is_box(box):
             if not all(-_ROUNDING <= value <= 1 + _ROUNDING for value in box):
                 return []
             number += box[2] > 0 and box[3] > 0

@@ -106,6 +106,23 @@ class FileNames:
             return match if match.name is None else replace(match, steps=(*match.steps, _UPLOAD))
         return match
 
+    def hint(self, written: str) -> str | None:
+        """A file that a name without one may mean, in words; None if none resembles it."""
+        parts = _decoded(_take_apart(written).parts)
+        if not parts:
+            return None
+        wanted = parts[-1].casefold()
+        stem = wanted.rpartition(".")[0]
+        for name in self._exact:
+            own = _decoded((name,))[-1]
+            if own == parts[-1]:
+                return f"there is {name!r}, in another folder"
+            if own.casefold() == wanted:
+                return f"there is {name!r}, which differs in case"
+            if stem and own.casefold().rpartition(".")[0] == stem:
+                return f"there is {name!r}, which differs in its extension"
+        return None
+
     def _find(self, written: str, taken: _Written) -> Match:
         if not taken.foreign:
             for table, parts in (

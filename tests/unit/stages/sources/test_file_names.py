@@ -86,6 +86,15 @@ def test_a_name_that_means_two_files_is_refused_with_both(written):
     assert "could be 'x/d.jpg' or 'y/d.jpg'" in matched.problems[written]
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [("Images\\A.JPG", "case"), ("a.png", "extension"), ("z/e.jpg", "another folder"), ("gone.jpg", ""), ("..", "")],
+)
+def test_a_file_that_may_be_meant_is_named(written, words):
+    hint = FileNames(["only/deep/e.jpg", "images/a.jpg"]).hint(written)
+    assert words in hint if words else hint is None
+
+
 def test_two_names_of_other_folders_that_would_mean_one_file_are_refused():
     matched = match_names(["train/0.jpg", "val/0.jpg", "1.jpg"], FileNames(["0.jpg", "1.jpg"]))
     assert matched.names == {"1.jpg": "1.jpg"} and not matched.notes
