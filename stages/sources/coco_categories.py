@@ -5,7 +5,7 @@ Decided over all sets of a data set at once: a category that is annotated in one
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from yolov7.data.formats.coco import Problem, Record
 
 _BACKGROUND = frozenset({"_background_", "__background__", "__ignore__"})
 """Names that labelme's converters give to pixels without a class."""
+_LISTED = 5
 _KEY = "data.coco.placeholder_categories"
 
 _Category = tuple[int, str]
@@ -45,6 +46,8 @@ def sort_categories(documents: Mapping[str, Record], parameters: Coco) -> dict[s
             _placeholders(document, objects, parameters, result[name])
         if parameters.merge_equal_names:
             _merge(document, result[name])
+        else:
+            _count_namesakes(document, result[name])
         _count_unlabelled(document, result[name])
     return result
 
@@ -173,6 +176,19 @@ def _merge(document: Record, found: Sorted) -> None:
             annotation["category_id"] = moved[annotation["category_id"]]
     names = ", ".join(map(repr, dict.fromkeys(one["name"] for one in gone)))
     found.notes.append(f"{len(gone)} categories were merged into the first one of their name: {names}")
+
+
+def _count_namesakes(document: Record, found: Sorted) -> None:
+    ids: dict[str, set[int]] = defaultdict(set)
+    for record in _named(document):
+        ids[record["name"]].add(record["id"])
+    several = {name: numbers for name, numbers in ids.items() if len(numbers) > 1}
+    if several:
+        listed = ", ".join(f"{name!r} {len(numbers)} times" for name, numbers in list(several.items())[:_LISTED])
+        found.notes.append(
+            f"{len(several)} names belong to categories of different ids ({listed}); validation stops at them; "
+            "data.coco.merge_equal_names: true makes one class of each name"
+        )
 
 
 def _count_unlabelled(document: Record, found: Sorted) -> None:

@@ -295,6 +295,7 @@ def test_missing_ids_equal_names_and_nameless_categories(tmp_path):
     made = bring_in(tmp_path / "kept", Export(boxes, categories=categories))
     assert [one["id"] for one in made.annotations] == [8, 7] and [one["id"] for one in made.categories] == [1, 2]
     assert "area" not in made.annotations[1] and "without an id were numbered" in made.notes
+    assert "'fish' 2 times); validation stops at them; data.coco.merge_equal_names: true" in made.notes
     made = bring_in(tmp_path / "merged", Export(boxes, categories=categories), merge_equal_names=True)
     assert [one["category_id"] for one in made.annotations] == [1, 1] and "1 categories were merged" in made.notes
 
