@@ -51,6 +51,7 @@ _YOLOV9_AUGMENT: Preset = {
     "scale_surplus": 0.0,
     "copy_paste": 0.3,
     "paste_in": 0.0,
+    "max_aspect": 100.0,
 }
 YOLOV9: dict[str, Preset] = {
     "yolov9": {

@@ -118,6 +118,11 @@ class AlignedCriterion(Criterion):
         values, cells = self._stacked(raw[: len(self.strides)], 1)
         return list(self._matches(values, cells, Targets.of(targets, values.device), 1).by_map())
 
+    def misfit(self, sizes: Tensor) -> Tensor:
+        """See :class:`Criterion`: from 1 on, an object has no cell's centre inside in more than half of the places."""
+        inside = (sizes / self.strides[0]).clamp(max=1).prod(1)
+        return 0.5 / inside
+
     def levels(self) -> tuple[LevelPicture, ...]:
         """See :class:`Criterion`."""
         return tuple(LevelPicture(stride) for stride in self.strides)

@@ -223,6 +223,11 @@ def test_positives_to_look_at():
     assert sum(cells.shape[1] for cells in levels) > 10
 
 
+def test_objects_between_the_centres_are_misfits():
+    sizes = torch.tensor([[8.0, 8.0], [300.0, 9.0], [4.0, 8.0], [4.0, 4.0], [2.0, 100.0]])
+    assert criterion().misfit(sizes).tolist() == pytest.approx([0.5, 0.5, 1.0, 2.0, 2.0])
+
+
 def test_validation_reads_the_lead_maps_alone():
     maps, targets = raw_maps(6, heads=2), random_batch(6)[1]
     made = criterion(auxiliary=True)
