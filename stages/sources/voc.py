@@ -18,7 +18,7 @@ from stages.sources.voc_images import MatchedImages, match_images
 from stages.sources.voc_notes import object_notes
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.formats.label_files import collected, raise_together
-from yolov7.data.formats.voc import VocImage, read_voc_file, voc_to_coco
+from yolov7.data.formats.voc import VocImage, read_voc_file, unknown_class, voc_to_coco
 from yolov7.errors import DataError
 
 
@@ -47,7 +47,7 @@ def read_voc_sets(parameters: Voc, base: Path) -> dict[str, ImageSet]:
     matched: dict[str, _Matched] = {}
     for name, one in given.items():
         with collected(problems):
-            matched[name] = _matched(one, base, f"data.voc.{name}", parameters)
+            matched[name] = _matched(one, base, f"data.voc.{name}", parameters, named)
     occurring = {item.name for found in matched.values() for image, _, _ in found.files for item in image.objects}
     beside = [folder for one in given.values() for folder in ((base / one.annotations).parent, base)]
     more = unused_note(beside, occurring) if named is None else []
@@ -80,7 +80,7 @@ def _joined(
     )
 
 
-def _matched(one: VocSplit, base: Path, key: str, parameters: Voc) -> _Matched:
+def _matched(one: VocSplit, base: Path, key: str, parameters: Voc, classes: Sequence[str] | None) -> _Matched:
     """The XML files of a set with their images, and notes. Raises :class:`DataError` with all problems of the set."""
     root, annotations = base / one.images, base / one.annotations
     known = by_stem(files_below(annotations, (".xml",), key=f"{key}.annotations"), annotations)
@@ -97,6 +97,10 @@ def _matched(one: VocSplit, base: Path, key: str, parameters: Voc) -> _Matched:
     images = files_below(root, SUFFIXES, key=f"{key}.images")
     read = _read_files(annotations, chosen, problems)
     files = list(read.values())
+    if classes is not None:
+        for file in files:
+            items = enumerate(file.objects, 1)
+            problems += [unknown_class(file, place, item, classes) for place, item in items if item.name not in classes]
     found = MatchedImages()
     with collected(problems):
         found = match_images(list(read), files, images, root, parameters.image_by)

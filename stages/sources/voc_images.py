@@ -102,7 +102,12 @@ def match_images(
             ambiguous.append(f"{own} (filename {file.file_name or 'not given'}) could be {' or '.join(same[:5])}")
             continue
         else:
-            missing.append(f"{own} (filename {file.file_name or 'not given'})")
+            several = known.by_name.find(_last(file.file_name)).candidates if file.file_name else ()
+            words = f"{own} (filename {file.file_name or 'not given'})"
+            if several:
+                ambiguous.append(f"{words} could be {' or '.join(several[:5])}")
+            else:
+                missing.append(words)
             continue
         result.names.append(chosen)
         _compare(own, file, known, named, chosen, found)

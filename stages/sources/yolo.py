@@ -32,10 +32,10 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
         notes += contradictions(declared, given, base)
         for name, one in given.items():
             with collected(problems):
-                files[name] = given_files(one, base, f"data.yolo.{name}")
+                files[name] = given_files(one, base, f"data.yolo.{name}", problems)
     else:
         with collected(problems):
-            files, more = declared_files(declared, base)
+            files, more = declared_files(declared, base, problems)
             notes += more
     raw: dict[str, list[list[RawRow]]] = {}
     for name, found in files.items():

@@ -11,7 +11,7 @@ from stages.project.params_data import YoloSplit
 from stages.sources.file_names import list_files, match_names
 from stages.sources.image_folder import SUFFIXES, by_stem, files_below, image_sizes, shown, stem_of
 from stages.sources.lists import choose_listed, list_entries
-from yolov7.data.formats.label_files import collected, raise_together
+from yolov7.data.formats.label_files import collected
 from yolov7.data.formats.yolo_declared import Declared
 from yolov7.data.formats.yolo_txt import YoloImage
 from yolov7.errors import DataError
@@ -34,17 +34,19 @@ class SetFiles:
     notes: tuple[str, ...] = ()
 
 
-def given_files(one: YoloSplit, base: Path, key: str) -> SetFiles:
-    """The files of a set of params.yaml. Raises :class:`DataError` with everything that is wrong with the set."""
+def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError]) -> SetFiles:
+    """The files of a set of params.yaml. Everything that is wrong with them is added to `problems`.
+
+    Raises :class:`DataError` for folders that cannot be listed.
+    """
     root, label_root = base / one.images, base / one.labels
-    problems: list[DataError] = []
     names = files_below(root, SUFFIXES, key=f"{key}.images")
     found = files_below(label_root, (".txt",), key=f"{key}.labels")
     labels = {stem_of(label): label_root / label for label in found if label.rpartition("/")[2] not in _NO_LABELS}
     _check_orphans(labels, {stem_of(name) for name in names}, label_root, root, problems)
-    known: dict[str, str] = {}
+    known = {stem_of(name): name for name in names}
     with collected(problems):
-        known = by_stem(names, root)
+        by_stem(names, root)
     chosen: list[str] = list(known.values())
     notes: tuple[str, ...] = ()
     if one.listed_in is not None and known:
@@ -54,7 +56,6 @@ def given_files(one: YoloSplit, base: Path, key: str) -> SetFiles:
     if not names:
         problems.append(DataError(f"no images here; see {key}.images in params.yaml", path=root))
     images = _with_sizes(root, [(name, labels.get(stem_of(name))) for name in chosen], problems)
-    raise_together(problems)
     return SetFiles(root, label_root, images, key, notes)
 
 
@@ -69,18 +70,19 @@ def _check_orphans(
 
 
 def _with_sizes(root: Path, chosen: Sequence[tuple[str, Path | None]], problems: list[DataError]) -> list[YoloImage]:
+    sizes: dict[str, tuple[int, int]] = {}
     with collected(problems):
         sizes = image_sizes(root, [name for name, _ in chosen])
-        return [YoloImage(name, *sizes[name], label) for name, label in chosen]
-    return []
+    # Without sizes the rows are still checked: one message names all problems.
+    return [YoloImage(name, *sizes.get(name, (1, 1)), label) for name, label in chosen]
 
 
-def declared_files(declared: Declared, base: Path) -> tuple[dict[str, SetFiles], list[str]]:
+def declared_files(declared: Declared, base: Path, problems: list[DataError]) -> tuple[dict[str, SetFiles], list[str]]:
     """The sets that the file declares, by split, or `all` if it declares `train` only; and notes.
 
-    Raises :class:`DataError` with everything that is wrong with any of them.
+    Everything that is wrong with the files is added to `problems`. Raises :class:`DataError` for sets that are missing.
     """
-    problems: list[DataError] = []
+    before = len(problems)
     notes: list[str] = []
     sets: dict[str, SetFiles] = {}
     for split in ("train", "val", "test"):
@@ -96,8 +98,9 @@ def declared_files(declared: Declared, base: Path) -> tuple[dict[str, SetFiles],
             places += [] if place is None else [place]
         if places:
             with collected(problems):
-                sets[split] = _files(split, places, declared, base)
-    raise_together(problems)
+                sets[split] = _files(split, places, declared, base, problems)
+    if len(problems) > before:
+        return sets, notes
     if "train" not in sets or sets.keys() == {"train", "test"}:
         found = " and ".join(sets) or "no sets"
         message = f"declares {found}; give data.yolo.train and data.yolo.val, or data.yolo.all, in params.yaml"
@@ -108,10 +111,9 @@ def declared_files(declared: Declared, base: Path) -> tuple[dict[str, SetFiles],
     return sets, notes
 
 
-def _files(split: str, places: Sequence[Path], declared: Declared, base: Path) -> SetFiles:
+def _files(split: str, places: Sequence[Path], declared: Declared, base: Path, problems: list[DataError]) -> SetFiles:
     key = f"{declared.path.name}: {split}"
     root = base.resolve()
-    problems: list[DataError] = []
     notes: list[str] = []
     names: dict[str, None] = {}
     for place in places:
@@ -136,7 +138,6 @@ def _files(split: str, places: Sequence[Path], declared: Declared, base: Path) -
         problems.append(DataError(f"no images; see `{split}` in {declared.path}", path=places[0]))
     chosen = [(name, label if label.is_file() else None) for name, label in labels.items()]
     images = _with_sizes(root, chosen, problems)
-    raise_together(problems)
     return SetFiles(root, root, images, key, tuple(notes))
 
 
@@ -182,7 +183,8 @@ def _place(value: str, declared: Declared, base: Path, notes: list[str]) -> Path
         raise DataError(f"`{value[:200]}` could be {both}; give the sets in params.yaml", path=declared.path)
     chosen = next(iter(found), None)
     if chosen is not None and chosen != _inside(here / declared.base / value, root):
-        notes.append(f"{declared.path.name}: `{value[:200]}` is read as {chosen.relative_to(root).as_posix()}")
+        on = f" on `path: {declared.base[:200]}`" if declared.base else ""
+        notes.append(f"{declared.path.name}: `{value[:200]}`{on} is read as {chosen.relative_to(root).as_posix()}")
     return chosen
 
 

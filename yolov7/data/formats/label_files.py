@@ -57,24 +57,38 @@ def unsafe_name(name: str) -> str | None:
     return None
 
 
+class CombinedDataError(DataError):
+    """More than one problem of a data set, in one message."""
+
+    def __init__(self, problems: Sequence[DataError]) -> None:
+        self.problems = tuple(problems)
+        listed = "; ".join(map(str, problems[1:_PROBLEMS_LISTED]))
+        further = len(problems) - _PROBLEMS_LISTED
+        more = f"; and {further} more" if further > 0 else ""
+        super().__init__(f"{problems[0]} ({len(problems)} problems in all: {listed}{more})")
+
+
 @contextlib.contextmanager
 def collected(problems: list[DataError]) -> Iterator[None]:
     """Add the :class:`DataError` of the block to `problems`, so that one message can name all of a data set."""
     try:
         yield
+    except CombinedDataError as error:
+        problems += error.problems
     except DataError as error:
         problems.append(error)
 
 
 def raise_together(problems: Sequence[DataError]) -> None:
-    """Raise one :class:`DataError` for all `problems`, the first few in full; nothing if there are none."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        listed = "; ".join(map(str, problems[1:_PROBLEMS_LISTED]))
-        further = len(problems) - _PROBLEMS_LISTED
-        more = f"; and {further} more" if further > 0 else ""
-        raise DataError(f"{problems[0]} ({len(problems)} problems in all: {listed}{more})")
+    """Raise one :class:`DataError` for all `problems`, the first few in full; nothing if there are none.
+
+    Two sets of one folder have the same problems: each is named once.
+    """
+    unique = list({str(problem): problem for problem in problems}.values())
+    if len(unique) == 1:
+        raise unique[0]
+    if unique:
+        raise CombinedDataError(unique)
 
 
 def per_class(counts: Mapping[str, int]) -> str:

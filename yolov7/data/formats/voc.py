@@ -234,6 +234,13 @@ def _bounds(rings: Sequence[Sequence[float]]) -> tuple[float, float, float, floa
     return min(left), min(top), max(right), max(bottom)
 
 
+def unknown_class(image: VocImage, place: int, item: VocObject, class_names: Sequence[str]) -> DataError:
+    """The error about an object (the `place`-th of its file) whose class is not in `class_names`."""
+    known = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    message = f"{item.name!r} is not one of the classes ({known})"
+    return DataError(message, path=image.path, record=f"object {place}")
+
+
 def voc_to_coco(
     images: Iterable[tuple[VocImage, str, tuple[int, int]]],
     class_names: Sequence[str],
@@ -263,9 +270,7 @@ def voc_to_coco(
         records.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for place, item in enumerate(image.objects, 1):
             if item.name not in numbers:
-                known = ", ".join(list(numbers)[:10]) + (", ..." if len(numbers) > 10 else "")
-                message = f"{item.name!r} is not one of the classes ({known})"
-                problems.append(DataError(message, path=image.path, record=f"object {place}"))
+                problems.append(unknown_class(image, place, item, class_names))
                 continue
             annotation: Record = {"id": first_annotation_id + len(annotations), "image_id": image_id}
             size = (height, width) if rotated == "hull" else None

@@ -186,7 +186,7 @@ def _wrong_count(count: int, rows: RowFormat) -> str:
         expected = "a box has 5 (class x y w h), a polygon 7 or more, an odd number (class x1 y1 x2 y2 ...)"
     hint = ""
     if rows.extra is None and count >= 6 and count % 2 == 0:
-        hint = "; if one column is a confidence or a track number, set data.yolo.extra_column"
+        hint = "; if one column is a confidence or a track number, set data.yolo.extra_column (docs/data.md)"
         if rows.keypoints is None and count >= 8:
             hint += "; if these are keypoints, set data.yolo.rows: pose"
     return f"{count} columns; {expected}{hint}"
