@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -24,6 +24,9 @@ _LISTED = 5
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
+_PREFIX = re.compile(r"^[0-9a-f]{8}-(?=.)")
+"""Label Studio's, of uploaded files."""
+
 _Parts = tuple[str, ...]
 
 _SLASHES = "backslashes read as slashes"
@@ -33,9 +36,10 @@ _PERCENT = "percent-encoding decoded"
 _DROPPED = "leading folders dropped"
 _ADDED = "looked for in subfolders"
 _BASE_NAME = "only the base name of a path or address from another machine taken"
-_STEPS = (_SLASHES, _DOTS, _LETTERS, _PERCENT, _DROPPED, _ADDED, _BASE_NAME)
-_OTHER_FOLDERS = frozenset({_DROPPED, _ADDED, _BASE_NAME})
-"""Conversions that do not keep the folders of a name."""
+_UPLOAD = "the prefix that Label Studio gives to uploads removed"
+_STEPS = (_SLASHES, _DOTS, _LETTERS, _PERCENT, _DROPPED, _ADDED, _BASE_NAME, _UPLOAD)
+_LOOSE = frozenset({_DROPPED, _ADDED, _BASE_NAME, _UPLOAD})
+"""Conversions that do not keep the whole name."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Match:
         """Why there is no file, or None: there is one, or none that resembles the name."""
         if not self.candidates:
             return None
-        return f"could be {' or '.join(map(repr, self.candidates[:_LISTED]))}; write the path below the image folder"
+        return f"it could be {' or '.join(map(repr, self.candidates[:_LISTED]))}; write the path below the image folder"
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,14 @@ class FileNames:
         taken = _take_apart(written)
         if not taken.parts:
             return Match(None)
+        match = self._find(written, taken)
+        own_name = _PREFIX.sub("", taken.parts[-1])
+        if match == Match(None) and own_name != taken.parts[-1]:
+            match = self._find(written, replace(taken, parts=(*taken.parts[:-1], own_name)))
+            return match if match.name is None else replace(match, steps=(*match.steps, _UPLOAD))
+        return match
+
+    def _find(self, written: str, taken: _Written) -> Match:
         if not taken.foreign:
             for table, parts in (
                 (self._whole, taken.parts),
@@ -144,7 +156,7 @@ class Matched:
 
 
 def match_names(written: Iterable[str], files: FileNames | Callable[[], FileNames]) -> Matched:
-    """The file of every written name. Names of different folders that would mean one file are a problem.
+    """The file of every written name. Different names that would mean one file are a problem.
 
     `files` may be a function that lists the folder; it is called only if there is a name to look for.
     """
@@ -162,10 +174,8 @@ def match_names(written: Iterable[str], files: FileNames | Callable[[], FileName
             users[match.name].append(one)
             if match.steps:
                 converted[match.steps].append((one, match.name))
-    other_folders = {
-        one for steps, pairs in converted.items() if _OTHER_FOLDERS.intersection(steps) for one, _ in pairs
-    }
-    _refuse_shared(result, users, other_folders)
+    loose = {one for steps, pairs in converted.items() if _LOOSE.intersection(steps) for one, _ in pairs}
+    _refuse_shared(result, users, loose)
     for steps, pairs in converted.items():
         kept = [(name, file) for name, file in pairs if name in result.names]
         if kept:
@@ -173,14 +183,16 @@ def match_names(written: Iterable[str], files: FileNames | Callable[[], FileName
     return result
 
 
-def _refuse_shared(result: Matched, users: Mapping[str, Sequence[str]], other_folders: set[str]) -> None:
-    """Refuse names whose folders were not kept where their file has another name, too."""
+def _refuse_shared(result: Matched, users: Mapping[str, Sequence[str]], loose: set[str]) -> None:
+    """Refuse names that were not kept whole where their file has another name, too."""
     for file, names in users.items():
         if len(names) > 1:
-            for name in other_folders.intersection(names):
+            for name in loose.intersection(names):
                 del result.names[name]
                 others = " and ".join(map(repr, [shown_name(other) for other in names if other != name][:_LISTED]))
-                result.problems[name] = f"and {others} would both be {file!r}; write the paths below the image folder"
+                result.problems[name] = (
+                    f"it and {others} would both be {file!r}; write the paths below the image folder"
+                )
 
 
 def _note(steps: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:

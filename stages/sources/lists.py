@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from stages.sources.file_names import FileNames
 from stages.sources.image_folder import shown, stem_of
@@ -129,7 +129,7 @@ def _resembling(
         if match.name is not None:
             return match.name, None
         problem = problem or match.problem
-        for spelling in (candidate, str(PurePosixPath(candidate).with_suffix("")) if candidate.strip("./") else ""):
+        for spelling in (candidate, stem_of(candidate) if candidate.strip("./") else ""):
             match = stems.find(spelling)
             # A stem alone is not looked for in subfolders: without its extension it says too little.
             if match.name is not None and match.name.count("/") <= spelling.replace("\\", "/").count("/"):

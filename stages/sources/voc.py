@@ -11,7 +11,7 @@ from pathlib import Path
 from stages.dataset.image_set import ImageSet
 from stages.images.header import read_header
 from stages.project.params_data import Voc, VocSplit
-from stages.sources.image_folder import SUFFIXES, by_stem, files_below, image_sizes, shown
+from stages.sources.image_folder import by_stem, files_below, image_sizes, images_below, shown
 from stages.sources.lists import choose_listed
 from stages.sources.voc_classes import listed_classes, unused_note
 from stages.sources.voc_images import MatchedImages, match_images
@@ -94,7 +94,7 @@ def _matched(one: VocSplit, base: Path, key: str, parameters: Voc, classes: Sequ
             listed = choose_listed(base / one.listed_in, known)
             chosen = listed.files
             notes += listed.notes
-    images = files_below(root, SUFFIXES, key=f"{key}.images")
+    images = images_below(root, key=f"{key}.images")
     read = _read_files(annotations, chosen, problems)
     files = list(read.values())
     if classes is not None:
@@ -109,9 +109,10 @@ def _matched(one: VocSplit, base: Path, key: str, parameters: Voc, classes: Sequ
     with collected(problems):
         sizes = _sizes(files, found.names, root, parameters, notes)
     raise_together(problems)
-    if one.listed_in is None and len(set(images)) > len(set(found.names)):
-        unused = sorted(set(images) - set(found.names))
-        notes.append(f"{len(unused)} images have no XML file and were left out: {shown(unused)}")
+    if one.listed_in is None:
+        unused = sorted(set(images.names) - set(found.names))
+        notes += [f"{len(unused)} images have no XML file and were left out: {shown(unused)}"] if unused else []
+        notes += images.notes()
     return _Matched(list(zip(files, found.names, sizes, strict=True)), notes)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from stages.sources.file_names import FileNames
-from stages.sources.image_folder import shown, stem_of
+from stages.sources.image_folder import ImageFiles, shown, stem_of
 from yolov7.data.formats.voc import VocImage
 from yolov7.errors import DataError
 
@@ -80,7 +80,7 @@ class _Images:
 def match_images(
     own_names: Sequence[str],
     files: Sequence[VocImage],
-    images: Sequence[str],
+    images: ImageFiles,
     root: Path,
     image_by: Literal["stem", "filename"],
 ) -> MatchedImages:
@@ -88,7 +88,7 @@ def match_images(
 
     Raises :class:`DataError` naming the files that have no image, and those that have two of their own name.
     """
-    known = _Images(images, root)
+    known = _Images(images.names, root)
     result, found = MatchedImages(), _Disagreements()
     missing: list[str] = []
     ambiguous: list[str] = []
@@ -113,7 +113,8 @@ def match_images(
         _compare(own, file, known, named, chosen, found)
     reasons = []
     if missing:
-        reasons.append(f"{len(missing)} of {len(files)} XML files have no image here: {shown(missing)}")
+        instead = images.instead({stem_of(own) for own in own_names})
+        reasons.append(f"{len(missing)} of {len(files)} XML files have no image here: {shown(missing)}{instead}")
     if ambiguous:
         reasons.append(f"{len(ambiguous)} XML files have more than one image here: {shown(ambiguous)}")
     if reasons:

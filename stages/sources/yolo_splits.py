@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from stages.project.params_data import YoloSplit
 from stages.sources.file_names import list_files, match_names
-from stages.sources.image_folder import SUFFIXES, by_stem, files_below, image_sizes, shown, stem_of
+from stages.sources.image_folder import ImageFiles, by_stem, files_below, image_sizes, images_below, shown, stem_of
 from stages.sources.lists import choose_listed, list_entries
 from yolov7.data.formats.label_files import collected
 from yolov7.data.formats.yolo_declared import Declared
@@ -40,10 +40,11 @@ def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError])
     Raises :class:`DataError` for folders that cannot be listed.
     """
     root, label_root = base / one.images, base / one.labels
-    names = files_below(root, SUFFIXES, key=f"{key}.images")
+    files = images_below(root, key=f"{key}.images")
+    names = files.names
     found = files_below(label_root, (".txt",), key=f"{key}.labels")
     labels = {stem_of(label): label_root / label for label in found if label.rpartition("/")[2] not in _NO_LABELS}
-    _check_orphans(labels, {stem_of(name) for name in names}, label_root, root, problems)
+    _check_orphans(labels, files, label_root, root, problems)
     known = {stem_of(name): name for name in names}
     with collected(problems):
         by_stem(names, root)
@@ -53,19 +54,23 @@ def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError])
         with collected(problems):
             listed = choose_listed(base / one.listed_in, known)
             chosen, notes = listed.files, listed.notes
+    elif one.listed_in is None:
+        notes = tuple(files.notes(labels))
     if not names:
-        problems.append(DataError(f"no images here; see {key}.images in params.yaml", path=root))
+        left_out = "; ".join(files.notes())
+        message = f"no images here; see {key}.images in params.yaml{left_out and f' ({left_out})'}"
+        problems.append(DataError(message, path=root))
     images = _with_sizes(root, [(name, labels.get(stem_of(name))) for name in chosen], problems)
     return SetFiles(root, label_root, images, key, notes)
 
 
 def _check_orphans(
-    labels: Mapping[str, Path], stems: Iterable[str], label_root: Path, root: Path, problems: list[DataError]
+    labels: Mapping[str, Path], files: ImageFiles, label_root: Path, root: Path, problems: list[DataError]
 ) -> None:
-    known = set(stems)
+    known = {stem_of(name) for name in files.names}
     names = [path.relative_to(label_root).as_posix() for stem, path in labels.items() if stem not in known]
     if names:
-        message = f"{len(names)} label files have no image in {root}: {shown(names)}"
+        message = f"{len(names)} label files have no image in {root}: {shown(names)}{files.instead(labels)}"
         problems.append(DataError(f"{message}; add the images or remove the labels", path=label_root))
 
 
@@ -120,7 +125,9 @@ def _files(split: str, places: Sequence[Path], declared: Declared, base: Path, p
         if place.is_dir():
             inside = place.relative_to(root).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
-            names |= dict.fromkeys(prefix + name for name in files_below(place, SUFFIXES, key=key))
+            files = images_below(place, key=key)
+            names |= dict.fromkeys(prefix + name for name in files.names)
+            notes += files.notes()
         else:
             with collected(problems):
                 names |= dict.fromkeys(_listed(place, declared, root, notes))
@@ -133,12 +140,26 @@ def _files(split: str, places: Sequence[Path], declared: Declared, base: Path, p
         unused = {stem_of(file.relative_to(root).as_posix()): file for file in beside - set(labels.values())}
         # A list chooses images, so that labels of others are no surprise; nor are lists among the labels.
         if all(place.is_dir() for place in places) and folder != root:
-            _check_orphans(unused, (), root, places[0], problems)
+            _check_orphans(unused, ImageFiles([], {}, []), root, places[0], problems)
     if not names:
         problems.append(DataError(f"no images; see `{split}` in {declared.path}", path=places[0]))
-    chosen = [(name, label if label.is_file() else None) for name, label in labels.items()]
+    chosen: list[tuple[str, Path | None]] = []
+    for name, label in labels.items():
+        with collected(problems):
+            chosen.append((name, _plain_file(label, root)))
     images = _with_sizes(root, chosen, problems)
     return SetFiles(root, root, images, key, tuple(notes))
+
+
+def _plain_file(label: Path, root: Path) -> Path | None:
+    """The label file; None if there is none. Raises :class:`DataError` for links out of `root`, pipes and folders."""
+    if not label.is_file():
+        if label.exists() or label.is_symlink():
+            raise DataError("is not a file; remove it", path=label)
+        return None
+    if _inside(label, root) is None:
+        raise DataError("is a link that leaves its folder; replace it by the file itself", path=label)
+    return label
 
 
 def _label_folder(split: str, declared: Declared, base: Path, places: Sequence[Path], root: Path) -> Path | None:
@@ -151,8 +172,8 @@ def _label_of(name: str, folder: Path | None, places: Sequence[Path], root: Path
     """The label file of an image: the last folder `images` of its path becomes `labels`, and the suffix `.txt`."""
     if folder is not None:
         inside = next((place for place in places if (root / name).is_relative_to(place)), root)
-        return folder / (root / name).relative_to(inside).with_suffix(".txt")
-    parts = list(PurePosixPath(name).with_suffix(".txt").parts)
+        return folder / f"{stem_of((root / name).relative_to(inside).as_posix())}.txt"
+    parts = list(PurePosixPath(f"{stem_of(name)}.txt").parts)
     at = [place for place, part in enumerate(parts[:-1]) if part == "images"]
     if at:
         parts[at[-1]] = "labels"

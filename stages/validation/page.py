@@ -66,7 +66,7 @@ def render_page(report: Report) -> str:
         .get_template("report.html.jinja")
         .render(
             verdict=_verdict(verdict),
-            dataset={"source": None, "sha256": None, "test_is_val": False} | report.dataset,
+            dataset={"source": None, "sha256": None, "test_is_val": False, "notes": []} | report.dataset,
             reference=report.reference,
             splits=_splits(tables),
             rules=[_rule(outcome) for outcome in verdict.outcomes],

@@ -279,7 +279,7 @@ def voc_to_coco(
             ignored = ignored or (rotated == "crowd" and item.rotation % 180 != 0)
             annotation["iscrowd"] = int(item.crowd or ignored)
             if item.rotation:
-                annotation["rotation"] = item.rotation
+                annotation |= {"rotation": item.rotation, "rotation_enclosed": rotated == "hull"}
             annotations.append(annotation)
     raise_together(problems)
     categories: list[Record] = [{"id": number, "name": name} for name, number in numbers.items()]

@@ -37,6 +37,8 @@ FOUND = {
     "a signed address": ("https://u:pw@h.org/a.jpg?X-Signature=secret", "a.jpg", "base name"),
     "a bucket": ("s3://bucket/prefix/a.jpg", "a.jpg", "base name"),
     "a local file server": ("/data/local-files/?d=stuff%2Fsub%2Fb.jpg", "sub/b.jpg", "dropped"),
+    "an upload": ("images/0123abcd-a.jpg", "a.jpg", "dropped.*Label Studio"),
+    "an upload, out of the folder": ("..\\..\\media\\upload\\4\\deadbeef-e.jpg", "only/deep/e.jpg", "base.*uploads"),
     "a file address": ("file:///home/me/a.jpg", "a.jpg", "base name"),
 }
 
@@ -75,7 +77,9 @@ def test_a_name_that_means_no_file_has_none(written):
     assert not matched.names and not matched.problems and not matched.notes
 
 
-@pytest.mark.parametrize("written", ["d.jpg", "/home/d.jpg", "../d.jpg", "https://h.org/d.jpg", "C:/d.jpg"])
+@pytest.mark.parametrize(
+    "written", ["d.jpg", "/home/d.jpg", "../d.jpg", "https://h.org/d.jpg", "C:/d.jpg", "/0123abcd-d.jpg"]
+)
 def test_a_name_that_means_two_files_is_refused_with_both(written):
     matched = match_names([written], FileNames(FILES))
     assert matched.names == {}
