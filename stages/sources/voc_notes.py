@@ -15,23 +15,22 @@ def object_notes(files: Sequence[VocImage], parameters: Voc) -> list[str]:
     """Notes on the objects that are not learned as they look, or not learned at all."""
     objects = [item for file in files for item in file.objects]
 
-    def marked(flag: str) -> Counter[str]:
-        return _count(objects, lambda item: dict(item.extra).get(flag) == 1)
+    def is_difficult(item: VocObject) -> bool:
+        return parameters.difficult_is_crowd and dict(item.extra).get("difficult") == 1
+
+    def is_turned(item: VocObject) -> bool:
+        return parameters.rotated != "as_written" and item.rotation % 180 != 0
 
     one = parameters.one_based
-    ignored = "ignored in training and evaluation (data.voc.difficult_is_crowd)"
-    learned = "learned like the others; data.voc.difficult_is_crowd: true ignores them"
-    turned = {
-        "as_written": "their boxes are those before the rotation (data.voc.rotated: hull or crowd)",
-        "hull": "the upright boxes around them were taken (data.voc.rotated)",
-        "crowd": "ignored in training and evaluation (data.voc.rotated)",
-    }
+    ignored = "ignored in training and evaluation"
+    turned = "the upright boxes around them were taken" if parameters.rotated == "hull" else ignored
+    # Marks that change nothing are noted for every source (stages.dataset.flags).
     rows = [
-        (_count(objects, lambda item: item.crowd), "marked as crowds: ignored in training and evaluation"),
-        (marked("difficult"), f"marked difficult: {ignored if parameters.difficult_is_crowd else learned}"),
-        (marked("truncated"), "marked truncated: learned like the others"),
-        (marked("occluded"), "marked occluded: learned like the others"),
-        (_count(objects, lambda item: item.rotation % 180 != 0), f"rotated: {turned[parameters.rotated]}"),
+        (_count(objects, is_difficult), f"marked difficult: {ignored} (data.voc.difficult_is_crowd)"),
+        (
+            _count(objects, is_turned),
+            f"rotated: {turned} (data.voc.rotated)",
+        ),
         (_count(objects, lambda item: item.is_turned_over(one_based=one)), "with corners in the wrong order: turned"),
         (_count(objects, lambda item: bool(item.polygons)), "with outlines: kept, and learned by their boxes"),
         (_count(objects, lambda item: bool(item.unknown_flags)), f"with {_words(objects)} for a flag: read as not set"),

@@ -106,12 +106,11 @@ def test_flags_are_counted_per_class_and_words_for_them_are_known(folder):
     put(folder / "xml/a.xml", xml("a.png", *(item(name, more=more) for name, more in flags)))
     notes, _, train = read(folder)
     assert train["crowds"] == [0, 0, 0, 0, 0]
-    for flag in ("difficult", "truncated", "occluded"):
-        assert f"2 objects marked {flag}: learned like the others" in notes
-    assert "(cat 1, dog 1)" in notes and "1 objects with '2' for a flag: read as not set" in notes
+    assert "2 of 5 objects are marked difficult, but learned and counted: cat 1, dog 1" in notes
+    assert "occluded 2, truncated 2" in notes and "1 objects with '2' for a flag: read as not set" in notes
     notes, dataset, train = read(folder, difficult_is_crowd=True)
     assert train["crowds"] == [0, 0, 1, 1, 0] and dataset["splits"]["train"]["crowd"] == 2
-    assert "2 objects marked difficult: ignored in training and evaluation" in notes
+    assert "2 objects marked difficult: ignored in training and evaluation" in notes and "(cat 1, dog 1)" in notes
 
 
 def test_cvat_rotations_are_counted_and_may_become_hulls_or_crowds(folder):
@@ -119,8 +118,10 @@ def test_cvat_rotations_are_counted_and_may_become_hulls_or_crowds(folder):
     put(folder / "xml/a.xml", xml("a.png", item(box=(0, 10.0, 20.0, 15.0), more=turned), item(box=(0.0, 1.5, 2, 3))))
     notes, _, train = read(folder)
     assert train["boxes"] == [[0, 10, 20, 5], [0, 1.5, 2, 1.5]], "0-based, no shift"
-    assert "1 objects rotated: their boxes are those before the rotation" in notes
-    assert read(folder, rotated="hull")[2]["boxes"][0] == pytest.approx([7.5, 2.5, 5, 20])
+    assert "1 of 2 objects are rotated, and their box is that before rotation: cat 1; data.voc.rotated: hull" in notes
+    notes, _, train = read(folder, rotated="hull")
+    assert train["boxes"][0] == pytest.approx([7.5, 2.5, 5, 20]) and "before rotation" not in notes
+    assert "1 objects rotated: the upright boxes around them were taken" in notes
     assert read(folder, rotated="crowd")[2]["crowds"] == [1, 0]
 
 
