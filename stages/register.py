@@ -13,7 +13,15 @@ from typing import Any
 
 from stages.project.command import Interrupted, run_stage
 from stages.project.params import Params
-from stages.project.workspace import VALIDATION_REPORT, model_dir, read_json, reports, split_images
+from stages.project.workspace import (
+    VALIDATION_REPORT,
+    measured,
+    model_dir,
+    read_json,
+    reports,
+    split_images,
+    training_run,
+)
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.journal import delivered, flush
 from stages.registry.tags import evaluation_tags, origin_tags, verdict_tags
@@ -38,8 +46,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 def register(params: Params, variant: str) -> dict[str, Any]:
     """Register the export folder; returns the record of its version."""
-    run = read_json(model_dir(variant) / "train/run.json", f"dvc repro train@{variant}")
-    metrics = read_json(reports(variant) / "metrics.json", f"dvc repro evaluate@{variant}")
+    run = training_run(variant)
+    metrics = measured(variant)
     export = model_dir(variant) / "export"
     flush()  # a training during an outage of MLflow may still have a run to deliver
     registry = ModelRegistry()

@@ -21,6 +21,7 @@ from flows.runner.processes import Log, end_leftovers
 from stages.project.folders import remove
 from stages.project.locks import file_lock
 from stages.project.params import PARAMS_FILE
+from yolov7.documents import MAX_YAML, DocumentError, parse_yaml, read_text
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
 
@@ -207,10 +208,10 @@ def _lock(root: Path) -> dict[str, Any]:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return parse_yaml(read_text(path, MAX_YAML)) or {}
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise DataError(f"not readable ({' '.join(str(error).split())})", path=path) from None
 
 

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field
 
 from stages.project.params_data import Data, check_address, check_data
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, parse, train_parameters
+from yolov7.documents import MAX_YAML, DocumentError, parse_yaml, read_text
 from yolov7.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -236,12 +236,12 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
     """Read and check the whole file. Raises :class:`ConfigError` naming the key and the nearest known one."""
     file = Path(path)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = parse_yaml(read_text(file, MAX_YAML))
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: no such file; run the command in the project's root, which holds params.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise ConfigError(f"{file}: not readable as YAML: {in_one_line(error, 300)}") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"{file}: expected a mapping of groups, for example `train:`")

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import Field
 
 from stages.project.params import RuleSeverity
 from yolov7.config import Group, parse
+from yolov7.documents import MAX_YAML, DocumentError, parse_yaml, read_text
 from yolov7.errors import ConfigError, nearest
 
 Table = Literal["splits", "categories", "classes", "images", "annotations", "balance", "drift"]
@@ -93,8 +93,8 @@ def read_suite(folder: Path, severity: Mapping[str, RuleSeverity], *, where: str
 
 def _read_file(file: Path) -> list[Rule]:
     try:
-        documents = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        documents = parse_yaml(read_text(file, MAX_YAML))
+    except (OSError, DocumentError) as error:
         raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
     if documents is None:
         return []

@@ -10,7 +10,6 @@ item i occupies `starts[i]:starts[i + 1]`.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from yolov7.data.formats.coco import CocoAnnotations, classes_of
 from yolov7.data.index_arrays import ARRAYS, arrays_of
+from yolov7.documents import load_json
 from yolov7.errors import DataError
 from yolov7.files import write_json
 from yolov7.polygons import Polygons
@@ -209,7 +209,7 @@ def _reopen(folder: Path, image_root: Path) -> Index:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = load_json(path)
     except FileNotFoundError:
         raise DataError("no index here; build it (the validate stage writes it)", path=folder) from None
     except (OSError, ValueError) as error:
