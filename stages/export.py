@@ -98,7 +98,8 @@ def _origin(trained: Path, variant: str) -> dict[str, Any]:
 def _write_records(out: Path, description: dict[str, Any], report: VerifyReport) -> None:
     """Verification, figures and card; then `model.json`, the manifest of all the others."""
     description["figures"] = figures(report)
-    write_json(out / VERIFICATION, report.to_dict())
+    verified = {name: entry["sha256"] for name, entry in description["files"].items()}
+    write_json(out / VERIFICATION, {**report.to_dict(), "files": verified})
     write_json(out / FIGURES, headline(report))
     write_text(out / MODEL_CARD, model_card(description, report.to_dict(), read_json(out / FORMATS_FILE, "dvc repro")))
     description["files"] |= listed(out, [VERIFICATION, FIGURES, MODEL_CARD])

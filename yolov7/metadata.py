@@ -128,7 +128,7 @@ S = TypeVar("S", bound=_Stated)
 
 
 def read_stated(kind: type[S], text: str | bytes) -> tuple[S, dict[str, Any]]:
-    """A JSON text as `kind`, and as the plain object it is. Raises :class:`ModelError` of one line for anything else."""
+    """A JSON text as `kind`, and as a plain object. Raises :class:`ModelError` of one line for anything else."""
     try:
         value = parse_json(text)
     except DocumentError as error:
