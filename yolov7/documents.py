@@ -41,11 +41,12 @@ def load_json(path: str | os.PathLike[str]) -> Any:
     return parse_json(read_text(path, MAX_JSON))
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, any_text: bool = False) -> Any:
     """The value of a JSON text. NaN and Infinity are read as Python writes them.
 
     Raises :class:`DocumentError` for anything that is not JSON, deeper than `MAX_DEPTH`, with a whole number of more
-    than `MAX_DIGITS`, with a key given twice, or with half a surrogate pair, which no file can hold.
+    than `MAX_DIGITS`, with a key given twice, or with half a surrogate pair, which no file in UTF-8 can hold. With
+    `any_text` the last is allowed: Python has the names of files that are not UTF-8 like that.
     """
     if len(text) > MAX_JSON:
         raise DocumentError(f"larger than {MAX_JSON >> 20} MiB")
@@ -57,7 +58,7 @@ def parse_json(text: str | bytes) -> Any:
         raise DocumentError(f"not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
     except RecursionError:
         raise DocumentError(f"nested more than {MAX_DEPTH} levels deep") from None
-    _check_depth(value)
+    _check_depth(value, any_text)
     return value
 
 
@@ -123,24 +124,24 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: Any, any_text: bool) -> None:
     """Level by level, so that no recursion of Python's is needed."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        level = [item for outer in level for item in _inside(outer)]
+        level = [item for outer in level for item in _inside(outer, any_text)]
         if not level:
             return
     raise DocumentError(f"nested more than {MAX_DEPTH} levels deep")
 
 
-def _inside(value: Any) -> Iterator[Any]:
+def _inside(value: Any, any_text: bool) -> Iterator[Any]:
     if isinstance(value, dict):
-        for key in value:
+        for key in () if any_text else value:
             _check_text(key)
         yield from value.values()
     elif isinstance(value, list):
         yield from value
-    elif isinstance(value, str):
+    elif isinstance(value, str) and not any_text:
         _check_text(value)
 
 

@@ -20,7 +20,7 @@ MAX_SIDE = 8192
 MAX_STRIDE = 1024
 MAX_CLASSES = 100_000
 MAX_NAME = 1000
-MAX_DETECTIONS = 10**7
+MAX_DETECTIONS = 2**31
 _INT64 = 2**63 - 1
 
 
@@ -54,7 +54,7 @@ class StatedModel(_Stated):
     variant: Word
     form: Literal["training", "deploy"]
     num_classes: Whole = Field(ge=1, le=MAX_CLASSES)
-    class_names: list[Annotated[str, Field(max_length=MAX_NAME)]]
+    class_names: list[str]
     category_ids: list[Annotated[Whole, Field(ge=-_INT64, le=_INT64)]]
     image_size: Whole = Field(ge=1, le=MAX_SIDE)
     anchors: Annotated[Anchors, Field(max_length=64)] = []

@@ -203,7 +203,7 @@ class RunJournal:
         whole = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
-                events.append(parse_json(line))
+                events.append(parse_json(line, any_text=True))
             except ValueError:
                 break  # a kill in the middle of the last line
             whole += len(line)

@@ -166,6 +166,8 @@ def _built(network: Network, metadata: ModelMetadata) -> Detector:
             raise ModelError(f"stage {name!r} has {found.channels} channels at stride {found.stride}")
     with _few_modules():
         model = create_model(network, metadata.num_classes, device="meta")
+    if not all(1 <= stride <= MAX_STRIDE for stride in model.strides):
+        raise ModelError(f"the levels of its head have strides {model.strides}")
     return model if metadata.form == "training" else model.reparameterize()
 
 
