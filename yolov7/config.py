@@ -173,7 +173,7 @@ class Train(Group):
     """Passes over the training images."""
     batch_size: int = Field(default=16, ge=1)
     """Images per step over all processes."""
-    image_size: int = Field(default=640, ge=32)
+    image_size: int = Field(default=640, ge=32, le=8192)
     """Side of the square training image in pixels, a multiple of the network's largest stride."""
     seed: int = Field(default=0, ge=0)
     """Seed of every random generator of the run."""

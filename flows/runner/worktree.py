@@ -21,9 +21,10 @@ from flows.runner.processes import Log, end_leftovers
 from stages.project.folders import remove
 from stages.project.locks import file_lock
 from stages.project.params import PARAMS_FILE
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
-from yolov7.yaml_text import YamlError, read_yaml
+from yolov7.yaml_text import read_yaml
 
 WORKTREES = Path(".local/worktrees")
 FETCH_LOCK = Path(".state/fetch.lock")
@@ -232,10 +233,10 @@ def _lock(root: Path) -> dict[str, Any]:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        return read_yaml(path.read_text(encoding="utf-8")).value or {}
+        return read_yaml(read_text(path, MAX_YAML)).value or {}
     except FileNotFoundError:
         return {}
-    except (YamlError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise DataError(f"not readable ({' '.join(str(error).split())})", path=path) from None
 
 

@@ -16,8 +16,9 @@ from stages.project.params_data import Data, check_address, check_data
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, parse, train_parameters
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, nearest
-from yolov7.yaml_text import YamlError, read_yaml
+from yolov7.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from yolov7.model.spec import Network
@@ -236,12 +237,12 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
     """Read and check the whole file. Raises :class:`ConfigError` naming the key and the nearest known one."""
     file = Path(path)
     try:
-        document = read_yaml(file.read_text(encoding="utf-8"))
+        document = read_yaml(read_text(file, MAX_YAML))
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: no such file; run the command in the project's root, which holds params.yaml"
         ) from None
-    except (YamlError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise ConfigError(f"{file}: not readable as YAML: {in_one_line(error, 300)}") from None
     if not isinstance(document.value, Mapping):
         raise ConfigError(f"{file}: expected a mapping of groups, for example `train:`")

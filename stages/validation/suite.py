@@ -20,8 +20,9 @@ from pydantic import Field, PrivateAttr
 
 from stages.project.params import RuleSeverity
 from yolov7.config import Group, parse
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, nearest
-from yolov7.yaml_text import YamlError, read_yaml
+from yolov7.yaml_text import read_yaml
 
 Table = Literal["splits", "categories", "classes", "images", "annotations", "balance", "drift"]
 TABLES: tuple[Table, ...] = get_args(Table)
@@ -100,8 +101,8 @@ def read_suite(folder: Path, severity: Mapping[str, RuleSeverity], *, where: str
 
 def _read_file(file: Path) -> list[Rule]:
     try:
-        content = read_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, YamlError, UnicodeDecodeError) as error:
+        content = read_yaml(read_text(file, MAX_YAML))
+    except (OSError, DocumentError) as error:
         raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
     documents = content.value
     if documents is None:

@@ -22,7 +22,7 @@ from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
 from yolov7.data.workers import lost_workers_explained
 from yolov7.device import allow_tf32, pins_memory
-from yolov7.errors import ConfigError
+from yolov7.errors import ConfigError, TrainingError
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch
@@ -321,9 +321,18 @@ class Trainer:
 
     def _restore(self, state: TrainingState) -> None:
         learner = self.learner
-        restore(state, learner.model, learner.average, learner.optimizer, learner.scaler)
-        self.epoch_losses.copy_(state.tensors["epoch_losses"])
-        self.position = Position(**state.values["position"])
+        try:
+            restore(state, learner.model, learner.average, learner.optimizer, learner.scaler)
+            self.epoch_losses.copy_(state.tensors["epoch_losses"])
+            self.position = Position(**state.values["position"])
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{self.states.folder}: the newest training state is damaged ({reason}); delete it to resume from the "
+                "one before"
+            ) from None
         self.reporter.note(f"resuming at epoch {self.position.epoch}, batch {self.position.batch}")
 
 

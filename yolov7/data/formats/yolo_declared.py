@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from yolov7.data.formats.label_files import read_text, text_lines
+from yolov7.documents import DocumentError
 from yolov7.errors import DataError
-from yolov7.yaml_text import YamlError, read_yaml
+from yolov7.yaml_text import read_yaml
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Keys of data.yaml and obj.data that name images, and the split each stands for."""
@@ -84,7 +85,7 @@ def _names_of_lines(path: Path, text: str) -> list[str]:
 def _from_yaml(path: Path, text: str) -> Declared:
     try:
         document = read_yaml(text).written
-    except YamlError as error:
+    except DocumentError as error:
         raise DataError(f"not readable as YAML: {error}", path=path) from None
     if not isinstance(document, dict):
         document = {}
