@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,12 +44,12 @@ class _Images:
         self.stems: dict[str, list[str]] = defaultdict(list)
         self._by_base: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            self.stems[stem_of(name)].append(name)
-            self._by_base[PurePosixPath(stem_of(name)).name].append(name)
+            self.stems[_stem(name)].append(name)
+            self._by_base[PurePosixPath(_stem(name)).name].append(name)
 
     def of_stem(self, own: str) -> list[str]:
         """Images of the same name below the folder; failing that, of the same base name in any subfolder."""
-        return self.stems.get(stem_of(own)) or self._by_base.get(PurePosixPath(stem_of(own)).name, [])
+        return self.stems.get(_stem(own)) or self._by_base.get(PurePosixPath(_stem(own)).name, [])
 
     def of_file_name(self, own: str, file: VocImage) -> str | None:
         """The image that `<filename>` names, with `<folder>` where there are several; None if there is none."""
@@ -63,7 +64,7 @@ class _Images:
             match = self.by_name.find(written)
             if match.name is not None:
                 return match.name
-        for stem in (beside, last, stem_of(beside), stem_of(last)):
+        for stem in (_composed(beside), _composed(last), _stem(beside), _stem(last)):
             if len(self.stems.get(stem, ())) == 1:
                 return self.stems[stem][0]
         return None
@@ -126,7 +127,7 @@ def match_images(
 def _compare(own: str, file: VocImage, known: _Images, named: str | None, chosen: str, found: _Disagreements) -> None:
     same = known.of_stem(own)
     written = _last(file.file_name)
-    agrees = not written or _base_stem(own) in (written, stem_of(written)) or named in same
+    agrees = not written or _base_stem(own) in (_composed(written), _stem(written)) or named in same
     if named is not None and same and named not in same:
         found.two_images.append(f"{own} (filename {written}): {chosen}")
     elif named is None and not agrees:
@@ -165,7 +166,16 @@ def _notes(found: _Disagreements, image_by: str) -> list[str]:
 
 
 def _base_stem(own: str) -> str:
-    return PurePosixPath(stem_of(own)).name
+    return PurePosixPath(_stem(own)).name
+
+
+def _stem(name: str) -> str:
+    """The stem in composed letters: an archive of a Mac may have those of images or of labels decomposed."""
+    return _composed(stem_of(name))
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _last(written: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -44,6 +45,7 @@ def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError])
     names = files.names
     found = files_below(label_root, (".txt",), key=f"{key}.labels")
     labels = {stem_of(label): label_root / label for label in found if label.rpartition("/")[2] not in _NO_LABELS}
+    labels = _in_letters_of(labels, names)
     _check_orphans(labels, files, label_root, root, problems)
     known = {stem_of(name): name for name in names}
     with collected(problems):
@@ -62,6 +64,17 @@ def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError])
         problems.append(DataError(message, path=root))
     images = _with_sizes(root, [(name, labels.get(stem_of(name))) for name in chosen], problems)
     return SetFiles(root, label_root, images, key, notes)
+
+
+def _in_letters_of(labels: Mapping[str, Path], names: Iterable[str]) -> dict[str, Path]:
+    """The labels by the stems of their images, also where one has composed and the other decomposed letters."""
+    stems = {stem_of(name) for name in names}
+    composed = {unicodedata.normalize("NFC", stem): stem for stem in stems if not stem.isascii()}
+    found: dict[str, Path] = {}
+    for stem, label in labels.items():
+        other = stem if stem in stems or stem.isascii() else composed.get(unicodedata.normalize("NFC", stem), stem)
+        found[stem if other in labels else other] = label
+    return found
 
 
 def _check_orphans(
@@ -137,7 +150,12 @@ def _files(split: str, places: Sequence[Path], declared: Declared, base: Path, p
         by_stem(names, root)
     for folder in {path.parent for path in labels.values()}:
         beside = {file for file in folder.glob("*.txt") if file.name not in _NO_LABELS} if folder.is_dir() else set()
-        unused = {stem_of(file.relative_to(root).as_posix()): file for file in beside - set(labels.values())}
+        used = {unicodedata.normalize("NFC", str(label)) for label in labels.values()}
+        unused = {
+            stem_of(file.relative_to(root).as_posix()): file
+            for file in beside
+            if unicodedata.normalize("NFC", str(file)) not in used
+        }
         # A list chooses images, so that labels of others are no surprise; nor are lists among the labels.
         if all(place.is_dir() for place in places) and folder != root:
             _check_orphans(unused, ImageFiles([], {}, []), root, places[0], problems)
@@ -153,6 +171,9 @@ def _files(split: str, places: Sequence[Path], declared: Declared, base: Path, p
 
 def _plain_file(label: Path, root: Path) -> Path | None:
     """The label file; None if there is none. Raises :class:`DataError` for links out of `root`, pipes and folders."""
+    if not label.name.isascii() and not label.exists():
+        forms = (label.with_name(unicodedata.normalize(form, label.name)) for form in ("NFC", "NFD"))
+        label = next((form for form in forms if form.exists()), label)
     if not label.is_file():
         if label.exists() or label.is_symlink():
             raise DataError("is not a file; remove it", path=label)

@@ -168,3 +168,13 @@ def test_all_problems_of_a_folder_are_in_one_message(folder):
     for words in ("<xmin> is 'w'", "object 3: <name> is missing", "'yak' is not one", "'emu' is not one", "not XML"):
         assert words in text
     assert "1 of 3 XML files have no image here: 'lost.xml (filename none.png)'" in text.replace("of 2", "of 3")
+
+
+@pytest.mark.parametrize(("image", "own"), [("u\u0308", "\u00fc"), ("\u00fc", "u\u0308")])
+def test_files_in_other_letters_than_their_images_are_found(folder, image, own):
+    put_image(folder / f"images/{image}.png")
+    put(folder / f"xml/{own}.xml", xml(f"{own}.png", item()))
+    notes, _, train = read(folder)
+    assert train["images"] == [f"{image}.png"] and "name another" not in notes and "own name" not in notes
+    put(folder / f"xml/{own}.xml", xml("", item()))
+    assert read(folder)[2]["images"] == [f"{image}.png"]

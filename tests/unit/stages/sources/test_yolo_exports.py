@@ -264,3 +264,12 @@ def test_lists_that_name_files_in_two_ways_are_refused_and_other_letters_found(f
     notes, _, train = read(folder, names="data.yaml")
     assert sorted(train["images"]) == ["images/train/a b.png", "images/train/u\u0308.png"]
     assert "composed and decomposed" in " ".join(notes) and "percent-encoding" in " ".join(notes)
+
+
+@pytest.mark.parametrize(("image", "label"), [("u\u0308", "\u00fc"), ("\u00fc", "u\u0308")])
+def test_labels_in_other_letters_than_their_images_are_found(folder, image, label):
+    put_image(folder / f"images/{image}.png")
+    put(folder / f"labels/{label}.txt", BOX)
+    put(folder / "data.yaml", "train: images\nval: images\nnames: [a]\n")
+    for given in ({**SETS}, {}):
+        assert len(read(folder, names="data.yaml", **given)[2]["boxes"]) == 1
