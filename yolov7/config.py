@@ -269,11 +269,7 @@ def parse(
         raise ConfigError("; ".join(_explain(group, item, where, loss) for item in error.errors())) from None
 
 
-_Place = tuple[str | int, ...]
-"""The way to a value in nested mappings and lists."""
-
-
-def _place(loc: tuple[str | int, ...], values: Any) -> _Place:
+def _place(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, ...]:
     """The place of an error in `values`; pydantic also puts the members of unions into it."""
     place: list[str | int] = []
     for part in loc:
@@ -284,7 +280,7 @@ def _place(loc: tuple[str | int, ...], values: Any) -> _Place:
     return tuple(place)
 
 
-def _as_written(values: Any, written: Any, texts: set[_Place], at: _Place = ()) -> Any:
+def _as_written(values: Any, written: Any, texts: set[tuple[str | int, ...]], at: tuple[str | int, ...] = ()) -> Any:
     """`values` with the text as written at the places `texts`; nothing at all is a text in lists only."""
     if isinstance(values, Mapping):
         return {key: _as_written(value, written[key], texts, (*at, key)) for key, value in values.items()}
