@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from flows.runner.pipeline import StageResult
+from yolov7.text import printable
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -31,8 +32,8 @@ def bullets(texts: Iterable[str]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """Text that stays inside its table cell or list item."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text that stays inside its table cell or list item, and begins no link, image or HTML; code (`x`) stays code."""
+    return printable(text).replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")
 
 
 def duration(seconds: float) -> str:

@@ -28,7 +28,7 @@ from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
 from stages.project.provenance import DIRTY, UNKNOWN, UNTRACKED
 from stages.project.redaction import log_to_stderr, redacted
-from stages.project.workspace import INGESTED, dataset_document, model_dir, read_json, reports
+from stages.project.workspace import INGESTED, dataset_document, measured, model_dir
 from stages.registry.versions import ModelRegistry, Version, download_model
 from stages.training.state_remote import SWITCH
 from yolov7.artefact import ONNX
@@ -185,7 +185,7 @@ def _compare(origin: Origin, registered: Path, folder: Path, seconds: float) -> 
     built = folder / model_dir(origin.variant) / "export"
     sha256 = sha256_file(built / ONNX)
     parameter, difference = largest_difference(built / WEIGHTS, registered / WEIGHTS)
-    metrics = read_json(folder / reports(origin.variant) / "metrics.json", f"dvc repro evaluate@{origin.variant}")
+    metrics = measured(origin.variant, folder)
     return Reproduction(
         version=origin.version,
         revision=origin.revision,

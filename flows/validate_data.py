@@ -5,7 +5,6 @@ Nothing is trained. The check is the pipeline's own `validate` stage: the next t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from flows.tasks import fetch_reference as fetch_champions_reference
 from flows.tasks import prepare_data
 from stages.project import params as params_module
 from stages.project.workspace import INGESTED
+from yolov7.documents import load_json
 from yolov7.errors import DataError, YoloError
 
 REPORT = Path("reports/validation")
@@ -106,7 +106,7 @@ def announce_data(root: Path, log: Log) -> None:
     the outcome of a stage depends on code and rules too. The first data a server hears of is not a change.
     """
     try:
-        present = json.loads((root / INGESTED / "dataset.json").read_text(encoding="utf-8"))["sha256"]
+        present = load_json(root / INGESTED / "dataset.json")["sha256"]
     except (OSError, ValueError, KeyError) as error:
         log.warning("no event of new data: %s is not readable (%r)", INGESTED / "dataset.json", error)
         return
@@ -125,8 +125,8 @@ def announce_data(root: Path, log: Log) -> None:
 def _read_report(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Outcomes of the rules, and findings."""
     try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
+        results = load_json(folder / "results.json")
+        findings = load_json(folder / "findings.json")
     except FileNotFoundError:
         return [], []  # the stage failed before it wrote them
     except ValueError as error:

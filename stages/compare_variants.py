@@ -16,7 +16,7 @@ import numpy as np
 
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
-from stages.project.workspace import dataset_document, model_dir, open_index, read_json, reports
+from stages.project.workspace import dataset_document, measured, model_dir, open_index, read_json, reports
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
 from yolov7.data.decode import read_image
@@ -66,11 +66,11 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
         if not file.is_file():
             log.warning("%s: not evaluated yet: run `dvc repro evaluate@%s`", variant, variant)
             continue
-        measured = read_json(file, f"dvc repro evaluate@{variant}")
-        if measured.get("test_data_sha256") != sha256:
+        found = measured(variant)
+        if found["test_data_sha256"] != sha256:
             log.warning("%s: evaluated on other test data: run `dvc repro evaluate@%s`", variant, variant)
             continue
-        figures[variant] = measured
+        figures[variant] = found
     if not figures:
         raise DataError("no variant is evaluated on the current test data; run `dvc repro` first", path="reports")
     return figures
@@ -110,7 +110,7 @@ def _compared(params: Params, variant: str, metrics: dict[str, Any], timed: Benc
     model, metadata = load_checkpoint(_export(variant) / "model.safetensors", network=network)
     total = timed.timings[-1]
     registered = model_dir(variant) / "registered.json"
-    version = read_json(registered, "dvc repro")["version"] if registered.is_file() else "–"
+    version = read_json(registered, "dvc repro", needs={"version": int})["version"] if registered.is_file() else "–"
     return Compared(
         variant=variant,
         metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},

@@ -16,11 +16,12 @@ from stages.evaluation.outputs import write_outputs
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
 from stages.project.workspace import dataset_document, model_dir, open_index, reports
+from yolov7.artefact import ONNX, read_description
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate
 from yolov7.evaluate.left_out import images_cut_short
-from yolov7.files import write_json, write_text
+from yolov7.files import sha256_file, write_json, write_text
 from yolov7.predict import AugmentedRuntime, Predictor, load_detector
 from yolov7.predict.augmented import Views
 from yolov7.report.evaluation import Analysis, analyse, render_report
@@ -34,12 +35,14 @@ def main(params: Params, args: argparse.Namespace) -> None:
     index = open_index("test")
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
-    model = args.model or str(model_dir(args.variant) / "export/model.onnx")
+    model = args.model or str(model_dir(args.variant) / "export" / ONNX)
+    if not args.model:
+        read_description(Path(model).parent)  # an export that was interrupted has none
     network = params.network_for(args.variant)  # for a .safetensors file with the user's own blocks
     predictor = load_detector(model, device=device_for(model), network=network)
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
-    figures = _figures(predictor, result, analysis, index, document)
+    figures = _figures(predictor, result, analysis, index, document, None if args.model else sha256_file(model))
     if args.output:
         write_json(args.output, figures)
     else:
@@ -83,9 +86,16 @@ def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedR
 
 
 def _figures(
-    predictor: Predictor, result: Evaluation, analysis: Analysis, index: Index, document: dict[str, Any]
+    predictor: Predictor,
+    result: Evaluation,
+    analysis: Analysis,
+    index: Index,
+    document: dict[str, Any],
+    sha256: str | None,
 ) -> dict[str, Any]:
-    """The twelve COCO figures, the interval of AP, AP by class, kinds of mistakes, and the data they belong to."""
+    """The twelve COCO figures, the interval of AP, AP by class, kinds of mistakes, and the data and file (`sha256`)
+    they belong to.
+    """
     return {
         **result.metrics,
         "AP_low": analysis.interval.low,
@@ -98,6 +108,7 @@ def _figures(
         "boxes": index.num_boxes,
         "test_data_sha256": document["splits"]["test"]["sha256"],
         "test_is_val": document["test_is_val"],
+        **({} if sha256 is None else {"artefact_sha256": sha256}),
         **({"suppression_inside": predictor.suppression_inside} if predictor.suppression_inside else {}),
     }
 

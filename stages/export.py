@@ -16,7 +16,7 @@ import onnx
 from stages.project.command import run_stage
 from stages.project.params import Export, Params
 from stages.project.provenance import dvc_hash, git_revision
-from stages.project.workspace import dataset_document, model_dir, open_index, read_json
+from stages.project.workspace import dataset_document, model_dir, open_index, read_json, training_run
 from stages.registry.journal import delivered
 from yolov7.artefact import (
     DESCRIPTION,
@@ -84,7 +84,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 def _origin(trained: Path, variant: str) -> dict[str, Any]:
     """Code, data and run that the model comes from, for `model.json`."""
-    run = read_json(trained / "run.json", f"dvc repro train@{variant}")
+    run = training_run(variant)
     return {
         "licence": "Apache-2.0 (code); the weights are under the terms of the data they were trained on",
         "data_sha256": dataset_document()["sha256"],
@@ -98,7 +98,8 @@ def _origin(trained: Path, variant: str) -> dict[str, Any]:
 def _write_records(out: Path, description: dict[str, Any], report: VerifyReport) -> None:
     """Verification, figures and card; then `model.json`, the manifest of all the others."""
     description["figures"] = figures(report)
-    write_json(out / VERIFICATION, report.to_dict())
+    verified = {name: entry["sha256"] for name, entry in description["files"].items()}
+    write_json(out / VERIFICATION, {**report.to_dict(), "files": verified})
     write_json(out / FIGURES, headline(report))
     write_text(out / MODEL_CARD, model_card(description, report.to_dict(), read_json(out / FORMATS_FILE, "dvc repro")))
     description["files"] |= listed(out, [VERIFICATION, FIGURES, MODEL_CARD])

@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 from stages.project.command import Interrupted, run_stage
 from stages.project.params import Params
-from stages.project.workspace import VALIDATION_REPORT, model_dir, read_json, reports, split_images
+from stages.project.workspace import (
+    VALIDATION_REPORT,
+    measured,
+    model_dir,
+    read_json,
+    reports,
+    split_images,
+    training_run,
+)
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.journal import delivered, flush
 from stages.registry.tags import evaluation_tags, origin_tags, verdict_tags
 from stages.registry.versions import DATA_STATISTICS, ModelRegistry, Version
+from yolov7.artefact import ONNX, read_description
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
 
@@ -38,9 +48,10 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 def register(params: Params, variant: str) -> dict[str, Any]:
     """Register the export folder; returns the record of its version."""
-    run = read_json(model_dir(variant) / "train/run.json", f"dvc repro train@{variant}")
-    metrics = read_json(reports(variant) / "metrics.json", f"dvc repro evaluate@{variant}")
+    run = training_run(variant)
+    metrics = measured(variant)
     export = model_dir(variant) / "export"
+    _check_one_export(export, metrics, variant)
     flush()  # a training during an outage of MLflow may still have a run to deliver
     registry = ModelRegistry()
     run_id = registry.run_for(delivered(run), experiment=params.registry.experiment, name=variant)
@@ -67,6 +78,22 @@ def register(params: Params, variant: str) -> dict[str, Any]:
         "test_data_sha256": metrics["test_data_sha256"],
         "git_revision": version.tags["git_revision"],
     }
+
+
+def _check_one_export(export: Path, metrics: dict[str, Any], variant: str) -> None:
+    """Refuse figures and verdicts of another export than the one in the folder, as a stage that was killed leaves them.
+
+    Documents of earlier revisions do not name their files and pass. Raises :class:`DataError`, and :class:`ModelError`
+    for a folder without a manifest.
+    """
+    sums = {name: entry["sha256"] for name, entry in read_description(export)["files"].items()}
+    if metrics.get("artefact_sha256", sums.get(ONNX)) != sums.get(ONNX):
+        path = reports(variant) / "metrics.json"
+        raise DataError(f"measured on another {ONNX}; run `dvc repro evaluate@{variant}` again", path=path)
+    path = export / "verify.json"
+    verified = read_json(path, f"dvc repro export@{variant}").get("files", {})
+    if not isinstance(verified, dict) or any(sums.get(name) != sha256 for name, sha256 in verified.items()):
+        raise DataError(f"verified other files than this export's; run `dvc repro export@{variant}` again", path=path)
 
 
 def _keep_statistics(registry: ModelRegistry, version: Version) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -18,7 +19,7 @@ from stages.project.params import Params
 from stages.project.workspace import INGESTED, read_json
 from yolov7.data.formats.coco import CocoAnnotations, classes_of, read_coco, write_coco
 from yolov7.data.formats.label_files import fresh_folder
-from yolov7.data.formats.voc import write_voc
+from yolov7.data.formats.voc_write import write_voc
 from yolov7.data.formats.yolo_txt import write_yolo
 
 logger = logging.getLogger(__name__)
@@ -50,11 +51,20 @@ def write_dataset(ingested: Path, kind: str, out: Path) -> None:
             logger.info("%s: %d images, %d objects", split, len(coco.images), count)
         if kind == "yolo":
             names = classes_of(read_coco(annotations_file(ingested, "train")))[0]
-            listed = {split: f"{split}/images" for split in splits}
-            content = {**listed, "nc": len(names), "names": dict(enumerate(names))}
-            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-            (folder / "data.yaml").write_text(text, encoding="utf-8")
+            (folder / "data.yaml").write_text(_data_yaml(splits, names), encoding="utf-8")
     logger.info("written as %s: %s", kind, out)
+
+
+def _data_yaml(splits: Sequence[str], names: Sequence[str]) -> str:
+    """Classes and folders. The names are in quotes: versions of YAML differ in which words are not texts."""
+    lines = [f"{split}: {split}/images" for split in splits]
+    lines += [f"nc: {len(names)}", "names:"]
+    lines += [f"  {number}: {_quoted(name)}" for number, name in enumerate(names)]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(name: str) -> str:
+    return yaml.safe_dump(name, default_style='"', allow_unicode=True, width=10**6).strip()
 
 
 def _write(coco: CocoAnnotations, images: Path, folder: Path, kind: str, split: str) -> int:

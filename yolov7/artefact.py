@@ -6,7 +6,6 @@ from here; nothing heavy is imported.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,8 +13,10 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from yolov7.config import Group
+from yolov7.documents import DocumentError, load_json
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
+from yolov7.metadata import StatedFolder, stated
 
 RuntimeName = Literal["onnx", "torch", "openvino"]
 PrecisionName = Literal["float32", "float16", "int8"]
@@ -71,14 +72,33 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The model.json of an export folder. Raises :class:`ModelError` where it is missing or damaged."""
     file = folder / DESCRIPTION
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = load_json(file)
+        stated(StatedFolder, content)
     except FileNotFoundError:
-        raise ModelError(f"{folder}: not an export folder, it has no {DESCRIPTION}") from None
-    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder}: not an export folder, it has no {DESCRIPTION}; an export that was interrupted leaves none"
+        ) from None
+    except (OSError, DocumentError) as error:
         raise ModelError(f"{file}: not readable as JSON: {error}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("files"), dict):
-        raise ModelError(f"{file}: a list of the folder's files is expected under `files`")
+    except ModelError as error:
+        raise ModelError(f"{file}: not a list of the folder's files with their sha256: {error}") from None
     return content
+
+
+def check_beside(file: Path) -> None:
+    """Compare a file with the manifest of the export folder it lies in; nothing is checked outside of one.
+
+    So a mixture of two exports, which an interrupted export or a copy leaves, is refused file by file too. Raises
+    :class:`ModelError`.
+    """
+    folder = file.parent.parent if file.parent.name == OPTIONAL else file.parent
+    name = file.name if folder == file.parent else f"{OPTIONAL}/{file.name}"
+    try:
+        entries = stated(StatedFolder, load_json(folder / DESCRIPTION)).files
+    except (OSError, DocumentError, ModelError):
+        return  # others have files of this name too
+    names = [name, str(Path(name).with_suffix(".bin"))] if file.suffix == ".xml" else [name]
+    check_files(folder, {"files": {key: {"sha256": entries[key].sha256} for key in names if key in entries}})
 
 
 def check_files(folder: Path, description: dict[str, Any], names: tuple[str, ...] | None = None) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from yolov7.errors import DataError, YoloError
+from yolov7.text import for_terminal, printable
 
 if TYPE_CHECKING:  # commands import what they need when they run, so that `yolov7 --help` is fast
     from yolov7.predict import Predictor
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `yolov7 info | head`: the reader has left, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (YoloError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -245,7 +246,7 @@ def _import_weights(args: argparse.Namespace) -> None:
     from yolov7.model.published.convert import import_official
 
     report = import_official(args.file, args.variant, args.output, form=args.form)
-    print(f"{args.output}: {report}")
+    print(for_terminal(f"{args.output}: {report}"))
 
 
 def _tensorrt(args: argparse.Namespace) -> None:

@@ -207,7 +207,7 @@ class Train(Group):
     """Passes over the training images."""
     batch_size: int = Field(default=16, ge=1)
     """Images per step over all processes."""
-    image_size: int = Field(default=640, ge=32)
+    image_size: int = Field(default=640, ge=32, le=8192)
     """Side of the square training image in pixels, a multiple of the network's largest stride."""
     seed: int = Field(default=0, ge=0)
     """Seed of every random generator of the run."""
@@ -277,17 +277,51 @@ G = TypeVar("G", bound=Group)
 
 
 def parse(
-    group: type[G], values: Mapping[str, Any] | None, *, where: str, loss: type[LossParameters] = AnchorLoss
+    group: type[G],
+    values: Mapping[str, Any] | None,
+    *,
+    where: str,
+    loss: type[LossParameters] = AnchorLoss,
+    written: Any = None,
 ) -> G:
     """Build `group` from a mapping; a mistake becomes a :class:`ConfigError` of one line.
 
     `where` is how the user knows the mapping, for example `params.yaml: train`. `loss` is the group that `Train.loss`
-    is read as.
+    is read as. `written` is the same mapping with all scalars as texts (:class:`yolov7.yaml_text.YamlDocument`): where
+    a text is expected and YAML made something else of it, it is read as written.
     """
+    given = dict(values or {})
     try:
-        return group.model_validate(dict(values or {}), context={LossParameters: loss})
+        try:
+            return group.model_validate(given, context={LossParameters: loss})
+        except ValidationError as error:
+            texts = {_place(item["loc"], given) for item in error.errors() if item["type"] == "string_type"}
+            if written is None or not texts:
+                raise
+            return group.model_validate(_as_written(given, written, texts), context={LossParameters: loss})
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(group, item, where, loss) for item in error.errors())) from None
+
+
+def _place(loc: tuple[str | int, ...], values: Any) -> tuple[str | int, ...]:
+    """The place of an error in `values`; pydantic also puts the members of unions into it."""
+    place: list[str | int] = []
+    for part in loc:
+        inside = part in values if isinstance(values, Mapping) else isinstance(values, list) and isinstance(part, int)
+        if inside:
+            values = values[part]
+            place.append(part)
+    return tuple(place)
+
+
+def _as_written(values: Any, written: Any, texts: set[tuple[str | int, ...]], at: tuple[str | int, ...] = ()) -> Any:
+    """`values` with the text as written at the places `texts`; nothing at all is a text in lists only."""
+    if isinstance(values, Mapping):
+        return {key: _as_written(value, written[key], texts, (*at, key)) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_as_written(value, written[i], texts, (*at, i)) for i, value in enumerate(values)]
+    keep = at not in texts or isinstance(values, str) or (values is None and not isinstance(at[-1], int))
+    return values if keep else written
 
 
 LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss, "yolov9": AlignedLoss}

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolov7.artefact import DESCRIPTION
+from yolov7.documents import load_json
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file
 
@@ -64,7 +64,7 @@ def require_beside(export: str | os.PathLike[str]) -> None:
         return
     file, manifest = Path(export).with_name(SIGNATURE), Path(export) / DESCRIPTION
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = load_json(file)
         name, signature = str(document["name"]), str(document["signature"])
     except FileNotFoundError:
         name, signature = "", None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from flows.runner.pipeline import Log, Pipeline
 from stages.project.params import Params
 from stages.project.workspace import model_dir, read_json
 from stages.registry.versions import CHALLENGER, ModelRegistry, Version
+from yolov7.documents import load_json
 from yolov7.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,9 @@ def ensure_challenger(pipeline: Pipeline, variant: str, log: Log) -> None:
     DVC restores that file from its cache without asking MLflow. The database may be another one by now, or the alias
     may have moved to a version that is no longer the current result.
     """
-    record = read_json(pipeline.root / model_dir(variant) / "registered.json", f"dvc repro register@{variant}")
+    needs = {"name": str, "manifest_sha256": str}
+    file = pipeline.root / model_dir(variant) / "registered.json"
+    record = read_json(file, f"dvc repro register@{variant}", needs=needs)
     present = ModelRegistry().by_alias(record["name"], CHALLENGER)
     if present is None or present.tags.get("manifest_sha256") != record["manifest_sha256"]:
         log.info("the current artefact of %s is not the challenger in this MLflow; registering it", record["name"])
@@ -68,7 +70,7 @@ def measure(pipeline: Pipeline, name: str, command: Sequence[str], log: Log) -> 
     with tempfile.TemporaryDirectory(prefix="measure-") as folder:
         output = Path(folder) / "figures.json"
         pipeline.run(name, [sys.executable, "-m", *command, "--output", str(output)], log, measures=True)
-        figures: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+        figures: dict[str, Any] = load_json(output)
         return figures
 
 

@@ -21,8 +21,10 @@ from flows.runner.processes import Log, end_leftovers
 from stages.project.folders import remove
 from stages.project.locks import file_lock
 from stages.project.params import PARAMS_FILE
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
+from yolov7.yaml_text import read_yaml
 
 WORKTREES = Path(".local/worktrees")
 FETCH_LOCK = Path(".state/fetch.lock")
@@ -133,12 +135,13 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
     Raises :class:`DataError` if neither has all of them; :class:`StageError`, not lasting, if a remote that may have
     them is unavailable.
     """
-    document = _lock(pipeline.root)
-    stages = document.setdefault("stages", {})
+    stages: dict[str, Any] = {}
     for stage, outputs in hashes.items():
         outs = [{"path": path, "hash": "md5", "md5": value} for path, value in outputs.items()]
         stages[stage] = {"cmd": "brought by hash", "outs": outs}
-    write_text(pipeline.root / "dvc.lock", yaml.safe_dump({"schema": "2.0", **document}, sort_keys=False))
+    _lock(pipeline.root)  # refused here, with its path, if it is not readable
+    lock = pipeline.root / "dvc.lock"
+    write_text(lock, _relocked(lock.read_text(encoding="utf-8") if lock.is_file() else "", stages))
     _bring(pipeline, list(hashes), {path: value for outputs in hashes.values() for path, value in outputs.items()}, log)
 
 
@@ -201,16 +204,39 @@ def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], lo
     )
 
 
+def _relocked(lock: str, stages: Mapping[str, Any]) -> str:
+    """The text of dvc.lock with these stages.
+
+    All other values stay as written: DVC writes YAML 1.2, where `no` and `on` are texts, and PyYAML reads YAML 1.1.
+    """
+    root = yaml.compose(lock) or yaml.MappingNode("tag:yaml.org,2002:map", [])
+    entries = {key.value: (key, value) for key, value in root.value}
+    for key, value in _nodes("schema: '2.0'\nstages: {}\n"):
+        entries.setdefault(key.value, (key, value))
+    fresh = _nodes(yaml.safe_dump(dict(stages), default_style='"', sort_keys=False))
+    key, old = entries["stages"]
+    kept = [pair for pair in old.value if pair[0].value not in stages] if isinstance(old, yaml.MappingNode) else []
+    entries["stages"] = key, yaml.MappingNode("tag:yaml.org,2002:map", [*kept, *fresh], flow_style=False)
+    return yaml.serialize(yaml.MappingNode(root.tag, list(entries.values()), flow_style=False))
+
+
+def _nodes(mapping: str) -> list[tuple[yaml.Node, yaml.Node]]:
+    """The keys and values of a mapping."""
+    root = yaml.compose(mapping)
+    assert isinstance(root, yaml.MappingNode)
+    return root.value
+
+
 def _lock(root: Path) -> dict[str, Any]:
     return _document(root / "dvc.lock")
 
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return read_yaml(read_text(path, MAX_YAML)).value or {}
     except FileNotFoundError:
         return {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise DataError(f"not readable ({' '.join(str(error).split())})", path=path) from None
 
 

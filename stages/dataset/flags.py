@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from yolov7.data.formats.coco import CocoAnnotations, Record
 
@@ -35,8 +35,8 @@ class Flag:
     words: str
     """Completes "3 of 8 objects"; `: class 3` follows."""
     holds: Callable[[Record], bool]
-    switch: tuple[str, str] = ("", "")
-    """A source and its switch, in words; empty if there is none."""
+    switches: Mapping[str, str] = field(default_factory=dict)
+    """The switch of a source, in words, if it has one."""
 
 
 def rotation_of(record: Record) -> float:
@@ -99,10 +99,13 @@ def _marks(record: Record) -> list[str]:
     return [name for name in _MARKS if _is_set(_field(record, name))]
 
 
-_OBJECTS = ("coco", "CVAT and V7 Darwin write masks so; data.coco.crowd_is_object: true makes them objects")
-_IGNORED = ("coco", "data.coco.ignore_is_crowd: true leaves them out of both")
-_DIFFICULT = ("voc", "data.voc.difficult_is_crowd: true leaves them out of both")
-_ENCLOSED = ("coco", "data.coco.enclose_rotated: true takes the box around the rotated one")
+_OBJECTS = {"coco": "CVAT and V7 Darwin write masks so; data.coco.crowd_is_object: true makes them objects"}
+_IGNORED = {"coco": "data.coco.ignore_is_crowd: true leaves them out of both"}
+_DIFFICULT = {"voc": "data.voc.difficult_is_crowd: true leaves them out of both"}
+_ENCLOSED = {
+    "coco": "data.coco.enclose_rotated: true takes the box around the rotated one",
+    "voc": "data.voc.rotated: hull takes the box around the rotated one, crowd leaves them out of both",
+}
 
 FLAGS: tuple[Flag, ...] = (
     Flag("crowds", "are crowds (iscrowd 1): neither learned nor counted", _crowd, _OBJECTS),
@@ -144,7 +147,7 @@ def describe_open_world(images: Sequence[Record]) -> str | None:
 
 def flag_notes(coco: CocoAnnotations, source: str) -> list[str]:
     """Notes for dataset.json on one split; `source` is the format, as in `data.source`."""
-    switches = {flag.name: flag.switch[1] for flag in FLAGS if flag.switch[0] == source}
+    switches = {flag.name: flag.switches[source] for flag in FLAGS if source in flag.switches}
     notes = [f"{text}; {switches[name]}" if name in switches else text for name, text in describe_flags(coco).items()]
     open_world = describe_open_world(coco.images)
     return notes if open_world is None else [*notes, open_world]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from yolov7.evaluate import Evaluation, write_results
 from yolov7.files import atomic_path, write_json, write_text
 from yolov7.predict import Predictor
 from yolov7.predict.draw import draw_boxes, draw_detections
+from yolov7.text import csv_text
 
 SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
 
@@ -31,21 +29,13 @@ def write_outputs(
     write_json(out / "metrics.json", figures)
     write_json(out / "summary.json", {name: figures[name] for name in SUMMARY})
     write_results(out / "results.json", result.results)
-    write_text(out / "per_class.csv", _table(["class", "AP"], result.per_class.items()))
+    write_text(out / "per_class.csv", csv_text(["class", "AP"], result.per_class.items()))
     curves = result.curves
     rows = zip(curves.recall, curves.mean_precision50, curves.mean_precision, strict=True)
     points = ([f"{r:.2f}", f"{first:.6f}", f"{second:.6f}"] for r, first, second in rows)
-    write_text(out / "precision_recall.csv", _table(["recall", "precision_at_50", "precision"], points))
+    write_text(out / "precision_recall.csv", csv_text(["recall", "precision_at_50", "precision"], points))
     with replace_folder(out / "detections") as folder:
         _draw_pictures(folder, predictor, index, pictures)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _draw_pictures(folder: Path, predictor: Predictor, index: Index, most: int) -> None:

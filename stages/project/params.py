@@ -10,14 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import yaml
 from pydantic import BeforeValidator, Field
 
 from stages.project.params_data import Data, check_address, check_data
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, parse, train_parameters
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, nearest
+from yolov7.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from yolov7.model.spec import Network
@@ -236,16 +237,16 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
     """Read and check the whole file. Raises :class:`ConfigError` naming the key and the nearest known one."""
     file = Path(path)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        document = read_yaml(read_text(file, MAX_YAML))
     except FileNotFoundError:
         raise ConfigError(
             f"{file}: no such file; run the command in the project's root, which holds params.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise ConfigError(f"{file}: not readable as YAML: {in_one_line(error, 300)}") from None
-    if not isinstance(values, Mapping):
+    if not isinstance(document.value, Mapping):
         raise ConfigError(f"{file}: expected a mapping of groups, for example `train:`")
-    params = parse(Params, values, where=str(file))
+    params = parse(Params, document.value, where=str(file), written=document.written)
     _check(params, file)
     return params
 

@@ -131,20 +131,54 @@ class Coco(Sets[CocoSplit]):
 class Voc(Sets[VocSplit]):
     """Your Pascal VOC data set: a folder of images and one of XML files per set."""
 
-    classes: tuple[str, ...] | None = None
-    """Class names in the order of their numbers; any other name is an error. Default: the names that occur, sorted."""
+    classes: tuple[str, ...] | str | None = None
+    """Class names in the order of their numbers, or a file with one per line (also CVAT's labelmap.txt); any other name
+    is an error. Default: the names that occur, sorted."""
+    image_by: Literal["stem", "filename"] = "stem"
+    """Which image an XML file belongs to if its own name and its `<filename>` name two different ones."""
+    size_from: Literal["xml", "image"] = "xml"
+    """The size of an image: as the XML file gives it (validation compares the two), or as the image has it."""
     one_based: bool = False
     """True: pixels count from 1 and the last one is included, as in the original VOC data (left = xmin - 1);
     false: xmin to ymax are the edges of the box, as annotation tools write them."""
     difficult_is_crowd: bool = False
     """Ignore objects marked difficult in training and evaluation."""
+    rotated: Literal["as_written", "hull", "crowd"] = "as_written"
+    """Objects with a rotation among their attributes (CVAT): keep the box, which is the one before the rotation; take
+    the upright box around the turned one; or ignore them in training and evaluation."""
 
 
 class Yolo(Sets[YoloSplit]):
     """Your images with YOLO text labels."""
 
     names: tuple[str, ...] | str
-    """Class names in the order of their numbers, or a file with them: one per line, or YAML with `names`."""
+    """Class names in the order of their numbers, or a file with them: one per line, YAML with `names`, Darknet's
+    obj.data, or the notes.json of Label Studio. With YAML or obj.data the sets may be left out: the file's are read."""
+    rows: Literal["auto", "box", "polygon", "obb", "pose"] = "auto"
+    """Content of a row. `auto`: boxes and polygons, by the number of columns; boxes with keypoints if data.yaml has
+    `kpt_shape`. Any other value is required of every row (`pose` allows boxes without keypoints)."""
+    keypoints: tuple[int, Literal[2, 3]] | None = None
+    """With `rows: pose`: number of keypoints, and values of each; default: `kpt_shape` of data.yaml."""
+    extra_column: Literal["confidence", "track_id", "confidence_second"] | None = None
+    """Meaning of one column more: a confidence or a track number at the end, or a confidence after the class. It is
+    left out. Default: such rows are refused."""
+
+    def given(self, where: str) -> dict[str, YoloSplit]:
+        """As for any source; none if all sets are left to the file that `names` gives."""
+        if self.declares and not (self.train or self.val or self.test or self.all):
+            return {}
+        return super().given(where)
+
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` also for keypoints that the rows cannot have."""
+        super().check(where)
+        if self.keypoints is not None and (self.rows != "pose" or self.keypoints[0] < 1):
+            raise ConfigError(f"{where}.keypoints: give [number of keypoints, 2 or 3], with `rows: pose`")
+
+    @property
+    def declares(self) -> bool:
+        """True if `names` is a file that may declare sets, too."""
+        return isinstance(self.names, str) and self.names.lower().endswith((".yaml", ".yml", ".data"))
 
 
 class Split(Group):

@@ -6,9 +6,9 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-import yaml
-
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.files import sha256_file
+from yolov7.yaml_text import read_yaml
 
 PACKAGES = Path("requirements.lock")
 UNKNOWN, DIRTY = "unknown", "-dirty"
@@ -56,8 +56,8 @@ def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> str | None:
     DVC runs the stage again when one of them changes; by this digest the stage can tell.
     """
     try:
-        named = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    except (OSError, TypeError, KeyError, yaml.YAMLError):
+        named = read_yaml(read_text(pipeline, MAX_YAML)).written["stages"][stage]["deps"]
+    except (OSError, TypeError, KeyError, DocumentError):
         return None
     paths = [Path(name) for name in named if isinstance(name, str) and not name.startswith("data/")]
     files = {file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])}
@@ -75,8 +75,8 @@ def _git(*arguments: str) -> str:
 def dvc_hash(output: str, lock: Path = Path("dvc.lock")) -> str | None:
     """DVC's hash of a stage output as recorded in dvc.lock; None if DVC has not run."""
     try:
-        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
-    except (OSError, TypeError, KeyError, yaml.YAMLError):
+        stages = read_yaml(read_text(lock, MAX_YAML)).written["stages"]
+    except (OSError, TypeError, KeyError, DocumentError):
         return None
     for stage in stages.values():
         for out in stage.get("outs", []):

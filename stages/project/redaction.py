@@ -11,6 +11,8 @@ import os
 import re
 import sys
 
+from yolov7.text import for_terminal
+
 HIDDEN = "***"
 _USERINFO = re.compile(r"(?<=://)[^\s/'\"<>]+@")
 _SECRET_NAME = re.compile(r"(PASSWORD|SECRET|TOKEN|AUTH_STRING|SECRET_KEY|ACCESS_KEY|API_KEY|SIGNING_KEY)$")
@@ -37,7 +39,7 @@ class RedactingFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record's text."""
-        return redacted(super().format(record))
+        return for_terminal(redacted(super().format(record)))
 
 
 def log_to_stderr(*, force: bool = False) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
+from yolov7.documents import DocumentError, load_json
 from yolov7.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,6 +19,12 @@ INDEX = Path("data/index")
 """The index of the validated data, a folder per split."""
 VALIDATION_REPORT = Path("reports/validation")
 """Findings of the validate stage."""
+
+NUMBER = (int, float)
+Needs = Mapping[str, type | tuple[type, ...]]
+"""Type of an entry by its place in a document, `splits.test.sha256`."""
+_NOTHING: Needs = {}
+_ABSENT = object()
 
 
 def model_dir(variant: str) -> Path:
@@ -44,17 +52,41 @@ def open_index(split: str) -> Index:
 
 def dataset_document(ingested: Path = INGESTED) -> dict[str, Any]:
     """`dataset.json`: source, classes, counts and content hash of the ingested data."""
-    return read_json(ingested / "dataset.json", "dvc repro ingest")
+    needs = {"sha256": str, "test_is_val": bool, "splits.test.sha256": str}
+    return read_json(ingested / "dataset.json", "dvc repro ingest", needs=needs)
 
 
-def read_json(path: Path, command: str) -> dict[str, Any]:
+def training_run(variant: str) -> dict[str, Any]:
+    """`run.json` of a training: its MLflow run, and the fingerprint of what it was trained with."""
+    needs: Needs = {"run_id": (str, NoneType), "variant": str, "fingerprint": str}
+    return read_json(model_dir(variant) / "train/run.json", f"dvc repro train@{variant}", needs=needs)
+
+
+def measured(variant: str, root: Path = Path()) -> dict[str, Any]:
+    """`metrics.json` of an evaluation."""
+    needs: Needs = {"AP": NUMBER, "AP50": NUMBER, "per_class": dict, "test_data_sha256": str}
+    return read_json(root / reports(variant) / "metrics.json", f"dvc repro evaluate@{variant}", needs=needs)
+
+
+def read_json(path: Path, command: str, *, needs: Needs = _NOTHING) -> dict[str, Any]:
     """The JSON document that an earlier stage wrote; `command` makes it, for the error message.
 
-    Raises :class:`DataError` where the file is missing or is not JSON.
+    `needs` are the types of the entries that the caller reads, by their place (`splits.test.sha256`). Raises
+    :class:`DataError` where the file is missing, is not a JSON object, or lacks one of them.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document: Any = load_json(path)
     except FileNotFoundError:
         raise DataError(f"no such file; run `{command}` first", path=path) from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise DataError(f"not readable as JSON ({error}); run `{command}` again", path=path) from None
+    if not isinstance(document, dict):
+        raise DataError(f"not a JSON object; run `{command}` again", path=path)
+    for place, kinds in needs.items():
+        value: Any = document
+        for key in place.split("."):
+            value = value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds == NUMBER):
+            found = "missing" if value is _ABSENT else f"{value!r:.60}"
+            raise DataError(f"`{place}` is {found}; run `{command}` again", path=path)
+    return document

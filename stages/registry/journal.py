@@ -22,6 +22,7 @@ from stages.project.locks import try_file_lock
 from stages.project.redaction import in_one_line
 from stages.registry import delivery
 from stages.registry.server import connect, metric_name
+from yolov7.documents import load_json, parse_json
 from yolov7.files import write_json
 
 log = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ class RunJournal:
         whole = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
-                events.append(json.loads(line))
+                events.append(parse_json(line, any_text=True))
             except ValueError:
                 break  # a kill in the middle of the last line
             whole += len(line)
@@ -211,7 +212,7 @@ class RunJournal:
 
     def _read_head(self) -> dict[str, Any] | None:
         try:
-            return json.loads(self._head_file.read_text(encoding="utf-8"))
+            return load_json(self._head_file)
         except (OSError, ValueError):
             return None
 
@@ -239,7 +240,7 @@ def flush(folder: Path = JOURNALS) -> int:
             if not mine:
                 log.info("%s is being written; its training delivers it", path)
                 continue
-            state = json.loads(head.read_text(encoding="utf-8"))
+            state = load_json(head)
             journal = RunJournal(path, experiment=state["experiment"], run_name=state["run_name"])
             if journal.due and not journal.deliver(force=True):
                 left += 1
@@ -251,4 +252,4 @@ def delivered(run: Mapping[str, Any]) -> dict[str, Any]:
     journal = JOURNALS / f"{run.get('variant')}-{run.get('fingerprint')}.json"
     if run.get("run_id") or not journal.is_file():
         return dict(run)
-    return {**run, "run_id": json.loads(journal.read_text(encoding="utf-8")).get("run_id")}
+    return {**run, "run_id": load_json(journal).get("run_id")}

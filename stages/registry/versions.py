@@ -8,7 +8,6 @@ are signed, and unsigned ones are refused. Works on a SQLite file and over HTTP 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -28,6 +27,7 @@ from stages.registry.logged_model import log_model
 from stages.registry.server import connect, connect_marks, experiment_id, metric_name, tracking_uri
 from yolov7 import signature
 from yolov7.artefact import DESCRIPTION, ONNX, check_folder
+from yolov7.documents import DocumentError, load_json
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file, write_json
 
@@ -159,8 +159,8 @@ class ModelRegistry:
                 return None
             local = Path(self.client.download_artifacts(version.run_id, path, folder))
             try:
-                return json.loads(local.read_text(encoding="utf-8"))
-            except ValueError as error:
+                return load_json(local)
+            except DocumentError as error:
                 raise ModelError(f"{version}: {path} of its run is not readable as JSON ({error})") from None
         return None
 

@@ -1,12 +1,10 @@
-"""Folders of images with label files of the same names, and lists of such names."""
+"""Folders of images with label files of the same names."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,14 +13,11 @@ from stages.images.header import read_header
 from stages.images.plain import decoded_size
 from stages.images.sandbox import Died, run_limited
 from yolov7.data.formats.coco import is_utf8
-from yolov7.data.formats.label_files import read_text, text_lines
 from yolov7.data.image_kind import DAMAGED, READ, ImageKind, kind_of_file
 from yolov7.errors import DataError
 
 _LISTED = 5
 """Files that a message names; it always gives their number."""
-_NAME_COLUMNS = ("filename", "file_name", "image", "file", "path")
-"""Headings of a CSV's column of file names."""
 
 
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}|\.3fr")
@@ -165,61 +160,3 @@ def shown(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(map(repr, names[:_LISTED])) + more
-
-
-def select_listed(path: Path, known: Mapping[str, str]) -> list[str]:
-    """The values of `known` (by stem) that a list names, each once, in the order of the list.
-
-    The list is a CSV with a heading `filename`, or a text file with one name per line: with or without extension, with
-    or without leading folders, and with or without the -1, 0 or 1 of VOC's class lists after it. Raises
-    :class:`DataError` for an empty list and for unknown names, with their lines.
-    """
-    entries = _csv_names(path) if path.suffix.lower() == ".csv" else _text_names(path)
-    chosen: dict[str, None] = {}
-    missing: dict[str, int] = {}
-    for line, entry in entries:
-        stem = _known_stem(entry, known)
-        if stem is None:
-            missing.setdefault(entry, line)
-        else:
-            chosen[known[stem]] = None
-    if missing:
-        listed = [f"{entry} (line {line})" for entry, line in missing.items()]
-        raise DataError(f"{len(missing)} names of this list have no file: {shown(listed)}", path=path)
-    if not chosen:
-        raise DataError("the list is empty", path=path)
-    return list(chosen)
-
-
-def _text_names(path: Path) -> list[tuple[int, str]]:
-    lines = enumerate(text_lines(read_text(path)), 1)
-    return [(number, line.strip()) for number, line in lines if line.strip()]
-
-
-def _csv_names(path: Path) -> list[tuple[int, str]]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
-    try:
-        heading = [name.strip().lower() for name in next(reader, [])]
-        column = next((heading.index(name) for name in _NAME_COLUMNS if name in heading), None)
-        if column is None:
-            wanted = ", ".join(_NAME_COLUMNS)
-            raise DataError(f"no column that names files (one of: {wanted}) among {heading[:10]}", path=path)
-        return [(reader.line_num, row[column].strip()) for row in reader if len(row) > column and row[column].strip()]
-    except csv.Error as error:
-        raise DataError(f"not CSV: {error}", path=path, record=f"line {reader.line_num}") from None
-
-
-def _known_stem(entry: str, known: Mapping[str, str]) -> str | None:
-    """The known stem of an entry; leading folders are dropped one by one until one fits."""
-    entries = [entry]
-    name, _, flag = entry.rpartition(" ")
-    if flag in ("-1", "0", "1"):
-        entries.append(name.rstrip())
-    for candidate in entries:
-        parts = [part for part in candidate.replace("\\", "/").split("/") if part not in ("", ".")]
-        for start in range(len(parts)):
-            tail = "/".join(parts[start:])
-            for stem in (tail, stem_of(tail)):
-                if stem in known:
-                    return stem
-    return None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stages.dataset.class_names import with_plain_names
 from stages.dataset.image_set import ImageSet, copy_sets
 from stages.dataset.layout import SourceReport
 from stages.dataset.splits import make_splits
@@ -58,7 +59,7 @@ def write_source(found: Fetched, folder: Path) -> SourceReport:
     if data.source in MAKERS:
         MAKERS[data.source](parameters, folder)
         return SourceReport()
-    read = READERS[data.source](parameters, Path(data.folder))
+    read = with_plain_names(READERS[data.source](parameters, Path(data.folder)))
     sets = {name: replace(images, disposable=found.disposable) for name, images in read.items()}
     pixel_range = None if data.pixel_range is None else PixelRange(*data.pixel_range)
     if "all" not in sets:

@@ -3,109 +3,156 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
 from stages.dataset.image_set import ImageSet
+from stages.images.header import read_header
 from stages.project.params_data import Voc, VocSplit
-from stages.sources.image_folder import (
-    ImageFiles,
-    files_below,
-    image_sizes,
-    images_below,
-    select_listed,
-    shown,
-    stem_of,
-)
-from yolov7.data.formats.voc import VocImage, read_voc_file, voc_to_coco
+from stages.sources.image_folder import by_stem, files_below, image_sizes, images_below, shown
+from stages.sources.lists import choose_listed
+from stages.sources.voc_classes import listed_classes, unused_note
+from stages.sources.voc_images import MatchedImages, match_images
+from stages.sources.voc_notes import object_notes
+from yolov7.data.formats.coco import CocoAnnotations
+from yolov7.data.formats.label_files import collected, raise_together
+from yolov7.data.formats.voc import VocImage, read_voc_file, unknown_class, voc_to_coco
 from yolov7.errors import DataError
 
-_Matched = list[tuple[VocImage, str, tuple[int, int]]]
-"""Files with their image's name, height and width."""
+
+@dataclass(frozen=True)
+class _Matched:
+    """The XML files of a set."""
+
+    files: list[tuple[VocImage, str, tuple[int, int]]]
+    """Each with its image's name, height and width."""
+    notes: list[str]
 
 
 def read_voc_sets(parameters: Voc, base: Path) -> dict[str, ImageSet]:
     """The sets of `parameters`, by split or `all`; paths are relative to `base`.
 
-    Without named classes, the names that occur in any set are the classes of all, sorted. Raises :class:`DataError`
-    for a bad file (:func:`yolov7.data.formats.voc.read_voc_file`), an unknown class, and a file whose image is missing.
+    Without named classes, the names that occur in any set are the classes of all, sorted. Raises one
+    :class:`DataError` for all problems of all sets: bad files (:func:`yolov7.data.formats.voc.read_voc_file`), unknown
+    classes, files whose image is missing or ambiguous.
     """
     given = parameters.given("data.voc")
-    matched = {name: _matched(one, base, f"data.voc.{name}") for name, one in given.items()}
-    occurring = {item.name for files, _ in matched.values() for image, _, _ in files for item in image.objects}
-    classes = sorted(occurring) if parameters.classes is None else parameters.classes
+    problems: list[DataError] = []
+    named: Sequence[str] | None = None
+    with collected(problems):
+        named = parameters.classes
+        named = listed_classes(base / named) if isinstance(named, str) else named
+    matched: dict[str, _Matched] = {}
+    for name, one in given.items():
+        with collected(problems):
+            matched[name] = _matched(one, base, f"data.voc.{name}", parameters, named)
+    occurring = {item.name for found in matched.values() for image, _, _ in found.files for item in image.objects}
+    beside = [folder for one in given.values() for folder in ((base / one.annotations).parent, base)]
+    more = unused_note(beside, occurring) if named is None else []
+    classes = sorted(occurring) if named is None else named
     sets: dict[str, ImageSet] = {}
-    image_id = annotation_id = 1
-    for name, (files, notes) in matched.items():
-        coco = voc_to_coco(
-            files,
-            classes,
-            path=base / given[name].annotations,
-            one_based=parameters.one_based,
-            difficult_is_crowd=parameters.difficult_is_crowd,
-            first_image_id=image_id,
-            first_annotation_id=annotation_id,
-        )
-        sets[name] = ImageSet(coco, base / given[name].images, f"data.voc.{name}", notes)
-        image_id += len(coco.images)
-        annotation_id += len(coco.annotations)
+    first = (1, 1)
+    for name, found in matched.items():
+        with collected(problems):
+            coco = _joined(found, classes, base / given[name].annotations, parameters, first)
+            first = (first[0] + len(coco.images), first[1] + len(coco.annotations))
+            notes = found.notes + object_notes([file for file, _, _ in found.files], parameters)
+            notes += more if not sets else []
+            sets[name] = ImageSet(coco, base / given[name].images, f"data.voc.{name}", tuple(notes))
+    raise_together(problems)
     return sets
 
 
-def _matched(one: VocSplit, base: Path, key: str) -> tuple[_Matched, tuple[str, ...]]:
-    """The XML files of a set with their images, and notes."""
+def _joined(
+    found: _Matched, classes: Sequence[str], path: Path, parameters: Voc, first: tuple[int, int]
+) -> CocoAnnotations:
+    return voc_to_coco(
+        found.files,
+        classes,
+        path=path,
+        one_based=parameters.one_based,
+        difficult_is_crowd=parameters.difficult_is_crowd,
+        rotated=parameters.rotated,
+        first_image_id=first[0],
+        first_annotation_id=first[1],
+    )
+
+
+def _matched(one: VocSplit, base: Path, key: str, parameters: Voc, classes: Sequence[str] | None) -> _Matched:
+    """The XML files of a set with their images, and notes. Raises :class:`DataError` with all problems of the set."""
     root, annotations = base / one.images, base / one.annotations
-    known = {stem_of(name): name for name in files_below(annotations, (".xml",), key=f"{key}.annotations")}
+    known = by_stem(files_below(annotations, (".xml",), key=f"{key}.annotations"), annotations)
     if not known:
         raise DataError(f"no XML files here; see {key}.annotations in params.yaml", path=annotations)
-    chosen = list(known.values()) if one.listed_in is None else select_listed(base / one.listed_in, known)
-    found = images_below(root, key=f"{key}.images")
-    images = found.names
-    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        files = list(pool.map(lambda name: read_voc_file(annotations / name), chosen))
-    names = _image_names(chosen, files, found, root)
-    unsized = [name for name, file in zip(names, files, strict=True) if file.size is None]
-    sizes = image_sizes(root, unsized)
     notes: list[str] = []
+    problems: list[DataError] = []
+    chosen = list(known.values())
+    if one.listed_in is not None:
+        with collected(problems):
+            listed = choose_listed(base / one.listed_in, known)
+            chosen = listed.files
+            notes += listed.notes
+    images = images_below(root, key=f"{key}.images")
+    read = _read_files(annotations, chosen, problems)
+    files = list(read.values())
+    if classes is not None:
+        for file in files:
+            items = enumerate(file.objects, 1)
+            problems += [unknown_class(file, place, item, classes) for place, item in items if item.name not in classes]
+    found = MatchedImages()
+    with collected(problems):
+        found = match_images(list(read), files, images, root, parameters.image_by)
+    notes += found.notes
+    sizes: list[tuple[int, int]] = []
+    with collected(problems):
+        sizes = _sizes(files, found.names, root, parameters, notes)
+    raise_together(problems)
+    if one.listed_in is None:
+        unused = sorted(set(images.names) - set(found.names))
+        notes += [f"{len(unused)} images have no XML file and were left out: {shown(unused)}"] if unused else []
+        notes += images.notes()
+    return _Matched(list(zip(files, found.names, sizes, strict=True)), notes)
+
+
+def _read_files(folder: Path, names: Sequence[str], problems: list[DataError]) -> dict[str, VocImage]:
+    """The files that can be read, by name."""
+
+    def read(name: str) -> VocImage | DataError:
+        try:
+            return read_voc_file(folder / name)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        results = dict(zip(names, pool.map(read, names), strict=True))
+    problems += [result for result in results.values() if isinstance(result, DataError)]
+    return {name: result for name, result in results.items() if isinstance(result, VocImage)}
+
+
+def _sizes(
+    files: Sequence[VocImage], names: Sequence[str], root: Path, parameters: Voc, notes: list[str]
+) -> list[tuple[int, int]]:
+    """Height and width of every image; adds notes on sizes that the files lack, or give otherwise than the image."""
+    pairs = list(zip(files, names, strict=False))
+    from_image = parameters.size_from == "image"
+    unsized = [name for file, name in pairs if file.size is None]
+    sizes = image_sizes(root, [name for _, name in pairs] if from_image else unsized)
     if unsized:
         notes.append(f"{len(unsized)} files give no image size; it was read from the image: {shown(unsized)}")
-    if one.listed_in is None and len(set(images)) > len(set(names)):
-        unused = sorted(set(images) - set(names))
-        notes.append(f"{len(unused)} images have no XML file and were left out: {shown(unused)}")
-    if one.listed_in is None:
-        notes += found.notes()
-    return [(file, name, file.size or sizes[name]) for file, name in zip(files, names, strict=True)], tuple(notes)
-
-
-def _image_names(chosen: list[str], files: list[VocImage], images: ImageFiles, root: Path) -> list[str]:
-    """The image of every XML file: named by its `<filename>`, or, as that is often stale, by the file's own name."""
-    exact = set(images.names)
-    stems: dict[str, str] = {}
-    for name in images.names:
-        stems.setdefault(stem_of(name), name)
-    names: list[str] = []
-    missing: list[str] = []
-    for own, file in zip(chosen, files, strict=True):
-        image = _image_name(own, file.file_name, exact, stems)
-        if image is None:
-            missing.append(f"{own} (filename {file.file_name or 'not given'})")
-        else:
-            names.append(image)
-    if missing:
-        instead = images.instead({stem_of(name) for name in chosen})
-        message = f"{len(missing)} of {len(chosen)} XML files have no image here: {shown(missing)}{instead}"
-        raise DataError(message, path=root)
-    return names
-
-
-def _image_name(own: str, file_name: str, exact: set[str], stems: Mapping[str, str]) -> str | None:
-    last = PurePosixPath(file_name.replace("\\", "/")).name
-    candidates = [str(PurePosixPath(own).parent / last), last] if last else []
-    for candidate in candidates:
-        if candidate in exact:
-            return candidate
-    for stem in (*candidates, stem_of(own)):
-        if stem in stems:
-            return stems[stem]
-    return None
+    sized = [(file, name) for file, name in pairs if file.size is not None]
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        headers = list(pool.map(lambda pair: read_header(root / pair[1]), sized))
+    other: list[str] = []
+    for (file, name), header in zip(sized, headers, strict=True):
+        # Boxes may be drawn on the image as stored, or as its EXIF orientation turns it.
+        ways = () if header is None else ((header.height, header.width), (header.width, header.height))
+        if header is not None and file.size not in (ways if header.lies_on_its_side else ways[:1]):
+            assert file.size is not None
+            written = f"{file.size[1]} x {file.size[0]}"
+            other.append(f"{file.path.name} says {written}, {name} is {header.width} x {header.height}")
+    if other:
+        rule = "that of the image was taken" if from_image else "see data.voc.size_from"
+        notes.append(f"{len(other)} XML files give another size than their image; {rule}: {shown(other)}")
+    return [file.size if file.size is not None and not from_image else sizes[name] for file, name in pairs]

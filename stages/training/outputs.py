@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 import shutil
@@ -19,6 +17,7 @@ from yolov7.config import Train
 from yolov7.data.tally import Tally
 from yolov7.device import peak_memory_gib
 from yolov7.files import atomic_path, write_json, write_text
+from yolov7.text import csv_text
 from yolov7.train.records import Outcome, loss_parts
 from yolov7.train.summary import as_markdown, as_text, facts, unused_as_markdown
 
@@ -87,8 +86,4 @@ def _curves(history: Sequence[Mapping[str, float]]) -> list[dict[str, float | st
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, float | str]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(columns, ([row.get(name, "") for name in columns] for row in rows))

@@ -11,7 +11,6 @@ training continues, and the next save tries again.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
 import shutil
@@ -26,6 +25,7 @@ from stages.project.folders import remove
 from stages.project.params import Flow
 from stages.training.folder_store import Folder
 from stages.training.state_store import Store, StoreError
+from yolov7.documents import parse_json
 from yolov7.files import atomic_path, sha256_file, write_json
 from yolov7.train.state import iteration_of, newest_iteration
 
@@ -119,7 +119,7 @@ class StateRemote:
 
     def _read(self) -> dict[str, Any]:
         content = self.store.read(NEWEST)
-        return {} if content is None else json.loads(content)
+        return {} if content is None else parse_json(content)
 
     def _fetch(self, name: str, entry: dict[str, Any]) -> None:
         target = self._place(name)

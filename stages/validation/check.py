@@ -65,6 +65,7 @@ def run_rules(tables: Tables, rules: Sequence[Rule]) -> list[RuleOutcome]:
     """Judge every rule. Raises :class:`ConfigError` for a rule about an unknown column or expectation."""
     for rule in rules:
         check_columns(rule, _fields(tables.frame(rule.table)))
+    rules = [rule.about_texts() if _holds_texts(tables.frame(rule.table)[rule.column]) else rule for rule in rules]
     gx = _GreatExpectations()
     outcomes: dict[str, RuleOutcome] = {}
     for table in dict.fromkeys(rule.table for rule in rules):
@@ -73,6 +74,10 @@ def run_rules(tables: Tables, rules: Sequence[Rule]) -> list[RuleOutcome]:
         for rule, result in zip(chosen, gx.results(frame, chosen), strict=True):
             outcomes[rule.name] = _outcome(rule, len(frame), result)
     return [outcomes[rule.name] for rule in rules]
+
+
+def _holds_texts(column: pd.Series) -> bool:
+    return column.dtype == object and all(type(value) is str for value in column if value is not None)
 
 
 def _outcome(rule: Rule, records: int, result: dict[str, Any]) -> RuleOutcome:

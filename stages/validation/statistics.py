@@ -11,7 +11,6 @@ between the two cumulative distributions, taken at the edges of fixed bins. Two 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from scipy.special import rel_entr
 from scipy.stats import chi2
 
 from yolov7.config import Group
+from yolov7.documents import load_json
 from yolov7.errors import DataError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _describe_split(
 def read_statistics(path: Path) -> Statistics:
     """A statistics document. Raises :class:`DataError` for one that is damaged or of another format."""
     try:
-        found = Statistics.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        found = Statistics.model_validate(load_json(path))
     except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         advice = "fetch it again with `python -m stages.data_reference`, or remove it"

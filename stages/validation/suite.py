@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from stages.project.params import RuleSeverity
 from yolov7.config import Group, parse
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, nearest
+from yolov7.yaml_text import read_yaml
 
 Table = Literal["splits", "categories", "classes", "images", "annotations", "balance", "drift"]
 TABLES: tuple[Table, ...] = get_args(Table)
@@ -54,11 +55,18 @@ class Rule(Group):
     """Advice for the owner of the data."""
     needs: Literal["pixels", "reference"] | None = None
     """Skipped unless the images were decoded, or unless there is a champion to compare with."""
+    _written: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """`arguments` with every scalar as the text in the file."""
 
     @property
     def concerns_a_record(self) -> bool:
         """True if a finding concerns one image or one annotation, which could be dropped."""
         return self.table in ("images", "annotations")
+
+    def about_texts(self) -> Rule:
+        """The rule for a column of texts: the items of lists, class names for example, are texts as written."""
+        lists = {name: self._written.get(name, value) for name, value in self.arguments.items() if type(value) is list}
+        return self.model_copy(update={"arguments": {**self.arguments, **lists}})
 
 
 @dataclass(frozen=True)
@@ -93,17 +101,21 @@ def read_suite(folder: Path, severity: Mapping[str, RuleSeverity], *, where: str
 
 def _read_file(file: Path) -> list[Rule]:
     try:
-        documents = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(read_text(file, MAX_YAML))
+    except (OSError, DocumentError) as error:
         raise ConfigError(f"{file}: not readable as YAML: {' '.join(str(error).split())}") from None
+    documents = content.value
     if documents is None:
         return []
     if not isinstance(documents, list) or not all(isinstance(document, dict) for document in documents):
         raise ConfigError(f"{file}: a list of rules is expected, each beginning `- name: ...`")
-    return [
-        parse(Rule, document, where=f"{file}: {document.get('name', f'rule {number}')}")
-        for number, document in enumerate(documents, 1)
-    ]
+    rules: list[Rule] = []
+    for number, (document, written) in enumerate(zip(documents, content.written, strict=True), 1):
+        rule = parse(Rule, document, where=f"{file}: {document.get('name', f'rule {number}')}", written=written)
+        if isinstance(written.get("arguments"), dict):
+            rule._written = written["arguments"]
+        rules.append(rule)
+    return rules
 
 
 def choose(rules: Iterable[Rule], *, pixels: bool, no_reference: str | None) -> tuple[list[Rule], list[Skipped]]:

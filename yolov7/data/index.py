@@ -10,7 +10,6 @@ item i occupies `starts[i]:starts[i + 1]`.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -23,9 +22,11 @@ from numpy.typing import NDArray
 
 from yolov7.data.formats.coco import CocoAnnotations, classes_of
 from yolov7.data.index_arrays import ARRAYS, arrays_of, boxes_and_extents, left_out
+from yolov7.documents import load_json
 from yolov7.errors import DataError
 from yolov7.files import write_json
 from yolov7.polygons import Polygons
+from yolov7.text import printable
 
 FORMAT = 1
 """Version of the folder's layout; another one is refused with the advice to build the index again."""
@@ -43,7 +44,7 @@ class Index:
     ) -> None:
         self.folder = folder
         self.image_root = image_root
-        self.class_names: tuple[str, ...] = tuple(description["class_names"])
+        self.class_names: tuple[str, ...] = tuple(map(printable, description["class_names"]))
         """Names of the classes by class number."""
         self.category_ids: tuple[int, ...] = tuple(description["category_ids"])
         """COCO category ids by class number."""
@@ -235,7 +236,7 @@ def _reopen(folder: Path, image_root: Path) -> Index:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = load_json(path)
     except FileNotFoundError:
         raise DataError("no index here; build it (the validate stage writes it)", path=folder) from None
     except (OSError, ValueError) as error:
@@ -244,6 +245,10 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise DataError(f"an index of another version than {FORMAT}; build it again", path=path)
     if not {"image_root", "class_names", "category_ids"} <= description.keys():
         raise DataError("the index's description is incomplete; build it again", path=path)
+    names, ids = description["class_names"], description["category_ids"]
+    fits = isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids)
+    if not fits or not all(type(n) is str for n in names) or not all(type(i) is int for i in ids):
+        raise DataError("the index's classes are damaged; build it again", path=path)
     return description
 
 

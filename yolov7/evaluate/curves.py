@@ -5,8 +5,6 @@ Legend: T IoU thresholds (0.50 to 0.95), R recall points (0, 0.01 .. 1), C class
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolov7.files import write_text
+from yolov7.text import csv_text
 
 _UNDEFINED = -1.0  # the COCO tool's mark of a class without ground truth
 
@@ -71,12 +70,8 @@ def curves_from(precision: np.ndarray, scores: np.ndarray, class_names: Sequence
 
 def write_curves(path: str | os.PathLike[str], curves: PrecisionRecall) -> None:
     """Write the curves as CSV (class, recall, precision50, precision), one row a point, for `dvc plots`."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")  # it quotes: a class may be called "knife, kitchen"
-    table.writerow(["class", "recall", "precision50", "precision"])
-    for name, recall, at_50, over_all in curves.rows():
-        table.writerow([name, f"{recall:.2f}", f"{at_50:.6f}", f"{over_all:.6f}"])
-    write_text(path, text.getvalue())
+    rows = ((name, f"{at:.2f}", f"{at_50:.6f}", f"{over_all:.6f}") for name, at, at_50, over_all in curves.rows())
+    write_text(path, csv_text(["class", "recall", "precision50", "precision"], rows))
 
 
 def _mean_over_classes(curves: np.ndarray) -> np.ndarray:

@@ -62,6 +62,8 @@ def export_folder(
     deploy = model if model.form == "deploy" else model.reparameterize()
     thresholds = Thresholds(confidence, iou, max_detections)
     deployed = replace(metadata, form="deploy", extra={**metadata.extra, "thresholds": asdict(thresholds)})
+    # The manifest goes first and comes last: files of two exports never lie under one.
+    (folder / DESCRIPTION).unlink(missing_ok=True)
     save_checkpoint(folder / SAFETENSORS, deploy, deployed)
     graph = export_onnx(deploy, folder / ONNX, metadata=deployed, opset=opset, dynamic=dynamic)
     with_nms = export_onnx_nms(graph, folder / ONNX_NMS, thresholds)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yolov7.model.variants import FAMILIES
+from yolov7.text import markdown
 
 MODEL_CARD = "MODEL_CARD.md"
 
@@ -16,7 +17,7 @@ def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], 
     """Markdown from the contents of model.json, verify.json and optional/formats.json. Same contents, same text."""
     variant, names = description["variant"], description["class_names"]
     parts = [
-        f"# {variant}, {len(names)} {'class' if len(names) == 1 else 'classes'}",
+        f"# {markdown(variant)}, {len(names)} {'class' if len(names) == 1 else 'classes'}",
         f"A detector{_of_family(description.get('family'))}, trained and exported by yolov7-pipeline. "
         "`model.json` holds the same facts for programs, with the sha256 of every file.",
         "## Files",
@@ -122,7 +123,7 @@ def _tensorrt(reports: Mapping[str, Any]) -> list[str]:
 
 
 def _classes(names: Sequence[str], category_ids: Sequence[int]) -> str:
-    shown = [f"{number} {_plain(name)}" for number, name in enumerate(names)][:_NAMED_CLASSES]
+    shown = [f"{number} {markdown(name)}" for number, name in enumerate(names)][:_NAMED_CLASSES]
     more = f", and {len(names) - len(shown)} more in `model.json`" if len(names) > len(shown) else ""
     return f"Class numbers and names: {', '.join(shown)}{more}. Category ids: {category_ids[0]} to {category_ids[-1]}."
 
@@ -133,5 +134,5 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name from the user's data without line breaks and table columns."""
+    """Text without line breaks and table columns."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -24,11 +24,12 @@ from yolov7.export.suppression import append_suppression
 from yolov7.export.trace import Output, trace_dynamic, trace_fixed
 from yolov7.files import write_atomic
 from yolov7.letterbox import FILL
+from yolov7.metadata import StatedContract, read_stated
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
 from yolov7.model.spec import HeadModule
 from yolov7.nms import Thresholds
-from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY
+from yolov7.predict.about import CONTRACT_KEY, METADATA_KEY
 from yolov7.predictions import column_names, contract_scoring
 
 ROW = ("image", "x1", "y1", "x2", "y2", "score", "class")
@@ -182,8 +183,8 @@ def described(graph: onnx.ModelProto) -> tuple[ModelMetadata, dict[str, Any]]:
     if METADATA_KEY not in entries or CONTRACT_KEY not in entries:
         raise ModelError("an ONNX graph of this project is expected, with its metadata")
     try:
-        contract: dict[str, Any] = json.loads(entries[CONTRACT_KEY])
-    except ValueError as error:
+        contract = read_stated(StatedContract, entries[CONTRACT_KEY])[1]
+    except ModelError as error:
         raise ModelError(f"the ONNX graph's contract is damaged: {error}") from None
     return ModelMetadata.from_json(entries[METADATA_KEY]), contract
 

@@ -17,8 +17,8 @@ import onnx
 from yolov7.errors import ModelError
 from yolov7.export.onnx import described, load_graph
 from yolov7.files import sha256_file, write_atomic
+from yolov7.predict.about import CONTRACT_KEY, METADATA_KEY
 from yolov7.predict.openvino_runtime import WEIGHTS_KEY, first_line, import_openvino, openvino_core
-from yolov7.predict.runtimes import CONTRACT_KEY, METADATA_KEY
 
 
 def export_openvino(

@@ -7,9 +7,11 @@ Nothing in a file is ever executed or imported.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.modules.module import register_module_module_registration_hook
 
+from yolov7.documents import DocumentError, parse_json
 from yolov7.errors import ModelError
 from yolov7.files import atomic_path, why_not_written
+from yolov7.metadata import MAX_STRIDE, StatedModel, read_stated, stated
 from yolov7.model.detector import Detector, create_model
 from yolov7.model.heads.anchor import AnchorTable, anchors_of, with_anchors
 from yolov7.model.spec import Network
-from yolov7.model.spec_json import network_from_json, network_to_json, own_kinds
+from yolov7.model.spec_json import LARGEST, network_from_json, network_to_json, own_kinds
 from yolov7.model.variants import find_variant
+from yolov7.text import printable
 
 HEADER_KEY = "yolov7"
 FORMAT = 1
+MAX_MODULES = 30_000
+"""The largest network of the library has 1,100."""
+_BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,9 @@ class ModelMetadata:
     def from_json(cls, text: str) -> ModelMetadata:
         """Inverse of :meth:`to_json`. Raises :class:`ModelError` for anything else."""
         try:
-            return _metadata(json.loads(text))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"not the metadata of a model of this project: {error!r}") from None
+            return _metadata(read_stated(StatedModel, text)[0])
+        except ModelError as error:
+            raise ModelError(f"not the metadata of a model of this project: {error}") from None
 
     def to_json(self) -> str:
         """One JSON object, for formats that carry text beside the weights (ONNX)."""
@@ -135,18 +144,50 @@ def load_checkpoint(
     file = Path(path)
     header, tensors = _read(file)
     try:
-        metadata = _metadata(header)
-        model = create_model(_network(header, metadata, network), metadata.num_classes, device="meta")
+        metadata = _metadata(stated(StatedModel, header))
+        model = _built(_network(header, metadata, network), metadata)
         if metadata.form == "deploy":
             unneeded = _pruned(model)
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(unneeded)}
-            model = model.reparameterize()
         _fill(model, tensors)
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{file}: the header is not that of a checkpoint of this project: {error!r}") from None
+    except _BUILD_ERRORS as error:
+        # The blocks check what their authors may do wrong, and torch the rest, in words of its own.
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(f"{file}: the network in its header cannot be built: {reason}") from None
     return model.to(device).eval(), metadata
+
+
+def _built(network: Network, metadata: ModelMetadata) -> Detector:
+    """The described network without weights, in its form."""
+    for name, found in network.maps().items():
+        if not (1 <= found.channels <= LARGEST and 1 <= found.stride <= MAX_STRIDE):
+            raise ModelError(f"stage {name!r} has {found.channels} channels at stride {found.stride}")
+    with _few_modules():
+        model = create_model(network, metadata.num_classes, device="meta")
+    if not all(1 <= stride <= MAX_STRIDE for stride in model.strides):
+        raise ModelError(f"the levels of its head have strides {model.strides}")
+    return model if metadata.form == "training" else model.reparameterize()
+
+
+@contextlib.contextmanager
+def _few_modules() -> Iterator[None]:
+    """Stop the building of a network of absurd depth."""
+    left, thread = MAX_MODULES, threading.get_ident()
+
+    def count(*_: object) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:
+            left -= 1
+            if left < 0:
+                raise ModelError(f"its network has more than {MAX_MODULES} modules")
+
+    handle = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _network(header: Mapping[str, Any], metadata: ModelMetadata, given: Network | str | None) -> Network:
@@ -156,7 +197,9 @@ def _network(header: Mapping[str, Any], metadata: ModelMetadata, given: Network 
     if given is not None and given.name != metadata.variant:
         raise ModelError(f"holds a {metadata.variant}, not a {given.name}")
     kinds = {} if given is None else own_kinds(given)
-    origins = dict(header.get("own_kinds", {}))
+    origins = header.get("own_kinds", {})
+    if not isinstance(origins, dict):
+        raise ModelError("own_kinds: an object is expected")
     absent = [f"{name!r} ({origin})" for name, origin in origins.items() if name not in kinds]
     if absent:
         where = "the library does not have" if given is None else f"{given.name} as given does not have"
@@ -164,7 +207,7 @@ def _network(header: Mapping[str, Any], metadata: ModelMetadata, given: Network 
             f"its network has kinds of block of its own that {where}: {', '.join(absent)}; say which network they are "
             "from: `network` of load_checkpoint and load_detector, or --network MODULE:FUNCTION"
         )
-    network = network_from_json(header["network"], kinds=kinds)
+    network = network_from_json(header.get("network"), kinds=kinds)
     if network.name != metadata.variant:
         raise ModelError(f"holds a {metadata.variant}, not a {network.name}")
     if bool(anchors_of(network)) != bool(metadata.anchors):
@@ -196,24 +239,25 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if text is None:
         raise ModelError(f"{file}: a .safetensors file, but not a checkpoint of this project (its header says nothing)")
     try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"{file}: the header is not JSON: {error}") from None
+        header = parse_json(text)
+    except DocumentError as error:
+        raise ModelError(f"{file}: the header cannot be read: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ModelError(f"{file}: the header is not of format {FORMAT}; it was written by another version")
     return header, tensors
 
 
-def _metadata(header: Mapping[str, Any]) -> ModelMetadata:
+def _metadata(stated: StatedModel) -> ModelMetadata:
     return ModelMetadata(
-        variant=str(header["variant"]),
-        form=str(header["form"]),
-        num_classes=int(header["num_classes"]),
-        class_names=tuple(map(str, header["class_names"])),
-        category_ids=tuple(map(int, header["category_ids"])),
-        image_size=int(header["image_size"]),
-        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in header.get("anchors", ())),
-        extra=dict(header.get("extra", {})),
+        variant=stated.variant,
+        form=stated.form,
+        num_classes=stated.num_classes,
+        # As the names of an index are read: the two are compared.
+        class_names=tuple(map(printable, stated.class_names)),
+        category_ids=tuple(stated.category_ids),
+        image_size=stated.image_size,
+        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in stated.anchors),
+        extra=dict(stated.extra),
     )
 
 
@@ -233,10 +277,20 @@ def _fill(model: Detector, tensors: Mapping[str, Tensor]) -> None:
         if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
             have, want = (f"{tuple(t.shape)} {t.dtype}" for t in (tensor, wanted[name]))
             raise ModelError(f"{name}: {want} is expected, got {have}")
+    _require_finite(tensors)
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.load_state_dict(dict(tensors), assign=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trainable[name])
+
+
+def _require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """One pass over the weights, milliseconds for a small network: a network with NaN runs, and finds nothing."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or bool(tensor.sum(dtype=torch.float32).isfinite()):
+            continue
+        if not bool(tensor.isfinite().all()):  # a sum may overflow
+            raise ModelError(f"{name}: holds values that are not finite; the weights are damaged")
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from yolov7.errors import ModelError
 from yolov7.model import blocks, spec
 from yolov7.model.variants import FAMILIES
 
 KINDS: tuple[type, ...] = (*blocks.KINDS, *(kind for family in FAMILIES for kind in family.kinds))
+
+LARGEST = 65_536
+"""Largest number in a network read from JSON: no channel count, kernel or anchor comes near it."""
 
 
 @cache
@@ -92,6 +95,8 @@ def _rebuilt(value: Any, kinds: Mapping[str, type]) -> Any:
     if isinstance(value, list):
         return tuple(_rebuilt(item, kinds) for item in value)
     if not isinstance(value, dict):
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:  # NaN too
+            raise ModelError(f"the network holds the number {str(value)[:30]}; at most {LARGEST} is expected")
         return value
     kind = kinds.get(str(value.get("kind")))
     if kind is None:
@@ -110,7 +115,39 @@ def _rebuilt(value: Any, kinds: Mapping[str, type]) -> Any:
         )
     if missing:
         raise ModelError(f"{kind.__name__}: fields {missing} are missing")
+    for name, hint in _hints(kind).items():
+        if name in given and not _fits(given[name], hint):
+            raise ModelError(f"{kind.__name__}.{name}: {str(given[name])[:60]!r} is not of the type {hint}")
     return kind(**given)
+
+
+@cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    """Types of a kind's fields; none if the module of a user's own kind does not let them be read."""
+    try:
+        return get_type_hints(kind)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """True if a value read from JSON is of this type, as far as types are understood here."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(inner) == 2 and inner[1] is Ellipsis:
+            return all(_fits(item, inner[0]) for item in value)
+        return len(value) == len(inner) and all(map(_fits, value, inner))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def _required(item: Field[Any]) -> bool:

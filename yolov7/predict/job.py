@@ -5,7 +5,6 @@ Optionally also a CSV table of all detections, or a YOLO label file for each ima
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
@@ -24,6 +23,7 @@ from yolov7.predict.draw import draw_detections
 from yolov7.predict.predictor import Predictor
 from yolov7.predict.sources import Frame, OnError, Source
 from yolov7.predict.tiles import TiledPredictor
+from yolov7.text import Rows, printable_json
 
 RESULTS = "detections.json"
 TABLE = "detections.csv"
@@ -111,19 +111,19 @@ def _write_table(file: IO[bytes], predictor: Predictor | TiledPredictor, records
     """A row per detection: file, class, score, corners in pixels."""
     names = dict(zip(predictor.metadata.category_ids, predictor.metadata.class_names, strict=True))
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["file", "class", "category_id", "score", "x1", "y1", "x2", "y2"])
+    rows = Rows(text)
+    rows.write(["file", "class", "category_id", "score", "x1", "y1", "x2", "y2"])
     for record in _read(records):
         for found in record["annotations"]:
             left, top, width, height = found["bbox"]
             corners = [left, top, round(left + width, 3), round(top + height, 3)]
             category = found["category_id"]
-            rows.writerow([record["image"]["file_name"], names[category], category, found["score"], *corners])
+            rows.write([record["image"]["file_name"], names[category], category, found["score"], *corners])
     text.detach()  # the caller closes the file
 
 
 def _line(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return printable_json(json.dumps(value, ensure_ascii=False, allow_nan=False)).encode()
 
 
 def _read(records: Path) -> Iterator[dict[str, Any]]:

@@ -13,15 +13,27 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from yolov7.artefact import DESCRIPTION, FILES, PrecisionName, RuntimeName, check_files, read_description
+import torch
+
+from yolov7.artefact import DESCRIPTION, FILES, PrecisionName, RuntimeName, check_beside, check_files, read_description
 from yolov7.device import choose_device
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import load_checkpoint
+from yolov7.model.detector import Detector
 from yolov7.model.spec import Network
+from yolov7.predict.about import require_finite
 from yolov7.predict.augmented import Views
 from yolov7.predict.openvino_runtime import open_openvino
 from yolov7.predict.predictor import Predictor
-from yolov7.predict.runtimes import DetectingRuntime, Runtime, TorchRuntime, open_onnx
+from yolov7.predict.runtimes import (
+    DecodingFile,
+    DetectingFile,
+    DetectingRuntime,
+    OnnxRawRuntime,
+    Runtime,
+    TorchRuntime,
+    open_onnx,
+)
 
 Resolver = Callable[[str], Path]
 
@@ -71,6 +83,8 @@ def load_detector(
         threads=threads,
         network=network,
     )
+    if isinstance(opened, DecodingFile | DetectingFile | OnnxRawRuntime):
+        opened.file.require_finite()
     return Predictor(
         opened,
         confidence=confidence,
@@ -95,7 +109,8 @@ def open_runtime(
 ) -> Runtime | DetectingRuntime:
     """The runtime behind :func:`load_detector`."""
     file = _locate(os.fspath(path), resolve)
-    if file.is_dir():
+    of_folder = file.is_dir()
+    if of_folder:
         file = _file_of_folder(file, runtime, precision)
     elif precision != "float32":
         raise ModelError(f"{file}: precision {precision!r} selects a file of an export folder, but this is a file")
@@ -107,13 +122,30 @@ def open_runtime(
     if runtime is not None and runtime != _OPENED_BY[kind]:
         wanted = next(suffix for suffix, name in _OPENED_BY.items() if name == runtime)
         raise ModelError(f"{file}: runtime {runtime!r} needs a {wanted} file")
+    if not of_folder:
+        check_beside(file)
     if kind == ".onnx":
         return open_onnx(file, threads=threads, device=device)
     if kind == ".xml":
         return open_openvino(file, threads=threads, device=device)
     model, metadata = load_checkpoint(file, network=network)
     deploy = model if model.form == "deploy" else model.reparameterize()
+    _try(deploy, file)
     return TorchRuntime(deploy.to(choose_device(device)), metadata)
+
+
+@torch.inference_mode()
+def _try(model: Detector, file: Path) -> None:
+    """One tiny image through the network: its description may fit the weights and still not run.
+
+    Takes milliseconds. Raises :class:`ModelError`.
+    """
+    try:
+        answer = model(torch.zeros(1, 3, model.stride, model.stride))
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{file}: the network in its header does not run: {reason}") from None
+    require_finite(answer.numpy(), str(file))
 
 
 def _locate(text: str, resolve: Resolver | None) -> Path:

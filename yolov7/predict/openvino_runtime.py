@@ -19,10 +19,8 @@ from torch import Tensor
 
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
+from yolov7.predict.about import CONTRACT_KEY, METADATA_KEY, About, GraphValue
 from yolov7.predict.runtimes import (
-    CONTRACT_KEY,
-    METADATA_KEY,
-    About,
     DecodingFile,
     DetectingFile,
     ImageBatch,
@@ -93,10 +91,8 @@ class OpenvinoFile:
         self._requests: dict[tuple[int, ...] | None, Any] = {}
         self.about = About.parse(self.path, self._entry)
         self.metadata, self.stride = self.about.metadata, self.about.stride
-        batch, _, height, width = (
-            int(side.get_length()) if side.is_static else None for side in self._model.input(0).partial_shape
-        )
-        self.input_shape = (batch, height, width)
+        ports = ([_value(port) for port in side] for side in (self._model.inputs, self._model.outputs))
+        self.input_shape = self.about.check_graph(*ports)
 
     def run(self, images: ImageBatch) -> list[np.ndarray]:
         """First output for uint8 (B, 3, H, W): of the whole batch, or part by part if the batch size is fixed."""
@@ -143,6 +139,16 @@ class OpenvinoFile:
             raise ModelError(f"{weights}: not the weights {self.path.name} was written with (sha256); export it again")
         return model
 
+    def require_finite(self) -> None:
+        """See :class:`yolov7.predict.runtimes.ModelFile`."""
+        for node in self._model.get_ops():
+            if node.get_type_name() == "Constant" and node.get_element_type().is_real():
+                values = node.data
+                with np.errstate(over="ignore", invalid="ignore"):
+                    whole = np.isfinite(values.sum(dtype=np.float32))  # a sum may overflow
+                if not whole and not np.isfinite(values).all():
+                    raise ModelError(f"{self.path}: its weights hold values that are not finite; they are damaged")
+
     def _entry(self, key: str) -> str:
         return str(self._model.get_rt_info([key]).astype(str))
 
@@ -153,6 +159,14 @@ class OpenvinoRuntime(DecodingFile):
 
 class OpenvinoNmsRuntime(DetectingFile):
     """OpenVINO on a file with the suppression inside."""
+
+
+def _value(port: Any) -> GraphValue:
+    """An input or output of a model."""
+    shape = port.partial_shape
+    sides = [side.get_length() if side.is_static else None for side in shape] if shape.rank.is_static else []
+    name = "images" if "images" in port.get_names() else port.any_name if port.get_names() else ""
+    return GraphValue(name, port.get_element_type().get_type_name() == "f32", tuple(sides))
 
 
 def open_openvino(

@@ -18,6 +18,7 @@ from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.letterbox import Fitted, fit
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, Thresholds, select
+from yolov7.predict.about import require_finite
 from yolov7.predict.augmented import AugmentedRuntime, Views
 from yolov7.predict.runtimes import DetectingRuntime, ImageBatch, Runtime
 from yolov7.predictions import Scoring
@@ -62,6 +63,7 @@ class Predictor:
             self.thresholds = DETECTION.updated(**{name: exported.get(name) for name in given}).updated(**given)
         self.stride = runtime.stride
         self.batch_size = max(1, batch_size)
+        self._answered = False
         self.rectangular = rectangular and None in runtime.input_shape[1:]
         self.canvas = input_sides(runtime, image_size)
         if any(side < 1 or side % self.stride for side in self.canvas):
@@ -103,8 +105,15 @@ class Predictor:
         return self._decoding.scoring
 
     def decoded(self, batch: ImageBatch) -> Tensor:
-        """uint8 (B, 3, H, W) RGB -> float32 (B, N, F), before the suppression. See :class:`Runtime`."""
-        return self._decoding.decoded(batch)
+        """uint8 (B, 3, H, W) RGB -> float32 (B, N, F), before the suppression. See :class:`Runtime`.
+
+        Raises :class:`ModelError` if the first answer is not finite.
+        """
+        answer = self._decoding.decoded(batch)
+        if not self._answered:
+            require_finite(answer[:1].cpu().numpy(), self.metadata.variant)
+            self._answered = True
+        return answer
 
     @property
     def _decoding(self) -> Runtime:
@@ -150,7 +159,7 @@ class Predictor:
     def detect(self, batch: Tensor) -> list[Detections]:
         """Detections of prepared images, uint8 (B, 3, H, W), in pixels of that input."""
         if isinstance(self.runtime, Runtime):
-            return self.suppress(self.runtime.decoded(batch))
+            return self.suppress(self.decoded(batch))
         return [_above(found, self.thresholds) for found in self.runtime.detect(batch)]
 
     def suppress(self, decoded: Tensor) -> list[Detections]:

@@ -23,7 +23,7 @@ from yolov7.data.loader import Batch, TrainLoader
 from yolov7.data.tally import Tally
 from yolov7.data.workers import lost_workers_explained
 from yolov7.device import allow_tf32, pins_memory
-from yolov7.errors import ConfigError
+from yolov7.errors import ConfigError, TrainingError
 from yolov7.evaluate import EVALUATION
 from yolov7.evaluate.left_out import uncounted_objects
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
@@ -342,9 +342,18 @@ class Trainer:
 
     def _restore(self, state: TrainingState) -> None:
         learner = self.learner
-        restore(state, learner.model, learner.average, learner.optimizer, learner.scaler)
-        self.epoch_losses.copy_(state.tensors["epoch_losses"])
-        self.position = Position(**state.values["position"])
+        try:
+            restore(state, learner.model, learner.average, learner.optimizer, learner.scaler)
+            self.epoch_losses.copy_(state.tensors["epoch_losses"])
+            self.position = Position(**state.values["position"])
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{self.states.folder}: the newest training state is damaged ({reason}); delete it to resume from the "
+                "one before"
+            ) from None
         self.reporter.note(f"resuming at epoch {self.position.epoch}, batch {self.position.batch}")
 
 

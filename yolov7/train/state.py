@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from yolov7.documents import parse_json
 from yolov7.errors import TrainingError
 from yolov7.files import atomic_path, why_not_written
 
@@ -115,7 +116,7 @@ class StateFolder:
                 document = _header(path)
                 finished = bool(document["values"]["position"]["finished"])
                 return Last(document["identity"], document.get("code", ""), finished)
-            except (OSError, SafetensorError, ValueError, KeyError):
+            except (OSError, SafetensorError, ValueError, KeyError, TypeError):
                 continue
         return None
 
@@ -155,14 +156,26 @@ def _states(folder: Path) -> list[Path]:
     return [path for path in folder.glob("state-*.safetensors") if _NAME.fullmatch(path.name)]
 
 
+def _document(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The document in a state's header. Raises ValueError for one that no training saved."""
+    document = parse_json((metadata or {})["state"], any_text=True)
+    if not isinstance(document, dict):
+        raise ValueError("its header is not an object")
+    needs = {"format": int, "identity": dict, "values": dict}
+    wrong = [key for key, kind in needs.items() if type(document.get(key)) is not kind]
+    if wrong or not isinstance(document.get("code", ""), str):
+        raise ValueError(f"its header has no {', '.join(wrong or ['code'])}")
+    return document
+
+
 def _header(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
-        return json.loads((file.metadata() or {})["state"])
+        return _document(file.metadata())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     with safe_open(path, framework="pt") as file:
-        document = json.loads((file.metadata() or {})["state"])
+        document = _document(file.metadata())
         return document, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
 
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from yolov7.data.tally import Tally
+from yolov7.text import markdown
 from yolov7.train.progress import duration
 from yolov7.train.records import Outcome, loss_parts
 
@@ -55,5 +56,5 @@ def as_text(title: str, lines: Facts) -> str:
 
 def as_markdown(title: str, lines: Facts) -> str:
     """The same as a Markdown table."""
-    rows = [f"| {name} | {value} |" for name, value in lines]
-    return "\n".join([f"# {title}", "", "| | |", "| --- | --- |", *rows, ""])
+    rows = [f"| {markdown(name)} | {markdown(value)} |" for name, value in lines]
+    return "\n".join([f"# {markdown(title)}", "", "| | |", "| --- | --- |", *rows, ""])

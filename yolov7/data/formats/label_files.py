@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +20,10 @@ from yolov7.errors import DataError
 
 MAX_BYTES = 16 * 2**20
 """Larger label files are refused: the annotations of one image take a few kilobytes."""
+
+_PROBLEMS_LISTED = 10
+"""Problems that one message gives in full; it always says how many there are."""
+_CLASSES_LISTED = 10
 
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 """A number in a label file; `float` would also accept `nan`, `inf` and `1_0`."""
@@ -51,6 +55,47 @@ def unsafe_name(name: str) -> str | None:
     if not path.parts:
         return "does not name a file"
     return None
+
+
+class CombinedDataError(DataError):
+    """More than one problem of a data set, in one message."""
+
+    def __init__(self, problems: Sequence[DataError]) -> None:
+        self.problems = tuple(problems)
+        listed = "; ".join(map(str, problems[1:_PROBLEMS_LISTED]))
+        further = len(problems) - _PROBLEMS_LISTED
+        more = f"; and {further} more" if further > 0 else ""
+        super().__init__(f"{problems[0]} ({len(problems)} problems in all: {listed}{more})")
+
+
+@contextlib.contextmanager
+def collected(problems: list[DataError]) -> Iterator[None]:
+    """Add the :class:`DataError` of the block to `problems`, so that one message can name all of a data set."""
+    try:
+        yield
+    except CombinedDataError as error:
+        problems += error.problems
+    except DataError as error:
+        problems.append(error)
+
+
+def raise_together(problems: Sequence[DataError]) -> None:
+    """Raise one :class:`DataError` for all `problems`, the first few in full; nothing if there are none.
+
+    Two sets of one folder have the same problems: each is named once.
+    """
+    unique = list({str(problem): problem for problem in problems}.values())
+    if len(unique) == 1:
+        raise unique[0]
+    if unique:
+        raise CombinedDataError(unique)
+
+
+def per_class(counts: Mapping[str, int]) -> str:
+    """Counts by class name in words, the largest first: `cat 3, dog 1`."""
+    shown = sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(shown) - _CLASSES_LISTED} more classes" if len(shown) > _CLASSES_LISTED else ""
+    return ", ".join(f"{name} {count}" for name, count in shown[:_CLASSES_LISTED]) + more
 
 
 def read_small(path: Path) -> bytes:

@@ -1,42 +1,40 @@
-"""Read and write Pascal VOC annotations: one XML file per image; entities are never expanded.
+"""Read Pascal VOC annotations: one XML file per image; entities are never expanded.
 
 Boxes are `xmin ymin xmax ymax`. Annotation tools write the edges of the box in pixels; the original VOC data
 (development kit, section "annotation file") instead numbers pixels from 1 and includes the last one, so that the left
 edge is `xmin - 1`. A file does not say which; `one_based` does. VOC has no polygons; both extensions of annotation
-tools (`<polygon><x1/><y1/><x2/>...` and `<polygon><pt><x/><y/></pt>...`) are read, the first one is written.
+tools (`<polygon><x1/><y1/><x2/>...` and `<polygon><pt><x/><y/></pt>...`) are read. `voc_write.py` writes the first.
 """
 
 from __future__ import annotations
 
-import logging
-import re
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from xml.etree.ElementTree import Element, SubElement, TreeBuilder, indent, tostring
+from pathlib import Path
+from typing import Literal
+from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from yolov7.data.formats.coco import CocoAnnotations, Record, classes_of
+from yolov7.data.formats.coco import CocoAnnotations, Record
 from yolov7.data.formats.label_files import (
-    LabelledImage,
     Ring,
-    by_image,
-    copy_images,
+    collected,
     finite_number,
-    fresh_folder,
+    raise_together,
     read_small,
     ring_area,
     ring_bounds,
 )
 from yolov7.errors import DataError
 
-logger = logging.getLogger(__name__)
-
 _MAX_DEPTH = 32
 """Deepest nesting of elements; VOC needs five."""
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_NOT_XML = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
-"""Characters that cannot occur in XML, or in a list with one name per line."""
+_SET, _UNSET = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
+"""Words for a flag; labelme leaves the tags empty, early versions of MakeSense wrote `Unspecified`."""
+
+Rotated = Literal["as_written", "hull", "crowd"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,26 @@ class VocObject:
     """`<iscrowd>1`, which :func:`write_voc` writes for COCO's crowds."""
     extra: tuple[tuple[str, int | str], ...] = ()
     """`difficult`, `truncated`, `occluded` (0 or 1) and `pose`, if the file has them."""
+    rotation: float = 0.0
+    """Degrees, clockwise about the centre of the box, from an attribute `rotation` (CVAT)."""
+    unknown_flags: tuple[str, ...] = ()
+    """Values of flags that are no known word; they count as 0."""
+
+    def edges(self, *, one_based: bool) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom, in order: some tools write the corner of the first click first."""
+        left, right = _ordered(self.box[0], self.box[2], one_based)
+        top, bottom = _ordered(self.box[1], self.box[3], one_based)
+        return left, top, right, bottom
+
+    def is_turned_over(self, *, one_based: bool) -> bool:
+        """True if the corners were in the wrong order."""
+        shift = 1 if one_based else 0
+        return self.box[0] - shift > self.box[2] or self.box[1] - shift > self.box[3]
+
+
+def _ordered(low: float, high: float, one_based: bool) -> tuple[float, float]:
+    shift = 1 if one_based else 0
+    return (high - shift, low) if low - shift > high else (low - shift, high)
 
 
 @dataclass(frozen=True)
@@ -64,20 +82,33 @@ class VocImage:
     size: tuple[int, int] | None
     """Height and width; None if the file has none or says 0."""
     objects: tuple[VocObject, ...]
+    folder: str = ""
+    """`<folder>`, as written."""
+    full_path: str = ""
+    """`<path>`, as written: a path of the machine of annotation."""
 
 
 def read_voc_file(path: Path) -> VocImage:
     """Read one annotation file.
 
-    Raises :class:`DataError` naming the file and the object for: not XML, a document type (and so every entity), a root
-    other than `annotation`, an object without name or box, a coordinate or size that is not a finite number. Validation
-    judges the values.
+    Raises :class:`DataError` naming the file and all of its bad objects for: not XML, a document type (and so every
+    entity), a root other than `annotation`, an object without name or box, a coordinate or size that is not a finite
+    number. Validation judges the values.
     """
     root = _parse(path)
     if root.tag != "annotation":
         raise DataError(f"the root is <{root.tag[:40]}>; expected <annotation>: is this Pascal VOC?", path=path)
-    objects = tuple(_object(element, number, path) for number, element in enumerate(root.findall("object"), 1))
-    return VocImage(path, _text(root, "filename"), _size(root, path), objects)
+    problems: list[DataError] = []
+    objects: list[VocObject] = []
+    size = None
+    with collected(problems):
+        size = _size(root, path)
+    for number, element in enumerate(root.findall("object"), 1):
+        with collected(problems):
+            objects.append(_object(element, number, path))
+    raise_together(problems)
+    texts = [_text(root, name) for name in ("filename", "folder", "path")]
+    return VocImage(path, texts[0], size, tuple(objects), folder=texts[1], full_path=texts[2])
 
 
 def _parse(path: Path) -> Element:
@@ -125,7 +156,7 @@ def _text(element: Element, name: str) -> str:
 
 def _size(root: Element, path: Path) -> tuple[int, int] | None:
     size = root.find("size")
-    if size is None:
+    if size is None or not (_text(size, "height") or _text(size, "width")):
         return None
     sides = [_number(size, name, path, "size") for name in ("height", "width")]
     if any(side != int(side) or side < 0 for side in sides):
@@ -163,11 +194,27 @@ def _object(element: Element, number: int, path: Path) -> VocObject:
     pose = _text(element, "pose")
     if pose and pose != "Unspecified":
         extra.append(("pose", pose))
-    return VocObject(name, (left, top, right, bottom), polygons, bool(_flag(element, "iscrowd")), tuple(extra))
+    flags = [_text(element, key) for key in ("difficult", "truncated", "occluded", "iscrowd")]
+    return VocObject(
+        name,
+        (left, top, right, bottom),
+        polygons,
+        bool(_flag(element, "iscrowd")),
+        tuple(extra),
+        rotation=_rotation(element, path, where),
+        unknown_flags=tuple(text[:40] for text in flags if text.lower() not in _SET + _UNSET),
+    )
 
 
 def _flag(element: Element, name: str) -> int:
-    return int(_text(element, name).lower() in ("1", "true", "yes"))
+    return int(_text(element, name).lower() in _SET)
+
+
+def _rotation(element: Element, path: Path, where: str) -> float:
+    for attribute in element.findall("attributes/attribute"):
+        if _text(attribute, "name").lower() == "rotation" and _text(attribute, "value"):
+            return _number(attribute, "value", path, f"{where}, attribute rotation")
+    return 0.0
 
 
 def _ring(polygon: Element, path: Path, where: str) -> Ring:
@@ -187,6 +234,13 @@ def _bounds(rings: Sequence[Sequence[float]]) -> tuple[float, float, float, floa
     return min(left), min(top), max(right), max(bottom)
 
 
+def unknown_class(image: VocImage, place: int, item: VocObject, class_names: Sequence[str]) -> DataError:
+    """The error about an object (the `place`-th of its file) whose class is not in `class_names`."""
+    known = ", ".join(class_names[:10]) + (", ..." if len(class_names) > 10 else "")
+    message = f"{item.name!r} is not one of the classes ({known})"
+    return DataError(message, path=image.path, record=f"object {place}")
+
+
 def voc_to_coco(
     images: Iterable[tuple[VocImage, str, tuple[int, int]]],
     class_names: Sequence[str],
@@ -194,6 +248,7 @@ def voc_to_coco(
     path: Path,
     one_based: bool = False,
     difficult_is_crowd: bool = False,
+    rotated: Rotated = "as_written",
     first_image_id: int = 1,
     first_annotation_id: int = 1,
 ) -> CocoAnnotations:
@@ -201,33 +256,43 @@ def voc_to_coco(
 
     `images` holds each file with its image's name, relative to the image folder, and its height and width. `one_based`:
     see the module. `difficult_is_crowd`: objects marked difficult become crowds, which training ignores and evaluation
-    neither rewards nor punishes, as in VOC's own evaluation. `path` names the source in messages.
+    neither rewards nor punishes, as in VOC's own evaluation. `rotated`: an object with a rotation keeps its box as
+    written (before the rotation), gets the upright box around it, cut to the image, or becomes a crowd. `path` names
+    the source in messages. Corners in the wrong order are put in order.
 
-    Raises :class:`DataError` naming file and object for a class that is not in `class_names`.
+    Raises :class:`DataError` naming file and object for all classes that are not in `class_names`.
     """
     numbers = {name: number for number, name in enumerate(class_names, 1)}
     records: list[Record] = []
     annotations: list[Record] = []
+    problems: list[DataError] = []
     for image_id, (image, file_name, (height, width)) in enumerate(images, first_image_id):
         records.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for place, item in enumerate(image.objects, 1):
             if item.name not in numbers:
-                known = ", ".join(list(numbers)[:10]) + (", ..." if len(numbers) > 10 else "")
-                message = f"{item.name!r} is not one of the classes ({known})"
-                raise DataError(message, path=image.path, record=f"object {place}")
+                problems.append(unknown_class(image, place, item, class_names))
+                continue
             annotation: Record = {"id": first_annotation_id + len(annotations), "image_id": image_id}
-            annotation |= {"category_id": numbers[item.name], **_geometry(item, one_based), **dict(item.extra)}
-            annotation["iscrowd"] = int(item.crowd or (difficult_is_crowd and bool(annotation.get("difficult"))))
+            size = (height, width) if rotated == "hull" else None
+            annotation |= {"category_id": numbers[item.name], **_geometry(item, one_based, size), **dict(item.extra)}
+            ignored = difficult_is_crowd and bool(annotation.get("difficult"))
+            ignored = ignored or (rotated == "crowd" and item.rotation % 180 != 0)
+            annotation["iscrowd"] = int(item.crowd or ignored)
+            if item.rotation:
+                annotation |= {"rotation": item.rotation, "rotation_enclosed": rotated == "hull"}
             annotations.append(annotation)
+    raise_together(problems)
     categories: list[Record] = [{"id": number, "name": name} for name, number in numbers.items()]
     return CocoAnnotations(path=path, images=records, annotations=annotations, categories=categories)
 
 
-def _geometry(item: VocObject, one_based: bool) -> Record:
-    """Box, area and outlines in pixels."""
-    left, top, right, bottom = item.box
-    if one_based:
-        left, top = left - 1, top - 1
+def _geometry(item: VocObject, one_based: bool, hull_in: tuple[int, int] | None) -> Record:
+    """Box, area and outlines in pixels; the box around a rotated one, cut to the image, if the image is given."""
+    left, top, right, bottom = item.edges(one_based=one_based)
+    if hull_in is not None and item.rotation % 180 != 0:
+        area = (right - left) * (bottom - top)
+        left, top, right, bottom = _hull((left, top, right, bottom), math.radians(item.rotation), hull_in)
+        return {"bbox": [left, top, right - left, bottom - top], "area": area}
     box = [left, top, right - left, bottom - top]
     if not item.polygons:
         return {"bbox": box, "area": box[2] * box[3]}
@@ -235,98 +300,13 @@ def _geometry(item: VocObject, one_based: bool) -> Record:
     return {"bbox": box, "area": sum(map(ring_area, rings)), "segmentation": rings}
 
 
-def write_voc(
-    coco: CocoAnnotations,
-    images_folder: Path,
-    out: Path,
-    *,
-    image_set: str = "all",
-    one_based: bool = False,
-    decimals: int = 2,
-) -> int:
-    """Write `out/Annotations/**/*.xml`, `out/JPEGImages/` (copies) and `out/ImageSets/Main/<image_set>.txt`.
-
-    Returns the number of objects. Coordinates have at most `decimals` places (0: whole numbers, for readers that accept
-    nothing else; a box thinner than a pixel may then become empty). Outlines are written if all rings of an object are
-    polygons; crowds are marked `difficult` and `iscrowd`. Class names are kept, category ids are lost.
-
-    Raises :class:`DataError` for content that the format cannot hold
-    (:func:`yolov7.data.formats.label_files.by_image`; an unknown category; a name with control characters), for a
-    missing image file, and if `out` is not empty. On any error `out` is not created.
-    """
-    names = dict(zip(*reversed(classes_of(coco)), strict=True))
-    for name in (*names.values(), *(record["file_name"] for record in coco.images)):
-        if _NOT_XML.search(name) or name != name.strip():
-            message = f"the name {name!r} has characters that XML cannot hold, or spaces around it; rename it"
-            raise DataError(message, path=coco.path)
-    images = by_image(coco, ".xml")
-    with fresh_folder(out) as folder:
-        for image in images:
-            file = folder / "Annotations" / image.label
-            file.parent.mkdir(parents=True, exist_ok=True)
-            root = _document(image, names, coco.path, one_based, decimals)
-            file.write_bytes(tostring(root, encoding="utf-8", xml_declaration=False) + b"\n")
-        copy_images(images, images_folder, folder / "JPEGImages")
-        listed = folder / "ImageSets/Main" / f"{image_set}.txt"
-        listed.parent.mkdir(parents=True)
-        stems = (image.label.with_suffix("").as_posix() for image in images)
-        listed.write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
-    return len(coco.annotations)
-
-
-def _document(image: LabelledImage, names: dict[int, str], path: Path, one_based: bool, decimals: int) -> Element:
-    record = image.record
-    root = Element("annotation")
-    SubElement(root, "folder").text = "JPEGImages"
-    SubElement(root, "filename").text = PurePosixPath(record["file_name"]).name
-    size = SubElement(root, "size")
-    for key, value in (("width", record["width"]), ("height", record["height"]), ("depth", 3)):
-        SubElement(size, key).text = _decimal(value, 0)
-    SubElement(root, "segmented").text = "0"
-    for annotation in image.annotations:
-        if annotation["category_id"] not in names:
-            message = f"category_id {annotation['category_id']} is not a category of this file"
-            raise DataError(message, path=path, record=f"annotation {annotation['id']}")
-        _write_object(root, annotation, names[annotation["category_id"]], one_based, decimals)
-    indent(root, space="\t")
-    return root
-
-
-def _write_object(root: Element, annotation: Record, name: str, one_based: bool, decimals: int) -> None:
-    item = SubElement(root, "object")
-    crowd = bool(annotation.get("iscrowd"))
-    SubElement(item, "name").text = name
-    SubElement(item, "pose").text = _word(annotation.get("pose"))
-    SubElement(item, "truncated").text = str(int(annotation.get("truncated") in (1, True)))
-    SubElement(item, "difficult").text = str(int(crowd or annotation.get("difficult") in (1, True)))
-    if annotation.get("occluded") in (0, 1):
-        SubElement(item, "occluded").text = str(int(annotation["occluded"]))
-    if crowd:
-        SubElement(item, "iscrowd").text = "1"
-    left, top, width, height = annotation["bbox"]
-    shift = 1 if one_based else 0
-    box = SubElement(item, "bndbox")
-    for side, value in zip(_SIDES, (left + shift, top + shift, left + width, top + height), strict=True):
-        SubElement(box, side).text = _decimal(value, decimals)
-    for ring in _writable_rings(annotation):
-        polygon = SubElement(item, "polygon")
-        for place, value in enumerate(ring):
-            SubElement(polygon, f"{'xy'[place % 2]}{place // 2 + 1}").text = _decimal(value, decimals)
-
-
-def _word(pose: object) -> str:
-    return pose if isinstance(pose, str) and pose and not _NOT_XML.search(pose) else "Unspecified"
-
-
-def _writable_rings(annotation: Record) -> list[Ring]:
-    """The outlines, if all of them are polygons: a part of an object must not pass for the whole."""
-    rings = annotation.get("segmentation")
-    if not isinstance(rings, list):
-        return []
-    whole = all(len(ring) >= 6 and len(ring) % 2 == 0 and all(abs(v) < float("inf") for v in ring) for ring in rings)
-    return rings if whole else []
-
-
-def _decimal(value: float, decimals: int) -> str:
-    text = f"{value:.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def _hull(
+    box: tuple[float, float, float, float], angle: float, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The upright box around a box that is turned about its centre, cut to an image of this height and width."""
+    left, top, right, bottom = box
+    x, y, w, h = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    across = (abs(w * math.cos(angle)) + abs(h * math.sin(angle))) / 2
+    down = (abs(w * math.sin(angle)) + abs(h * math.cos(angle))) / 2
+    height, width = size
+    return max(x - across, 0.0), max(y - down, 0.0), min(x + across, float(width)), min(y + down, float(height))

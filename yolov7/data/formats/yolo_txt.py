@@ -1,38 +1,37 @@
 """Read and write YOLO text labels: one `.txt` per image, one row per object, coordinates as shares of the sides.
 
 A row is `class x y w h` (centre and size of a box) or `class x1 y1 x2 y2 x3 y3 ...` (a polygon of at least three
-points); a file may hold both. Class numbers count from 0; as categories they become 1, 2, ..., in the same order.
+points); a file may hold both. What else a row may be: `yolo_rows.py`. Class numbers count from 0; as categories they
+become 1, 2, ..., in the same order.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path, PurePosixPath
-
-import yaml
 
 from yolov7.data.formats.coco import CocoAnnotations, Record, classes_of
 from yolov7.data.formats.label_files import (
     LabelledImage,
     Ring,
     by_image,
+    collected,
     copy_images,
-    finite_number,
     fresh_folder,
-    read_text,
+    raise_together,
     ring_area,
     ring_bounds,
-    text_lines,
 )
+from yolov7.data.formats.yolo_rows import RawRow, Row, RowFormat, parse_row, read_rows, settle
 from yolov7.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = 1e-5
-"""Tolerance outside 0 to 1: the error of rounding to six decimals."""
 _OUTLINE_TOLERANCE = 0.25
 """A polygon is written instead of its box if its bounds are this close to the box, in pixels."""
 _NOTICEABLE = 0.01
@@ -53,20 +52,28 @@ class YoloImage:
     """None: no label file, so no objects."""
 
 
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    label: int
-    values: tuple[float, ...]
-    """Four for a box, six or more for a polygon."""
-
-
 @dataclass
-class _Defects:
-    """Bad and repeated rows of all files: every row is checked before the first few bad ones are reported."""
+class RowCounts:
+    """What was met in the rows of a set. Every row is checked before the first few bad ones are reported."""
 
     bad: list[tuple[Path, int, str]] = field(default_factory=list)
+    """File, line and reason."""
     repeated: list[str] = field(default_factory=list)
+    kinds: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """Objects that were not written as boxes, by kind and class name: `polygon`, `obb`, `pose`, `rotated`."""
+    extra: int = 0
+    """Rows whose confidence or track number was left out."""
+    cut: int = 0
+    """Oriented boxes that reached beyond their image."""
+    empty_files: int = 0
+    mixed_files: int = 0
+    """Files with both boxes and outlines."""
+    shared_boxes: int = 0
+    """Boxes that stand in a file with more than one class."""
+
+    def refusal(self) -> DataError | None:
+        """The error about the bad rows; None if there are none."""
+        return _bad_rows(self.bad) if self.bad else None
 
 
 def read_yolo(
@@ -74,98 +81,124 @@ def read_yolo(
     class_names: Sequence[str],
     *,
     path: Path,
+    rows: RowFormat = RowFormat(),  # noqa: B008 (frozen)
     first_image_id: int = 1,
     first_annotation_id: int = 1,
 ) -> tuple[CocoAnnotations, list[str]]:
-    """Read the label files of `images`; returns the annotations and notes on what was left out.
+    """Read the label files of `images`; returns the annotations and notes on what was left out or guessed.
 
     Every annotation keeps its `line`; polygons become a `segmentation` of one ring, and its bounds the box. Exactly
     repeated rows of a file are read once and noted. `path` names the source in messages and in the result.
 
-    Raises :class:`DataError` naming file and line for: a row of neither 5 nor an odd number of 7 or more columns, a
-    value that is not a finite number within 0 to 1, a class number that is not a whole number or has no name.
+    Raises :class:`DataError` naming file and line for: a row that `rows` does not describe, a value that is not a
+    finite number within 0 to 1, a class number that is not a whole number or has no name; and for rows that may mean
+    two things (:func:`yolov7.data.formats.yolo_rows.settle`).
     """
-    defects = _Defects()
+    raw = read_label_files(images)
+    settled, notes, ambiguous = settle(chain.from_iterable(raw), rows)
+    if ambiguous is not None:
+        raise DataError(ambiguous, path=path)
+    names = dict(enumerate(class_names))
+    first = (first_image_id, first_annotation_id)
+    coco, counts = join_rows(images, raw, names, settled, path=path, first=first)
+    refusal = counts.refusal()
+    if refusal is not None:
+        raise refusal
+    return coco, [*repeated_note(counts), *notes]
+
+
+def read_label_files(images: Sequence[YoloImage]) -> list[list[RawRow]]:
+    """The rows of every image's label file. Raises :class:`DataError` naming all files that cannot be read."""
+    problems: list[DataError] = []
+    rows: list[list[RawRow]] = []
+    for image in images:
+        rows.append([])
+        with collected(problems):
+            rows[-1] = [] if image.label is None else read_rows(image.label)
+    raise_together(problems)
+    return rows
+
+
+def join_rows(
+    images: Sequence[YoloImage],
+    raw: Sequence[Sequence[RawRow]],
+    names: Mapping[int, str],
+    rows: RowFormat,
+    *,
+    path: Path,
+    first: tuple[int, int] = (1, 1),
+) -> tuple[CocoAnnotations, RowCounts]:
+    """Annotations in pixels from the rows of every image, and what was met; bad rows are counted, not raised.
+
+    `names`: class names by the number in the rows; the categories are 1, 2, ... in the order of the numbers. `first`:
+    the first image id and the first annotation id.
+    """
+    counts = RowCounts()
+    categories = {number: place for place, number in enumerate(names, 1)}
     records: list[Record] = []
     annotations: list[Record] = []
-    for image_id, image in enumerate(images, first_image_id):
-        size = {"width": image.width, "height": image.height}
-        records.append({"id": image_id, "file_name": image.file_name, **size})
-        for row in _rows(image, len(class_names), defects):
-            identity = first_annotation_id + len(annotations)
-            annotations.append({"id": identity, "image_id": image_id, **_annotation(row, image)})
-    if defects.bad:
-        raise _bad_rows(defects.bad)
-    categories: list[Record] = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
-    coco = CocoAnnotations(path=path, images=records, annotations=annotations, categories=categories)
-    return coco, _notes(defects.repeated)
+    for image_id, (image, lines) in enumerate(zip(images, raw, strict=True), first[0]):
+        records.append({"id": image_id, "file_name": image.file_name, "width": image.width, "height": image.height})
+        counts.empty_files += image.label is not None and not lines
+        for row in _good_rows(image, lines, names, rows, counts):
+            place = {"id": first[1] + len(annotations), "image_id": image_id, "category_id": categories[row.label]}
+            annotations.append({**place, **_geometry(row, image, names[row.label], counts)})
+    listed: list[Record] = [{"id": place, "name": names[number]} for number, place in categories.items()]
+    return CocoAnnotations(path=path, images=records, annotations=annotations, categories=listed), counts
 
 
-def _rows(image: YoloImage, classes: int, defects: _Defects) -> list[_Row]:
-    if image.label is None:
-        return []
-    rows: dict[tuple[int, tuple[float, ...]], _Row] = {}
-    for line, text in enumerate(text_lines(read_text(image.label)), 1):
-        columns = text.split()
-        if not columns:
-            continue
-        row = _row(columns, line, classes)
+def _good_rows(
+    image: YoloImage, lines: Sequence[RawRow], names: Mapping[int, str], rows: RowFormat, counts: RowCounts
+) -> list[Row]:
+    found: dict[tuple[int, tuple[float, ...]], Row] = {}
+    for raw in lines:
+        row = parse_row(raw, names, rows)
         if isinstance(row, str):
-            defects.bad.append((image.label, line, row))
-        elif (row.label, row.values) in rows:
+            assert image.label is not None
+            counts.bad.append((image.label, raw.line, row))
+        elif (row.label, row.values) in found:
             name = PurePosixPath(image.file_name).with_suffix(".txt")
-            defects.repeated.append(f"{name} line {line} (as line {rows[row.label, row.values].line})")
+            counts.repeated.append(f"{name} line {raw.line} (as line {found[row.label, row.values].line})")
         else:
-            rows[row.label, row.values] = row
-    return list(rows.values())
+            found[row.label, row.values] = row
+            counts.extra += row.extra
+    counts.shared_boxes += len(found) - len({values for _, values in found})
+    kinds = {row.kind for row in found.values()}
+    counts.mixed_files += "box" in kinds and "polygon" in kinds
+    return list(found.values())
 
 
-def _row(columns: list[str], line: int, classes: int) -> _Row | str:
-    """One row, or the reason why it is bad."""
-    count = len(columns)
-    if count != 5 and (count < 7 or count % 2 == 0):
-        return (
-            f"{count} columns; a box has 5 (class x y w h), a polygon 7 or more, an odd number (class x1 y1 x2 y2 ...)"
-        )
-    numbers = [finite_number(column) for column in columns]
-    values: list[float] = []
-    for column, number in zip(columns, numbers, strict=True):
-        if number is None:
-            return f"{_shown(column)} is not a finite number"
-        values.append(number)
-    label = values[0]
-    if label != int(label) or not 0 <= label < classes:
-        return (
-            f"class {_shown(columns[0])}; expected a whole number from 0 to {classes - 1}: {classes} classes are named"
-        )
-    for column, value in zip(columns[1:], values[1:], strict=True):
-        if not -TOLERANCE <= value <= 1 + TOLERANCE:
-            return f"{_shown(column)} is not within 0 to 1; divide by the image's width or height"
-    return _Row(line, int(label), tuple(values[1:]))
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
-
-
-def _annotation(row: _Row, image: YoloImage) -> Record:
+def _geometry(row: Row, image: YoloImage, name: str, counts: RowCounts) -> Record:
     """Box, area and outline in pixels."""
+    if row.kind != "box":
+        counts.kinds[row.kind][name] += 1
     if len(row.values) == 4:
         x, y, w, h = row.values
         width, height = w * image.width, h * image.height
         box = [x * image.width - width / 2, y * image.height - height / 2, width, height]
-        return {"category_id": row.label + 1, "bbox": box, "area": width * height, "iscrowd": 0, "line": row.line}
+        return {"bbox": box, "area": width * height, "iscrowd": 0, "line": row.line}
     sides = (image.width, image.height)
     ring = [value * sides[place % 2] for place, value in enumerate(row.values)]
+    counts.kinds["rotated"][name] += len(ring) == 8 and _is_rotated(ring)
+    if row.kind == "obb":
+        inside = [min(max(value, 0.0), float(sides[place % 2])) for place, value in enumerate(ring)]
+        counts.cut += max(abs(a - b) for a, b in zip(ring, inside, strict=True)) > _NOTICEABLE
+        ring = inside
     left, top, right, bottom = ring_bounds(ring)
-    return {
-        "category_id": row.label + 1,
-        "bbox": [left, top, right - left, bottom - top],
-        "area": ring_area(ring),
-        "iscrowd": 0,
-        "segmentation": [ring],
-        "line": row.line,
-    }
+    box = [left, top, right - left, bottom - top]
+    return {"bbox": box, "area": ring_area(ring), "iscrowd": 0, "segmentation": [ring], "line": row.line}
+
+
+def _is_rotated(ring: Ring) -> bool:
+    """True for the corners of a rectangle whose sides are not parallel to those of the image."""
+    (ax, ay), (bx, by), (cx, cy), (dx, dy) = zip(ring[::2], ring[1::2], strict=True)
+    first, second = math.hypot(cx - ax, cy - ay), math.hypot(dx - bx, dy - by)
+    slack = 1.0 + 0.01 * max(first, second)
+    centred = math.hypot(ax + cx - bx - dx, ay + cy - by - dy) / 2 <= slack
+    left, top, right, bottom = ring_bounds(ring)
+    upright = all(min(x - left, right - x) <= slack and min(y - top, bottom - y) <= slack
+                  for x, y in zip(ring[::2], ring[1::2], strict=True))  # fmt: skip
+    return centred and abs(first - second) <= slack and not upright
 
 
 def _bad_rows(bad: list[tuple[Path, int, str]]) -> DataError:
@@ -177,49 +210,13 @@ def _bad_rows(bad: list[tuple[Path, int, str]]) -> DataError:
     return DataError(reason, path=file, record=f"line {line}")
 
 
-def _notes(repeated: list[str]) -> list[str]:
+def repeated_note(counts: RowCounts) -> list[str]:
+    """A note on rows that were left out as repeated, if there are any."""
+    repeated = counts.repeated
     if not repeated:
         return []
     more = f" and {len(repeated) - _LISTED} more" if len(repeated) > _LISTED else ""
     return [f"{len(repeated)} repeated label rows were left out: {', '.join(repeated[:_LISTED])}{more}"]
-
-
-def read_class_names(path: Path) -> list[str]:
-    """Class names by number: a text file with one name per line, or a YAML file whose `names` is a list or a mapping.
-
-    Raises :class:`DataError` if there are none, if a line between others is blank, or if numbers are missing.
-    """
-    text = read_text(path)
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return _names_of_yaml(path, text)
-    names = [line.strip() for line in text_lines(text)]
-    while names and not names[-1]:
-        names.pop()
-    if not names:
-        raise DataError("no class names; write one name per line", path=path)
-    if "" in names:
-        message = "a blank line between class names: the numbers of the names below it are ambiguous"
-        raise DataError(message, path=path, record=f"line {names.index('') + 1}")
-    return names
-
-
-def _names_of_yaml(path: Path, text: str) -> list[str]:
-    try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(f"not readable as YAML: {' '.join(str(error).split())[:200]}", path=path) from None
-    names = document.get("names") if isinstance(document, dict) else None
-    if isinstance(names, dict):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            raise DataError(f"the keys of `names` are not 0 to {len(names) - 1}", path=path)
-        by_number = {int(number): name for number, name in names.items()}
-        names = [by_number[number] for number in range(len(by_number))]
-    if not isinstance(names, list) or not names:
-        raise DataError("no `names`; expected a list of class names, or a mapping from number to name", path=path)
-    for number, name in enumerate(names):
-        if not isinstance(name, str | int) or str(name).strip() == "":
-            raise DataError(f"the name is {name!r}; expected a text", path=path, record=f"class {number}")
-    return [str(name) for name in names]
 
 
 def write_yolo(coco: CocoAnnotations, out: Path, *, images_folder: Path | None = None, polygons: bool = True) -> int:

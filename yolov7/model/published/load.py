@@ -14,6 +14,7 @@ from yolov7.model.published.layout import LoadableDetector, PublishedKeys, Publi
 from yolov7.model.published.reader import read_checkpoint
 from yolov7.model.spec import Network
 from yolov7.model.variants import FAMILIES
+from yolov7.text import printable
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def read_published(path: str | os.PathLike[str]) -> PublishedWeights:
             tensors[name] = tensor.float()
             if not bool(tensors[name].isfinite().all()):
                 raise ModelError(f"{found.path}: {name}: holds values that are not finite")
-    return PublishedWeights(found.path, found.entry, tensors, found.class_names)
+    return PublishedWeights(found.path, found.entry, tensors, tuple(map(printable, found.class_names)))
 
 
 def _plain_name(name: str) -> str:

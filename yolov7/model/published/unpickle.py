@@ -291,6 +291,8 @@ def located(name: str, tensor: Tensor, prefix: str, members: dict[str, zipfile.Z
     check_stored(members[member])
     elements = members[member].file_size // ITEM_SIZE[tensor.dtype]
     count = prod(tensor.shape)
+    if prod(max(side, 1) for side in tensor.shape) >= 2**62:  # without elements, and still too much to count
+        raise RefusedError(f"{name}: its sides are too large")
     reach = 1 + tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
     # A stride of 0 would let a few bytes claim to be a tensor of any size.
     if count and (reach > elements or count > elements):

@@ -11,10 +11,10 @@ import pytest
 from stages.images.header import read_header
 from stages.ingest import ingest
 from stages.project.params_data import Data
-from stages.sources.image_folder import select_listed
+from stages.sources.lists import select_listed
 from tests.unit.stages.test_ingest import oriented_jpeg, picture
 from yolov7.data.formats.coco import read_coco
-from yolov7.data.formats.voc import write_voc
+from yolov7.data.formats.voc_write import write_voc
 from yolov7.data.formats.yolo_txt import write_yolo
 from yolov7.errors import ConfigError, DataError
 
@@ -180,7 +180,10 @@ def test_yolo_labels_come_in_as_boxes_and_polygons_in_pixels(yolo, tmp_path):
     assert train.annotations[1]["segmentation"] == [pytest.approx([10, 6, 30, 6, 30, 18])]
     assert records(tmp_path / "out", "val").annotations[0]["id"] == 3
     note = "1 of 2 images have no label file: taken as images without objects"
-    assert dataset(tmp_path / "out")["notes"] == [f"train: {note}", f"val: {note}"]
+    outline = "1 outlines became the boxes around them (cat 1)"
+    mixed = "1 files mix boxes and outlines; other trainers misread boxes in such files"
+    expected = [f"{split}: {text}" for split in ("train", "val") for text in (note, outline, mixed)]
+    assert dataset(tmp_path / "out")["notes"] == expected
     assert dataset(tmp_path / "out")["classes"] == ["cat", "dog"]
 
 

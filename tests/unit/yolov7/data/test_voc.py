@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolov7.data.formats.coco import CocoAnnotations
-from yolov7.data.formats.voc import read_voc_file, voc_to_coco, write_voc
+from yolov7.data.formats.voc import read_voc_file, voc_to_coco
+from yolov7.data.formats.voc_write import write_voc
 from yolov7.errors import DataError
 
 BOX = "<bndbox><xmin>11</xmin><ymin>21</ymin><xmax>30</xmax><ymax>60.5</ymax></bndbox>"
