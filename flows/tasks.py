@@ -23,6 +23,7 @@ from prefect.tasks import exponential_backoff
 
 from flows.runner.pipeline import Log, Pipeline, StageError, StageOutcome, StageResult
 from stages.project.params import Params
+from stages.project.redaction import redacted
 from stages.registry.errors import RegistryUnavailableError
 from yolov7.errors import YoloError
 
@@ -100,7 +101,7 @@ class Failure:
         """One line; our own errors name the stage themselves."""
         if isinstance(self.error, StageError):
             return str(self.error)
-        return f"{self.task}: {' '.join(str(self.error).split()) or type(self.error).__name__}"
+        return f"{self.task}: {' '.join(redacted(self.error).split()) or type(self.error).__name__}"
 
 
 class _Runnable(Protocol[P, R_co]):

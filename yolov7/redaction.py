@@ -20,8 +20,10 @@ HIDDEN = "***"
 
 _ADDRESS = re.compile(r":?(?:\\?/){2}\S+")
 """From the slashes to the next space: a password may hold every other character."""
+_IS_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*$")
 _LONGEST_SCHEME = 40
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 _OF_FILES = frozenset(
     {"s3", "s3a", "gs", "gcs", "az", "file", "sqlite", "models", "runs", "mlflow-artifacts", "dbfs", "hdfs", "webhdfs"}
 )
@@ -50,6 +52,8 @@ _TOKENS = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,255}|eyJ[\w-]{10,4000}\.[\w-]{10,4000}\.[\w-]{10,4000})\b"
 )
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 _SECRET_NAME = re.compile(
     r"(PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|AUTH_STRING|SECRET_KEY|ACCESS_KEY|ACCESS_KEY_ID|API_KEY|ACCOUNT_KEY"
     r"|SIGNING_KEY|CONNECTION_STRING|COOKIE|SAS)$",
@@ -59,6 +63,9 @@ _SHORTEST_SECRET = 6
 """Shorter values may be ordinary words of a text."""
 _SHORTEST_PART = 8
 """The same for a part of an address: `prefect:prefect@` must not hide a word of every message."""
+_MOST_ENDS = 20
+_SHORTEST_USER = 5
+"""With the password and the colon between them."""
 _PEM = "-----BEGIN "
 
 
@@ -79,8 +86,8 @@ def redacted(text: object) -> str:
 
 
 def in_one_line(text: object, longest: int) -> str:
-    """`text` without credentials and line breaks, cut at `longest` characters."""
-    return " ".join(redacted(text).split())[:longest]
+    """`text` without credentials, line breaks and control characters, cut at `longest` characters."""
+    return " ".join(_CONTROL.sub(" ", redacted(text)).split())[:longest]
 
 
 def _tail(text: str) -> str:
@@ -130,6 +137,8 @@ def _without_secrets(rest: str, *, of_files: bool) -> str:
         if re.search(r"[?#]", rest[:end]):
             return HIDDEN  # of a password, or of a query that holds an `@`
         shown, rest = f"{HIDDEN}@", rest[end + 1 :]
+    elif not _HOST.fullmatch(host):
+        return HIDDEN  # a user and the beginning of a password: someone has cut the message
     cut = re.search(r"[?#]", rest)
     return f"{shown}{rest}" if cut is None else f"{shown}{rest[: cut.start()]}{cut[0]}{HIDDEN}"
 
@@ -145,7 +154,7 @@ def _secrets_of(variables: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     for name, value in variables:
         if _SECRET_NAME.search(name) and len(value) >= _SHORTEST_SECRET:
             found.update(_values(name, value))
-        if "://" in value:
+        if _IS_ADDRESS.match(value):
             found.update(_address_parts(value))
     found |= {form for value in found for form in (quote(value, safe=""), quote_plus(value), json.dumps(value)[1:-1])}
     return tuple(sorted(found, key=len, reverse=True))
@@ -168,11 +177,13 @@ def _address_parts(value: str) -> Iterator[str]:
     """Password and query of an address in a variable, with spaces or without, and as a library may decode them."""
     rest = value.partition("://")[2]
     user, at, _ = rest.rpartition("@")
-    password = user.partition(":")[2] if at else ""
+    ends = [found.start() for found in re.finditer("@", rest)][:_MOST_ENDS]
+    passwords = [rest[:end].partition(":")[2] for end in ends]  # it may hold an `@` itself
     query = [part.partition("=")[2] for part in re.split("[?&#]", rest)[1:]]
-    if at and ":" in user and len(user) >= _SHORTEST_SECRET:
-        yield from (f"{form}@" for form in (user, unquote(user)))
-    for part in (password, *query):
+    if at and ":" in user and len(user) >= _SHORTEST_USER:
+        # With an `@` after a `?`, nobody can tell where the password ends.
+        yield from {rest if re.search("[?#]", user) else user, unquote(user)}
+    for part in (*passwords, *query):
         # Letters alone may be a word.
         if len(part) >= _SHORTEST_PART and not part.isalpha() and not part.isspace():
             yield from {part, unquote(part)}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flows.runner.pipeline import Log, Pipeline, StageError
 from stages.project.command import environment
+from stages.project.redaction import in_one_line
 from yolov7.errors import ConfigError
 
 
@@ -86,7 +87,7 @@ def settings(root: Path) -> dict[str, str]:
     command = [sys.executable, "-m", "dvc", "config", "--list"]
     done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, timeout=300)
     if done.returncode:
-        raise ConfigError(f"{root}: DVC cannot read its settings: {' '.join(done.stderr.split())[:300]}")
+        raise ConfigError(f"{root}: DVC cannot read its settings: {in_one_line(done.stderr, 300)}")
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 

@@ -60,7 +60,7 @@ class Download:
     @property
     def shown(self) -> str:
         """The address without query, user and password, which may be secrets."""
-        return redacted(self.url.partition("?")[0])
+        return re.split("[?#]", redacted(self.url), maxsplit=1)[0]
 
 
 @dataclass(frozen=True)
