@@ -71,12 +71,12 @@ def push(pipeline: Pipeline, log: Log, *targets: str, name: str = "push") -> Non
     `name` is the name of its log, for pushes that may run at the same time. Raises :class:`StageError`, lasting if a
     retry would be refused as well.
     """
-    _run(pipeline, name, ["push", "--run-cache", *targets], log)
+    _run(pipeline, name, ["push", "--run-cache", "--", *targets], log)
 
 
 def pull(pipeline: Pipeline, log: Log, *targets: str, remote: str | None = None) -> None:
     """Bring the outputs of `targets`, as dvc.lock names them, from the cache or a remote. Raises as :func:`push`."""
-    _run(pipeline, "pull", ["pull", *targets, *(["--remote", remote] if remote else [])], log)
+    _run(pipeline, "pull", ["pull", *(["--remote", remote] if remote else []), "--", *targets], log)
 
 
 def settings(root: Path) -> dict[str, str]:

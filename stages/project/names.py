@@ -7,15 +7,19 @@ allows what all of these take. Every function raises :class:`ConfigError` with `
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from yolov7.errors import ConfigError
 
 _LONGEST = 100
 """Characters of a name; a file name may have 255 bytes, and folders and logs append to it."""
+_LONGEST_LINE = 250
 _VARIANT = re.compile(r"\w[\w+-]*")
 _MODEL = re.compile(r"\w[\w+. -]*(?<! )")
+_REVISION = re.compile(r"\w[\w./+@#=,%-]*(?:[~^][0-9]{0,4}){0,10}")
+_PATH = re.compile(r"\w[\w. +-]*(?:/[\w+][\w. +-]*)*")
+_HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that no text of ours needs: a file name cannot hold them, or a terminal obeys them. Tab and line break
 may end a text that YAML folds."""
@@ -38,7 +42,7 @@ def _check(name: str, allowed: re.Pattern[str], words: str, where: str) -> None:
         raise ConfigError(f"{where}: {_shown(name)} has {len(name)} characters; {_LONGEST} are allowed")
 
 
-def check_line(text: str, *, where: str, longest: int = 250) -> None:
+def check_line(text: str, *, where: str, longest: int = _LONGEST_LINE) -> None:
     """A text of one line that is not empty: an experiment of MLflow."""
     if not text.strip() or text != text.strip() or "\n" in text or "\t" in text:
         raise ConfigError(f"{where}: {_shown(text)} must be one line that is not empty, without spaces around it")
@@ -53,6 +57,29 @@ def check_folder(path: str, *, where: str) -> None:
         raise ConfigError(f"{where}: {_shown(path)} is an address; give a folder on this machine")
     if path.startswith("-"):
         raise ConfigError(f"{where}: {_shown(path)} looks like an option; write ./{path[:40]}")
+
+
+def check_revision(revision: str, *, where: str) -> None:
+    """A commit, a branch or a tag of git, perhaps with `~2` or `^`; no option, range, path or search."""
+    known = isinstance(revision, str) and _REVISION.fullmatch(revision) and len(revision) <= _LONGEST_LINE
+    if not known or ".." in revision or "//" in revision or "/." in revision or "@{" in revision:
+        raise ConfigError(f"{where}: {_shown(revision)} is not a commit, a branch or a tag")
+
+
+def check_hashes(hashes: Mapping[str, Mapping[str, str]], stages: Collection[str], *, where: str) -> None:
+    """DVC's hashes of outputs, stage -> path -> hash, of some of these `stages`."""
+    if not isinstance(hashes, Mapping) or not hashes:
+        raise ConfigError(f"{where}: expected a mapping, stage -> path -> hash")
+    for stage, outputs in hashes.items():
+        if stage not in stages:
+            raise ConfigError(f"{where}: {_shown(stage)} is not one of the stages {', '.join(stages)}")
+        if not isinstance(outputs, Mapping) or not outputs:
+            raise ConfigError(f"{where}.{stage}: expected a mapping, path -> hash")
+        for path, value in outputs.items():
+            if not isinstance(path, str) or not _PATH.fullmatch(path) or len(path) > _LONGEST_LINE:
+                raise ConfigError(f"{where}.{stage}: {_shown(path)} is not the path of an output in the project")
+            if not isinstance(value, str) or not _HASH.fullmatch(value):
+                raise ConfigError(f"{where}.{stage}.{path}: {_shown(value)} is not a hash of DVC")
 
 
 def check_values(values: Any, *, where: str) -> None:

@@ -46,22 +46,25 @@ def _count(text: str) -> None:
             if event.anchor is not None:
                 sizes[event.anchor] = None
             if len(opened) > _MOST_LEVELS:
-                raise ValueError(f"more than {_MOST_LEVELS} levels at line {event.start_mark.line + 1}")
+                raise ValueError(f"more than {_MOST_LEVELS} levels{_place(event)}")
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = opened.pop()
             if anchor is not None:
                 sizes[anchor] = values - before
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(event.anchor or "", 1)
             if size is None:
                 raise ValueError(f"*{event.anchor} names a value that contains it")
             values += size
         elif isinstance(event, yaml.ScalarEvent):
             values += 1
             if event.style is None and _LONG_NUMBER.fullmatch(event.value):
-                line = event.start_mark.line + 1
-                raise ValueError(f"a number of {len(event.value):,} characters at line {line}")
+                raise ValueError(f"a number of {len(event.value):,} characters{_place(event)}")
             if event.anchor is not None:
                 sizes[event.anchor] = 1
         if values > _MOST_VALUES:
             raise ValueError(f"more than {_MOST_VALUES:,} values, with aliases replaced")
+
+
+def _place(event: yaml.Event) -> str:
+    return "" if event.start_mark is None else f" at line {event.start_mark.line + 1}"

@@ -19,7 +19,7 @@ class GuardedSession(requests.Session):
     answer on as data. A source that is itself on a private network may redirect inside it.
     """
 
-    def get_redirect_target(self, response: requests.Response) -> str | None:  # type: ignore[override]
+    def get_redirect_target(self, response: requests.Response) -> str | None:
         """The address of the next request, or None. Raises :class:`DataError` for one that must not be asked."""
         target = super().get_redirect_target(response)
         if target is not None:
