@@ -13,9 +13,9 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-from yolov7.redaction import in_one_line, redacted
+from yolov7.redaction import bare_address, in_one_line, redacted
 
-__all__ = ["RedactingFormatter", "in_one_line", "log_to_stderr", "redact_process", "redacted"]
+__all__ = ["RedactingFormatter", "bare_address", "in_one_line", "log_to_stderr", "redact_process", "redacted"]
 
 
 class RedactingFormatter(logging.Formatter):

@@ -8,8 +8,8 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
+from stages.project.redaction import redacted
 from yolov7.errors import DataError
-from yolov7.redaction import redacted
 
 
 class GuardedSession(requests.Session):

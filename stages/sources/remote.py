@@ -15,10 +15,10 @@ from typing import Any
 
 from stages.project.folders import remove, require_space
 from stages.project.params_data import S3, Coco, Coco2017, CocoSplit, Data, Http, required
+from stages.project.redaction import bare_address
 from stages.sources.archive import unpack
 from stages.sources.http import Download, fetch, read_note
 from yolov7.files import write_json
-from yolov7.redaction import bare_address
 
 _UNPACKED = "unpacked.json"
 """Names the archives that `files` holds; written once it holds all of them."""
