@@ -166,7 +166,7 @@ def _commands(folder: Path) -> list[str]:
     lines = []
     for stage in documents:
         variants = list_variants()[:2] if "matrix" in stage else [""]
-        lines += [stage["cmd"].replace("${item.variant}", variant) for variant in variants]
+        lines += [stage["cmd"].replace("${item}", f"--variant {variant}") for variant in variants]
     return lines
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
+from stages.project.redaction import redacted
 from yolov7.errors import ConfigError, YoloError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def main() -> int:
         prepare_environment(root)
         prepare_dvc(root)
     except YoloError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        print(f"error: {redacted(error)}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return 2
     # A plain SIGTERM would leave Prefect's in-process server running; a regular exit ends it.
     signal.signal(signal.SIGTERM, _exit)

@@ -14,12 +14,12 @@ from typing import Annotated, Literal
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from flows.markdown import bullets, section, table
 from flows.promotion.models import chosen_models, measure, recorded_ap, variant_of
 from flows.runner.pipeline import Pipeline, only_run
-from flows.tasks import Failure, attempt, prepare_data, retried, worth_retrying
+from flows.tasks import Failure, Hours, attempt, prepare_data, retried, worth_retrying
 from stages.project import params as params_module
 from stages.project.params import Params
 from stages.registry.versions import CHAMPION, ModelRegistry
@@ -135,10 +135,10 @@ def measure_champion(pipeline: Pipeline, params: Params, name: str) -> Drift | N
 @flow(name="evaluate-champion", persist_result=False)
 def evaluate_champion(
     models: list[str] | None = None,
-    max_ap_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05,
+    max_ap_drop: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)] = 0.05,
     on_drop: Literal["fail", "warn"] = "fail",
     refresh: bool = False,
-    timeout_hours: PositiveFloat = 12.0,
+    timeout_hours: Hours = 12.0,
 ) -> DriftReport:
     """Measure the champions on the current test data and compare with the AP recorded in their versions.
 

@@ -20,16 +20,16 @@ from pathlib import Path
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from pydantic import PositiveFloat
 
 from flows.markdown import bullets, section
 from flows.promotion.judge import Decision, describe, judge, roll_back, verdict
 from flows.promotion.models import chosen_models, compared_now, ensure_challenger, registered_names
 from flows.report import decision_lines
 from flows.runner.pipeline import Pipeline, only_run
-from flows.tasks import Failure, alone, attempt, prepare_data, retried, worth_retrying
+from flows.tasks import Failure, Hours, alone, attempt, prepare_data, retried, worth_retrying
 from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
+from stages.project.names import check_model_name
 from stages.project.params import Params
 from stages.project.redaction import log_to_stderr, redacted
 from stages.registry.versions import ModelRegistry, manifest_of
@@ -93,7 +93,7 @@ def promote(
     models: list[str] | None = None,
     dry_run: bool = False,
     new_classes: bool = False,
-    timeout_hours: PositiveFloat = 12.0,
+    timeout_hours: Hours = 12.0,
 ) -> PromotionReport:
     """Judge each model's challenger and promote it if it passes; the page shows the reasons.
 
@@ -187,6 +187,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _roll_back(name: str) -> None:
+    check_model_name(name, where="--rollback")
     now, before = roll_back(ModelRegistry(), name)
     print(f"{name}: champion is version {now.number} again (was version {before.number})")  # noqa: T201
 
@@ -199,6 +200,8 @@ def _sign(uri: str) -> None:
 
 
 def _judge(names: list[str], dry_run: bool, new_classes: bool) -> None:
+    for name in names:
+        check_model_name(name, where="NAME")
     params = params_module.load()
     registry, root = ModelRegistry(), Path.cwd()
     # A nightly run must not replace the test images while two models are measured on them.

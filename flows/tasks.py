@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Annotated, Any, ParamSpec, Protocol, TypeVar
 
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -20,9 +20,11 @@ from prefect.concurrency.sync import concurrency
 from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_API_URL
 from prefect.tasks import exponential_backoff
+from pydantic import Field
 
 from flows.runner.pipeline import Log, Pipeline, StageError, StageOutcome, StageResult
 from stages.project.params import Params
+from stages.project.redaction import redacted
 from stages.registry.errors import RegistryUnavailableError
 from yolov7.errors import YoloError
 
@@ -30,6 +32,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
+Hours = Annotated[float, Field(gt=0.0, le=10_000.0, allow_inf_nan=False)]
+"""A time limit, as a parameter of a flow."""
 DATA_STAGES = ("ingest", "validate")
 GPU_LIMIT, PROMOTION_LIMIT = "gpu", "promotion"
 """Prefect's global concurrency limits, for all flow runs of a server: `prefect gcl create gpu --limit N` and
@@ -100,7 +104,7 @@ class Failure:
         """One line; our own errors name the stage themselves."""
         if isinstance(self.error, StageError):
             return str(self.error)
-        return f"{self.task}: {' '.join(str(self.error).split()) or type(self.error).__name__}"
+        return f"{self.task}: {' '.join(redacted(self.error).split()) or type(self.error).__name__}"
 
 
 class _Runnable(Protocol[P, R_co]):

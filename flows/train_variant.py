@@ -23,14 +23,23 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 from prefect.tasks import exponential_backoff
-from pydantic import PositiveFloat
 
 from flows.runner import remote as dvc_remote
 from flows.runner.pipeline import LOGS, Log, Pipeline, StageError, StageOutcome, StageResult
-from flows.runner.worktree import DataHashes, added_weights, bring, bring_weights, commit_of, hashes_of, worktree
-from flows.tasks import DATA_STAGES, Slots, reproduce_stage, retried, worth_retrying
+from flows.runner.worktree import (
+    DataHashes,
+    added_weights,
+    bring,
+    bring_weights,
+    commit_of,
+    hashes_of,
+    variants_at,
+    worktree,
+)
+from flows.tasks import DATA_STAGES, Hours, Slots, reproduce_stage, retried, worth_retrying
 from stages.project import params as params_module
 from stages.project.command import RESTORE_ONLY
+from stages.project.names import check_hashes, check_revision, check_variant
 from stages.project.params import Params
 from stages.project.provenance import DIRTY, UNKNOWN, git_changes, git_revision
 from stages.registry.server import DATABASE
@@ -49,7 +58,7 @@ def train_variant(
     variant: str,
     revision: str = "HEAD",
     data: dict[str, dict[str, str]] | None = None,
-    timeout_hours: PositiveFloat = 240.0,
+    timeout_hours: Hours = 240.0,
 ) -> str:
     """Train one variant at a git revision, and return the outputs through the DVC remote.
 
@@ -59,13 +68,17 @@ def train_variant(
         data: DVC's hashes of the training data, stage -> path -> hash; default: those of dvc.lock at the revision.
         timeout_hours: time limit of the training.
     """
+    check_variant(variant, where="variant")
+    check_revision(revision, where="revision")
+    if data is not None:
+        check_hashes(data, DATA_STAGES, where="data")
     log, root = get_run_logger(), Path.cwd()
     commit = find_commit(root, revision)
+    if variant not in variants_at(root, commit):
+        raise ConfigError(f"variant: {variant!r} is not in params.yaml: variants of {commit[:12]}")
     stage = f"train@{variant}"
     with worktree(root, commit, f"{variant}-{commit[:12]}", log) as folder:
         params = params_module.load(folder / params_module.PARAMS_FILE)
-        if variant not in params.variants:
-            raise ConfigError(f"variant: {variant!r} is not in params.yaml: variants of {commit[:12]}")
         _share_state(root, folder)
         variables = {} if os.environ.get("MLFLOW_TRACKING_URI") else {"MLFLOW_TRACKING_URI": _database(root)}
         logs = root / LOGS / "by-revision" / variant  # logs in the worktree would be removed with it

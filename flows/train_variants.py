@@ -39,6 +39,7 @@ from flows.tasks import (
 from flows.train_variant import train_elsewhere
 from flows.validate_data import announce_data
 from stages.project import params as params_module
+from stages.project.names import check_variant
 from stages.project.params import Params
 from yolov7.errors import ConfigError, YoloError, nearest
 
@@ -169,6 +170,7 @@ def announce_versions(params: Params, reports: Sequence[VariantReport]) -> None:
 def _choose(params: Params, variants: list[str] | None) -> list[str]:
     known = list(params.variants)
     for name in variants or []:
+        check_variant(name, where="variants")
         if name not in known:
             raise ConfigError(f"variants: {name!r} is not in params.yaml: variants{nearest(name, known)}")
     return list(dict.fromkeys(variants or known))

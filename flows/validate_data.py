@@ -15,12 +15,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.exceptions import PrefectException
 from prefect.variables import Variable
-from pydantic import PositiveFloat
 
 from flows.markdown import escape, section, stage_table, table
 from flows.runner.pipeline import Log, Pipeline, StageResult, only_run
+from flows.tasks import Hours, prepare_data
 from flows.tasks import fetch_reference as fetch_champions_reference
-from flows.tasks import prepare_data
 from stages.project import params as params_module
 from stages.project.workspace import INGESTED
 from yolov7.documents import load_json
@@ -71,9 +70,7 @@ PASSED = "yolov7_data_sha256"
 
 
 @flow(name="validate-data", persist_result=False)
-def validate_data(
-    refresh: bool = False, fetch_reference: bool = False, timeout_hours: PositiveFloat = 12.0
-) -> DataReport:
+def validate_data(refresh: bool = False, fetch_reference: bool = False, timeout_hours: Hours = 12.0) -> DataReport:
     """Ingest the data, validate it, and publish a page of findings. Data that does not pass fails the run.
 
     Args:

@@ -9,9 +9,17 @@ import difflib
 import os
 from collections.abc import Sequence
 
+from yolov7.redaction import redacted
+
 
 class YoloError(Exception):
-    """Base of every error a user can cause and fix. `str(error)` is one line fit for a terminal."""
+    """Base of every error a user can cause and fix. `str(error)` is one line fit for a terminal, without credentials.
+
+    The message loses them here, because an error travels: into logs, pages, tags and the states of Prefect's runs.
+    """
+
+    def __init__(self, message: object = "", *args: object):
+        super().__init__(redacted(message), *args)
 
 
 class ConfigError(YoloError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.runner.pipeline import Log, Pipeline
+from stages.project.names import check_model_name, check_variant
 from stages.project.params import Params
 from stages.project.workspace import model_dir, read_json
 from stages.registry.versions import CHALLENGER, ModelRegistry, Version
@@ -23,8 +24,10 @@ Compare = Callable[[Version, Version], Mapping[str, Any]]
 
 
 def variant_of(version: Version, params: Params) -> str:
-    """The variant of a version, as params.yaml names it."""
-    return version.tags.get("variant") or version.name.removeprefix(params.registry.model_prefix)
+    """The variant of a version, as params.yaml names it. Raises :class:`ConfigError` for a tag that is no name."""
+    variant = version.tags.get("variant") or version.name.removeprefix(params.registry.model_prefix)
+    check_variant(variant, where=f"{version}: its variant")
+    return variant
 
 
 def registered_names(params: Params) -> list[str]:
@@ -36,6 +39,8 @@ def chosen_models(models: list[str] | None, params: Params) -> list[str]:
     """`models` without duplicates, or those of params.yaml. Raises :class:`ConfigError` for an empty list."""
     if models is not None and not models:
         raise ConfigError("models: name at least one registered model, or omit it for those of params.yaml")
+    for name in models or []:
+        check_model_name(name, where="models")
     return list(dict.fromkeys(registered_names(params) if models is None else models))
 
 

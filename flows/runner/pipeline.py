@@ -125,8 +125,9 @@ class Pipeline:
         without `commit`, neither cache nor run cache receive the result.
         """
         started = time.monotonic()
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
         command += ["--force"] * force + ["--pull"] * (pull or self.pull) + ["--no-commit"] * (not commit)
+        command += ["--", stage]
         lines = self.run(stage, command, log, measures=stage.partition("@")[0] in _MEASUREMENTS)
         return StageResult(stage, _outcome(lines), time.monotonic() - started)
 

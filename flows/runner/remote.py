@@ -15,6 +15,7 @@ from pathlib import Path
 
 from flows.runner.pipeline import Log, Pipeline, StageError
 from stages.project.command import environment
+from stages.project.redaction import in_one_line
 from yolov7.errors import ConfigError
 
 
@@ -70,12 +71,12 @@ def push(pipeline: Pipeline, log: Log, *targets: str, name: str = "push") -> Non
     `name` is the name of its log, for pushes that may run at the same time. Raises :class:`StageError`, lasting if a
     retry would be refused as well.
     """
-    _run(pipeline, name, ["push", "--run-cache", *targets], log)
+    _run(pipeline, name, ["push", "--run-cache", "--", *targets], log)
 
 
 def pull(pipeline: Pipeline, log: Log, *targets: str, remote: str | None = None) -> None:
     """Bring the outputs of `targets`, as dvc.lock names them, from the cache or a remote. Raises as :func:`push`."""
-    _run(pipeline, "pull", ["pull", *targets, *(["--remote", remote] if remote else [])], log)
+    _run(pipeline, "pull", ["pull", *(["--remote", remote] if remote else []), "--", *targets], log)
 
 
 def settings(root: Path) -> dict[str, str]:
@@ -86,7 +87,7 @@ def settings(root: Path) -> dict[str, str]:
     command = [sys.executable, "-m", "dvc", "config", "--list"]
     done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, timeout=300)
     if done.returncode:
-        raise ConfigError(f"{root}: DVC cannot read its settings: {' '.join(done.stderr.split())[:300]}")
+        raise ConfigError(f"{root}: DVC cannot read its settings: {in_one_line(done.stderr, 300)}")
     return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
 
 

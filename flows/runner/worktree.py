@@ -20,7 +20,9 @@ from flows.runner.pipeline import Pipeline, StageError
 from flows.runner.processes import Log, end_leftovers
 from stages.project.folders import remove
 from stages.project.locks import file_lock
+from stages.project.names import check_hashes, check_revision
 from stages.project.params import PARAMS_FILE
+from stages.project.redaction import in_one_line
 from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
@@ -38,6 +40,7 @@ def commit_of(root: Path, revision: str, *, fetch: bool = False) -> str:
     Raises :class:`ConfigError` outside git, or if there is no such commit; :class:`StageError`, not lasting, if the
     remotes are unavailable.
     """
+    check_revision(revision, where="revision")
     if not _git(root, "rev-parse", "--git-dir", check=False):
         raise ConfigError(f"{root}: not a git clone: a revision cannot be checked out here")
     wanted = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
@@ -62,6 +65,17 @@ def _fetched(root: Path, wanted: tuple[str, ...]) -> str:
         # git's message does not tell a temporary outage from a lasting one.
         raise StageError(f"the remotes of {root} could not be asked: {error}", stage="fetch") from None
     return _git(root, *wanted, check=False)
+
+
+def variants_at(root: Path, commit: str) -> list[str]:
+    """`variants` in params.yaml of a commit, without checking it out. Raises :class:`ConfigError`."""
+    text = _git(root, "show", f"{commit}:./{PARAMS_FILE}")
+    try:
+        values = read_yaml(text).value
+    except DocumentError as error:
+        raise ConfigError(f"{PARAMS_FILE} of {commit[:12]}: not readable as YAML: {in_one_line(error, 200)}") from None
+    variants = values.get("variants", ["yolov7-tiny"]) if isinstance(values, Mapping) else []
+    return [name for name in variants if isinstance(name, str)] if isinstance(variants, list) else []
 
 
 @contextmanager
@@ -135,6 +149,7 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
     Raises :class:`DataError` if neither has all of them; :class:`StageError`, not lasting, if a remote that may have
     them is unavailable.
     """
+    check_hashes(hashes, tuple(hashes), where="data")
     stages: dict[str, Any] = {}
     for stage, outputs in hashes.items():
         outs = [{"path": path, "hash": "md5", "md5": value} for path, value in outputs.items()]
@@ -181,7 +196,7 @@ def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], lo
     objects = _cache(pipeline.root, found) / "files/md5"
     if all((objects / value[:2] / value[2:]).exists() for value in hashes.values()):
         try:
-            pipeline.run("checkout", [sys.executable, "-m", "dvc", "checkout", "--force", *targets], log)
+            pipeline.run("checkout", [sys.executable, "-m", "dvc", "checkout", "--force", "--", *targets], log)
             return
         except StageError:
             log.info("the cache of this clone has only part of the data; asking the remotes")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from stages.project.names import check_folder, check_line, check_model_name, check_values, check_variant
 from stages.project.params_data import Data, check_address, check_data
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
@@ -242,13 +243,30 @@ def load(path: str | Path = PARAMS_FILE) -> Params:
         raise ConfigError(
             f"{file}: no such file; run the command in the project's root, which holds params.yaml"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"{file}: not readable: {error.strerror}") from None
     except DocumentError as error:
         raise ConfigError(f"{file}: not readable as YAML: {in_one_line(error, 300)}") from None
     if not isinstance(document.value, Mapping):
         raise ConfigError(f"{file}: expected a mapping of groups, for example `train:`")
+    check_values(document.value, where=str(file))
     params = parse(Params, document.value, where=str(file), written=document.written)
     _check(params, file)
     return params
+
+
+def _check_names(params: Params, file: Path) -> None:
+    """Names fit all their later uses: a stage, the shell, a folder, the registry."""
+    for name in params.variants:
+        check_variant(name, where=f"{file}: variants")
+    for name in params.per_variant:
+        check_variant(name, where=f"{file}: per_variant")
+    if params.registry.model_prefix:
+        # The variant's name follows: what ends the prefix is inside the model's name.
+        check_model_name(f"{params.registry.model_prefix}x", where=f"{file}: registry.model_prefix")
+    check_line(params.registry.experiment, where=f"{file}: registry.experiment")
+    check_folder(params.data.folder, where=f"{file}: data.folder")
+    check_folder(params.validation.suite, where=f"{file}: validation.suite")
 
 
 def _check(params: Params, file: Path) -> None:
@@ -257,6 +275,7 @@ def _check(params: Params, file: Path) -> None:
 
     if not params.variants:
         raise ConfigError(f"{file}: variants: name at least one network")
+    _check_names(params, file)
     # The entry of a user's own network says where it is defined.
     known = [*list_variants(), *(name for name, values in params.per_variant.items() if values.get("network"))]
     for name in params.variants:

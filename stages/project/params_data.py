@@ -248,6 +248,12 @@ class S3(Remote):
     parallel: int = Field(default=8, ge=1, le=64)
     """Number of objects fetched at a time."""
 
+    def check(self, where: str) -> None:
+        """Raise :class:`ConfigError` for an address that is not one, or that holds a password."""
+        super().check(where)
+        if self.endpoint is not None:
+            check_address(self.endpoint, where=f"{where}.endpoint", schemes=("https", "http"))
+
 
 class Coco2017(Group):
     """COCO 2017, train and val, from its official archives: 20 GB to fetch, twice that during unpacking."""
@@ -312,7 +318,7 @@ def check_address(url: str, *, where: str, schemes: tuple[str, ...]) -> None:
     """Raise :class:`ConfigError` for an address without scheme or host, or with a password: params.yaml is in git."""
     try:
         parts = urlsplit(url)
-        host, secret = parts.hostname, parts.username or parts.password
+        host, secret, _ = parts.hostname, "@" in parts.netloc, parts.port  # a port that is no number raises too
     except ValueError as error:
         raise ConfigError(f"{where}: not an address: {error}") from None
     if parts.scheme not in schemes or not host:

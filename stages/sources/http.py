@@ -23,6 +23,8 @@ import urllib3
 
 from stages.project.folders import gigabytes, require_space
 from stages.project.redaction import in_one_line, redacted
+from stages.sources.http_answer import BrokenAnswerError, Part, etag_of, length_beyond, modified_of, part_of, pieces_of
+from stages.sources.http_session import GuardedSession
 from stages.sources.progress import Progress
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
@@ -37,6 +39,7 @@ _LONGEST_PAUSE = 30.0
 _TIMEOUT = (10.0, 60.0)
 """Seconds: to connect, and without a byte."""
 _PIECE = 1 << 20
+_CONDITIONS = {"If-None-Match", "If-Modified-Since"}
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses that are worth another attempt."""
 
@@ -60,7 +63,7 @@ class Download:
     @property
     def shown(self) -> str:
         """The address without query, user and password, which may be secrets."""
-        return redacted(self.url.partition("?")[0])
+        return re.split("[?#]", redacted(self.url), maxsplit=1)[0]
 
 
 @dataclass(frozen=True)
@@ -145,24 +148,38 @@ class _Transfer:
     def attempt(self) -> None:
         """Ask for the missing bytes and append them. Raises :class:`_Again` if that must be repeated."""
         offset = self.have()
+        headers = self._headers(offset)
         try:
-            with requests.get(self.one.url, headers=self._headers(offset), stream=True, timeout=_TIMEOUT) as response:
-                self._judge(response)
-                if response.status_code == requests.codes.not_modified:
-                    return
-                if response.status_code == requests.codes.requested_range_not_satisfiable:
-                    self._beyond_the_end(response, offset)
-                    return
-                start, total = self._start_and_total(response, offset)
-                self._expect(total)
-                self._remember(response, total)
-                self._append(response, start, total)
+            with (
+                GuardedSession() as session,
+                session.get(self.one.url, headers=headers, stream=True, timeout=_TIMEOUT) as response,
+            ):
+                self._take(response, offset, conditional=_CONDITIONS & headers.keys() != set())
+        except BrokenAnswerError as error:
+            raise _Again(str(error)) from None
         except requests.exceptions.SSLError as error:
             raise DataError(f"no secure connection: {in_one_line(error, 160)}", path=self.one.shown) from None
         except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
             raise _Again(f"the connection failed ({in_one_line(error, 160)})") from None
         except requests.RequestException as error:
+            if isinstance(error, requests.exceptions.InvalidHeader) and "Content-Length" in str(error):
+                raise _Again("the server states two lengths") from None
             raise DataError(f"cannot be fetched: {in_one_line(error, 160)}", path=self.one.shown) from None
+
+    def _take(self, response: requests.Response, offset: int, *, conditional: bool) -> None:
+        """Take what an answer brings; `conditional`: it was asked for only if the file has changed."""
+        self._judge(response)
+        if response.status_code == requests.codes.not_modified:
+            if not conditional:
+                raise BrokenAnswerError("the server says that nothing has changed, without being asked")
+            return
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            self._beyond_the_end(response, offset)
+            return
+        part = self._part(response, offset)
+        self._expect(part.total)
+        self._remember(response, part.total)
+        self._append(response, part)
 
     def _headers(self, offset: int) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity"}  # the bytes as stored, or lengths would mean nothing
@@ -184,8 +201,6 @@ class _Transfer:
     def _judge(self, response: requests.Response) -> None:
         """Raise for answers without the file."""
         status, where = response.status_code, self.one.shown
-        if self.one.url.startswith("https:") and response.url.startswith("http:"):
-            raise DataError("the server redirects from https to http; give the address it redirects to", path=where)
         if status in _AGAIN:
             wait = response.headers.get("Retry-After", "")
             raise _Again(f"the server answers {status}", min(float(wait), 120.0) if wait.isdecimal() else 0.0)
@@ -194,30 +209,29 @@ class _Transfer:
         if status in (404, 410):
             raise DataError(f"there is no such file ({status}); correct the address", path=where)
         if status not in (200, 206, 304, 416):
-            raise DataError(f"the server answers {status} {response.reason}", path=where)
+            raise DataError(f"the server answers {status} {in_one_line(response.reason, 80)}", path=where)
 
     def _beyond_the_end(self, response: requests.Response, offset: int) -> None:
         """The server has nothing after our bytes: they are the whole file, or not part of it."""
-        stated = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", ""))
-        if stated is None or int(stated[1]) != offset:
+        if not offset or length_beyond(response) != offset:
             self._forget()
-            raise _Again("the bytes so far are not part of the file any more")
+            raise _Again("the server refuses the range that was asked for")
         self._expect(offset)
+        if self.known is None:
+            self.known = Known(self.one.shown, offset)
 
-    def _start_and_total(self, response: requests.Response, offset: int) -> tuple[int, int | None]:
-        """Offset of the answer's bytes, and length of the whole file."""
-        if response.status_code == requests.codes.ok:  # the whole file: it has changed, or the server has no ranges
-            length = response.headers.get("Content-Length", "")
-            return 0, int(length) if length.isdecimal() else None
-        stated = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if stated is None or int(stated[1]) != offset:
+    def _part(self, response: requests.Response, offset: int) -> Part:
+        """The bytes of the answer: they continue ours, or are the whole file if it has changed."""
+        part = part_of(response, name=self.one.name)
+        if response.status_code == requests.codes.ok:
+            return part
+        if part.start != offset:
             self._forget()
             raise _Again("the server sent a range other than the requested one")
-        total = None if stated[2] == "*" else int(stated[2])
-        if self.known is not None and self.known.size not in (None, total):
+        if self.known is not None and None not in (self.known.size, part.total) and self.known.size != part.total:
             self._forget()
             raise _Again("the file has changed on the server")
-        return offset, total
+        return part
 
     def _expect(self, total: int | None) -> None:
         expected = self.one.size
@@ -225,31 +239,38 @@ class _Transfer:
             raise DataError(f"has {total:,} bytes; {expected:,} are expected: is it another file?", path=self.one.shown)
 
     def _remember(self, response: requests.Response, total: int | None) -> None:
-        etag = response.headers.get("ETag", "")
-        self.known = Known(
-            url=self.one.shown,
-            size=total,
-            etag=etag if etag.startswith('"') else None,  # a weak one says nothing about bytes
-            modified=response.headers.get("Last-Modified"),
-        )
+        self.known = Known(url=self.one.shown, size=total, etag=etag_of(response), modified=modified_of(response))
         write_json(self.note, asdict(self.known))
 
-    def _append(self, response: requests.Response, start: int, total: int | None) -> None:
+    def _append(self, response: requests.Response, part: Part) -> None:
+        total = part.total
         if total is not None:
-            require_space(self.folder, total - start + self.spare(total), self._purpose(total))
-        progress = Progress(self.one.name, have=start, total=total)
-        mode = "ab" if start else "wb"
-        with self.part.open(mode) as file:
-            for piece in response.raw.stream(_PIECE, decode_content=False):
+            require_space(self.folder, total - part.start + self.spare(total), self._purpose(total))
+        limit = self.one.size if total is None else total
+        progress = Progress(self.one.name, have=part.start, total=total)
+        with self.part.open("ab" if part.start else "wb") as file:
+            for piece in pieces_of(response, _PIECE):
+                have = progress.have + len(piece)
                 if total is None:  # it may never end
-                    have = progress.have + len(piece)
                     require_space(self.folder, len(piece) + self.spare(have), self._purpose(have))
+                if limit is not None and have > limit:
+                    break
                 file.write(piece)
                 progress.add(len(piece))
+            else:
+                have = progress.have
             file.flush()
             os.fsync(file.fileno())
-        if total is not None and self.have() != total:
+        if limit is not None and have > limit:
+            self._forget()
+            self._expect(have if total is None else total)
+            raise _Again(f"the server sends more bytes than the {limit:,} of the file")
+        if part.length is not None and have != part.start + part.length:
             raise _Again("the connection was cut")
+        if not part.whole:
+            raise _Again("the server sent part of the file")
+        if total is None and self.one.sha256 is None and "chunked" not in response.headers.get("Transfer-Encoding", ""):
+            logger.warning("%s: the server states no length; a cut download would look complete", self.one.name)
 
     def _purpose(self, total: int) -> str:
         return f"{self.one.name} ({gigabytes(total)}) with its unpacked files"

@@ -15,6 +15,7 @@ from typing import Any
 
 from stages.project.folders import remove, require_space
 from stages.project.params_data import S3, Coco, Coco2017, CocoSplit, Data, Http, required
+from stages.project.redaction import bare_address
 from stages.sources.archive import unpack
 from stages.sources.http import Download, fetch, read_note
 from yolov7.files import write_json
@@ -73,7 +74,7 @@ def fetch_prefix(data: Data, downloads: Path) -> Iterator[Fetched]:
     s3: S3 = required(data, "s3")
     folder = downloads / _place(s3.url)
     mirrored = mirror_prefix(s3, folder)
-    origin = {"url": s3.url, "objects": mirrored.objects, "bytes": mirrored.size}
+    origin = {"url": bare_address(s3.url), "objects": mirrored.objects, "bytes": mirrored.size}
     yield Fetched(_local(data, s3.format, folder), origin, disposable=False)
 
 

@@ -11,6 +11,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
 
+from stages.project.redaction import in_one_line
 from stages.sources.s3 import uses_paths
 from stages.training.state_store import StoreError
 
@@ -93,7 +94,7 @@ def _explained(error: BaseException) -> StoreError:
     if isinstance(error, ClientError) and (says := _REFUSALS.get(_code(error))):
         return StoreError(f"{says} ({_code(error)})", lasting=True)
     # ValueError: the endpoint is not an address.
-    return StoreError(" ".join(str(error).split())[:200], lasting=isinstance(error, ValueError))
+    return StoreError(in_one_line(error, 200), lasting=isinstance(error, ValueError))
 
 
 def _code(error: ClientError) -> str:

@@ -36,7 +36,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "shown"),
     [
         ("postgresql://prefect:pa55@db/prefect failed", "postgresql://***@db/prefect failed"),
-        ("at 'https://token@host:1/x?y' and s3://bucket/a@b", "at 'https://***@host:1/x?y' and s3://bucket/a@b"),
+        ("at 'https://token@host:1/x?y' and s3://bucket/a@b", "at 'https://***@host:1/x?***' and s3://bucket/a@b"),
         ("postgresql+asyncpg://u:p@ss@db:5432/x", "postgresql+asyncpg://***@db:5432/x"),
         ("http://127.0.0.1:5000/a, mail a@b.example", "http://127.0.0.1:5000/a, mail a@b.example"),
         ("models:/yolov7-tiny@champion", "models:/yolov7-tiny@champion"),

@@ -18,6 +18,7 @@ import numpy as np
 
 from yolov7.data.decode import read_image
 from yolov7.errors import DataError
+from yolov7.redaction import bare_address
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jpe", ".jp2", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
@@ -122,7 +123,7 @@ def open_source(source: str | os.PathLike[str], *, exclude: Sequence[Path] = ())
     """
     text = os.fspath(source)
     if _STREAM.match(text):
-        return Source(_without_secrets(text), video=text)
+        return Source(bare_address(text), video=text)
     path = Path(text)
     if path.is_dir():
         return _images_of(text, path.rglob("*"), path, exclude)
@@ -153,17 +154,6 @@ def _images_of(name: str, found: Iterator[Path] | Sequence[Path], root: Path, ex
     if not files:
         raise DataError(f"no images there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})", path=name)
     return Source(name, tuple(files), root)
-
-
-def _without_secrets(address: str) -> str:
-    """Scheme, host and path of an address, without user, password and query."""
-    scheme, rest = address.split("://", 1)
-    host, slash, path = rest.partition("/")
-    if "@" in host:
-        rest = host.rpartition("@")[2] + slash + path
-    elif re.fullmatch(r"(\[[^\]]*\]|[^:?#]*)(:\d*)?([?#].*)?", host) is None:  # a slash inside the password
-        rest = rest.rpartition("@")[2]
-    return f"{scheme}://{re.split('[?#]', rest, maxsplit=1)[0]}"
 
 
 def _open_video(video: str | int, name: str) -> cv2.VideoCapture:

@@ -236,11 +236,11 @@ def test_a_killed_ingest_resumes_with_the_fetched_files(server, packed, tmp_path
     server.files["/set.zip"] = Served(packed, cuts=[1000])
     arrived = threading.Event()
 
-    def killed(self, response, start, total):
+    def killed(self, response, part):
         if arrived.is_set():
             raise KeyboardInterrupt
         arrived.set()
-        return append(self, response, start, total)
+        return append(self, response, part)
 
     append = download._Transfer._append
     monkeypatch.setattr(download._Transfer, "_append", killed)
