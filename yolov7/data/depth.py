@@ -105,3 +105,21 @@ def tiff_samples(data: bytes) -> tuple[int, int]:
     except struct.error:
         return 0, 0
     return found[258], found[339]
+
+
+_DARK = 32
+_TAIL = 0.995
+
+
+def is_dark_and_deep(data: bytes, image: NDArray[np.uint8]) -> bool:
+    """True if an image of more than 8 bits a channel became nearly black: its range is probably another one."""
+    return _is_deep(data) and float(np.quantile(image[::4, ::4], _TAIL)) < _DARK
+
+
+def _is_deep(data: bytes) -> bool:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data[24:25] == b"\x10"
+    if data.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
+        header = data.find(b"ihdr", 0, 1024)
+        return header >= 0 and data[header + 14] & 0x7F > 7
+    return tiff_samples(data)[0] > 8 or (declared_maximum(data) or 0) > 255
