@@ -18,6 +18,7 @@ from typing import IO, Any
 from yolov7.errors import DataError
 from yolov7.files import write_atomic, write_text
 from yolov7.nms import Detections
+from yolov7.predict import draw
 from yolov7.predict.draw import draw_detections, write_picture
 from yolov7.predict.names import OutputNames
 from yolov7.predict.predictor import Predictor
@@ -89,6 +90,7 @@ def predict_source(
                 if "yolo" in formats:
                     _write_yolo(out / "labels" / names.label(frame.name), frame, detections)
                 _draw(out / names.drawn(frame.name), frame, detections, predictor.metadata.class_names)
+                _tell_shrunk(job, frame)
                 advance()
     finally:
         if job.images:  # otherwise keep the result of an earlier run
@@ -178,6 +180,12 @@ def _batches(source: Source, size: int, job: Job) -> Iterator[list[Frame]]:
 def _draw(path: Path, frame: Frame, detections: Detections, class_names: tuple[str, ...]) -> None:
     drawn = draw_detections(frame.image, detections, class_names)
     write_picture(path, drawn, quality=_QUALITY)
+
+
+def _tell_shrunk(job: Job, frame: Frame) -> None:
+    height, width = frame.image.shape[:2]
+    if max(height, width) > draw.LONGEST:
+        job.notes.append(f"{frame.name}: {width} x {height} pixels are more than can be drawn; it was drawn smaller")
 
 
 def _record(path: Path, job: Job, frame: Frame, detections: Detections, category_ids: tuple[int, ...]) -> None:

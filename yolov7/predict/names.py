@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from yolov7.errors import DataError
@@ -47,41 +47,52 @@ def _is_utf8(text: str) -> bool:
 class OutputNames:
     """Output names of each image: all different, and none an original's.
 
-    Raises :class:`DataError` if a drawn image would replace an original. `reserved`: files of the output folder itself.
+    Those of frames of a video are fit as they are. Raises :class:`DataError` if a drawn image would replace an
+    original. `reserved`: files of the output folder itself.
     """
 
     def __init__(
         self, names: Sequence[str], originals: Sequence[Path], out: Path, *, reserved: Collection[str] = ()
     ) -> None:
-        self._names = set(names)
         self._reserved = frozenset(reserved)
         self._folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
-        self._stems = Counter(_stem(name) for name in self._names)
+        kept = [name for name in names if self._is_kept(name)]
+        others = [name for name in names if not self._is_kept(name)]
+        self._drawn = {name: self._fit(name, PurePosixPath(name).suffix) for name in kept}
+        self._drawn |= self._free({name: f"{name}.jpg" for name in others}, ".jpg", {*names})
+        stems = Counter(_stem(name) for name in names)
+        labels = {
+            name: f"{name if stems[_stem(name)] > 1 or _stem(name) in self._drawn else _stem(name)}.txt"
+            for name in names
+        }
+        self._labels = self._free(labels, ".txt", set())
         resolved = {file.resolve() for file in originals}
-        for name in self._names:
-            target = out / self.drawn(name)
-            if target.resolve() in resolved:
+        for drawn in self._drawn.values():
+            if (out / drawn).resolve() in resolved:
                 raise DataError(
-                    "the drawn image would overwrite this original; choose another folder with -o", path=target
+                    "the drawn image would overwrite this original; choose another folder with -o", path=out / drawn
                 )
 
     def drawn(self, name: str) -> str:
         """Name of the drawn image: `.jpg` is added unless the suffix is of a format we write."""
-        suffix = PurePosixPath(name).suffix
-        if suffix.lower() in DRAWN_AS_THEY_ARE and name not in self._folders:
-            return self._fit(name, suffix)
-        drawn = f"{name}.jpg"
-        while drawn in self._names or drawn in self._folders:
-            drawn = f"{drawn}.jpg"
-        return self._fit(drawn, ".jpg")
+        return self._drawn.get(name, name)
 
     def label(self, name: str) -> str:
         """Name of the YOLO label file. If there are `a.jpg` and `a.png`, both keep their suffix."""
-        stem = _stem(name)
-        label = f"{name if self._stems[stem] > 1 or stem in self._names else stem}.txt"
-        while label in self._folders:
-            label = f"{label}.txt"
-        return self._fit(label, ".txt")
+        return self._labels.get(name) or f"{_stem(name)}.txt"
+
+    def _is_kept(self, name: str) -> bool:
+        return PurePosixPath(name).suffix.lower() in DRAWN_AS_THEY_ARE and name not in self._folders
+
+    def _free(self, wanted: Mapping[str, str], suffix: str, taken: set[str]) -> dict[str, str]:
+        """The wanted names, with more suffixes where one is taken, by another or by a folder."""
+        found: dict[str, str] = {}
+        for name, free in wanted.items():
+            while free in taken or free in self._folders:
+                free += suffix
+            taken.add(free)
+            found[name] = self._fit(free, suffix)
+        return found
 
     def _fit(self, name: str, suffix: str) -> str:
         """The name, shortened where the file system does not hold it, and outside the files of the job itself."""
