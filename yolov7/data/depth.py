@@ -20,6 +20,7 @@ _SIGNED, _FLOAT = 2, 3
 """Sample formats of TIFF (revision 6.0, section 19)."""
 _PNM_HEAD = re.compile(rb"P([1-6])\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*(\d+)\s")
 _PAM_HEAD = re.compile(rb"P7\n(?:[^\n]*\n){1,8}?DEPTH (\d+)\n")
+_SUN = b"\x59\xa6\x6a\x95"
 _BGR_FLAGS = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
 
 
@@ -50,13 +51,15 @@ UNIT = PixelRange(0.0, 1.0)
 """Of floating values by convention."""
 
 
-def decode_deep(data: bytes, *, as_stored: bool = False) -> NDArray[np.generic] | None:
-    """The values of an image as they are, (height, width) or (height, width, 3) RGB, upright; None if it is damaged.
+def decode_deep(data: bytes) -> NDArray[np.generic] | None:
+    """The values of an image as they are, (height, width) or (height, width, 3) RGB; None if it is damaged.
 
-    `as_stored` leaves out the EXIF orientation. Raises :class:`cv2.error` as OpenCV does.
+    EXIF orientations are applied. Raises :class:`cv2.error` as OpenCV does.
     """
-    flags = _BGR_FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _BGR_FLAGS
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    content = np.frombuffer(data, np.uint8)
+    if data.startswith(_SUN):  # grey ones come empty but as colour; they never have more than 8 bits
+        return cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+    pixels = cv2.imdecode(content, _BGR_FLAGS)
     if pixels is None or pixels.ndim == 2 or data.startswith(b"P7\n"):  # PAM comes in its own order
         return pixels
     return np.ascontiguousarray(pixels[..., ::-1])
