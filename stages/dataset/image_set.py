@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from stages.dataset.flags import flag_notes
 from stages.dataset.layout import SourceReport, annotations_file, images_folder
+from stages.dataset.originals import note_copies_apart
 from stages.images.depth import Depth, decide, is_deep
 from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
 from stages.images.plain import Rewrite, rewrite_all
@@ -46,6 +48,11 @@ class ImageSet:
     """Records that the reader left out or added; for dataset.json."""
     disposable: bool = False
     """The files are temporary: they are linked instead of copied, if possible."""
+
+    @property
+    def source(self) -> str:
+        """The format: `coco`, `voc` or `yolo`."""
+        return self.key.split(".")[1] if "." in self.key else self.key
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
@@ -87,6 +94,8 @@ def copy_sets(
         ]
     else:
         notes = _notes(whole, [f for part in files.values() for f in part], [f for p in rewritten.values() for f in p])
+    names = {split: [record["file_name"] for record in one.coco.images] for split, one in sets.items()}
+    notes += note_copies_apart(names)
     report = SourceReport(turned_upright=turned, notes=(*notes, *depth.notes), pixel_range=depth.describe())
     if "test" in sets:
         return report
@@ -130,7 +139,8 @@ def _copy_set(one: ImageSet, folder: Path, split: str, files: Sequence[_File], d
 
 def _notes(one: ImageSet, files: Sequence[_File], rewritten: Sequence[_File]) -> list[str]:
     """All that is told about one set."""
-    return [*one.notes, *_converted_note(rewritten), *_unread_note(files, rewritten), *_case_note(one.coco)]
+    flags = flag_notes(one.coco, one.source)
+    return [*one.notes, *flags, *_converted_note(rewritten), *_unread_note(files, rewritten), *_case_note(one.coco)]
 
 
 def _is_turned(file: _File) -> bool:
@@ -231,25 +241,33 @@ def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
     found: list[tuple[Path, Record]] = []
     refused: list[tuple[Record, str]] = []
     for record in coco.images:
-        reason = unsafe_name(record["file_name"])
-        if reason is None:
-            path, reason = _existing(inside, record["file_name"])
-            if path is not None:
-                found.append((path, record))
-        if reason is not None:
+        path, reason = find_file(inside, record["file_name"])
+        if path is not None:
+            found.append((path, record))
+        elif reason is not None:
             refused.append((record, reason))
     if refused:
-        listed = "; ".join(
-            f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
-        )
-        more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
-        message = f"{len(refused)} of {len(coco.images)} images cannot be taken from {root}: {listed}{more}"
-        raise DataError(message, path=coco.path)
+        raise DataError(refused_images(refused, len(coco.images), root), path=coco.path)
     return found
 
 
-def _existing(inside: Path, name: str) -> tuple[Path | None, str | None]:
-    """The regular file of a name (links are followed, but not out of the folder), or the reason why there is none."""
+def refused_images(refused: Sequence[tuple[Record, str]], total: int, root: Path) -> str:
+    """The message on image records without a file, each with the reason."""
+    listed = "; ".join(
+        f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
+    )
+    more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
+    return f"{len(refused)} of {total} images cannot be taken from {root}: {listed}{more}"
+
+
+def find_file(inside: Path, name: str) -> tuple[Path | None, str | None]:
+    """The regular file of a name below a resolved folder, or the reason why there is none.
+
+    Links are followed, but not out of the folder.
+    """
+    reason = unsafe_name(name)
+    if reason is not None:
+        return None, reason
     try:
         path = (inside / name).resolve(strict=True)
     except FileNotFoundError:

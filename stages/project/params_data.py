@@ -105,7 +105,27 @@ class Sets(Group, Generic[S]):
 
 
 class Coco(Sets[CocoSplit]):
-    """Your COCO-format data set: an image folder and an annotation json per set."""
+    """Your COCO-format data set: an image folder and an annotation json per set.
+
+    The keys beside the sets settle what exports of labelling tools leave open (docs/data.md).
+    """
+
+    placeholder_categories: Literal["auto", "keep", "drop"] = "auto"
+    """Categories that name a group (Roboflow: `supercategory: none`) or the background (labelme: `_background_`).
+    `auto`: left out if no annotation has them, refused otherwise; `keep`: classes like any other; `drop`: left out with
+    their annotations, and so are unused parents of other categories."""
+    merge_equal_names: bool = False
+    """Make one class of categories that have the same name and different ids; otherwise validation refuses them."""
+    crowd_is_object: bool = False
+    """Learn and count crowds (`iscrowd: 1`) as ordinary objects: CVAT and V7 Darwin write masks as crowds."""
+    ignore_is_crowd: bool = False
+    """Neither learn nor count annotations marked `ignore: 1`."""
+    boxes: Literal["pixels", "relative", "corners", "inclusive"] | None = None
+    """The four numbers of `bbox`: `pixels`: left, top, width, height; `relative`: the same as shares of the image's
+    sides (Azure); `corners`: left, top, right, bottom in pixels; `inclusive`: as `pixels`, but each side one pixel
+    short (Supervisely). Default: `pixels`, and a file of nothing but numbers up to 1 is refused."""
+    enclose_rotated: bool = False
+    """Replace the box of a rotated rectangle (CVAT: `attributes.rotation`) by the box around the rotated one."""
 
 
 class Voc(Sets[VocSplit]):

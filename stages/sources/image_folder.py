@@ -132,11 +132,18 @@ def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:
 
 
 def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Height and width of every image, upright: from its header, or decoded where `stages.images.header` does not know
-    the format.
+    """As :func:`find_sizes`. Raises :class:`DataError` naming the files that are damaged or no image."""
+    sizes = find_sizes(root, names)
+    bad = [name for name in names if 0 in sizes[name]]
+    if bad:
+        message = f"the size of {len(bad)} images cannot be read: {shown(bad)}"
+        raise DataError(f"{message}; they are damaged, or not {READ}", path=root)
+    return sizes
 
-    Raises :class:`DataError` naming the files that are damaged or no image.
-    """
+
+def find_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Height and width of every image, upright: from its header, or decoded where `stages.images.header` does not know
+    the format; 0, 0 for files that are damaged or no image."""
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         headers = list(pool.map(lambda name: read_header(root / name), names))
     sizes: dict[str, tuple[int, int]] = {}
@@ -151,10 +158,6 @@ def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     decoded = run_limited(decoded_size, [root / name for name in unsized], per_process=16)
     for name, size in zip(unsized, decoded, strict=True):
         sizes[name] = (0, 0) if isinstance(size, Died) or size is None else size
-    bad = [name for name in names if 0 in sizes[name]]
-    if bad:
-        message = f"the size of {len(bad)} images cannot be read: {shown(bad)}"
-        raise DataError(f"{message}; they are damaged, or not {READ}", path=root)
     return sizes
 
 
