@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from yolov7.errors import DataError, YoloError
+from yolov7.errors import YoloError
 from yolov7.text import for_terminal, printable
 
 if TYPE_CHECKING:  # commands import what they need when they run, so that `yolov7 --help` is fast
@@ -138,6 +138,13 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--rectangular", action="store_true", help="use the smallest rectangle instead of the square input"
+    )
+    parser.add_argument(
+        "--pixel-range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white in images of more than 8 bits: pixel_range of the training data",
     )
     _add_batch_size(parser, default=8)
     parser.add_argument(
@@ -267,11 +274,14 @@ def _tensorrt(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    from yolov7.data.depth import PixelRange
     from yolov7.predict.job import RESULTS, predict_source
     from yolov7.predict.sources import open_source
     from yolov7.predict.tiles import TiledPredictor
 
-    source = open_source(args.source, exclude=[args.output])  # report a mistyped path before loading a model
+    pixel_range = None if args.pixel_range is None else PixelRange(*args.pixel_range)
+    # Before a model is loaded: a mistyped path is reported at once.
+    source = open_source(args.source, exclude=[args.output], pixel_range=pixel_range)
     predictor = _load(
         args,
         rectangular=args.rectangular,
@@ -283,16 +293,7 @@ def _predict(args: argparse.Namespace) -> None:
     )
     with _progress(len(source)) as advance:
         job = predict_source(detector, source, args.output, formats=args.also, advance=advance)
-    if job.errors and not job.images:
-        raise job.errors[0]
-    if args.json:
-        with (args.output / RESULTS).open(encoding="utf-8") as lines:
-            sys.stdout.writelines(lines)
-    else:
-        print(f"{job.images} images, {job.detections} detections: {args.output / RESULTS}")
-    if job.errors:
-        more = f" (and {len(job.errors) - 1} more)" if len(job.errors) > 1 else ""
-        raise DataError(f"{job.errors[0]}{more}; the others are done")
+    job.tell(args.output / RESULTS, as_json=args.json)
 
 
 def _benchmark(args: argparse.Namespace) -> None:

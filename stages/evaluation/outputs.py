@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from stages.project.folders import replace_folder
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.evaluate import Evaluation, write_results
-from yolov7.files import atomic_path, write_json, write_text
+from yolov7.files import write_json, write_text
 from yolov7.predict import Predictor
-from yolov7.predict.draw import draw_boxes, draw_detections
+from yolov7.predict.draw import draw_boxes, draw_detections, write_picture
 from yolov7.text import csv_text
 
 SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
@@ -48,9 +46,5 @@ def _draw_pictures(folder: Path, predictor: Predictor, index: Index, most: int) 
         names = [index.class_names[label] for label in labels]
         truth = draw_boxes(image, index.boxes(position), labels, names)
         found = draw_detections(image, predictor.predict(image)[0], index.class_names)
-        pair = cv2.cvtColor(np.concatenate([truth, np.full_like(truth[:, :8], 255), found], axis=1), cv2.COLOR_RGB2BGR)
-        with atomic_path(folder / f"{index.image_id(position)}.jpg") as temporary:
-            if not cv2.imwrite(str(temporary), pair, [cv2.IMWRITE_JPEG_QUALITY, 92]):
-                raise OSError(
-                    f"{folder}: the pictures could not be written ({shutil.disk_usage(folder).free} bytes free)"
-                )
+        pair = np.concatenate([truth, np.full_like(truth[:, :8], 255), found], axis=1)
+        write_picture(folder / f"{index.image_id(position)}.jpg", pair, quality=92)

@@ -104,7 +104,10 @@ def measure(path: Path) -> Values | None:
         low, high = (float(flat.min()), float(flat.max())) if flat.size else (0.0, 0.0)
     sample = flat[:: -(-flat.size // _SAMPLES)] if flat.size else np.zeros(1)
     dark, bright = np.quantile(sample.astype(np.float64), [_TAIL, 1 - _TAIL]).tolist()
-    return Values(floating, low, max(high, float(declared_maximum(data) or high)), dark, bright)
+    declared = declared_maximum(data)
+    if declared is not None and declared < 65535:  # many write 65535 whatever the values are
+        high = max(high, float(declared))
+    return Values(floating, low, high, dark, bright)
 
 
 def _chosen(values: Sequence[Values]) -> PixelRange | None:

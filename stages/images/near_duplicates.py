@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from stages.images.header import MAX_PIXELS, read_header
 from stages.images.sandbox import Died, breaks_out, run_limited
+from yolov7.data.depth import PixelRange, decode_deep
+from yolov7.data.orientation import turn_upright
 
 BITS = 128
 _CELLS = 8
@@ -43,7 +45,9 @@ def difference_hashes(paths: Sequence[Path]) -> list[Hash | None]:
 def difference_hash(path: Path) -> Hash | None:
     """The hash of one image file, as :func:`difference_hashes`, decoded in this process."""
     header = read_header(path)
-    if header is None or header.width * header.height > MAX_PIXELS:
+    if header is None or header.bits > 8:
+        return _hash_of_any(path)
+    if header.width * header.height > MAX_PIXELS:
         return None
     # JPEG decodes to a half, a quarter or an eighth at a fraction of the cost; 128 pixels are plenty for 9 cells.
     side = min(header.width, header.height)
@@ -59,6 +63,26 @@ def difference_hash(path: Path) -> Hash | None:
     except (OSError, cv2.error):
         return None
     return None if pixels is None else hash_pixels(pixels)
+
+
+def _hash_of_any(path: Path) -> Hash | None:
+    """The hash of an image of any format and depth, its own range of values stretched: the hash only compares them."""
+    try:
+        data = path.read_bytes()
+        pixels = decode_deep(data)
+    except (OSError, cv2.error):
+        return None
+    if pixels is None or pixels.shape[0] * pixels.shape[1] > MAX_PIXELS:
+        return None
+    if pixels.dtype == np.uint8:
+        grey = pixels
+    else:
+        low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
+        if not high - low > 0 or not np.isfinite(high - low):
+            return None
+        grey = PixelRange(low, high).scale(pixels)
+    grey = turn_upright(data, np.asarray(grey, np.uint8))
+    return hash_pixels(np.asarray(cv2.cvtColor(grey, cv2.COLOR_RGB2GRAY) if grey.ndim == 3 else grey, np.uint8))
 
 
 def hash_pixels(pixels: NDArray[np.uint8]) -> Hash | None:

@@ -20,6 +20,7 @@ _SIGNED, _FLOAT = 2, 3
 """Sample formats of TIFF (revision 6.0, section 19)."""
 _PNM_HEAD = re.compile(rb"P([1-6])\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*\d+\s+(?:#[^\n]*\n\s*)*(\d+)\s")
 _PAM_HEAD = re.compile(rb"P7\n(?:[^\n]*\n){1,8}?DEPTH (\d+)\n")
+_SUN = b"\x59\xa6\x6a\x95"
 _BGR_FLAGS = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR
 
 
@@ -50,13 +51,15 @@ UNIT = PixelRange(0.0, 1.0)
 """Of floating values by convention."""
 
 
-def decode_deep(data: bytes, *, as_stored: bool = False) -> NDArray[np.generic] | None:
-    """The values of an image as they are, (height, width) or (height, width, 3) RGB, upright; None if it is damaged.
+def decode_deep(data: bytes) -> NDArray[np.generic] | None:
+    """The values of an image as they are, (height, width) or (height, width, 3) RGB; None if it is damaged.
 
-    `as_stored` leaves out the EXIF orientation. Raises :class:`cv2.error` as OpenCV does.
+    EXIF orientations are applied. Raises :class:`cv2.error` as OpenCV does.
     """
-    flags = _BGR_FLAGS | cv2.IMREAD_IGNORE_ORIENTATION if as_stored else _BGR_FLAGS
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    content = np.frombuffer(data, np.uint8)
+    if data.startswith(_SUN):  # grey ones come empty but as colour; they never have more than 8 bits
+        return cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+    pixels = cv2.imdecode(content, _BGR_FLAGS)
     if pixels is None or pixels.ndim == 2 or data.startswith(b"P7\n"):  # PAM comes in its own order
         return pixels
     return np.ascontiguousarray(pixels[..., ::-1])
@@ -105,3 +108,21 @@ def tiff_samples(data: bytes) -> tuple[int, int]:
     except struct.error:
         return 0, 0
     return found[258], found[339]
+
+
+_DARK = 32
+_TAIL = 0.995
+
+
+def is_dark_and_deep(data: bytes, image: NDArray[np.uint8]) -> bool:
+    """True if an image of more than 8 bits a channel became nearly black: its range is probably another one."""
+    return _is_deep(data) and float(np.quantile(image[::4, ::4], _TAIL)) < _DARK
+
+
+def _is_deep(data: bytes) -> bool:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data[24:25] == b"\x10"
+    if data.startswith((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")):
+        header = data.find(b"ihdr", 0, 1024)
+        return header >= 0 and data[header + 14] & 0x7F > 7
+    return tiff_samples(data)[0] > 8 or (declared_maximum(data) or 0) > 255

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from yolov7.files import atomic_path
 from yolov7.nms import Detections
 
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
+LONGEST = 32_000
+"""Pixels of a drawn side: OpenCV draws to 32,763, and two such pictures side by side still fit a JPEG (65,500)."""
+_LONGEST_SIDE = {".jpg": 65_500, ".png": 1_000_000}
 _WEIGHT = 600  # of the font: semi-bold is readable on a coloured background
 
 
@@ -47,18 +52,20 @@ def draw_boxes(
 ) -> np.ndarray:
     """`image` (uint8 HWC RGB) with `boxes` ((n, 4) xyxy pixels) in their classes' colours and a text at each.
 
-    The first boxes are drawn last, so that the most confident detection lies on top.
+    The first boxes are drawn last, so that the most confident detection lies on top. An image whose longer side is
+    over :data:`LONGEST` pixels is shrunk to it.
     """
     height, width = image.shape[:2]
     factor = max(1, -(-smallest_side // max(height, width)))
     if factor > 1:
         canvas = cv2.resize(image, (width * factor, height * factor), interpolation=cv2.INTER_CUBIC)
     else:
-        canvas = np.ascontiguousarray(image).copy()
+        canvas = np.ascontiguousarray(shrink(image, LONGEST)).copy()
+    scale = np.array([canvas.shape[1] / width, canvas.shape[0] / height] * 2)
     longer = max(canvas.shape[:2])
     thickness = max(2, round(longer / 400))
     font, size = cv2.FontFace("sans"), int(np.clip(round(longer / 45), 13, 48))
-    corners = np.rint(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * factor).astype(int).tolist()
+    corners = np.rint(np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * scale).astype(int).tolist()
     order = range(len(corners) - 1, -1, -1)
     for i in order:
         left, top, right, bottom = corners[i]
@@ -71,6 +78,37 @@ def draw_boxes(
     for i in order:
         _draw_label(canvas, places[i], texts[i], class_color(int(labels[i])), font, size)
     return canvas
+
+
+def shrink(image: np.ndarray, longest: int) -> np.ndarray:
+    """The image (HWC) with a longer side of at most `longest` pixels and no side under 1."""
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def write_picture(path: Path, picture: np.ndarray, *, quality: int) -> None:
+    """Write a picture (uint8 HWC RGB) as PNG or, by any other suffix, as JPEG, in one step.
+
+    Raises :class:`OSError` where it cannot be written.
+    """
+    content = encode_picture(picture, ".png" if path.suffix.lower() == ".png" else ".jpg", quality=quality)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)  # OpenCV opens no path: it takes names in UTF-8 alone
+
+
+def encode_picture(picture: np.ndarray, suffix: str, *, quality: int) -> bytes:
+    """A picture (uint8 HWC RGB) as the bytes of a `.png` or a `.jpg`, shrunk to what the format holds."""
+    picture = shrink(picture, _LONGEST_SIDE[suffix])
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []  # OpenCV warns about other formats'
+    done, content = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]), options)
+    if not done:
+        size = f"{picture.shape[1]} x {picture.shape[0]}"
+        raise OSError(f"a picture of {size} pixels could not be encoded as {suffix}: probably for lack of memory")
+    return content.tobytes()
 
 
 def _text_size(text: str, font: cv2.FontFace, size: int) -> tuple[int, int]:

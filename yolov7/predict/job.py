@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
+import os
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import cv2
-import numpy as np
-
 from yolov7.errors import DataError
-from yolov7.files import atomic_path, write_atomic, write_text
+from yolov7.files import write_atomic, write_text
 from yolov7.nms import Detections
-from yolov7.predict.draw import draw_detections
+from yolov7.predict import draw
+from yolov7.predict.draw import draw_detections, write_picture
+from yolov7.predict.names import OutputNames
 from yolov7.predict.predictor import Predictor
-from yolov7.predict.sources import Frame, OnError, Source
+from yolov7.predict.sources import Frame, Source
 from yolov7.predict.tiles import TiledPredictor
 from yolov7.text import Rows, printable_json
 
@@ -30,10 +30,7 @@ TABLE = "detections.csv"
 PARTIAL = "detections.partial.jsonl"
 """Records of a job that is still running: per line an object with `image` and `annotations`."""
 FORMATS = ("csv", "yolo")
-_DRAWN_AS_THEY_ARE = frozenset({".jpg", ".jpeg", ".png"})
-_LARGEST_JPEG = 65_535
-"""Pixels of a side: JPEG stores it in two bytes."""
-_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 92]
+_QUALITY = 92
 
 
 @dataclass
@@ -43,7 +40,25 @@ class Job:
     images: int = 0
     detections: int = 0
     errors: list[DataError] = field(default_factory=list)
-    """Images that could not be read or drawn."""
+    """Images that could not be read."""
+    notes: list[str] = field(default_factory=list)
+    """Doubts about the images that were read, and files that were left out."""
+
+    def tell(self, results: Path, *, as_json: bool) -> None:
+        """Print the outcome, or the JSON of `results`; raise :class:`DataError` if an image could not be read."""
+        for note in self.notes:
+            sys.stderr.write(f"warning: {note}\n")
+        if self.errors and not self.images:
+            raise self.errors[0]
+        if as_json:
+            with results.open(encoding="utf-8") as lines:
+                sys.stdout.writelines(lines)
+        else:
+            shown = os.fsencode(results).decode("utf-8", "backslashreplace")
+            sys.stdout.write(f"{self.images} images, {self.detections} detections: {shown}\n")
+        if self.errors:
+            more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+            raise DataError(f"{self.errors[0]}{more}; the others are done")
 
 
 def predict_source(
@@ -63,18 +78,19 @@ def predict_source(
     that cannot be read is noted and left out. Records go to :data:`PARTIAL`, a line per image. If the job ends early
     (an interrupt, a broken stream), the JSON file is made of the records so far; a killed job leaves those lines.
     """
-    job, names = Job(), _Names(source, out)
+    names = OutputNames(source.names, source.files, out, reserved=(RESULTS, TABLE, PARTIAL))
+    if isinstance(source.video, str) and (out / source.stem).is_file():
+        raise DataError("a folder of this name is needed, but there is a file", path=out / source.stem)
+    job = Job(notes=list(source.left_out))
     try:
-        for frames in _batches(source, predictor.batch_size, job.errors.append):
+        for frames in _batches(source, predictor.batch_size, job):
             found = predictor.predict([frame.image for frame in frames])
             for frame, detections in zip(frames, found, strict=True):
                 _record(out / PARTIAL, job, frame, detections, predictor.metadata.category_ids)
                 if "yolo" in formats:
                     _write_yolo(out / "labels" / names.label(frame.name), frame, detections)
-                try:
-                    _draw(out / names.drawn(frame.name), frame, detections, predictor.metadata.class_names)
-                except DataError as error:  # its detections are written anyway
-                    job.errors.append(error)
+                _draw(out / names.drawn(frame.name), frame, detections, predictor.metadata.class_names)
+                _tell_shrunk(job, frame)
                 advance()
     finally:
         if job.images:  # otherwise keep the result of an earlier run
@@ -133,41 +149,6 @@ def _read(records: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-class _Names:
-    """Output names of each image: all different, and none an original's."""
-
-    def __init__(self, source: Source, out: Path):
-        self._names = set(source.names)
-        self._stems = Counter(_stem(name) for name in self._names)
-        originals = {file.resolve() for file in source.files}
-        for name in self._names:
-            target = out / self.drawn(name)
-            if target.resolve() in originals:
-                raise DataError(
-                    "the drawn image would overwrite this original; choose another folder with -o", path=target
-                )
-        if isinstance(source.video, str) and (out / source.stem).is_file():
-            raise DataError("a folder of this name is needed, but there is a file", path=out / source.stem)
-
-    def drawn(self, name: str) -> str:
-        """Name of the drawn image: `.jpg` is added unless the suffix is of a format we write."""
-        if Path(name).suffix.lower() in _DRAWN_AS_THEY_ARE:
-            return name
-        name = f"{name}.jpg"
-        while name in self._names:
-            name = f"{name}.jpg"
-        return name
-
-    def label(self, name: str) -> str:
-        """Name of the YOLO label file. If there are `a.jpg` and `a.png`, both keep their suffix."""
-        stem = _stem(name)
-        return f"{name if self._stems[stem] > 1 or stem in self._names else stem}.txt"
-
-
-def _stem(name: str) -> str:
-    return str(Path(name).with_suffix(""))
-
-
 def _write_yolo(path: Path, frame: Frame, detections: Detections) -> None:
     """A line per detection: class number, centre and sides as shares of the image, score. An empty file for none."""
     height, width = frame.image.shape[:2]
@@ -179,10 +160,10 @@ def _write_yolo(path: Path, frame: Frame, detections: Detections) -> None:
     write_text(path, "".join(lines))
 
 
-def _batches(source: Source, size: int, on_error: OnError) -> Iterator[list[Frame]]:
+def _batches(source: Source, size: int, job: Job) -> Iterator[list[Frame]]:
     frames: list[Frame] = []
     try:
-        for frame in source.frames(on_error):
+        for frame in source.frames(job.errors.append, job.notes.append):
             frames.append(frame)
             if len(frames) == size:
                 yield frames
@@ -190,7 +171,7 @@ def _batches(source: Source, size: int, on_error: OnError) -> Iterator[list[Fram
     except DataError as error:  # the source itself gave up
         if frames:
             yield frames
-        on_error(error)
+        job.errors.append(error)
         return
     if frames:
         yield frames
@@ -198,14 +179,13 @@ def _batches(source: Source, size: int, on_error: OnError) -> Iterator[list[Fram
 
 def _draw(path: Path, frame: Frame, detections: Detections, class_names: tuple[str, ...]) -> None:
     drawn = draw_detections(frame.image, detections, class_names)
-    is_png = path.suffix.lower() == ".png"
-    if not is_png and max(drawn.shape[:2]) > _LARGEST_JPEG:
-        size = f"{drawn.shape[1]} x {drawn.shape[0]}"
-        raise DataError(f"{size} pixels are too many for a JPEG, so it was not drawn", path=frame.origin)
-    with atomic_path(path) as temporary:
-        options = [] if is_png else _QUALITY  # OpenCV warns about options of other formats
-        if not cv2.imwrite(str(temporary), np.ascontiguousarray(drawn[:, :, ::-1]), options):
-            raise OSError(f"{path}: the drawn image could not be written")
+    write_picture(path, drawn, quality=_QUALITY)
+
+
+def _tell_shrunk(job: Job, frame: Frame) -> None:
+    height, width = frame.image.shape[:2]
+    if max(height, width) > draw.LONGEST:
+        job.notes.append(f"{frame.name}: {width} x {height} pixels are more than can be drawn; it was drawn smaller")
 
 
 def _record(path: Path, job: Job, frame: Frame, detections: Detections, category_ids: tuple[int, ...]) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 
 from yolov7.data.decode import read_image
@@ -17,7 +16,7 @@ from yolov7.evaluate.bootstrap import Interval, ap_interval
 from yolov7.evaluate.mistakes import Calibration, Errors, ImageErrors, best_confidence, calibration, find_errors
 from yolov7.evaluate.run import Evaluation
 from yolov7.evaluate.slices import Slice, image_slices, object_slices
-from yolov7.predict.draw import draw_boxes
+from yolov7.predict.draw import draw_boxes, encode_picture, shrink
 from yolov7.report import charts
 from yolov7.report.page import MISSING, figure, render
 
@@ -144,9 +143,9 @@ def _galleries(errors: Errors, index: Index, pictures: int) -> list[dict[str, An
 
 def _picture(index: Index, image: ImageErrors) -> dict[str, str]:
     pixels = read_image(index.image_path(image.position))
-    scale = min(1.0, _PICTURE_SIDE / max(pixels.shape[:2]))
-    if scale < 1:
-        pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = pixels.shape[:2]
+    pixels = shrink(pixels, _PICTURE_SIDE)
+    scale = np.array([pixels.shape[1] / width, pixels.shape[0] / height] * 2)
     names = index.class_names
     truth = index.labels(image.position)
     missed = ["" if found else " missed" for found in ~image.missed]
@@ -163,9 +162,7 @@ def _picture(index: Index, image: ImageErrors) -> dict[str, str]:
     ]
     right = draw_boxes(pixels, image.boxes * scale, image.labels, texts, smallest_side=_PICTURE_SIDE)
     pair = np.concatenate([left, np.full_like(left[:, :8], 255), right], axis=1)
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(pair, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    if not done:
-        raise OSError(f"image {index.image_id(image.position)} could not be written as JPEG")
+    data = encode_picture(pair, ".jpg", quality=82)
     wrong = f"{image.mistakes} mistakes, " if image.mistakes else ""
     caption = f"{index.image_path(image.position).name}: {wrong}{int(image.found.sum())} of {len(truth)} found"
-    return {"caption": caption, "jpeg": base64.b64encode(data.tobytes()).decode("ascii")}
+    return {"caption": caption, "jpeg": base64.b64encode(data).decode("ascii")}

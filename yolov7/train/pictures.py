@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from yolov7.files import atomic_path
 from yolov7.loss import LevelPicture
-from yolov7.predict.draw import class_color, draw_boxes
+from yolov7.predict.draw import class_color, draw_boxes, write_picture
 
 Picture = NDArray[np.uint8]
 Color = tuple[int, int, int]
@@ -170,9 +169,4 @@ def _side_by_side(panels: list[Picture]) -> Picture:
 
 
 def _write(picture: Picture, path: Path) -> None:
-    quality = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix == ".jpg" else []
-    encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)
-    if not encoded:
-        raise OSError(f"{path}: the picture could not be encoded")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content.tobytes())
+    write_picture(path, picture, quality=92)

@@ -218,7 +218,7 @@ def test_a_killed_job_leaves_its_records_and_keeps_none_in_memory(capsys, export
     assert [found for record in records for found in record["annotations"]] == document["annotations"]
     assert [found["id"] for found in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
     assert not partial.exists()
-    assert set(vars(job.Job())) == {"images", "detections", "errors"} and job.Job().images == 0
+    assert set(vars(job.Job())) == {"images", "detections", "errors", "notes"} and job.Job().images == 0
 
 
 def test_an_original_is_never_overwritten(capsys, exported, images, monkeypatch):
@@ -242,14 +242,15 @@ def test_images_whose_names_differ_in_the_suffix_alone_get_files_of_their_own(ca
     assert drawn == {"a.jpg", "a.png.jpg", "b.bmp.jpg", "b.bmp.jpg.jpg"}
 
 
-def test_an_image_too_wide_to_be_drawn_costs_only_its_picture(capsys, exported, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("yolov7.predict.job._LARGEST_JPEG", 1000)
+def test_an_image_too_wide_to_be_drawn_is_drawn_smaller(capsys, exported, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("yolov7.predict.draw.LONGEST", 1000)
     cv2.imwrite(str(images / "0wide.jpg"), cv2.resize(pictures(1)[0], (1200, 40)))
     code, _, err = run(capsys, "predict", images, "--model", exported, "-o", tmp_path / "out")
-    assert code == 2 and "0wide.jpg: 1200 x 40 pixels" in one_line(err) and "the others are done" in err
+    assert code == 0 and err.startswith("warning: 0wide.jpg: 1200 x 40 pixels") and err.count("\n") == 1
     document = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert [image["file_name"] for image in document["images"]] == ["0.png", "0wide.jpg", "1.png", "2.png"]
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.*g")) == ["0.png", "1.png", "2.png"]
+    assert document["images"][1]["width"] == 1200
+    assert cv2.imread(str(tmp_path / "out" / "0wide.jpg")).shape == (33, 1000, 3)
 
 
 def test_benchmark_as_table_and_json(capsys, exported, images):
@@ -338,7 +339,7 @@ def test_the_command_in_a_process_of_its_own(exported, images, tmp_path):
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"error: {broken}: not readable as a video\n"
+    assert done.stderr == f"error: {broken}: not readable as a video: of no known format, or damaged\n"
     assert not (tmp_path / "out").exists()
     piped = subprocess.run(
         f"{sys.executable} -m yolov7.cli info --variant yolov7-tiny --json | head -c 1; exit ${{PIPESTATUS[0]}}",

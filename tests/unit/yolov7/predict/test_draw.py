@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
+import pytest
 import torch
 
 from yolov7.nms import Detections
-from yolov7.predict.draw import class_color, draw_boxes, draw_detections
+from yolov7.predict.draw import class_color, draw_boxes, draw_detections, encode_picture, write_picture
 
 
 def one(box, label=0, score=0.87):
@@ -59,3 +61,16 @@ def test_neighbouring_classes_look_different():
     for step in (1, 2, 3):
         assert np.abs(colors[step:] - colors[:-step]).sum(axis=1).min() > 60
     assert len({class_color(i) for i in range(80)}) == 80
+
+
+@pytest.mark.parametrize("size", [(64, 33_000), (1, 40_000), (40_000, 1), (1, 1), (10, 66_000)])
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_picture_of_any_size_is_drawn_and_written(tmp_path, size, suffix):
+    height, width = size
+    image = np.full((height, width, 3), 60, np.uint8)
+    boxes = np.array([[width * 0.1, 0, width * 0.9, height]])
+    drawn = draw_boxes(image, boxes, np.array([0]), ["a name"])
+    assert max(drawn.shape) <= 32_000 and min(drawn.shape[:2]) >= 1
+    write_picture(tmp_path / f"x{suffix}", np.concatenate([drawn, drawn], axis=1), quality=90)
+    assert cv2.imread(str(tmp_path / f"x{suffix}")) is not None
+    assert encode_picture(np.full((2, 65_600, 3), 9, np.uint8), ".jpg", quality=90)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from yolov7.data.depth import PixelRange
 from yolov7.errors import DataError
 from yolov7.predict.sources import Source, open_source
 
@@ -179,3 +180,88 @@ def test_a_video_has_a_plain_folder_name(tmp_path):
 def test_a_source_inside_the_output_is_not_left_out(folder):
     for out in (folder, folder.parent):
         assert len(open_source(folder, exclude=[out])) == 4
+
+
+@pytest.fixture
+def clip(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 64))
+    for _ in range(3):
+        writer.write(np.full((64, 64, 3), 90, np.uint8))
+    writer.release()
+    return (tmp_path / "v.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["12:30:05.mp4", "C:\\x.mp4", "http:x.mp4", "without", "clip.jpg", "%03d.mp4", "-v.mp4", "http:/host/v.mp4",
+             "rtsp:/cam/live", "concat:a|b.mp4", "new\nline.mov", "a[1]*?.webm", "0"],
+)  # fmt: skip
+def test_a_video_is_one_by_its_content_and_a_path_that_exists_is_a_path(tmp_path, monkeypatch, clip, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(clip)
+    typed = name.replace(":/", "://") if ":/" in name else name
+    assert len(list(open_source(typed).frames())) == 3
+
+
+@pytest.mark.parametrize("name", ["b[1]", "C:\\x", "http:", "7", "12:30", "a*", "rtsp:"])
+def test_a_folder_is_one_whatever_it_is_called(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / name / "i.jpg")
+    assert names(open_source(name)) == ["i.jpg"]
+    assert names(open_source(f"{name}/*.jpg")) == ["i.jpg"]
+
+
+LISTS = {
+    "cat.mp4": "ffconcat version 1.0\nfile v.mp4\n", "marked.mov": "\ufeffffconcat version 1.0\nfile v.mp4\n",
+    "live.mkv": "#EXTM3U\n#EXTINF:1,\nv.mp4\n", "call.avi": "v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\n",
+    "dash.webm": "<?xml version='1.0'?>\n<MPD xmlns='urn:mpeg:dash:schema:mpd:2011'/>",
+    "x.txt": "ffconcat version 1.0\n",
+    "without": "#EXTM3U\nv.mp4\n", "p.pls": "[playlist]\nFile1=v.mp4\n", "a.asx": "<asx version='3'/>",
+    "m.m3u": "v.mp4\n",
+    "s.xspf": "<?xml version='1.0'?><playlist version='1'/>", "names.mp4": "v.mp4\n",
+    "sub.mpg": "# VobSub index file, v7\n",
+    "image.jpg": "ffconcat version 1.0\nfile v.mp4\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_list_that_opens_other_files_is_no_video(tmp_path, clip, name):
+    (tmp_path / "v.mp4").write_bytes(clip)
+    (tmp_path / name).write_text(LISTS[name])
+    with pytest.raises(DataError, match=r"not a video but a playlist|not readable as a video"):
+        list(open_source(tmp_path / name).frames())
+
+
+def test_images_of_a_folder_are_told_by_content(tmp_path, clip):
+    suffixes = {"a.jfif": ".jpg", "b.avif": ".avif", "c.gif": ".gif", "d": ".png", "cam.0001": ".jpg", "E.JP2": ".jp2"}
+    for name, suffix in {**suffixes, "f.dat": ".webp", "g.ras": ".ras", "h.pgm": ".ppm"}.items():
+        (tmp_path / name).write_bytes(cv2.imencode(suffix, np.full((64, 64, 3), 90, np.uint8))[1].tobytes())
+    junk = {
+        "._a.jpg": b"\0\5\x16\7",
+        ".DS_Store": b"\0\0\0\1Bud1",
+        "Thumbs.db": b"\xd0\xcf",
+        "x.txt": b"BMW",
+        "v.mov": clip,
+    }
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    for name, content in {**junk, "v.mov": clip, "phone.jpg": heic, "phone.heic": heic, "text.jpg": b"hello"}.items():
+        (tmp_path / name).write_bytes(content)
+    source, errors = open_source(tmp_path), []
+    found = [frame.name for frame in source.frames(errors.append)]
+    assert found == ["E.JP2", "a.jfif", "b.avif", "c.gif", "cam.0001", "d", "f.dat", "g.ras", "h.pgm"]
+    told = sorted(str(error).removeprefix(f"{tmp_path}/") for error in errors)
+    assert [line.partition(":")[0] for line in told] == ["phone.heic", "phone.jpg", "text.jpg"]
+    assert "HEIC is not read here; convert it" in told[0] and "HEIC is not read here; convert it" in told[1]
+    assert source.left_out == ("2 videos were left out, 'v.mov' among them: give each by its name",)
+
+
+def test_deep_images_are_scaled_and_dark_ones_noticed(tmp_path):
+    ramp = np.linspace(0, 4095, 400).reshape(20, 20).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "x.png"), ramp)
+    cv2.imwrite(str(tmp_path / "y.tiff"), ramp.astype(np.float32))
+    notes, errors = [], []
+    assert [frame.name for frame in open_source(tmp_path).frames(errors.append, notes.append)] == ["x.png"]
+    assert "1 images have more than 8 bits a channel and are nearly black" in notes[0] and "--pixel-range" in notes[0]
+    assert "holds values from 0 to 4095" in str(errors[0]) and "--pixel-range LOW HIGH" in str(errors[0])
+    frames = list(open_source(tmp_path, pixel_range=PixelRange(0, 4095)).frames(None, notes.append))
+    assert [int(frame.image.max()) for frame in frames] == [255, 255] and len(notes) == 1
