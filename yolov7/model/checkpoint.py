@@ -35,7 +35,7 @@ from yolov7.text import printable
 
 HEADER_KEY = "yolov7"
 FORMAT = 1
-MAX_MODULES = 30_000
+MAX_MODULES = 10_000
 """The largest network of the library has 1,100."""
 _BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
