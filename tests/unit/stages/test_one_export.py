@@ -70,15 +70,16 @@ DAMAGED = [
 ]
 
 
+def run_of_v():
+    return training_run("v", needs={"fingerprint": str})
+
+
 @pytest.mark.parametrize("text", DAMAGED)
 def test_damaged_documents_name_the_file_and_the_command(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     readers = {
         write(tmp_path / "data/ingested/dataset.json", text): (dataset_document, "ingest"),
-        write(tmp_path / model_dir("v") / "train/run.json", text): (
-            lambda: training_run("v", needs={"fingerprint": str}),
-            "train@v",
-        ),
+        write(tmp_path / model_dir("v") / "train/run.json", text): (run_of_v, "train@v"),
         write(tmp_path / reports("v") / "metrics.json", text): (lambda: measured("v"), "evaluate@v"),
     }
     for path, (read, command) in readers.items():
