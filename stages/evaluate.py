@@ -20,12 +20,8 @@ from yolov7.artefact import ONNX, read_description
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate
-<<<<<<< HEAD
-from yolov7.files import sha256_file, write_json, write_text
-=======
 from yolov7.evaluate.left_out import images_cut_short
-from yolov7.files import write_json, write_text
->>>>>>> main
+from yolov7.files import sha256_file, write_json, write_text
 from yolov7.predict import AugmentedRuntime, Predictor, load_detector
 from yolov7.predict.augmented import Views
 from yolov7.report.evaluation import Analysis, analyse, render_report

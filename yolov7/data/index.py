@@ -21,12 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov7.data.formats.coco import CocoAnnotations, classes_of
-<<<<<<< HEAD
-from yolov7.data.index_arrays import ARRAYS, arrays_of
-from yolov7.documents import load_json
-=======
 from yolov7.data.index_arrays import ARRAYS, arrays_of, boxes_and_extents, left_out
->>>>>>> main
+from yolov7.documents import load_json
 from yolov7.errors import DataError
 from yolov7.files import write_json
 from yolov7.polygons import Polygons

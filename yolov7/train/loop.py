@@ -23,13 +23,9 @@ from yolov7.data.loader import Batch, TrainLoader
 from yolov7.data.tally import Tally
 from yolov7.data.workers import lost_workers_explained
 from yolov7.device import allow_tf32, pins_memory
-<<<<<<< HEAD
 from yolov7.errors import ConfigError, TrainingError
-=======
-from yolov7.errors import ConfigError
 from yolov7.evaluate import EVALUATION
 from yolov7.evaluate.left_out import uncounted_objects
->>>>>>> main
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-<<<<<<< HEAD
-from yolov7.text import markdown
-=======
 from yolov7.data.tally import Tally
->>>>>>> main
+from yolov7.text import markdown
 from yolov7.train.progress import duration
 from yolov7.train.records import Outcome, loss_parts
 
