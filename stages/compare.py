@@ -35,7 +35,7 @@ _TIMED_IMAGES = 20
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write the comparison to `--output`."""
     index = open_index("test")
-    sha256 = dataset_document()["splits"]["test"]["sha256"]
+    sha256 = dataset_document(needs={"splits.test.sha256": str})["splits"]["test"]["sha256"]
     predictors = {role: load_detector(getattr(args, role)) for role in ("challenger", "champion")}
     names = {role: list(predictor.metadata.class_names) for role, predictor in predictors.items()}
     if names["challenger"] != names["champion"]:

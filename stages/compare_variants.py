@@ -37,7 +37,7 @@ _TIMED_IMAGES = 20
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write the page for every variant of `params.yaml` with figures on the current test data."""
-    document = dataset_document()["splits"]["test"]
+    document = dataset_document(needs={"splits.test.sha256": str})["splits"]["test"]
     figures = _evaluated(params.variants, document["sha256"])
     index = open_index("test")
     images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
@@ -114,7 +114,7 @@ def _compared(params: Params, variant: str, metrics: dict[str, Any], timed: Benc
     return Compared(
         variant=variant,
         metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
-        per_class=metrics["per_class"],
+        per_class=metrics.get("per_class", {}),
         parameters=count_parameters(model),
         gflops=conv_gflops(model, metadata.image_size),
         image_size=metadata.image_size,

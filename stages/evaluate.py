@@ -15,7 +15,7 @@ from typing import Any
 from stages.evaluation.outputs import write_outputs
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
-from stages.project.workspace import dataset_document, model_dir, open_index, reports
+from stages.project.workspace import TEST_SPLIT, dataset_document, model_dir, open_index, reports
 from yolov7.artefact import ONNX, read_description
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Evaluate `models/V/export/model.onnx` into `reports/V`, or `--model` into `--output`."""
-    document = dataset_document()
+    document = dataset_document(needs=TEST_SPLIT)
     index = open_index("test")
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")

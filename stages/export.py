@@ -84,7 +84,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
 
 def _origin(trained: Path, variant: str) -> dict[str, Any]:
     """Code, data and run that the model comes from, for `model.json`."""
-    run = training_run(variant)
+    run = training_run(variant, needs={"fingerprint": str})
     return {
         "licence": "Apache-2.0 (code); the weights are under the terms of the data they were trained on",
         "data_sha256": dataset_document()["sha256"],

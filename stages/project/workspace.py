@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from yolov7.documents import DocumentError, load_json
@@ -24,6 +23,9 @@ NUMBER = (int, float)
 Needs = Mapping[str, type | tuple[type, ...]]
 """Type of an entry by its place in a document, `splits.test.sha256`."""
 _NOTHING: Needs = {}
+_IDENTITY: Needs = {"sha256": str}
+TEST_SPLIT: Needs = {"sha256": str, "test_is_val": bool, "splits.test.sha256": str}
+"""What a measurement on the test split reads from `dataset.json`."""
 _ABSENT = object()
 
 
@@ -50,21 +52,19 @@ def open_index(split: str) -> Index:
     return Index.open(INDEX / split, image_root=split_images(split))
 
 
-def dataset_document(ingested: Path = INGESTED) -> dict[str, Any]:
+def dataset_document(ingested: Path = INGESTED, *, needs: Needs = _IDENTITY) -> dict[str, Any]:
     """`dataset.json`: source, classes, counts and content hash of the ingested data."""
-    needs = {"sha256": str, "test_is_val": bool, "splits.test.sha256": str}
     return read_json(ingested / "dataset.json", "dvc repro ingest", needs=needs)
 
 
-def training_run(variant: str) -> dict[str, Any]:
+def training_run(variant: str, *, needs: Needs = _NOTHING) -> dict[str, Any]:
     """`run.json` of a training: its MLflow run, and the fingerprint of what it was trained with."""
-    needs: Needs = {"run_id": (str, NoneType), "variant": str, "fingerprint": str}
     return read_json(model_dir(variant) / "train/run.json", f"dvc repro train@{variant}", needs=needs)
 
 
 def measured(variant: str, root: Path = Path()) -> dict[str, Any]:
     """`metrics.json` of an evaluation."""
-    needs: Needs = {"AP": NUMBER, "AP50": NUMBER, "per_class": dict, "test_data_sha256": str}
+    needs: Needs = {"AP": NUMBER, "AP50": NUMBER, "test_data_sha256": str}
     return read_json(root / reports(variant) / "metrics.json", f"dvc repro evaluate@{variant}", needs=needs)
 
 

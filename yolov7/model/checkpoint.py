@@ -35,7 +35,7 @@ from yolov7.text import printable
 
 HEADER_KEY = "yolov7"
 FORMAT = 1
-MAX_MODULES = 30_000
+MAX_MODULES = 10_000
 """The largest network of the library has 1,100."""
 _BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
@@ -235,7 +235,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             text = (opened.metadata() or {}).get(HEADER_KEY)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dictionary
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{file}: damaged, or not a .safetensors file: {error}") from None
+        reason = " ".join(str(error).split())[:200]  # it may quote the file
+        raise ModelError(f"{file}: damaged, or not a .safetensors file: {reason}") from None
     if text is None:
         raise ModelError(f"{file}: a .safetensors file, but not a checkpoint of this project (its header says nothing)")
     try:

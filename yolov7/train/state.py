@@ -103,7 +103,7 @@ class StateFolder:
             try:
                 document, tensors = _read(path)
             except (OSError, SafetensorError, ValueError, KeyError) as error:
-                log.warning("%s: not a complete training state (%s); trying the one before", path, error)
+                log.warning("%s: not a complete training state (%.200s); trying the one before", path, error)
                 continue
             self._check(document, path)
             return TrainingState(tensors, document["values"])

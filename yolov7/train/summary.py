@@ -44,7 +44,7 @@ def unused_as_markdown(counts: Tally) -> str:
     if not counts.lost:
         return ""
     header, rows = counts.table()
-    cells = [[text.replace("|", r"\|") for text in row] for row in [header, ["---"] * len(header), *rows]]
+    cells = [[markdown(text) for text in row] for row in [header, ["---"] * len(header), *rows]]
     return "\n".join(["## Objects left out", "", *(f"| {' | '.join(row)} |" for row in cells), ""])
 
 
