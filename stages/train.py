@@ -16,6 +16,7 @@ from contextlib import nullcontext
 import torch
 
 from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
+from stages.project.home import experiment_origin, project_root
 from stages.project.params import Params
 from stages.training.processes import restarted, start_processes
 from stages.training.run import TrainingRun
@@ -48,6 +49,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if not outcome.finished:
         if not processes.main:
             sys.exit(EXIT_RESUMABLE)
+        if experiment_origin(project_root()) is not None:
+            raise Interrupted("DVC deletes the folder of an experiment that has not finished: it will start over")
         raise Interrupted(f"the state is saved in {run.folder}; the same command resumes it")
 
 

@@ -20,6 +20,7 @@ CODE = ("stages/", "yolov7/")
 
 IGNORED = {
     "stages/project/command.py": "starts and ends the process: messages, exit codes",
+    "stages/project/home.py": "the place of records and locks",
     "stages/project/locks.py": "keeps processes apart",
     "stages/project/params.py": "DVC compares the values, group by group",
     "stages/project/params_data.py": "DVC compares the values, group by group",
