@@ -22,6 +22,7 @@ from stages.project.locks import try_file_lock
 from stages.project.redaction import in_one_line
 from stages.registry import delivery
 from stages.registry.server import connect, metric_name
+from yolov7.errors import TrainingError
 from yolov7.files import write_json
 
 log = logging.getLogger(__name__)
@@ -142,8 +143,8 @@ class RunJournal:
         if self._client is None:
             self._client = connect()
             if self._head["run_id"] is not None and not delivery.run_exists(self._client, self._head["run_id"]):
-                # Another server, or an emptied one: the journal still holds the whole run.
-                self._head |= {"run_id": None, "delivered": 0}
+                # Another server, an emptied one, or a deleted experiment: the journal still holds the whole run.
+                self._head |= {"run_id": None, "delivered": 0, "experiment": self.experiment}
         if self._head["run_id"] is None:
             self._head["run_id"] = delivery.find_or_create_run(self._client, self._head)
             self._write_head()
@@ -241,7 +242,10 @@ def flush(folder: Path = JOURNALS) -> int:
                 continue
             state = json.loads(head.read_text(encoding="utf-8"))
             journal = RunJournal(path, experiment=state["experiment"], run_name=state["run_name"])
-            if journal.due and not journal.deliver(force=True):
+            try:
+                left += bool(journal.due and not journal.deliver(force=True))
+            except TrainingError as error:  # its experiment is deleted, which must not hold up the others
+                log.warning("%s: %s", path, error)
                 left += 1
     return left
 

@@ -92,8 +92,16 @@ def experiment_id(client: Any, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
-        raise TrainingError(f"the MLflow experiment {name!r} is deleted: restore it, or set registry.experiment")
+        raise TrainingError(_deleted(found))
     return found.experiment_id
+
+
+def _deleted(experiment: Any) -> str:
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    return (
+        f"the MLflow experiment {experiment.name!r} is deleted: restore it with "
+        f"`MLFLOW_TRACKING_URI={redacted(tracking_uri())} {command}`, or set registry.experiment"
+    )
 
 
 def metric_name(name: str) -> str:

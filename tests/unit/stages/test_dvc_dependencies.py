@@ -35,7 +35,9 @@ IGNORED = {
 """Imported by most stages, and no reason to run one again. Their own imports are not followed."""
 
 IGNORED_BY: dict[str, dict[str, str]] = {
+    "validate": {"stages/preflight": "warns of what later stages will refuse"},
     "train": {
+        "stages/preflight": "refuses, and changes no result",
         "stages/registry": "where a run is recorded, not what it computes",
         "stages/training/processes.py": "starts and ends processes",
         "stages/training/state_remote.py": "copies states elsewhere",
