@@ -1,4 +1,4 @@
-"""An experiment deleted during or after a training, and names that others have taken: what the messages advise works."""
+"""Experiments deleted during or after a training, and names that others have: the advice of the messages works."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from yolov7.errors import ModelError, TrainingError
 def registry(tmp_path, monkeypatch, new_database):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     shutil.copyfile(new_database, tmp_path / "mlflow.db")
     yield ModelRegistry()
     mlflow.set_tracking_uri(None)
