@@ -95,6 +95,7 @@ RUN_ELSEWHERE = {
     "README.md: mlflow ui": "tests/pipeline/test_serving.py",
     "docs/data.md: python -m stages.write_dataset": "tests/unit/stages/test_write_dataset.py",
     "docs/operations.md: # For `prefect server start`:": "tests/pipeline/test_postgresql.py",
+    "docs/operations.md: python -m stages.preflight": "tests/unit/stages/preflight/test_local.py",
     "docs/operations.md: python -m flows.promote yolov7-tiny --dry-run": "tests/pipeline/test_gate_measured.py",
     "docs/operations.md: openssl genpkey": "tests/pipeline/test_signing.py",
     "docs/operations.md: python -m flows.promote --sign": "tests/pipeline/test_signing.py",
