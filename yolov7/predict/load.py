@@ -135,7 +135,7 @@ def _installed_resolver(scheme: str, uri: str) -> Resolver:
             ) from None
         return found
     raise ModelError(
-        f"{uri}: nothing installed resolves {scheme}:/ addresses; `pip install '.[pipeline]'` in the project for models:/"
+        f"{uri}: nothing installed resolves {scheme}:/; `pip install '.[pipeline]'` in the project, for models:/"
     )
 
 
