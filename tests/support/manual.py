@@ -108,6 +108,7 @@ RUN_ELSEWHERE = {
 }
 """Blocks whose commands another test runs, with names and addresses of its own."""
 NOT_RUN = {
+    "docs/training.md: python benchmarks/warmup.py": "a comparison of many trainings, on data of one's own",
     "infra/README.md: cd infra/compose": "needs Docker; the compose file is checked by tests/unit/infra/test_infra.py",
     "infra/README.md: kubectl create namespace": "needs a cluster",
     "infra/README.md: kubectl apply": "needs a cluster; the manifests are checked by tests/unit/infra/test_infra.py",

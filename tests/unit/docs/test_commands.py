@@ -31,6 +31,7 @@ from manual import (
 )
 
 from stages.project import params as params_module
+from stages.project.params_data import Data
 from stages.validation.suite import read_suite
 
 PLACEHOLDERS = {
@@ -193,6 +194,8 @@ def test_yaml_is_what_its_reader_takes(block, tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(str(tmp_path))
         networks = [example.text for example in blocks("python") if "def slim" in example.text]
         (tmp_path / "my_networks.py").write_text(networks[0])
+        if values.keys() <= Data.model_fields.keys():  # part of the group `data`
+            values = {"data": {"source": next(iter(values)), **values}}
         groups = {"variants": ["yolov7-tiny"], "per_variant": {"yolov7-tiny": {}}, **values}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(groups))
         assert params_module.load(tmp_path / "params.yaml")
