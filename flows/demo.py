@@ -12,20 +12,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
 from stages.project.redaction import redacted
+from stages.registry.address import DATABASE, sqlite_file, tracking_uri
 from yolov7.errors import ConfigError, YoloError
 
 if TYPE_CHECKING:
     from flows.report import RunReport
 
+PREFECT_HOME = Path(".local/prefect")
 _REMOTE = ("local", "../.local/dvc-remote")
 _LINE = "%(asctime)s | %(levelname)-7s | "
 
@@ -64,7 +69,7 @@ def _exit(signum: int, frame: object) -> None:
 
 def prepare_environment(root: Path) -> None:
     """Set the environment variables of Prefect and its children; values that are already set win."""
-    home = root.resolve() / ".local/prefect"
+    home = root.resolve() / PREFECT_HOME
     defaults = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
@@ -108,13 +113,8 @@ def _print_report(console: Console, report: RunReport, seconds: float) -> None:
     from flows.promotion.judge import describe
     from flows.report import COLUMNS, rows
 
-    table = Table(title="train-variants")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in ("variant", "decision") else "right")
-    for row in rows(report.variants):
-        table.add_row(*row)
     console.print()
-    console.print(table)
+    console.print(results_table(COLUMNS, rows(report.variants), console.width))
     for variant in report.variants:
         if variant.decision:
             console.print(f"  {describe(variant.decision)}", highlight=False)
@@ -125,23 +125,54 @@ def _print_report(console: Console, report: RunReport, seconds: float) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def results_table(columns: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> Table:
+    """The results, every name and figure whole: without lines where the terminal is narrow, else in two columns."""
+    framed = Table(title="train-variants")
+    plain = Table(title="train-variants", box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for table in (framed, plain):
+        for column in columns:
+            table.add_column(column, justify="left" if column in ("variant", "decision") else "right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        if Measurement.get(wide := Console(width=1000), wide.options, table).maximum <= width:
+            return table
+    tall = Table(title="train-variants")
+    tall.add_column(columns[0], overflow="fold")
+    tall.add_column(", ".join(columns[1:]), overflow="fold")
+    for name, *figures in lines:
+        named = [f"{column} {figure}" for column, figure in zip(columns[1:], figures, strict=True) if figure != "-"]
+        tall.add_row(name, ", ".join(named))
+    return tall
+
+
 def _next_steps(report: RunReport) -> list[str]:
     first = next((variant for variant in report.variants if variant.version is not None), None)
     lines = ["", "Where to look next:"]
     if first is not None:
         folder = f"reports/{first.variant}"
         name = first.decision.name if first.decision else first.variant
+        alias = "champion" if first.decision and first.decision.champion_now is not None else "challenger"
         lines += [
             f"  the evaluation         {folder}/report.html",
             "  the checked data       reports/validation/index.html",
             "  figures and curves     .venv/bin/dvc metrics show; .venv/bin/dvc plots show",
-            f"  detect in your images  .venv/bin/yolov7 predict IMAGE_OR_FOLDER --model models:/{name}@champion",
+            f"  detect in your images  .venv/bin/yolov7 predict IMAGE_OR_FOLDER --model models:/{name}@{alias}",
         ]
-    lines += [
-        "  runs and models        .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db   (http://127.0.0.1:5000)",
-        "  this flow's history    PREFECT_HOME=.local/prefect .venv/bin/prefect server start    (http://127.0.0.1:4200)",
-    ]
-    return lines
+    return [*lines, *_servers()]
+
+
+def _servers() -> list[str]:
+    """Where runs, models and the flow's history are: pages of a server, or the command that shows them."""
+    records, history = tracking_uri(), os.environ.get("PREFECT_API_URL", "")
+    if sqlite_file(records) is not None:
+        here = "sqlite:///mlflow.db"
+        shown = here if sqlite_file(records) == Path.cwd() / DATABASE else redacted(records)
+        records = f".venv/bin/mlflow ui --backend-store-uri {shown}   (http://127.0.0.1:5000)"
+    if not history:
+        home = Path(os.environ.get("PREFECT_HOME", PREFECT_HOME))
+        home = home.relative_to(Path.cwd()) if home.is_relative_to(Path.cwd()) else home
+        history = f"PREFECT_HOME={home} .venv/bin/prefect server start    (http://127.0.0.1:4200)"
+    return [f"  runs and models        {redacted(records)}", f"  this flow's history    {redacted(history)}"]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Old name of :mod:`flows.train_variants`, for one release: deployments made with it still run.
 
 `prefect deploy --all` makes `train-variants/nightly` beside an existing `train-family/nightly`, with its own schedule.
-Pause the schedule of the old one (`prefect deployment schedule pause train-family/nightly --all`), and delete it when
-nothing addresses it any more (`prefect deployment delete train-family/nightly`). The next release removes this module.
+Pause the schedule of the old one (`prefect deployment schedule ls train-family/nightly` gives its ID for
+`prefect deployment schedule pause train-family/nightly ID`), and delete it when nothing addresses it any more
+(`prefect deployment delete train-family/nightly`). The next release removes this module.
 """
 
 from __future__ import annotations

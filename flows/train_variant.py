@@ -8,7 +8,6 @@ the outputs with DVC's run cache; the requesting run restores them from there as
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import time
 import uuid
@@ -39,13 +38,13 @@ from flows.runner.worktree import (
 from flows.tasks import DATA_STAGES, Hours, Slots, reproduce_stage, retried, worth_retrying
 from stages.project import params as params_module
 from stages.project.command import RESTORE_ONLY
+from stages.project.home import share_state
 from stages.project.names import check_hashes, check_revision, check_variant
 from stages.project.params import Params
 from stages.project.provenance import DIRTY, UNKNOWN, git_changes, git_revision
-from stages.registry.server import DATABASE
+from stages.registry.address import TRACKING, tracking_uri
 from yolov7.errors import ConfigError
 
-_STATE = Path(".state")
 _SHARED_STATE = ("train", "mlflow")
 """Folders that outlive the worktree: states of unfinished trainings, and undelivered MLflow records."""
 _POLL_SECONDS = 5.0
@@ -79,8 +78,9 @@ def train_variant(
     stage = f"train@{variant}"
     with worktree(root, commit, f"{variant}-{commit[:12]}", log) as folder:
         params = params_module.load(folder / params_module.PARAMS_FILE)
-        _share_state(root, folder)
-        variables = {} if os.environ.get("MLFLOW_TRACKING_URI") else {"MLFLOW_TRACKING_URI": _database(root)}
+        share_state(root, folder, _SHARED_STATE)
+        # As this clone understands it: the worktree is removed, and its code may be older than the rule.
+        variables = {TRACKING: tracking_uri()}
         logs = root / LOGS / "by-revision" / variant  # logs in the worktree would be removed with it
         with Pipeline(folder, timeout_seconds=timeout_hours * 3600, variables=variables, logs=logs) as pipeline:
             deliver(pipeline, log)
@@ -132,18 +132,6 @@ def deliver(pipeline: Pipeline, log: Log) -> None:
         pipeline.run("deliver", [sys.executable, "-m", module], log)
     except StageError as error:
         log.warning("%s", error)
-
-
-def _database(root: Path) -> str:
-    """MLflow's database in the clone: one in the worktree would be removed with it."""
-    return f"sqlite:///{(root / DATABASE).resolve()}"
-
-
-def _share_state(root: Path, folder: Path) -> None:
-    (folder / _STATE).mkdir(exist_ok=True)
-    for name in _SHARED_STATE:
-        (root / _STATE / name).mkdir(parents=True, exist_ok=True)
-        (folder / _STATE / name).symlink_to((root / _STATE / name).resolve(), target_is_directory=True)
 
 
 @task(name="train-elsewhere", task_run_name="{stage}", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)

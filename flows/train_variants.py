@@ -38,6 +38,7 @@ from flows.tasks import (
 )
 from flows.train_variant import train_elsewhere
 from flows.validate_data import announce_data
+from stages.preflight.check import check, demand
 from stages.project import params as params_module
 from stages.project.names import check_variant
 from stages.project.params import Params
@@ -76,7 +77,10 @@ def train_variants(variants: list[str] | None = None, promote_challengers: bool 
         if params.flow.fetch_reference:
             fetch_reference(pipeline, log)
         fresh = _find_fresh(pipeline, chosen)
-        data, failure = prepare_data(pipeline, params, fresh=fresh)
+        failure = _refusal(params, chosen, fresh)
+        data: list[StageResult] = []
+        if failure is None:
+            data, failure = prepare_data(pipeline, params, fresh=fresh)
         reports = [VariantReport(variant) for variant in chosen]
         if failure is None:
             announce_data(root, log)
@@ -94,6 +98,16 @@ def train_variants(variants: list[str] | None = None, promote_challengers: bool 
     if run.failures:
         raise RunError(run)
     return run
+
+
+def _refusal(params: Params, variants: Sequence[str], fresh: Collection[str]) -> Failure | None:
+    """Why it is no use to begin, if anything is to be trained: what the training would refuse after the data stages."""
+    stale = [variant for variant in variants if f"train@{variant}" not in fresh]
+    try:
+        demand(check(params, stale, space=False)) if stale else None
+    except ConfigError as error:
+        return Failure("preflight", error)
+    return None
 
 
 def train_each(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from stages.project.redaction import log_to_stderr, redacted
+from stages.registry.address import tracking_uri
 from stages.registry.journal import flush
-from stages.registry.server import tracking_uri
 from yolov7.errors import YoloError
 
 

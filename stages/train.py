@@ -12,10 +12,13 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 
+from stages.preflight.check import require
 from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
+from stages.project.home import experiment_origin, project_root
 from stages.project.params import Params
 from stages.training.processes import restarted, start_processes
 from stages.training.run import TrainingRun
@@ -28,6 +31,7 @@ from yolov7.train.records import Outcome
 def main(params: Params, args: argparse.Namespace) -> None:
     """Train, and write `models/V/train`."""
     run = TrainingRun.of(params, args.variant)
+    checks = partial(require, params, [args.variant])
     # Before there are any processes: those that are restarted after a failure must resume.
     before = run.start_over if args.fresh else lambda: None
     command = ["-m", "stages.train", "--variant", run.variant]
@@ -40,6 +44,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         if not processes.main:
             logging.getLogger().setLevel(logging.WARNING)  # the first process logs the rest once for all
         try:
+            processes.on_main(checks)
             outcome = train(run, device, processes, fresh=fresh)
         except YoloError as error:
             if processes.main or not is_echo(error):
@@ -48,6 +53,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if not outcome.finished:
         if not processes.main:
             sys.exit(EXIT_RESUMABLE)
+        if experiment_origin(project_root()) is not None:
+            raise Interrupted("DVC deletes the folder of an experiment that has not finished: it will start over")
         raise Interrupted(f"the state is saved in {run.folder}; the same command resumes it")
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from stages.dataset.layout import SPLITS, annotations_file, images_folder
+from stages.preflight.check import look_ahead
 from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Params, Validation
+from stages.project.redaction import redacted
 from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT, dataset_document
 from stages.validation.check import Finding, RuleOutcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
@@ -44,6 +46,9 @@ _FINDINGS_NAMED = 3
 def main(params: Params, args: argparse.Namespace) -> None:
     """The stage: `validation` of params.yaml, the rules and the ingested data in, report and index out."""
     validate(params.validation, INGESTED, VALIDATION_REPORT, INDEX, cache=CACHE)
+    ahead = look_ahead(params)
+    for line in ahead.problems:
+        logger.warning("the training will refuse this: %s", redacted(line))
 
 
 def validate(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from yolov7.errors import YoloError
+from yolov7.tables import print_table
 from yolov7.text import for_terminal, printable
 
 if TYPE_CHECKING:  # commands import what they need when they run, so that `yolov7 --help` is fast
@@ -244,7 +245,7 @@ def _info(args: argparse.Namespace) -> None:
     for number, section in enumerate(sections(rows)):
         heading, *lines = section.rows
         print(f"\n{section.title}" if number else section.title)
-        _print_table(heading, lines, left=1)
+        print_table(heading, lines, left=1)
         if section.note:
             print(section.note)
 
@@ -350,7 +351,7 @@ def _print_comparison(results: dict[str, Benchmark], *, as_json: bool) -> None:
         lines.append(
             (name, *network_ms, f"{before.median:.2f}", f"{after.median:.2f}", f"{result.images_per_second:.1f}")
         )
-    _print_table(heading, lines, left=1)
+    print_table(heading, lines, left=1)
     first_result = next(iter(results.values()))
     size = " x ".join(map(str, first_result.image_size))
     print(f"{first_result.variant}, {size}, batch {first_result.batch_size}, {first_result.rounds} rounds in turn")
@@ -359,28 +360,11 @@ def _print_comparison(results: dict[str, Benchmark], *, as_json: bool) -> None:
 def _print_benchmark(result: Benchmark) -> None:
     height, width = result.image_size
     lines = [(t.part, f"{t.median:.2f}", f"{t.low:.2f}", f"{t.high:.2f}") for t in result.timings]
-    _print_table(("ms per batch", "median", "10 %", "90 %"), lines, left=1)
+    print_table(("ms per batch", "median", "10 %", "90 %"), lines, left=1)
     print(
         f"{result.variant}, {result.runtime}, {result.precision}, {height} x {width}, batch {result.batch_size}, "
         f"{result.rounds} rounds: {result.images_per_second:.1f} images/s, {result.detections:.1f} detections per image"
     )
-
-
-def _print_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> None:
-    """A table on stdout; the first `left` columns hold words, the others numbers."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(heading):
-        table.add_column(name, justify="left" if i < left else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*line)
-    console = Console()
-    if not console.is_terminal:  # a file or pipe has no width
-        console = Console(width=200)
-    console.print(table)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 from flows.promotion import rules as gate
 from flows.promotion.models import Compare, recorded_ap
 from flows.promotion.rules import Check, checks
+from stages.project.home import home
 from stages.project.locks import file_lock
 from stages.project.params import Promotion
 from stages.registry.versions import (
@@ -92,7 +93,7 @@ def judge(
         # The record of a version that was rolled back stays as it is: it is the evidence of its promotion.
         if dry_run or decision.outcome == "unchanged" or "rolled_back" in challenger.tags:
             return decision
-        with alone(), file_lock(LOCK):
+        with alone(), file_lock(home() / LOCK):
             now = _contenders(registry, name)
             if _standing(*now) == _standing(challenger, champion):
                 _act(registry, challenger, champion, decision)
@@ -225,7 +226,7 @@ def roll_back(registry: ModelRegistry, name: str) -> tuple[Version, Version]:
     The demoted version is marked, so that the gate does not promote it again; a second rollback does. Raises
     :class:`ModelError` if there is no previous champion, or if it has no signature where one is required.
     """
-    with file_lock(LOCK):
+    with file_lock(home() / LOCK):
         champion = registry.resolve(f"models:/{name}@{CHAMPION}")
         previous = registry.by_alias(name, PREVIOUS)
         if previous is None or previous.number == champion.number:

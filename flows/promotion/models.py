@@ -49,7 +49,10 @@ def recorded_ap(version: Version) -> float:
     try:
         return float(version.tags["AP"])
     except (KeyError, ValueError):
-        raise ModelError(f"{version} has no test AP among its tags; register it with `dvc repro`") from None
+        raise ModelError(
+            f"{version} has no test AP among its tags: this project did not register it; point its alias at a version "
+            "of this project, or choose another name with params.yaml: registry.model_prefix"
+        ) from None
 
 
 def ensure_challenger(pipeline: Pipeline, variant: str, log: Log) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from stages.project import params as params_module
+from stages.project.home import experiment_origin, project_root, share_state
 from stages.project.params import Params
 from stages.project.redaction import log_to_stderr, redacted
 from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError, nearest
@@ -88,6 +89,8 @@ def _run(
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _raise_exit)
     try:
+        if (origin := experiment_origin(root := project_root())) is not None:
+            share_state(origin, root)  # DVC deletes this folder
         params = params_module.load()
         if variant and args.variant not in params.variants:
             known = list(params.variants)

@@ -37,16 +37,18 @@ def unreachable() -> tuple[type[BaseException], ...]:
 
 
 def run_exists(client: Any, run_id: str) -> bool:
-    """True if the server knows the run."""
+    """True if the server has the run, and neither it nor its experiment is deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(run_id)
+        info = client.get_run(run_id).info
+        if info.lifecycle_stage == "deleted":
+            return False
+        return client.get_experiment(info.experiment_id).lifecycle_stage == "active"
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
-    return True
 
 
 def find_or_create_run(client: Any, head: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.project.command import UnavailableError
 from stages.project.redaction import in_one_line, redacted
-from stages.registry.server import tracking_uri
+from stages.registry.address import tracking_uri
 from yolov7.errors import ModelError
 
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "BAD_REQUEST")

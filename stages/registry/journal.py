@@ -23,6 +23,7 @@ from stages.project.redaction import in_one_line
 from stages.registry import delivery
 from stages.registry.server import connect, metric_name
 from yolov7.documents import load_json, parse_json
+from yolov7.errors import TrainingError
 from yolov7.files import write_json
 
 log = logging.getLogger(__name__)
@@ -143,8 +144,8 @@ class RunJournal:
         if self._client is None:
             self._client = connect()
             if self._head["run_id"] is not None and not delivery.run_exists(self._client, self._head["run_id"]):
-                # Another server, or an emptied one: the journal still holds the whole run.
-                self._head |= {"run_id": None, "delivered": 0}
+                # Another server, an emptied one, or a deleted experiment: the journal still holds the whole run.
+                self._head |= {"run_id": None, "delivered": 0, "experiment": self.experiment}
         if self._head["run_id"] is None:
             self._head["run_id"] = delivery.find_or_create_run(self._client, self._head)
             self._write_head()
@@ -242,7 +243,10 @@ def flush(folder: Path = JOURNALS) -> int:
                 continue
             state = load_json(head)
             journal = RunJournal(path, experiment=state["experiment"], run_name=state["run_name"])
-            if journal.due and not journal.deliver(force=True):
+            try:
+                left += bool(journal.due and not journal.deliver(force=True))
+            except TrainingError as error:  # its experiment is deleted, which must not hold up the others
+                log.warning("%s: %s", path, error)
                 left += 1
     return left
 

@@ -9,32 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from stages.project.command import environment
+from stages.project.home import STATE
 from stages.project.locks import file_lock
 from stages.project.redaction import redacted
-from yolov7.errors import TrainingError
+from stages.registry.address import REGISTRY, SQLITE, TRACKING, registry_uri, sqlite_file, tracking_uri, unusable
+from yolov7.errors import ConfigError, TrainingError
 
-DATABASE = Path("mlflow.db")
 ARTIFACTS = Path("mlartifacts")
-_LOCK = Path(".state/mlflow.lock")
-_SQLITE = "sqlite:///"
-
-
-def tracking_uri() -> str:
-    """`MLFLOW_TRACKING_URI`, or a SQLite file in the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{DATABASE.resolve()}"
+_LOCK = STATE / "mlflow.lock"
 
 
 def connect() -> Any:
-    """An `MlflowClient` for :func:`tracking_uri`; a SQLite file that does not exist yet is created."""
+    """An `MlflowClient` for :func:`tracking_uri`; a SQLite file that does not exist yet is created.
+
+    Raises :class:`ConfigError` for an address that can never work.
+    """
     # A server that is away must not hold up training: few, short attempts; the journal does the waiting.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     import mlflow
 
-    uri = tracking_uri()
-    ensure_database(uri)
+    uri, registry = tracking_uri(), registry_uri()
+    for address, variable in ((uri, TRACKING), (registry, REGISTRY)):
+        if problem := unusable(address, variable):
+            raise ConfigError(problem)
+        ensure_database(address)
     mlflow.set_tracking_uri(uri)
-    return mlflow.MlflowClient(tracking_uri=uri)
+    if os.environ.get(REGISTRY):
+        mlflow.set_registry_uri(registry)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry)
 
 
 def connect_marks() -> Any:
@@ -46,14 +49,13 @@ def connect_marks() -> Any:
     """
     from mlflow.tracking._model_registry.client import ModelRegistryClient
 
-    uri = tracking_uri()
-    return ModelRegistryClient(uri, uri)
+    return ModelRegistryClient(registry_uri(), tracking_uri())
 
 
 def ensure_database(uri: str) -> None:
     """Create a SQLite database once, however many processes ask: creating it at once, they would crash each other."""
-    path = Path(uri.removeprefix(_SQLITE))
-    if not uri.startswith(_SQLITE) or _has_content(path):
+    path = sqlite_file(uri)
+    if path is None or _has_content(path):
         return
     with file_lock(path.parent / _LOCK):
         if _has_content(path):
@@ -62,7 +64,7 @@ def ensure_database(uri: str) -> None:
         # Built under another name and renamed: a half-built schema is never visible.
         temporary = path.with_name(f".{path.name}.new")
         temporary.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"{_SQLITE}{temporary}"]
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"{SQLITE}{temporary}"]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
@@ -80,8 +82,8 @@ def experiment_id(client: Any, name: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        uri = tracking_uri()
-        local = Path(uri.removeprefix(_SQLITE)).resolve().parent / ARTIFACTS if uri.startswith("sqlite:") else None
+        file = sqlite_file(tracking_uri())
+        local = None if file is None else file.resolve().parent / ARTIFACTS
         try:
             return client.create_experiment(name, local.as_uri() if local else None)
         except MlflowException:
@@ -90,8 +92,16 @@ def experiment_id(client: Any, name: str) -> str:
             if found is None:
                 raise
     if found.lifecycle_stage == "deleted":
-        raise TrainingError(f"the MLflow experiment {name!r} is deleted: restore it, or set registry.experiment")
+        raise TrainingError(_deleted(found))
     return found.experiment_id
+
+
+def _deleted(experiment: Any) -> str:
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    return (
+        f"the MLflow experiment {experiment.name!r} is deleted: restore it with "
+        f"`MLFLOW_TRACKING_URI={redacted(tracking_uri())} {command}`, or set registry.experiment"
+    )
 
 
 def metric_name(name: str) -> str:

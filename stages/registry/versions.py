@@ -20,11 +20,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.project.home import STATE, home
 from stages.project.locks import file_lock
 from stages.project.redaction import redacted
+from stages.registry import delivery
+from stages.registry.address import tracking_uri
+from stages.registry.advice import how_to_register
 from stages.registry.errors import reported
 from stages.registry.logged_model import log_model
-from stages.registry.server import connect, connect_marks, experiment_id, metric_name, tracking_uri
+from stages.registry.names import foreign
+from stages.registry.server import connect, connect_marks, experiment_id, metric_name
 from yolov7 import signature
 from yolov7.artefact import DESCRIPTION, ONNX, check_folder
 from yolov7.documents import DocumentError, load_json
@@ -41,7 +46,6 @@ ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED = "artefact_verification", "data_
 SIGNATURE = "signature"
 """Tag of a version: its signature (:mod:`yolov7.signature`), in base64."""
 DOWNLOADS = Path(".local/models")
-_LOCKS = Path(".state")
 _URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 
 
@@ -117,12 +121,13 @@ class ModelRegistry:
 
     def _missing(self, name: str, wanted: str, *, is_alias: bool) -> str:
         present = self.aliases(name)
+        where = f"in MLflow at {redacted(tracking_uri())}"
         if is_alias and present:
             known = ", ".join(f"{alias} (version {number})" for alias, number in sorted(present.items()))
-            return f"model {name!r} has no alias {wanted!r}; it has {known}"
-        where = f"in MLflow at {redacted(tracking_uri())}"
+            judge = f"; `python -m flows.promote {name}` judges the challenger" if wanted == CHAMPION else ""
+            return f"model {name!r} has no alias {wanted!r}; it has {known}{judge}"
         if is_alias:
-            return f"no model {name!r} with the alias {wanted!r} {where}; register one with `dvc repro`"
+            return f"no model {name!r} with the alias {wanted!r} {where}; {how_to_register(name)}"
         return f"no {wanted} of a model {name!r} {where}"
 
     # Writing ---------------------------------------------------------------------------------------------------------
@@ -185,10 +190,15 @@ class ModelRegistry:
         manifest = sha256_file(export / DESCRIPTION)
         signed = signature.sign(name, manifest)  # before anything is written: a bad key fails here
         proof = {"run_id": run_id, "artefact_sha256": sums[ONNX], "manifest_sha256": manifest}
-        with file_lock(_LOCKS / f"register-{name}.lock"):
+        # In the home: copies of the project register in the same MLflow.
+        with file_lock(home() / STATE / f"register-{name}.lock"):
             version = self.by_manifest(name, manifest)
             new = version is None
             if version is None:
+                with reported():
+                    taken = foreign(self.client, name)
+                if taken is not None:
+                    raise ModelError(taken)
                 version = self._create(export, name, run_id, {**origin, **measured, **proof}, example)
             else:
                 self.set_tags(version, {k: v for k, v in measured.items() if version.tags.get(k) != str(v)})
@@ -260,18 +270,19 @@ class ModelRegistry:
     # Runs ------------------------------------------------------------------------------------------------------------
 
     def run_for(self, run: Mapping[str, Any], *, experiment: str, name: str) -> str:
-        """Id of the run in a training's `run.json`; if this server does not know the run, of a new one."""
+        """Id of the run in a training's `run.json`; if this server does not have it any more, of a new one."""
         run_id = run.get("run_id")
         if run_id:
             with reported(absent=None):
-                return self.client.get_run(run_id).info.run_id
+                if delivery.run_exists(self.client, run_id):
+                    return str(run_id)
         with reported():
             identifier = experiment_id(self.client, experiment)
             mark = str(run.get("fingerprint", ""))
             found = self.client.search_runs([identifier], f"tags.fingerprint = '{mark}'", max_results=1) if mark else []
             if found:
                 return found[0].info.run_id
-            log.info("MLflow does not know the run of this training; the model gets a new one")
+            log.info("MLflow does not have the run of this training; the model gets a new one")
             created = self.client.create_run(identifier, run_name=name, tags={"fingerprint": mark})
             self.client.set_terminated(created.info.run_id)
             return created.info.run_id

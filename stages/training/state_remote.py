@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.project.folders import remove
+from stages.project.home import home
 from stages.project.params import Flow
 from stages.training.folder_store import Folder
 from stages.training.state_store import Store, StoreError
@@ -45,11 +46,17 @@ LAST_COPY_SECONDS = {True: 60.0, False: 10.0}
 
 def state_remote(settings: Flow, folder: Path, journal: Path) -> StateRemote | None:
     """The remote of the run in `folder`, VARIANT/KEY, with its MLflow `journal`; None where none is configured."""
-    address = os.environ.get(SWITCH, settings.state_remote)
+    address = remote_address(settings)
     if not address:
         return None
     store = open_store(f"{address.rstrip('/')}/{folder.parent.name}/{folder.name}")
     return StateRemote(store, folder, journal, every=settings.state_every_minutes * 60)
+
+
+def remote_address(settings: Flow) -> str:
+    """Where the copies go, empty for nowhere; a relative folder is one of the project's home."""
+    address = os.environ.get(SWITCH, settings.state_remote)
+    return address if not address or ":" in address else str(home() / address)
 
 
 def open_store(address: str) -> Store:

@@ -22,8 +22,8 @@ from flows.runner import remote as dvc_remote
 from flows.runner.pipeline import LOGS, Pipeline, StageError
 from flows.runner.worktree import WORKTREES, commit_of
 from stages.project.command import RESTORE_ONLY
+from stages.registry.address import DATABASE
 from stages.registry.journal import JOURNALS, RunJournal
-from stages.registry.server import DATABASE
 from tests.pipeline.faulty_s3 import FaultyS3, faulty_s3
 from tests.pipeline.project import configure, make_project
 from tests.pipeline.servers import PrefectServer, loopback_environment, s3_credentials, s3_server, wait_for

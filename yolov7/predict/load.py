@@ -163,11 +163,11 @@ def _installed_resolver(scheme: str, uri: str) -> Resolver:
             found: Resolver = entry.load()
         except ImportError as error:
             raise ModelError(
-                f"{uri}: {scheme}: needs a missing package ({error}); `pip install yolov7-pipeline[pipeline]`"
+                f"{uri}: {scheme}: needs a missing package ({error}); `pip install '.[pipeline]'` in the project"
             ) from None
         return found
     raise ModelError(
-        f"{uri}: nothing installed resolves {scheme}:/ addresses; `pip install yolov7-pipeline[pipeline]` for models:/"
+        f"{uri}: nothing installed resolves {scheme}:/; `pip install '.[pipeline]'` in the project, for models:/"
     )
 
 

@@ -46,7 +46,7 @@ def import_openvino() -> Any:
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
-        raise ModelError(f"OpenVINO is not installed ({error}); `pip install yolov7-pipeline[openvino]`") from None
+        raise ModelError(f"OpenVINO is not installed ({error}); `pip install openvino`") from None
 
 
 def openvino_core() -> Any:

@@ -20,6 +20,7 @@ CODE = ("stages/", "yolov7/")
 
 IGNORED = {
     "stages/project/command.py": "starts and ends the process: messages, exit codes",
+    "stages/project/home.py": "the place of records and locks",
     "stages/project/locks.py": "keeps processes apart",
     "stages/project/params.py": "DVC compares the values, group by group",
     "stages/project/params_data.py": "DVC compares the values, group by group",
@@ -34,7 +35,9 @@ IGNORED = {
 """Imported by most stages, and no reason to run one again. Their own imports are not followed."""
 
 IGNORED_BY: dict[str, dict[str, str]] = {
+    "validate": {"stages/preflight": "warns of what later stages will refuse"},
     "train": {
+        "stages/preflight": "refuses, and changes no result",
         "stages/registry": "where a run is recorded, not what it computes",
         "stages/training/processes.py": "starts and ends processes",
         "stages/training/state_remote.py": "copies states elsewhere",

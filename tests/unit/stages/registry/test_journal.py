@@ -10,8 +10,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from stages.registry.address import tracking_uri
 from stages.registry.journal import RunJournal, flush, journal_lock
-from stages.registry.server import ensure_database, metric_name, tracking_uri
+from stages.registry.server import ensure_database, metric_name
 
 
 @pytest.fixture

@@ -1,0 +1,180 @@
+"""MLflow: names, the server, its experiment, its artifacts and its registry, tried before they are needed.
+
+A server that is away is a warning, because the journal of a training waits for it. A refusal is a problem: it would be
+the same after the training.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from stages.preflight.findings import Findings
+from stages.project.home import home
+from stages.project.params import Params
+from stages.project.redaction import in_one_line
+from stages.registry import delivery
+from stages.registry.address import REGISTRY, TRACKING, registry_uri, sqlite_file, tracking_uri, unusable
+from stages.registry.names import foreign
+from stages.registry.server import ARTIFACTS, connect, experiment_id
+from stages.registry.versions import CHAMPION, ModelRegistry
+from yolov7.errors import ModelError, YoloError
+
+_REFUSED = re.compile(
+    # codes of HTTP, S3, PostgreSQL, MySQL and SQLite, as MLflow quotes them
+    r"UNAUTHENTICATED|PERMISSION_DENIED|error code 40[0134]|40[13] (Client Error|Forbidden|Unauthorized)|NoSuchBucket|"
+    r"AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|NoCredentials|Unable to locate credentials|ExpiredToken|"
+    r"(password|authentication) (authentication )?failed|(database|role) \S+ does not exist|Access denied for user|"
+    r"Unknown database|file is not a database|readonly database|unable to open database file|Permission denied|"
+    r"Read-only file system|Not a directory|Is a directory|CERTIFICATE_VERIFY_FAILED|not in a valid JSON format|"
+    r"'detail': 'Not Found'|WRONG_VERSION_NUMBER|out-of-date database schema|No module named|Can't locate revision|"
+    r"Invalid Host",
+    re.IGNORECASE,
+)
+_LONGEST_NAME = 200
+_NAME_TEST = re.compile(r"[^/:@'\"%\x00-\x1f\\]+")
+
+
+def check_names(params: Params, variants: Sequence[str], found: Findings) -> None:
+    """Names that MLflow, an address `models:/NAME@ALIAS` or a file cannot hold; addresses that can never work."""
+    found.problem(unusable(tracking_uri()))
+    if os.environ.get(REGISTRY):
+        found.problem(unusable(registry_uri(), REGISTRY))
+    for variant in variants:
+        name = f"{params.registry.model_prefix}{variant}"
+        if not _NAME_TEST.fullmatch(name) or name != name.strip() or len(name) > _LONGEST_NAME:
+            found.problem(
+                f"params.yaml: registry.model_prefix: {name!r} cannot be the name of a registered model: at most "
+                f"{_LONGEST_NAME} characters, none of / : @ % \\ or quotes, and no space at its ends"
+            )
+            break
+    experiment = params.registry.experiment
+    if not experiment.strip() or len(experiment) > 500:
+        found.problem(f"params.yaml: registry.experiment: {experiment!r} cannot be the name of an experiment")
+
+
+def check_records(params: Params, variants: Sequence[str], found: Findings) -> None:
+    """The server answers, lets us in, and takes runs, artifacts and versions."""
+    if found.problems and any(TRACKING in line or REGISTRY in line for line in found.problems):
+        return
+    file = sqlite_file(tracking_uri())
+    if file is not None and not file.exists():
+        _check_new_database(file, found)
+        return
+    with _judged(found, "records of the training wait until it is back, and `register` needs it"):
+        client = connect()
+        experiment = client.get_experiment(experiment_id(client, params.registry.experiment))
+        # Needs the right to change the experiment, as a new run does.
+        client.set_experiment_tag(experiment.experiment_id, "yolov7.preflight", uuid.uuid4().hex[:8])
+        _check_artifacts(experiment, found)
+        _check_models(params, variants, found)
+
+
+def _check_new_database(file: Path, found: Findings) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        found.problem(f"{TRACKING}: {file} cannot be made: {in_one_line(error, 200)}")
+
+
+@contextmanager
+def _judged(found: Findings, meanwhile: str, what: str = "MLflow") -> Iterator[None]:
+    """Turn what MLflow and its libraries raise into a problem or a warning."""
+    try:
+        yield
+    except YoloError as error:
+        found.problem(str(error))
+    except delivery.unreachable() as error:
+        text = f"{what} at {_where()}: {in_one_line(error, 300)}"
+        if _is_refusal(error):
+            found.problem(text + _remedy(str(error)))
+        else:
+            found.warning(f"{text}; {meanwhile}")
+
+
+def _where() -> str:
+    return in_one_line(tracking_uri(), 200)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
+        return True
+    words = f"{getattr(error, 'error_code', '')} {type(error).__name__} {error}"
+    return bool(_REFUSED.search(words))
+
+
+def _remedy(text: str) -> str:
+    if re.search(r"UNAUTHENTICATED|error code 401|401 ", text):
+        return "; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if re.search(r"error code 404|valid JSON|'detail': 'Not Found'", text):
+        return f"; is this MLflow's address? ({TRACKING})"
+    if "out-of-date" in text:
+        return "; `mlflow db upgrade` with this address, after a backup"
+    return ""
+
+
+def _check_artifacts(experiment: Any, found: Findings) -> None:
+    """Write a small file where the runs keep theirs, and remove it again."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    location = str(experiment.artifact_location)
+    local = _local_folder(location)
+    if local is not None and _is_elsewhere(local, experiment.name, found):
+        return
+    waits = (
+        "files of the training wait for it, and `register` needs it: if the server's log names its bucket or its "
+        "credentials, this does not pass by itself"
+    )
+    with _judged(found, waits, f"the artifacts of experiment {experiment.name!r} ({location})"):
+        repository = get_artifact_repository(location, tracking_uri())
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe.txt"
+            probe.write_text("probe\n", encoding="utf-8")
+            repository.log_artifact(str(probe), "preflight")
+            with suppress(*delivery.unreachable()):  # who may write may not always delete
+                repository.delete_artifacts("preflight")
+
+
+def _local_folder(location: str) -> Path | None:
+    parts = urlsplit(location)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+
+
+def _is_elsewhere(folder: Path, name: str, found: Findings) -> bool:
+    """True, with a problem, where the experiment's folder is of a project that was moved or of another machine."""
+    file = sqlite_file(tracking_uri())
+    if file is not None and not folder.exists() and file.resolve().parent / ARTIFACTS not in (folder, *folder.parents):
+        found.problem(
+            f"{file}: experiment {name!r} keeps its files in {folder}, which does not exist: the project was moved or "
+            f"the database copied; put the files back there (a link will do), or set registry.experiment to a new name"
+        )
+        return True
+    host = urlsplit(tracking_uri()).hostname
+    if file is None and host not in (None, "localhost", "127.0.0.1", "::1") and home() not in folder.parents:
+        found.warning(
+            f"the server at {host} keeps the files of experiment {name!r} in {folder} of this machine: start it with "
+            "--artifacts-destination, unless both machines share that folder"
+        )
+    return False
+
+
+def _check_models(params: Params, variants: Sequence[str], found: Findings) -> None:
+    registry = ModelRegistry()
+    for variant in variants:
+        name = f"{params.registry.model_prefix}{variant}"
+        found.problem(foreign(registry.client, name))
+        champion = registry.by_alias(name, CHAMPION)
+        if champion is not None:
+            try:
+                registry.require_signature(champion)
+            except ModelError as error:
+                found.warning(f"the gate will stop: {error}")

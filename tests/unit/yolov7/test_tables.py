@@ -1,0 +1,37 @@
+"""Tables in a narrow terminal: nothing is cut, and the first column is in each part."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import rich.console
+
+from yolov7.model.info import sections, variant_infos
+from yolov7.tables import parts, print_table
+
+
+@pytest.fixture(scope="module")
+def rows():
+    (section,) = sections(variant_infos(["yolov7-tiny-silu"]))
+    return section.rows
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_names_and_figures_are_whole(rows, width, monkeypatch):
+    heading, *lines = rows
+    out = io.StringIO()
+    narrow = rich.console.Console(file=out, width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(rich.console, "Console", lambda: narrow)
+    print_table(heading, lines, left=1)
+    shown = out.getvalue()
+    assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+    for text in (*heading, *lines[0]):
+        assert text in shown
+
+
+def test_a_wide_terminal_has_one_table():
+    heading, lines = ("name", "a", "b"), [("x", "1", "2")]
+    assert list(parts(heading, lines, 80)) == [[0, 1, 2]]
+    assert list(parts(heading, lines, 11)) == [[0, 1], [0, 2]]
+    assert list(parts(heading, lines, 3)) == [[0, 1], [0, 2]], "a column at least"
