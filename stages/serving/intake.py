@@ -19,8 +19,8 @@ _PIECE, _TURN = 16 * 1024, 0.002
 _DRAINED = 4
 """Multiple of the size limit that is read and discarded, so that a client that is still sending gets the reason."""
 _DRAIN_SECONDS, _DRAIN_SILENCE = 10.0, 1.0
-_TICK = 2.0
-_TICKS = 5
+_TICK = 1.0
+_TICKS = 10
 """The rate is judged over so many ticks, and over one tick if others wait for this body."""
 _HURRIED = 64 * 1024
 """Bytes per second of a body that others wait for."""

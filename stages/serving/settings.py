@@ -21,7 +21,7 @@ class Settings:
     """Size of an image file."""
     max_waiting: int = 32
     """Complete requests that wait or are processed; others get 503."""
-    max_waiting_bytes: int = 64 * 1024 * 1024
+    max_waiting_bytes: int = 48 * 1024 * 1024
     """Bytes of all requests that arrive, wait or are processed; one request may exceed it."""
     max_running: int = min(32, max(2, os.cpu_count() or 2))
     """Requests that are processed at a time."""

@@ -91,7 +91,11 @@ class Pool:
         return self._alone is claim and bool(self._queue)
 
     def _has_room(self, claim: Claim, size: int) -> bool:
-        if claim.held + size <= max(claim.held, FREE) or claim is self._alone or self.held + size <= self.limit:
+        if claim.held + size <= max(claim.held, FREE) or claim is self._alone:
+            return True
+        if any(other.remaining < claim.remaining for other, _ in self._queue):
+            return False
+        if self.held + size <= self.limit:
             return True
         if self._alone is None:
             self._alone = claim

@@ -21,7 +21,8 @@ from yolov7.errors import DataError
 MAX_BYTES = 16 * 2**20
 """Larger label files are refused: the annotations of one image take a few kilobytes."""
 
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+# Possessive, so that a text of many digits and a bad letter costs linear time.
+NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?", re.ASCII)
 """A number in a label file; `float` would also accept `nan`, `inf` and `1_0`."""
 
 
