@@ -1,30 +1,36 @@
 """Watch a server from a process of its own: `python -m tests.pipeline.ping_watch PORT PID FILE`.
 
-Every line of the file is one look: milliseconds of a GET /ping, milliseconds of the same request to an idle server that
-this process starts next to it, and the bytes that process PID and its descendants hold. The idle server suffers from a
-loaded machine just as the watched one does; the difference is the watched server's own.
+Every line of the file is one look: milliseconds of a GET /ping; how many of them the machine was to blame for; and the
+bytes that process PID and its descendants hold. The machine is to blame for the time in which this process or the
+server had work and no core, as Linux counts it for every thread (`schedstat`): on a loaded machine it exceeds the
+server's own by far. Elsewhere it counts as none.
 """
 
 from __future__ import annotations
 
 import http.client
-import multiprocessing
-import socket
 import sys
 import time
 from pathlib import Path
 
 import psutil
 
-ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: close\r\n\r\n\n"
+
+def waits(pid: int) -> dict[str, float]:
+    """Milliseconds that each thread of a process has waited for a core so far."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            found[task.parent.name] = int(task.read_text().split()[1]) / 1e6
+        except (OSError, IndexError):
+            continue  # the thread has ended
+    return found
 
 
-def idle_server(listener: socket.socket) -> None:
-    while True:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(4096)
-            connection.sendall(ANSWER)
+def waited(before: dict[str, float], after: dict[str, float], main: int) -> float:
+    """What the main thread waited, and the one that waited most: it may have held Python's lock meanwhile."""
+    grown = {task: value - before.get(task, value) for task, value in after.items()}
+    return grown.pop(str(main), 0.0) + max(grown.values(), default=0.0)
 
 
 def ping(port: int) -> float:
@@ -43,15 +49,16 @@ def ping(port: int) -> float:
 
 
 def main(port: int, pid: int, file: Path) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    multiprocessing.Process(target=idle_server, args=(listener,), daemon=True).start()
-    first = psutil.Process(pid)
+    first, here = psutil.Process(pid), psutil.Process()
     family = [first, *first.children(recursive=True)]
+    server = family[-1].pid
     with file.open("w") as lines:
         while True:
-            watched, idle = ping(port), ping(listener.getsockname()[1])
+            before, own = waits(server), waits(here.pid)
+            took = ping(port)
+            machine = waited(before, waits(server), server) + waited(own, waits(here.pid), here.pid)
             resident = sum(process.memory_info().rss for process in family)
-            print(f"{watched:.2f} {idle:.2f} {resident}", file=lines, flush=True)
+            print(f"{took:.2f} {min(machine, took):.2f} {resident}", file=lines, flush=True)
             time.sleep(0.02)
 
 

@@ -42,7 +42,7 @@ def server(export: Path, mlflow_file: str, tmp_path_factory: pytest.TempPathFact
 
 @dataclass
 class Looks:
-    """Every look at the server: milliseconds of its /ping and of an idle server's, and bytes held."""
+    """Every look at the server: milliseconds of a /ping, those that the machine is to blame for, and bytes held."""
 
     file: Path
     read: int = 0
@@ -51,7 +51,7 @@ class Looks:
         lines = self.file.read_text().splitlines()
         new, self.read = lines[self.read :], len(lines)
         looks = [line.split() for line in new]
-        return [(float(watched), float(idle), int(held)) for watched, idle, held in looks]
+        return [(float(took), float(machine), int(held)) for took, machine, held in looks]
 
 
 @contextmanager
@@ -77,15 +77,14 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 def assert_answers_at_once(looks: list[tuple[float, float, int]]) -> None:
-    """19 of 20 pings within 100 ms, beyond what an idle server on this machine needs at the same time.
+    """19 of 20 pings within 100 ms, without the time in which a loaded machine did not let the server run.
 
-    The machine may be slow and loaded; that delays both servers alike. No ping may wait for a whole request.
+    No ping may wait for a whole request.
     """
-    server, idle = [look[0] for look in looks], [look[1] for look in looks]
+    took, own = [look[0] for look in looks], [look[0] - look[1] for look in looks]
     assert len(looks) >= 20, "too few looks to judge"
-    own = percentile(server, 95) - percentile(idle, 95)
-    assert own < MOST_PING_MS, f"95% of pings within {percentile(server, 95):.0f} ms, idle {percentile(idle, 95):.0f}"
-    assert max(server) < max(idle) + 5000, f"one ping took {max(server):.0f} ms"
+    assert percentile(own, 95) < MOST_PING_MS, f"95% within {percentile(own, 95):.0f} ms ({percentile(took, 95):.0f})"
+    assert max(own) < 5000, f"one ping took {max(own):.0f} ms"
 
 
 def as_served_here(request: Request) -> Request:
