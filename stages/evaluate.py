@@ -19,6 +19,7 @@ from stages.project.workspace import dataset_document, model_dir, open_index, re
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate
+from yolov7.evaluate.left_out import images_cut_short
 from yolov7.files import write_json, write_text
 from yolov7.predict import AugmentedRuntime, Predictor, load_detector
 from yolov7.predict.augmented import Views
@@ -45,11 +46,14 @@ def main(params: Params, args: argparse.Namespace) -> None:
         out = reports(args.variant)
         write_outputs(out, predictor, index, result, figures, pictures=params.evaluate.pictures)
         facts = _facts(model, predictor, index, params.evaluate, document)
+        facts |= _left_out(result, params.evaluate)
         page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures)
         write_text(out / "report.html", page)
     shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("AP", "AP50", "AP75"))
     if predictor.suppression_inside:
         log.warning("%s: measured with the thresholds it has inside: %s", model, figures["suppression_inside"])
+    for line in result.uncounted.lines() if result.uncounted and result.uncounted.lost else ():
+        log.warning("%s", line)
     log.info("%s on %d test images: %s", model, len(index), shown)
 
 
@@ -111,6 +115,17 @@ def _facts(
         "Settings": f"confidence {settings.confidence:g}, IoU {settings.iou:g}, {settings.max_detections} detections"
         + (", rectangular batches" if settings.rectangular else "")
         + (f", augmented: {'all' if settings.augment is True else settings.augment}" if settings.augment else ""),
+    }
+
+
+def _left_out(result: Evaluation, settings: Evaluate) -> dict[str, str]:
+    """Objects and detections that the figures leave out, for the report."""
+    limit = settings.max_detections
+    lines = result.uncounted.lines() if result.uncounted else []
+    cut = images_cut_short(result.results, max_detections=limit)
+    return {
+        "Objects not counted": "; ".join(line.strip() for line in lines[1:]) or "none",
+        "Detections cut": f"{cut:,} images reach the {limit} that are kept" if cut else "none",
     }
 
 

@@ -20,7 +20,7 @@ from stages.project.params import Params, Validation
 from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT, dataset_document
 from stages.validation.check import Finding, RuleOutcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
-from stages.validation.judge import Verdict, dropped_document, judge_data
+from stages.validation.judge import Verdict, dropped_counts, dropped_document, judge_data
 from stages.validation.page import Report, render_page
 from stages.validation.pictures import sample_pictures, worst_pictures
 from stages.validation.statistics import Statistics, read_statistics
@@ -139,6 +139,15 @@ def _warn(verdict: Verdict) -> None:
         kinds = [record.kind for record in verdict.dropped]
         counts = f"{kinds.count('image')} images and {kinds.count('annotation')} annotations"
         logger.warning("left out (validation.on_bad_record): %s; see dropped.json in the report", counts)
+        counted = dropped_counts(verdict)
+        for line in counted.lines() if counted.lost else ():
+            logger.warning("%s", line)
+        for label in counted.mostly_lost():
+            name, lost = counted.class_names[label], sum(counted.of_class(label).values())
+            logger.warning(
+                "class %r loses %d of %d boxes; correct them, or keep them with validation.severity: {RULE: warning}",
+                name, lost, counted.objects[label],
+            )  # fmt: skip
 
 
 def _message(failed: Sequence[RuleOutcome], findings: Sequence[Finding], report: Path) -> str:

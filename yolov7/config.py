@@ -61,6 +61,8 @@ class Augment(Group):
     """Scale is uniform in [1 - scale, 1 + scale_surplus + scale]."""
     scale_surplus: Annotated[float, AddedLater()] = Field(default=0.1, ge=0.0, le=1.0)
     """Room for the scale to rise further than it falls, as published for YOLOv7."""
+    max_aspect: Annotated[float, AddedLater()] = Field(default=20.0, gt=1.0)
+    """Objects whose longer side reaches this many times the shorter one are left out of a sample, as published."""
     shear: float = Field(default=0.0, ge=0.0, lt=90.0)
     """Shear per axis is uniform in plus or minus this many degrees."""
     perspective: float = Field(default=0.0, ge=0.0, le=0.001)
@@ -118,6 +120,38 @@ class AnchorLoss(LossParameters):
 
 Loss = AnchorLoss
 """The name of revisions with one kind of head."""
+
+
+class AlignedLoss(LossParameters):
+    """Assignment and loss of an anchor-free head (reference sheet: yolov9-training, sections 5 and 6)."""
+
+    assigner: Literal["aligned"] = "aligned"
+    """`aligned`: task-aligned, by score and overlap."""
+    top_k: int = Field(default=10, ge=1)
+    """Cells that a target may choose."""
+    alpha: float = Field(default=0.5, ge=0.0)
+    """Exponent of the score in the alignment."""
+    beta: float = Field(default=6.0, ge=0.0)
+    """Exponent of the overlap in the alignment."""
+    box: float = Field(default=7.5, ge=0.0)
+    """Gain of the box (CIoU) loss."""
+    dfl: float = Field(default=1.5, ge=0.0)
+    """Gain of the loss of the distances' distributions."""
+    classification: float = Field(default=0.5, ge=0.0)
+    """Gain of the class loss."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Class targets t of the positives become t * (1 - s) + s / 2."""
+    focal_gamma: float = Field(default=0.0, ge=0.0)
+    """Focal exponent of the class loss (0: off)."""
+    classification_positive_weight: float = Field(default=1.0, gt=0.0)
+    """Weight of positives in the class cross-entropy."""
+    auxiliary: Literal["independent", "lead-guided"] = "independent"
+    """Assignment of the auxiliary head: by its own predictions as released, or by those of the lead head."""
+    auxiliary_weight: float = Field(default=0.25, ge=0.0)
+    """Weight of the auxiliary head's loss."""
+    least_score_sum: float | None = Field(default=None, gt=0.0)
+    """Least divisor of a head's loss, which is divided by the sum of its target scores. None: as released, 1, and
+    no bound if the assignment is lead-guided (a batch without positives is divided by 1 then)."""
 
 
 class Optimizer(Group):
@@ -256,7 +290,7 @@ def parse(
         raise ConfigError("; ".join(_explain(group, item, where, loss) for item in error.errors())) from None
 
 
-LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss}
+LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss, "yolov9": AlignedLoss}
 """The loss group of each family in :data:`yolov7.presets.PRESETS`."""
 
 

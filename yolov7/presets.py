@@ -42,5 +42,45 @@ YOLOV7: dict[str, Preset] = {
     },
 }
 
-PRESETS: dict[str, dict[str, Preset]] = {"yolov7": YOLOV7}
+# The one published file, for all sizes (reference sheet: yolov9-training, sections 1 to 3).
+_YOLOV9_AUGMENT: Preset = {
+    "mosaic9": 0.0,
+    "close_mosaic_epochs": 15,
+    "mixup_beta": 32.0,
+    "translate": 0.1,
+    "scale_surplus": 0.0,
+    "copy_paste": 0.3,
+    "paste_in": 0.0,
+    "max_aspect": 100.0,
+}
+YOLOV9: dict[str, Preset] = {
+    "yolov9": {
+        "epochs": 500,
+        "evaluate_iou": 0.7,
+        "optimizer": {
+            "final_factor": 0.01,
+            "schedule": "linear",
+            "linear_reaches_end": False,
+            "warmup_iterations": 100,
+            "gradient_clip": 10.0,
+        },
+        "augment": _YOLOV9_AUGMENT,
+    },
+    "small": {
+        "evaluate_iou": 0.7,
+        "optimizer": YOLOV7["small"]["optimizer"],
+        "augment": {
+            "mosaic9": 0.0,
+            "translate": 0.1,
+            "scale": 0.5,
+            "scale_surplus": 0.0,
+            "mixup": 0.0,
+            "paste_in": 0.0,
+        },
+        "ema": YOLOV7["small"]["ema"],
+        "cache": "ram",
+    },
+}
+
+PRESETS: dict[str, dict[str, Preset]] = {"yolov7": YOLOV7, "yolov9": YOLOV9}
 """Presets by family, then by name."""

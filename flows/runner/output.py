@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import subprocess
 import threading
@@ -14,6 +13,11 @@ from typing import IO
 
 from flows.runner.processes import Log
 from stages.project.redaction import redacted
+
+try:
+    import fcntl
+except ImportError:  # without such locks no log of a killed run can be told from a growing one: all are kept
+    fcntl = None  # type: ignore[assignment]
 
 _GROWING = ".running"
 _LONGEST_LINE = 2000
@@ -42,7 +46,8 @@ class LogFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._growing.open("w", encoding="utf-8")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells clear_logs that its run is alive
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells clear_logs that its run is alive
         except OSError as error:
             self.error = error
 
@@ -80,7 +85,7 @@ def _growing(path: Path, mark: str) -> Path:
 
 def clear_logs(folder: Path) -> None:
     """Remove the unfinished logs of killed runs; a running command holds a lock on its own log."""
-    for path in folder.glob(f"*{_GROWING}"):
+    for path in folder.glob(f"*{_GROWING}") if fcntl is not None else ():
         with contextlib.suppress(OSError), path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

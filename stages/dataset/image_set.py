@@ -14,14 +14,19 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from stages.dataset.flags import flag_notes
 from stages.dataset.layout import SourceReport, annotations_file, images_folder
+from stages.dataset.originals import note_copies_apart
+from stages.images.depth import Depth, decide, is_deep
 from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
 from stages.images.plain import Rewrite, rewrite_all
+from yolov7.data.depth import PixelRange
 from yolov7.data.formats.coco import CocoAnnotations, Record, write_coco
 from yolov7.data.formats.label_files import unsafe_name
+from yolov7.data.image_kind import ImageKind, kind_of_file
 from yolov7.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -44,18 +49,14 @@ class ImageSet:
     disposable: bool = False
     """The files are temporary: they are linked instead of copied, if possible."""
 
+    @property
+    def source(self) -> str:
+        """The format: `coco`, `voc` or `yolo`."""
+        return self.key.split(".")[1] if "." in self.key else self.key
+
     def __post_init__(self) -> None:
         if not self.root.is_dir():
             raise DataError(f"no such image folder; see {self.key}.images in params.yaml", path=self.root)
-
-
-@dataclass(frozen=True)
-class _Copied:
-    """The result of copying the images of one split."""
-
-    turned: int
-    """Number of images rewritten because of their EXIF orientation."""
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,48 +69,82 @@ class _File:
     header: ImageHeader | None
 
 
-def copy_sets(sets: Mapping[str, ImageSet], folder: Path) -> SourceReport:
+def copy_sets(
+    sets: Mapping[str, ImageSet],
+    folder: Path,
+    *,
+    whole: ImageSet | None = None,
+    pixel_range: PixelRange | None = None,
+) -> SourceReport:
     """Copy train, val and, if given, test into `folder`.
 
-    Raises :class:`DataError` for missing image files, for file names that lead out of the image folder, for images with
-    more pixels than are decoded, and for images that break the limits of the sandbox. The validate stage judges the
-    rest.
+    `whole`: the set that they are parts of; notes are then about the whole. `pixel_range`: of images with more than 8
+    bits a channel; by default it is decided over all sets. Raises :class:`DataError` for missing image files, for file
+    names that lead out of the image folder, for images with more pixels than are decoded, and for images that break the
+    limits of the sandbox. The validate stage judges the rest.
     """
-    copied = {split: _copy_set(one, folder, split) for split, one in sets.items()}
-    turned = {split: one.turned for split, one in copied.items()}
-    notes = tuple(f"{split}: {note}" for split, one in sets.items() for note in (*one.notes, *copied[split].notes))
+    files = {split: _files(one, folder, split) for split, one in sets.items()}
+    deep = [file for part in files.values() for file in part if is_deep(file.header)]
+    depth = decide([(file.record["file_name"], file.source) for file in deep], pixel_range)
+    rewritten = {split: _copy_set(one, folder, split, files[split], depth) for split, one in sets.items()}
+    turned = {split: sum(map(_is_turned, part)) for split, part in rewritten.items()}
+    if whole is None:
+        notes = [
+            f"{split}: {note}" for split, one in sets.items() for note in _notes(one, files[split], rewritten[split])
+        ]
+    else:
+        notes = _notes(whole, [f for part in files.values() for f in part], [f for p in rewritten.values() for f in p])
+    names = {split: [record["file_name"] for record in one.coco.images] for split, one in sets.items()}
+    notes += note_copies_apart(names)
+    report = SourceReport(turned_upright=turned, notes=(*notes, *depth.notes), pixel_range=depth.describe())
     if "test" in sets:
-        return SourceReport(turned_upright=turned, notes=notes)
+        return report
     logger.warning("no test split is given: the val split also gives the reported figures")
     shutil.copytree(folder / "val", folder / "test")
-    return SourceReport(test_is_val=True, turned_upright={**turned, "test": turned["val"]}, notes=notes)
+    return replace(report, test_is_val=True, turned_upright={**turned, "test": turned["val"]})
 
 
-def _copy_set(one: ImageSet, folder: Path, split: str) -> _Copied:
-    """Copy one split."""
-    sources = locate(one.coco, one.root)
+def _files(one: ImageSet, folder: Path, split: str) -> list[_File]:
+    """The image files of one split with their headers, once each, even if two records name one: validation reports
+    that."""
     target = images_folder(folder, split)
-    target.mkdir(parents=True)
-    # One copy per file, even if two records name it: validation reports that.
-    records = {target / PurePosixPath(record["file_name"]): (path, record) for path, record in sources}
-    for parent in {path.parent for path in records}:
-        parent.mkdir(parents=True, exist_ok=True)
+    records = {
+        target / PurePosixPath(record["file_name"]): (path, record) for path, record in locate(one.coco, one.root)
+    }
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         headers = pool.map(lambda path: read_header(path), [source for source, _ in records.values()])
         files = [
             _File(source, place, record, header)
             for (place, (source, record)), header in zip(records.items(), headers, strict=True)
         ]
-        _refuse_huge(files, one.coco.path)
-        special = [file for file in files if not _is_plain(file.header)]
-        written = rewrite_all([_rewrite(file) for file in special])
-        rewritten = [file for file, done in zip(special, written, strict=True) if done]
-        # Undecodable images are copied: validation names them.
-        left = {file.target for file in files} - {file.target for file in rewritten}
+    _refuse_huge(files, one.coco.path)
+    return files
+
+
+def _copy_set(one: ImageSet, folder: Path, split: str, files: Sequence[_File], depth: Depth) -> list[_File]:
+    """Copy one split; returns the files that were rewritten."""
+    images_folder(folder, split).mkdir(parents=True)
+    for parent in {file.target.parent for file in files}:
+        parent.mkdir(parents=True, exist_ok=True)
+    special = [file for file in files if not _is_plain(file.header)]
+    written = rewrite_all([_rewrite(file, depth) for file in special])
+    rewritten = [file for file, done in zip(special, written, strict=True) if done]
+    # Undecodable images are copied: validation names them.
+    left = {file.target for file in files} - {file.target for file in rewritten}
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         list(pool.map(lambda file: _copy_image(file, link=one.disposable), [f for f in files if f.target in left]))
     write_coco(annotations_file(folder, split), one.coco)
-    turned = sum(file.header is not None and file.header.orientation != UPRIGHT for file in rewritten)
-    return _Copied(turned, (*_converted_note(rewritten), *_case_note(one.coco)))
+    return rewritten
+
+
+def _notes(one: ImageSet, files: Sequence[_File], rewritten: Sequence[_File]) -> list[str]:
+    """All that is told about one set."""
+    flags = flag_notes(one.coco, one.source)
+    return [*one.notes, *flags, *_converted_note(rewritten), *_unread_note(files, rewritten), *_case_note(one.coco)]
+
+
+def _is_turned(file: _File) -> bool:
+    return file.header is not None and file.header.orientation != UPRIGHT
 
 
 def _is_plain(header: ImageHeader | None) -> bool:
@@ -131,17 +166,19 @@ def _refuse_huge(files: Sequence[_File], path: Path) -> None:
     raise DataError(f"{message}; crop, scale or remove them", path=path)
 
 
-def _rewrite(file: _File) -> Rewrite:
+def _rewrite(file: _File, depth: Depth) -> Rewrite:
     """The rewrite of an image to upright, plain RGB.
 
     The annotations decide which way is up: if they were drawn on the pixels as stored (the record has the stored size,
     not that of the turned image), the pixels stay and only the flag is dropped.
     """
-    header, as_stored = file.header, False
+    header, undo = file.header, UPRIGHT
     if header is not None and header.lies_on_its_side:
         size = (file.record["width"], file.record["height"])
-        as_stored = size == (header.width, header.height) != (header.height, header.width)
-    return Rewrite(file.source, file.target, None if header is None else header.format, as_stored)
+        if size == (header.width, header.height) != (header.height, header.width):
+            undo = header.orientation
+    pixel_range = depth.range if is_deep(header) else None
+    return Rewrite(file.source, file.target, None if header is None else header.format, undo, pixel_range)
 
 
 def _copy_image(file: _File, *, link: bool) -> None:
@@ -169,6 +206,20 @@ def _converted_note(rewritten: Sequence[_File]) -> Iterator[str]:
         yield f"{len(names)} images were converted to 8-bit RGB ({reason}): {listed}{more}"
 
 
+def _unread_note(files: Sequence[_File], rewritten: Sequence[_File]) -> Iterator[str]:
+    """A note on images of formats that are not read: they are copied, and validation reports each."""
+    done = {file.target for file in rewritten}
+    found: dict[ImageKind, list[str]] = {}
+    for file in files:
+        if file.header is None and file.target not in done:
+            kind = kind_of_file(file.source)
+            if kind is not None and not kind.read:
+                found.setdefault(kind, []).append(file.record["file_name"])
+    for kind, names in found.items():
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        yield f"{len(names)} images: {kind.advice}: {', '.join(map(repr, names[:_LISTED]))}{more}"
+
+
 def _case_note(coco: CocoAnnotations) -> Iterator[str]:
     """A note on file names that clash on systems that ignore case."""
     spellings: dict[str, set[str]] = {}
@@ -190,25 +241,33 @@ def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
     found: list[tuple[Path, Record]] = []
     refused: list[tuple[Record, str]] = []
     for record in coco.images:
-        reason = unsafe_name(record["file_name"])
-        if reason is None:
-            path, reason = _existing(inside, record["file_name"])
-            if path is not None:
-                found.append((path, record))
-        if reason is not None:
+        path, reason = find_file(inside, record["file_name"])
+        if path is not None:
+            found.append((path, record))
+        elif reason is not None:
             refused.append((record, reason))
     if refused:
-        listed = "; ".join(
-            f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
-        )
-        more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
-        message = f"{len(refused)} of {len(coco.images)} images cannot be taken from {root}: {listed}{more}"
-        raise DataError(message, path=coco.path)
+        raise DataError(refused_images(refused, len(coco.images), root), path=coco.path)
     return found
 
 
-def _existing(inside: Path, name: str) -> tuple[Path | None, str | None]:
-    """The regular file of a name (links are followed, but not out of the folder), or the reason why there is none."""
+def refused_images(refused: Sequence[tuple[Record, str]], total: int, root: Path) -> str:
+    """The message on image records without a file, each with the reason."""
+    listed = "; ".join(
+        f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
+    )
+    more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
+    return f"{len(refused)} of {total} images cannot be taken from {root}: {listed}{more}"
+
+
+def find_file(inside: Path, name: str) -> tuple[Path | None, str | None]:
+    """The regular file of a name below a resolved folder, or the reason why there is none.
+
+    Links are followed, but not out of the folder.
+    """
+    reason = unsafe_name(name)
+    if reason is not None:
+        return None, reason
     try:
         path = (inside / name).resolve(strict=True)
     except FileNotFoundError:

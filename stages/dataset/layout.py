@@ -29,6 +29,9 @@ class SourceReport:
     """Images per split that were re-encoded to apply or drop an EXIF orientation."""
     notes: tuple[str, ...] = ()
     """Records that the reader left out or added, one sentence each."""
+    pixel_range: Mapping[str, float | int] | None = None
+    """Values that became 0 and 255 in the images of more than 8 bits a channel, and their number; None: no such image.
+    """
     made_splits: Mapping[str, Any] | None = None
     """Description of the division and of the images kept together; None if the source gave the splits."""
 
@@ -63,6 +66,7 @@ def describe(ingested: Path, source: str, report: SourceReport) -> dict[str, Any
         "category_ids": [category["id"] for category in categories],
         "test_is_val": report.test_is_val,
         "notes": list(report.notes),
+        "pixel_range": report.pixel_range,
         "made_splits": report.made_splits,
         "splits": counts,
         "sha256": digest.hexdigest(),

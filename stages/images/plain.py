@@ -8,24 +8,29 @@ from pathlib import Path
 from typing import Literal
 
 import cv2
-import numpy as np
 
-from stages.images.header import MAX_PIXELS
+from stages.images.header import MAX_PIXELS, UPRIGHT
 from stages.images.sandbox import Died, breaks_out, clear_complaints, complaints, run_limited
 from yolov7.data.decode import decode_image
+from yolov7.data.depth import PixelRange, decode_deep, needs_range
+from yolov7.data.orientation import turn_back
 from yolov7.errors import DataError
 
 _PER_PROCESS = 16
 _JPEG_QUALITY = 95
 _LOSSLESS_WEBP = 101
-_ENCODINGS: dict[str | None, tuple[str, list[int]]] = {
-    "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]),
-    "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, _LOSSLESS_WEBP]),
-    "bmp": (".bmp", []),
-    "tiff": (".tiff", []),
-}
-_PNG: tuple[str, list[int]] = (".png", [])
+_Encoding = tuple[str, list[int], int]
+"""Extension, settings, and the longest side that the encoder takes."""
+_BMP: _Encoding = (".bmp", [], 1 << 20)
+"""For images that are too long for the others."""
+_PNG: _Encoding = (".png", [], 1_000_000)
 """For all other formats: nothing is lost, and every program reads it."""
+_ENCODINGS: dict[str | None, _Encoding] = {
+    "jpeg": (".jpg", [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY], 65_500),
+    "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, _LOSSLESS_WEBP], 16_383),
+    "bmp": _BMP,
+    "tiff": (".tiff", [], 1 << 20),
+}
 
 Result = Literal["written", "damaged", "too large"]
 
@@ -38,8 +43,10 @@ class Rewrite:
     target: Path
     format: str | None
     """Of the source (`stages.images.header`); it is kept where every program reads it."""
-    as_stored: bool = False
-    """Keep the pixels as they are stored, and drop the EXIF orientation instead of applying it."""
+    undo_orientation: int = UPRIGHT
+    """EXIF orientation to drop instead of applying it: the pixels stay as they are stored."""
+    pixel_range: PixelRange | None = None
+    """Of images with more than 8 bits a channel (`stages.images.depth`)."""
 
 
 def rewrite_all(images: Sequence[Rewrite]) -> list[bool]:
@@ -63,19 +70,15 @@ def rewrite(image: Rewrite) -> Result:
     data = image.source.read_bytes()
     clear_complaints()
     try:
-        pixels = decode_image(data)
+        pixels = decode_image(data, pixel_range=image.pixel_range)
     except DataError as error:
         return _judge(error.__context__)
     # Decoders fill holes with grey and only print a warning: rewritten, the image would pass for a whole one.
     if "premature" in complaints().lower():
         return "damaged"
-    if image.as_stored:
-        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if stored is None or stored.shape[:2] == pixels.shape[:2]:
-            return "damaged"  # the decoder turns images of this format regardless of the flag
-        pixels = stored.astype(np.uint8, copy=False)
-    else:
-        cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR, dst=pixels)
+    if image.undo_orientation != UPRIGHT:  # not by the decoder's flag, which TIFF ignores
+        pixels = turn_back(pixels, image.undo_orientation)
+    cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR, dst=pixels)
     try:
         _encode(pixels, image)
     except cv2.error as error:
@@ -83,8 +86,20 @@ def rewrite(image: Rewrite) -> Result:
     return "written"
 
 
+def decoded_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image, upright; None if it is damaged. Runs under :func:`run_limited`."""
+    data = path.read_bytes()
+    try:
+        pixels = decode_deep(data) if needs_range(data) else decode_image(data)
+    except (DataError, cv2.error):
+        return None
+    return None if pixels is None else (pixels.shape[0], pixels.shape[1])
+
+
 def _encode(pixels: cv2.typing.MatLike, image: Rewrite) -> None:
-    extension, settings = _ENCODINGS.get(image.format, _PNG)
+    extension, settings, longest = _ENCODINGS.get(image.format, _PNG)
+    if max(pixels.shape[:2]) > longest:
+        extension, settings, longest = _BMP
     encoded, content = cv2.imencode(extension, pixels, settings)
     if not encoded:
         raise MemoryError  # an encoder has no other reason to fail on a decoded image

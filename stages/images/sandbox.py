@@ -12,7 +12,6 @@ import contextlib
 import multiprocessing
 import os
 import queue
-import resource
 import signal
 import tempfile
 import threading
@@ -25,6 +24,11 @@ from typing import TypeVar
 
 from stages.images.header import MAX_PIXELS
 from yolov7.errors import DataError
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits; :func:`run_limited` says so
+    resource = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,10 +58,16 @@ def run_limited(
     `function` is defined at the top of a module; items and results can be pickled. It may read :func:`complaints`.
     A process takes about a second to start: there is one per `per_process` items, and at most one per processor.
     `seconds` is the processor time per item, :data:`SECONDS` by default. An exception that `function` lets through ends
-    the process as a crash does. Raises :class:`DataError` where a process ends before its first item.
+    the process as a crash does. Raises :class:`DataError` where a process ends before its first item, and on
+    systems that cannot limit processes.
     """
     if not items:
         return
+    if resource is None:
+        raise DataError(
+            "images are decoded in processes with limits, which this system does not have (no `resource` module): "
+            "run the pipeline on Linux or macOS, or in its container"
+        )
     count = max(1, min(_processors(), len(items) // per_process))
     limit = SECONDS if seconds is None else seconds
     processes = [_Process() for _ in range(count)]

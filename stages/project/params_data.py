@@ -105,7 +105,27 @@ class Sets(Group, Generic[S]):
 
 
 class Coco(Sets[CocoSplit]):
-    """Your COCO-format data set: an image folder and an annotation json per set."""
+    """Your COCO-format data set: an image folder and an annotation json per set.
+
+    The keys beside the sets settle what exports of labelling tools leave open (docs/data.md).
+    """
+
+    placeholder_categories: Literal["auto", "keep", "drop"] = "auto"
+    """Categories that name a group (Roboflow: `supercategory: none`) or the background (labelme: `_background_`).
+    `auto`: left out if no annotation has them, refused otherwise; `keep`: classes like any other; `drop`: left out with
+    their annotations, and so are unused parents of other categories."""
+    merge_equal_names: bool = False
+    """Make one class of categories that have the same name and different ids; otherwise validation refuses them."""
+    crowd_is_object: bool = False
+    """Learn and count crowds (`iscrowd: 1`) as ordinary objects: CVAT and V7 Darwin write masks as crowds."""
+    ignore_is_crowd: bool = False
+    """Neither learn nor count annotations marked `ignore: 1`."""
+    boxes: Literal["pixels", "relative", "corners", "inclusive"] | None = None
+    """The four numbers of `bbox`: `pixels`: left, top, width, height; `relative`: the same as shares of the image's
+    sides (Azure); `corners`: left, top, right, bottom in pixels; `inclusive`: as `pixels`, but each side one pixel
+    short (Supervisely). Default: `pixels`, and a file of nothing but numbers up to 1 is refused."""
+    enclose_rotated: bool = False
+    """Replace the box of a rotated rectangle (CVAT: `attributes.rotation`) by the box around the rotated one."""
 
 
 class Voc(Sets[VocSplit]):
@@ -229,6 +249,9 @@ class Data(Group):
     """Needed with `source: yolo`."""
     split: Split = Split()
     """For a source with one set, `all`."""
+    pixel_range: tuple[float, float] | None = None
+    """Images of more than 8 bits a channel: the values that become black and white, for example [0, 4095]; default:
+    decided over the whole set (docs/data.md)."""
 
 
 def check_data(data: Data, *, where: str) -> None:
@@ -239,6 +262,8 @@ def check_data(data: Data, *, where: str) -> None:
         required(data, source.format, where=where).check(f"{where}.{source.format}")
     data.digits.check(f"{where}.digits")
     data.split.check(f"{where}.split")
+    if data.pixel_range is not None and not data.pixel_range[0] < data.pixel_range[1]:
+        raise ConfigError(f"{where}.pixel_range: give the values of black and white, for example [0, 4095]")
 
 
 def required(data: Data, name: str, *, where: str = "data") -> Any:

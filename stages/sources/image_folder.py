@@ -5,26 +5,81 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from stages.images.header import read_header
+from stages.images.plain import decoded_size
+from stages.images.sandbox import Died, run_limited
 from yolov7.data.formats.coco import is_utf8
 from yolov7.data.formats.label_files import read_text, text_lines
+from yolov7.data.image_kind import DAMAGED, READ, ImageKind, kind_of_file
 from yolov7.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Of the formats whose headers `stages.images.header` reads."""
 _LISTED = 5
 """Files that a message names; it always gives their number."""
 _NAME_COLUMNS = ("filename", "file_name", "image", "file", "path")
 """Headings of a CSV's column of file names."""
 
 
+_EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}|\.3fr")
+"""Not the number of a frame, as in `camera.0001`."""
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images of a folder, told by their content."""
+
+    names: list[str]
+    """Relative to the folder, sorted; those that are read, and files that only have the name of an image."""
+    unread: dict[str, ImageKind]
+    """Images of formats that are not read, by name."""
+    hidden: list[str]
+    """Images whose name begins with a dot: they are left out."""
+
+    def notes(self, labelled: Collection[str] = ()) -> Iterator[str]:
+        """Notes on the images that are left out, without those of `labelled` stems, which are refused elsewhere."""
+        kinds: dict[ImageKind, list[str]] = {}
+        for name, kind in self.unread.items():
+            if stem_of(name) not in labelled:
+                kinds.setdefault(kind, []).append(name)
+        for kind, names in kinds.items():
+            yield f"{len(names)} images were left out: {kind.advice}: {shown(names)}"
+        if self.hidden:
+            yield f"{len(self.hidden)} hidden images were left out; rename them to have them: {shown(self.hidden)}"
+
+    def instead(self, stems: Collection[str]) -> str:
+        """The images of `stems` that are there and not read, for a message about labels without images; or nothing."""
+        there = {name: kind for name, kind in self.unread.items() if stem_of(name) in stems}
+        if not there:
+            return ""
+        advice = "; ".join(dict.fromkeys(kind.advice for kind in there.values()))
+        return f" ({len(there)} have an image that is not read: {shown(list(there))}; {advice})"
+
+
 def stem_of(name: str) -> str:
     """A relative file name without its extension: an image and its labels share it."""
-    return PurePosixPath(name).with_suffix("").as_posix()
+    path = PurePosixPath(name)
+    return path.with_suffix("").as_posix() if _EXTENSION.fullmatch(path.suffix) else path.as_posix()
+
+
+def images_below(root: Path, *, key: str) -> ImageFiles:
+    """The images below `root` by their content; hidden folders, links and errors as in :func:`files_below`."""
+    names = _walk(root, key=key)
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        kinds = zip(names, pool.map(lambda name: kind_of_file(root / name), names), strict=True)
+        images = {name: kind for name, kind in kinds if kind is not None}
+    hidden = [name for name in images if _is_hidden(name)]
+    open_ = [name for name in images if not _is_hidden(name)]
+    _check(open_, root)
+    return ImageFiles(
+        [name for name in open_ if images[name].read],
+        {name: images[name] for name in open_ if not images[name].read},
+        [name for name in hidden if images[name] != DAMAGED],
+    )
 
 
 def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
@@ -34,13 +89,27 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
     params.yaml if there is no such folder, for a name that is not UTF-8, because no annotation can hold it, for links
     that leave the folder, and for pipes and the like: reading one would block.
     """
+    found = [name for name in _walk(root, key=key) if name.lower().endswith(tuple(suffixes)) and not _is_hidden(name)]
+    _check(found, root)
+    return found
+
+
+def _walk(root: Path, *, key: str) -> list[str]:
     if not root.is_dir():
         raise DataError(f"no such folder; see {key} in params.yaml", path=root)
     found: list[str] = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = PurePosixPath(os.path.relpath(folder, root).replace(os.sep, "/"))
-        found += [str(inside / name) for name in files if name.lower().endswith(tuple(suffixes)) and name[0] != "."]
+        found += [str(inside / name) for name in files]
+    return sorted(found)
+
+
+def _is_hidden(name: str) -> bool:
+    return PurePosixPath(name).name.startswith(".")
+
+
+def _check(found: Sequence[str], root: Path) -> None:
     for name in found:
         if not is_utf8(name):
             raise DataError(f"the file name {name!r} is not UTF-8; rename the file", path=root)
@@ -49,7 +118,6 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
             raise DataError("is not a file; remove it", path=path)
         if path.is_symlink() and not path.resolve().is_relative_to(root.resolve()):
             raise DataError("is a link that leaves its folder; replace it by the file itself", path=path)
-    return sorted(found)
 
 
 def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:
@@ -64,25 +132,32 @@ def by_stem(names: Iterable[str], root: Path) -> dict[str, str]:
 
 
 def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Height and width of every image, upright, from its header.
+    """As :func:`find_sizes`. Raises :class:`DataError` naming the files that are damaged or no image."""
+    sizes = find_sizes(root, names)
+    bad = [name for name in names if 0 in sizes[name]]
+    if bad:
+        message = f"the size of {len(bad)} images cannot be read: {shown(bad)}"
+        raise DataError(f"{message}; they are damaged, or not {READ}", path=root)
+    return sizes
 
-    Raises :class:`DataError` naming the files whose header cannot be read: damaged, or of a format unknown to
-    `stages.images.header`.
-    """
+
+def find_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Height and width of every image, upright: from its header, or decoded where `stages.images.header` does not know
+    the format; 0, 0 for files that are damaged or no image."""
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         headers = list(pool.map(lambda name: read_header(root / name), names))
     sizes: dict[str, tuple[int, int]] = {}
-    bad: list[str] = []
+    unsized: list[str] = []
     for name, header in zip(names, headers, strict=True):
-        if header is None or header.width == 0 or header.height == 0:
-            bad.append(name)
+        if header is None:
+            unsized.append(name)
         elif header.lies_on_its_side:
             sizes[name] = (header.width, header.height)
         else:
             sizes[name] = (header.height, header.width)
-    if bad:
-        message = f"the size of {len(bad)} images cannot be read: {shown(bad)}"
-        raise DataError(f"{message}; they are damaged, or not JPEG, PNG, WebP, BMP, GIF or TIFF", path=root)
+    decoded = run_limited(decoded_size, [root / name for name in unsized], per_process=16)
+    for name, size in zip(unsized, decoded, strict=True):
+        sizes[name] = (0, 0) if isinstance(size, Died) or size is None else size
     return sizes
 
 

@@ -17,6 +17,7 @@ from stages.sources.digits import make_digits
 from stages.sources.remote import Fetched, fetch_archive, fetch_coco2017, fetch_prefix
 from stages.sources.voc import read_voc_sets
 from stages.sources.yolo import read_yolo_sets
+from yolov7.data.depth import PixelRange
 
 FETCHERS: Mapping[str, Callable[[Data, Path], AbstractContextManager[Fetched]]] = {
     "http": fetch_archive,
@@ -59,8 +60,9 @@ def write_source(found: Fetched, folder: Path) -> SourceReport:
         return SourceReport()
     read = READERS[data.source](parameters, Path(data.folder))
     sets = {name: replace(images, disposable=found.disposable) for name, images in read.items()}
+    pixel_range = None if data.pixel_range is None else PixelRange(*data.pixel_range)
     if "all" not in sets:
-        return copy_sets(sets, folder)
+        return copy_sets(sets, folder, pixel_range=pixel_range)
     whole = sets["all"]
     parts, made = make_splits(whole, data.split)
-    return replace(copy_sets(parts, folder), made_splits=made, notes=whole.notes)
+    return replace(copy_sets(parts, folder, whole=whole, pixel_range=pixel_range), made_splits=made)

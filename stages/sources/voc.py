@@ -9,7 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from stages.dataset.image_set import ImageSet
 from stages.project.params_data import Voc, VocSplit
-from stages.sources.image_folder import SUFFIXES, files_below, image_sizes, select_listed, shown, stem_of
+from stages.sources.image_folder import (
+    ImageFiles,
+    files_below,
+    image_sizes,
+    images_below,
+    select_listed,
+    shown,
+    stem_of,
+)
 from yolov7.data.formats.voc import VocImage, read_voc_file, voc_to_coco
 from yolov7.errors import DataError
 
@@ -52,10 +60,11 @@ def _matched(one: VocSplit, base: Path, key: str) -> tuple[_Matched, tuple[str, 
     if not known:
         raise DataError(f"no XML files here; see {key}.annotations in params.yaml", path=annotations)
     chosen = list(known.values()) if one.listed_in is None else select_listed(base / one.listed_in, known)
-    images = files_below(root, SUFFIXES, key=f"{key}.images")
+    found = images_below(root, key=f"{key}.images")
+    images = found.names
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         files = list(pool.map(lambda name: read_voc_file(annotations / name), chosen))
-    names = _image_names(chosen, files, images, root)
+    names = _image_names(chosen, files, found, root)
     unsized = [name for name, file in zip(names, files, strict=True) if file.size is None]
     sizes = image_sizes(root, unsized)
     notes: list[str] = []
@@ -64,14 +73,16 @@ def _matched(one: VocSplit, base: Path, key: str) -> tuple[_Matched, tuple[str, 
     if one.listed_in is None and len(set(images)) > len(set(names)):
         unused = sorted(set(images) - set(names))
         notes.append(f"{len(unused)} images have no XML file and were left out: {shown(unused)}")
+    if one.listed_in is None:
+        notes += found.notes()
     return [(file, name, file.size or sizes[name]) for file, name in zip(files, names, strict=True)], tuple(notes)
 
 
-def _image_names(chosen: list[str], files: list[VocImage], images: list[str], root: Path) -> list[str]:
+def _image_names(chosen: list[str], files: list[VocImage], images: ImageFiles, root: Path) -> list[str]:
     """The image of every XML file: named by its `<filename>`, or, as that is often stale, by the file's own name."""
-    exact = set(images)
+    exact = set(images.names)
     stems: dict[str, str] = {}
-    for name in images:
+    for name in images.names:
         stems.setdefault(stem_of(name), name)
     names: list[str] = []
     missing: list[str] = []
@@ -82,7 +93,8 @@ def _image_names(chosen: list[str], files: list[VocImage], images: list[str], ro
         else:
             names.append(image)
     if missing:
-        message = f"{len(missing)} of {len(chosen)} XML files have no image here: {shown(missing)}"
+        instead = images.instead({stem_of(name) for name in chosen})
+        message = f"{len(missing)} of {len(chosen)} XML files have no image here: {shown(missing)}{instead}"
         raise DataError(message, path=root)
     return names
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.dataset.image_set import ImageSet
 from stages.project.params_data import Yolo, YoloSplit
-from stages.sources.image_folder import SUFFIXES, by_stem, files_below, image_sizes, select_listed, shown, stem_of
+from stages.sources.image_folder import by_stem, files_below, image_sizes, images_below, select_listed, shown, stem_of
 from yolov7.data.formats.yolo_txt import YoloImage, read_class_names, read_yolo
 from yolov7.errors import DataError
 
@@ -27,10 +27,11 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
     image_id = annotation_id = 1
     for name, one in parameters.given("data.yolo").items():
         key = f"data.yolo.{name}"
-        images = _images(one, base, key)
+        images, left_out = _images(one, base, key)
         coco, notes = read_yolo(
             images, names, path=base / one.labels, first_image_id=image_id, first_annotation_id=annotation_id
         )
+        notes += left_out
         without = sum(image.label is None for image in images)
         if without:
             notes.append(f"{without} of {len(images)} images have no label file: taken as images without objects")
@@ -40,24 +41,28 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
     return sets
 
 
-def _images(one: YoloSplit, base: Path, key: str) -> list[YoloImage]:
-    """Every image of a set with its size and its label file."""
+def _images(one: YoloSplit, base: Path, key: str) -> tuple[list[YoloImage], list[str]]:
+    """Every image of a set with its size and its label file, and notes on images that are left out."""
     root, label_root = base / one.images, base / one.labels
-    known = by_stem(files_below(root, SUFFIXES, key=f"{key}.images"), root)
+    files = images_below(root, key=f"{key}.images")
+    known = by_stem(files.names, root)
     labels = {
         stem_of(label): label_root / label
         for label in files_below(label_root, (".txt",), key=f"{key}.labels")
         if label.rpartition("/")[2] not in _NO_LABELS
     }
-    orphans = [label for stem, label in labels.items() if stem not in known]
+    orphans = {stem: label for stem, label in labels.items() if stem not in known}
     if orphans:
-        names = [path.relative_to(label_root).as_posix() for path in orphans]
+        names = [path.relative_to(label_root).as_posix() for path in orphans.values()]
         message = (
-            f"{len(orphans)} label files have no image in {root}: {shown(names)}; add the images or remove the labels"
+            f"{len(orphans)} label files have no image in {root}: {shown(names)}{files.instead(orphans)};"
+            " add the images or remove the labels"
         )
         raise DataError(message, path=label_root)
     chosen = list(known.values()) if one.listed_in is None else select_listed(base / one.listed_in, known)
     if not chosen:
-        raise DataError(f"no images here; see {key}.images in params.yaml", path=root)
+        left_out = "; ".join(files.notes())
+        raise DataError(f"no images here; see {key}.images in params.yaml{left_out and f' ({left_out})'}", path=root)
     sizes = image_sizes(root, chosen)
-    return [YoloImage(image, *sizes[image], labels.get(stem_of(image))) for image in chosen]
+    images = [YoloImage(image, *sizes[image], labels.get(stem_of(image))) for image in chosen]
+    return images, [] if one.listed_in is not None else list(files.notes())

@@ -16,10 +16,11 @@ from stages.project.folders import replace_folder
 from stages.project.redaction import redacted
 from stages.registry.journal import RunJournal
 from yolov7.config import Train
+from yolov7.data.tally import Tally
 from yolov7.device import peak_memory_gib
 from yolov7.files import atomic_path, write_json, write_text
 from yolov7.train.records import Outcome, loss_parts
-from yolov7.train.summary import as_markdown, as_text, facts
+from yolov7.train.summary import as_markdown, as_text, facts, unused_as_markdown
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def write_outputs(out: Path, outcome: Outcome, train: Train, device: torch.devic
     memory = peak_memory_gib(device)
     lines = facts(outcome, epochs=train.epochs, device=device.type, peak_memory_gib=memory, folder=out)
     lines.append(("state", str(outcome.best.parent)))
-    write_text(out / "summary.md", as_markdown(title, lines))
+    unused = "" if outcome.unused is None else unused_as_markdown(outcome.unused)
+    write_text(out / "summary.md", as_markdown(title, lines) + (f"\n{unused}" if unused else ""))
     log.info("%s", as_text(title, lines))
     figures = {
         "val_AP": outcome.best_ap,
@@ -54,7 +56,9 @@ def write_outputs(out: Path, outcome: Outcome, train: Train, device: torch.devic
     write_json(out / "metrics.json", figures)
 
 
-def record_outputs(out: Path, journal: RunJournal, *, variant: str, key: str, seed: int) -> None:
+def record_outputs(
+    out: Path, journal: RunJournal, *, variant: str, key: str, seed: int, unused: Tally | None = None
+) -> None:
     """Send the best weights, the history and the summary to MLflow, end the run, and write its id to `run.json`."""
     if not journal.ended:
         journal.artifact(out / "best.safetensors", "checkpoint")
@@ -68,6 +72,7 @@ def record_outputs(out: Path, journal: RunJournal, *, variant: str, key: str, se
         "variant": variant,
         "fingerprint": key,
         "seed": seed,
+        **({"training_objects": unused.document()} if unused is not None else {}),
     }
     write_json(out / "run.json", run)
 

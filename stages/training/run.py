@@ -186,7 +186,7 @@ class TrainingRun:
             return
         out = model_dir(self.variant) / "train"
         write_outputs(out, outcome, self.train, device, variant=self.variant)
-        record_outputs(out, journal, variant=self.variant, key=self.key, seed=self.train.seed)
+        record_outputs(out, journal, variant=self.variant, key=self.key, seed=self.train.seed, unused=outcome.unused)
 
 
 def _journal_of(folder: Path) -> Path:

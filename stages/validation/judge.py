@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from stages.validation.check import Finding, RuleOutcome, blocking, list_findings, run_rules
 from stages.validation.images import ImageCheck
 from stages.validation.suite import Rule
 from stages.validation.tables import Context, Tables, make_tables
 from yolov7.data.formats.coco import CocoAnnotations
+from yolov7.data.tally import Tally, tally
 
 WITH_ITS_IMAGE = "its image is left out"
 
@@ -27,6 +31,8 @@ class Dropped:
     file: str
     because: tuple[str, ...]
     """The rules it breaks, or that its image is left out."""
+    class_name: str = ""
+    """Of an annotation; empty for an image, and where its category is unknown."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,21 @@ def dropped_document(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:
     return [asdict(record) for record in dropped]
 
 
+def dropped_counts(verdict: Verdict) -> Tally:
+    """The annotations of all splits by class, and those that were left out by reason."""
+    records = [annotation for coco in verdict.kept.values() for annotation in coco.annotations]
+    names = {category["id"]: category["name"] for coco in verdict.kept.values() for category in coco.categories}
+    dropped = [record for record in verdict.dropped if record.kind == "annotation" and record.class_name]
+    counts = Counter(names[record["category_id"]] for record in records if record["category_id"] in names)
+    counts.update(record.class_name for record in dropped)
+    lost: dict[str, Counter[str]] = {}
+    for record in dropped:
+        lost.setdefault(record.because[0], Counter())[record.class_name] += 1
+    classes = list(dict.fromkeys(names.values()))
+    by_reason = {reason: [found[name] for name in classes] for reason, found in lost.items()}
+    return tally("the index", classes, np.array([counts[name] for name in classes], np.int64), by_reason)
+
+
 def _leave_out(
     splits: Mapping[str, CocoAnnotations],
     checks: Mapping[str, Sequence[ImageCheck]],
@@ -128,11 +149,20 @@ def _describe(
     split: str, coco: CocoAnnotations, images: Mapping[int, tuple[str, ...]], boxes: Mapping[int, tuple[str, ...]]
 ) -> list[Dropped]:
     names = {record["id"]: record["file_name"] for record in coco.images}
+    classes = {record["id"]: record["name"] for record in coco.categories}
     found = [
         Dropped(split, "image", record["id"], record["id"], record["file_name"], why)
         for record, why in ((coco.images[i], why) for i, why in images.items())
     ]
     return found + [
-        Dropped(split, "annotation", record["id"], record["image_id"], names.get(record["image_id"], ""), why)
+        Dropped(
+            split,
+            "annotation",
+            record["id"],
+            record["image_id"],
+            names.get(record["image_id"], ""),
+            why,
+            classes.get(record["category_id"], ""),
+        )
         for record, why in ((coco.annotations[i], why) for i, why in boxes.items())
     ]

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from stages.validation.check import Finding, RuleOutcome
 from stages.validation.histograms import histograms
-from stages.validation.judge import Dropped, Verdict
+from stages.validation.judge import Verdict, dropped_counts
 from stages.validation.statistics import Statistics
 from stages.validation.suite import Skipped
 from stages.validation.tables import Tables
@@ -66,14 +66,14 @@ def render_page(report: Report) -> str:
         .get_template("report.html.jinja")
         .render(
             verdict=_verdict(verdict),
-            dataset={"source": None, "sha256": None, "test_is_val": False} | report.dataset,
+            dataset={"source": None, "sha256": None, "test_is_val": False, "notes": []} | report.dataset,
             reference=report.reference,
             splits=_splits(tables),
             rules=[_rule(outcome) for outcome in verdict.outcomes],
             skipped=_skipped(report.skipped),
             worst=report.worst,
             findings=_findings(verdict) if verdict.findings else [],
-            dropped=_dropped(verdict.dropped),
+            dropped=_dropped(verdict),
             split_names=tables.split_names,
             classes=_classes(tables),
             histograms=histograms(tables.statistics, report.reference),
@@ -160,12 +160,15 @@ def _finding(finding: Finding) -> list[str]:
     ]
 
 
-def _dropped(dropped: Sequence[Dropped]) -> dict[str, Any]:
+def _dropped(verdict: Verdict) -> dict[str, Any]:
+    dropped = verdict.dropped
+    header, by_class = dropped_counts(verdict).table()
     rows = [
         [record.split, record.kind, str(record.id), record.file, ", ".join(record.because)]
         for record in dropped[:_DROPPED_SHOWN]
     ]
-    return {"count": len(dropped), "rows": rows}
+    columns = ["Class", *(f"#{name[0].upper()}{name[1:]}" for name in header[1:])]
+    return {"count": len(dropped), "rows": rows, "columns": columns, "classes": by_class}
 
 
 def _classes(tables: Tables) -> list[dict[str, Any]]:

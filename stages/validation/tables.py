@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.dataset.flags import FLAGS, describe_flags, describe_open_world
 from stages.validation.images import ImageCheck
 from stages.validation.leaks import Picture, find_repetitions
 from stages.validation.statistics import Statistics, describe_data, distances
@@ -39,7 +40,7 @@ class Tables:
     """The data set as seven frames; each rule names one."""
 
     splits: pd.DataFrame
-    """One row per split: images, boxes (without crowds), categories."""
+    """One row per split: images, boxes (without crowds), categories, and a text per flag."""
     categories: pd.DataFrame
     """One row per category record: category_id, name, uses_of_id, uses_of_name, case_clash."""
     classes: pd.DataFrame
@@ -115,11 +116,22 @@ def _splits(splits: Mapping[str, CocoAnnotations]) -> pd.DataFrame:
                 "images": [len(coco.images)],
                 "boxes": [sum(not annotation.get("iscrowd") for annotation in coco.annotations)],
                 "categories": [len(coco.categories)],
+                **_flags(coco),
             }
         )
         for split, coco in splits.items()
     ]
     return _joined(frames)
+
+
+def _flags(coco: CocoAnnotations) -> dict[str, pd.Series]:
+    """A text for every flag, with class counts; missing if no annotation has the flag."""
+    import pandas as pd
+
+    found: dict[str, str | None] = {**dict.fromkeys(flag.name for flag in FLAGS), **describe_flags(coco)}
+    found["not_exhaustive"] = describe_open_world(coco.images)
+    found["and_crowds"] = f"; {found['crowds']}" if found["crowds"] else ""
+    return {name: pd.Series([text], dtype=object) for name, text in found.items()}
 
 
 def _distances(pairs: Mapping[str, str], ours: Statistics, theirs: Statistics) -> pd.DataFrame:

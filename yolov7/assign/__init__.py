@@ -1,6 +1,8 @@
 """Assignment of targets to predictions: candidate cells, plain and dynamic."""
 
+from yolov7.assign.aligned import AlignedAssigner
 from yolov7.assign.candidates import COARSE, FINE, Candidates, find_candidates
+from yolov7.assign.cells import Cells, cells_of
 from yolov7.assign.decoding import CONSTRAINED, UNCONSTRAINED, decode_boxes
 from yolov7.assign.geometry import Geometry
 from yolov7.assign.matches import Assigner, MapAssigner, Matches, Predicted, Targets
@@ -12,8 +14,10 @@ __all__ = [
     "CONSTRAINED",
     "FINE",
     "UNCONSTRAINED",
+    "AlignedAssigner",
     "Assigner",
     "Candidates",
+    "Cells",
     "Geometry",
     "MapAssigner",
     "Matches",
@@ -21,6 +25,7 @@ __all__ = [
     "PlainAssigner",
     "Predicted",
     "Targets",
+    "cells_of",
     "decode_boxes",
     "find_candidates",
 ]

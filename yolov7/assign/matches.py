@@ -18,6 +18,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from yolov7.assign.cells import Cells
+
 SMALL, LARGE = 1e-30, 1e30
 Input = TypeVar("Input", contravariant=True)
 
@@ -60,18 +62,19 @@ class Targets:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Decoded predictions of a head without anchors; order level, row, column, as in the decoded output."""
+    """Decoded predictions of a head without anchors; order level, row, column, as in the decoded output.
+
+    An auxiliary head is stacked below: image b of head h is image h * B + b here.
+    """
 
     boxes: Tensor
-    """(B, N, 4) xyxy in pixels of the network's input."""
-    scores: Tensor
-    """(B, N, C) class probabilities."""
-    centres: Tensor
-    """(N, 2) x, y of each cell's centre in pixels."""
-    strides: Tensor
-    """(N, 1) pixels per cell side."""
-    sizes: tuple[tuple[int, int], ...]
-    """(rows, columns) of each level: N is the sum of their products."""
+    """(H * B, N, 4) xyxy in pixels of the network's input."""
+    logits: Tensor
+    """(H * B, N, C) of the classes."""
+    cells: Cells
+    """The N cells of an image."""
+    heads: int = 1
+    """H."""
 
 
 @dataclass(frozen=True)

@@ -220,17 +220,19 @@ def _region_corners(clips: Floats, matrix: Floats, size: int) -> Floats:
     return corners[which.reshape(-1)]
 
 
-def is_kept(before: Floats, after: Floats, scale: float, area_share: Floats | float) -> NDArray[np.bool_]:
+def is_kept(
+    before: Floats, after: Floats, scale: float, area_share: Floats | float, max_aspect: float = MAX_ASPECT
+) -> NDArray[np.bool_]:
     """(n,) bool: boxes worth keeping, from boxes (n, 4) on the canvas and in the output.
 
     Training sheet, section 4.3: wider and higher than 2 pixels, more than `area_share` of the scaled area left, and
-    the longer side less than 20 times the shorter.
+    the longer side less than `max_aspect` times the shorter.
     """
     sides = after[:, 2:] - after[:, :2]
     old = before[:, 2:] - before[:, :2]
     longer, shorter = sides.max(1, initial=0), sides.min(1, initial=np.inf)
     enough = sides.prod(1) > area_share * old.prod(1) * scale**2
-    return (shorter > MIN_SIDE) & enough & (longer < MAX_ASPECT * shorter)
+    return (shorter > MIN_SIDE) & enough & (longer < max_aspect * shorter)
 
 
 def flip_boxes_left_right(boxes: Floats, width: int) -> Floats:

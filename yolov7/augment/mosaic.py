@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from yolov7.augment.affine import (
     BOX_AREA_SHARE,
+    MAX_ASPECT,
     POLYGON_AREA_SHARE,
     is_kept,
     is_upright,
@@ -181,9 +182,14 @@ def gather(source: SampleSource, tiles: list[Tile], side: int) -> Scene:
     )
 
 
-def render(source: SampleSource, scene: Scene, matrix: Floats, scale: float, size: int) -> Rendered:
-    """Pixels and labels of the scene under the map `matrix` (3, 3), of the given scale, in an output of `size`."""
-    boxes, labels = _labels(scene, matrix, scale, size)
+def render(
+    source: SampleSource, scene: Scene, matrix: Floats, scale: float, size: int, max_aspect: float = MAX_ASPECT
+) -> Rendered:
+    """Pixels and labels of the scene under the map `matrix` (3, 3), of the given scale, in an output of `size`.
+
+    Objects whose longer side reaches `max_aspect` times the shorter one are left out of the labels.
+    """
+    boxes, labels = _labels(scene, matrix, scale, size, max_aspect)
     image = np.empty((size, size, 4), np.uint8)
     image[:] = FILL
     painted = [paint_tile(image, source, tile, matrix) for tile in scene.tiles]
@@ -200,7 +206,9 @@ def bounding_rectangle(rectangles: list[Rectangle]) -> Rectangle:
     return min(x1), min(y1), max(x2), max(y2)
 
 
-def _labels(scene: Scene, matrix: Floats, scale: float, size: int) -> tuple[Floats, NDArray[np.int64]]:
+def _labels(
+    scene: Scene, matrix: Floats, scale: float, size: int, max_aspect: float
+) -> tuple[Floats, NDArray[np.int64]]:
     """Boxes and labels in the output that pass the filter of section 4.3; outlines decide where there are any."""
     after = transform_boxes(scene.boxes, matrix, size)
     share = np.full(len(after), BOX_AREA_SHARE)
@@ -212,7 +220,7 @@ def _labels(scene: Scene, matrix: Floats, scale: float, size: int) -> tuple[Floa
         near = outlined & (after[:, 2:] > after[:, :2]).all(1)
         after[near] = visible_extents(scene.polygons.take(near), scene.clips[near], matrix, size)
         after[outlined & ~near] = 0
-    kept = is_kept(scene.boxes, after, scale, share)
+    kept = is_kept(scene.boxes, after, scale, share, max_aspect)
     return after[kept], scene.labels[kept]
 
 

@@ -29,7 +29,8 @@ def augment_sample(
             rendered = mix(rendered, other, rng.beta(augment.mixup_beta, augment.mixup_beta))
     else:
         matrix, scale = draw_matrix(rng, augment, size, size)
-        rendered = render(source, gather(source, plan_single(source, index, size), size), matrix, scale, size)
+        scene = gather(source, plan_single(source, index, size), size)
+        rendered = render(source, scene, matrix, scale, size, augment.max_aspect)
     image = jitter(rendered.image, draw_hsv_tables(rng, augment), rendered.content)
     boxes, labels = rendered.boxes, rendered.labels
     if not closed and rng.random() < augment.paste_in:
@@ -48,4 +49,4 @@ def _mosaic(source: SampleSource, index: int, augment: Augment, size: int, rng: 
     plan = plan_mosaic9 if rng.random() < augment.mosaic9 else plan_mosaic4
     scene = copy_paste(gather(source, plan(source, index, size, rng), 2 * size), augment.copy_paste, rng)
     matrix, scale = draw_matrix(rng, augment, 2 * size, size)
-    return render(source, scene, matrix, scale, size)
+    return render(source, scene, matrix, scale, size, augment.max_aspect)

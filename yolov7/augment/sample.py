@@ -61,3 +61,5 @@ class Sample:
     """(n,) class numbers."""
     skipped: tuple[str, ...] = ()
     """Images that should have been part of it but could not be read, each with the reason."""
+    unreadable: tuple[int, ...] = ()
+    """Their numbers."""

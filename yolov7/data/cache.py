@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import os
@@ -13,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from yolov7.errors import DataError
@@ -77,6 +77,9 @@ class ImageCache:
         self, file: Path, read: Callable[[int], Image], limit: int | None, threads: int | None
     ) -> None:
         """The file holds the pixels of the first images and, behind them, a byte for each: whether it was readable."""
+        # Imported here: it warns at once where a system has no file locks, and only this file needs one.
+        from filelock import FileLock
+
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             # The system frees the lock if its holder is killed; the marker file that FileLock falls back to where the
@@ -185,12 +188,17 @@ def _shared_file(owner: object, size: int) -> str:
         os.truncate(handle, size)
         return f"/proc/{os.getpid()}/fd/{handle}"
     handle, path = tempfile.mkstemp(prefix="yolov7-image-cache-")
-    weakref.finalize(owner, Path(path).unlink, missing_ok=True)
+    weakref.finalize(owner, _unlink, path)
     try:
         os.truncate(handle, size)
     finally:
         os.close(handle)
     return path
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):  # some systems refuse while it is mapped
+        Path(path).unlink()
 
 
 def _promise(handle: int, _start: int, size: int) -> None:

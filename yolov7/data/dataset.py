@@ -98,7 +98,7 @@ class TrainDataset:
                     raise DataError(message) from None
                 replacements[broken.image] = self._replacement(entropy, broken.image, replacements)
             else:
-                sample.skipped = tuple(skipped)
+                sample.skipped, sample.unreadable = tuple(skipped), tuple(replacements)
                 return sample
 
     def is_closed(self, epoch: int) -> bool:

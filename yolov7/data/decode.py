@@ -15,6 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov7.data.depth import UNIT, PixelRange, declared_range, decode_deep, needs_range, pam_channels
+from yolov7.data.image_kind import READ, kind_of
+from yolov7.data.orientation import turn_upright
 from yolov7.errors import DataError
 
 Image = NDArray[np.uint8]
@@ -29,13 +32,13 @@ _REDUCED = {
 }
 
 
-def read_image(path: str | os.PathLike[str]) -> Image:
-    """Read an image file as uint8 (height, width, 3) RGB, turned upright as its EXIF orientation says.
+def read_image(path: str | os.PathLike[str], *, pixel_range: PixelRange | None = None) -> Image:
+    """Read an image file as uint8 (height, width, 3) RGB, turned upright as its orientation says.
 
-    Grey images get three equal channels, an alpha channel is dropped, 16-bit values are reduced to 8.
-    Raises :class:`DataError` for a file that is missing, unreadable, truncated or no image.
+    Grey images get three equal channels, an alpha channel is dropped, 16-bit values are reduced to 8: by `pixel_range`,
+    or to their upper half. Raises :class:`DataError` for a file that is missing, unreadable, truncated or no image.
     """
-    return decode_image(read_file(path), path=path)
+    return decode_image(read_file(path), path=path, pixel_range=pixel_range)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -53,23 +56,73 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(b"\xff\xd8")
 
 
-def decode_image(data: bytes, *, path: str | os.PathLike[str] | None = None, reduction: int = 1) -> Image:
+def decode_image(
+    data: bytes,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    reduction: int = 1,
+    pixel_range: PixelRange | None = None,
+) -> Image:
     """The bytes of an image file as uint8 (height, width, 3) RGB; `path` is only named in errors.
 
     `reduction` (1, or for a JPEG 2, 4 or 8, see :func:`reduction_for`) divides the sides, rests rounded up.
-    Raises :class:`DataError` as :func:`read_image` does.
+    `pixel_range`: the values of more than 8 bits that become black and white. Without it, the upper 8 of 16 bits are
+    taken, and floating values from 0 to 1. Raises :class:`DataError` as :func:`read_image` does, and for values that
+    need a range.
     """
     if not data:
         raise DataError("the image file is empty", path=path)
     if _is_truncated(data):
         raise DataError("the image is truncated (its end is missing); fetch or export it again", path=path)
+    if pam_channels(data) in (2, 4):
+        raise DataError("a PAM with transparency is not read here; convert it to PNG", path=path)
+    needs, declared = needs_range(data), declared_range(data)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
+        if needs or declared is not None or pixel_range is not None:
+            image = _decode_scaled(data, path, pixel_range, declared, needs=needs)
+        else:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduction])
     except cv2.error as error:
         raise DataError(f"the image cannot be decoded: {error.err}", path=path) from None
     if image is None:
-        raise DataError("not an image of a known format, or damaged", path=path)
-    return image
+        raise DataError(_no_image(data, path), path=path)
+    return turn_upright(data, image)
+
+
+def _decode_scaled(
+    data: bytes,
+    path: str | os.PathLike[str] | None,
+    pixel_range: PixelRange | None,
+    declared: PixelRange | None,
+    *,
+    needs: bool,
+) -> Image | None:
+    """An image whose values are scaled to 8 bits if they have more, or declare that they use fewer."""
+    pixels = decode_deep(data)
+    if pixels is None:
+        return None
+    if pixels.dtype != np.uint8:
+        if needs and pixel_range is None:
+            low, high = float(np.nanmin(pixels)), float(np.nanmax(pixels))
+            if pixels.dtype.kind != "f" or low < 0 or high > 1:
+                raise DataError(
+                    f"holds values from {low:g} to {high:g}, not 8 bits: a range of values (black and white) is needed",
+                    path=path,
+                )
+        if pixel_range is None and not needs:
+            return cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[1])
+        pixels = (pixel_range or UNIT).scale(pixels)
+    elif declared is not None:
+        pixels = declared.scale(pixels)
+    grey = np.asarray(pixels, np.uint8)
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8) if grey.ndim == 2 else grey
+
+
+def _no_image(data: bytes, path: str | os.PathLike[str] | None) -> str:
+    kind = kind_of(data[:1024], "" if path is None else path)
+    if kind is not None and not kind.read:
+        return kind.advice
+    return f"not an image of a known format, or damaged (read are {READ})"
 
 
 def reduction_for(height: int, width: int, long_side: int) -> int:

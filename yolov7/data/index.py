@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolov7.data.formats.coco import CocoAnnotations, classes_of
-from yolov7.data.index_arrays import ARRAYS, arrays_of
+from yolov7.data.index_arrays import ARRAYS, arrays_of, boxes_and_extents, left_out
 from yolov7.errors import DataError
 from yolov7.files import write_json
 from yolov7.polygons import Polygons
@@ -171,6 +171,32 @@ class Index:
     def class_counts(self) -> NDArray[np.int64]:
         """(C,) number of trainable boxes of every class."""
         return np.bincount(self._labels[self._arrays["trainable"]], minlength=self.num_classes)
+
+    def counts(self, chosen: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """(C,) number of boxes of every class, crowds included, or of those `chosen` (N,) among all."""
+        labels = self._labels if chosen is None else self._labels[chosen]
+        return np.bincount(labels, minlength=self.num_classes)
+
+    def left_out(self) -> dict[str, NDArray[np.bool_]]:
+        """Flags (N,) of the boxes that training leaves out, by reason: `crowd`, `outside`, `repeated`."""
+        return left_out(self._arrays)
+
+    def all_extents(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Boxes (N, 4) xyxy of all objects, and extents (N, 4) of their outlines (of the box without one), both in
+        pixels and cut to the image."""
+        return boxes_and_extents(self._arrays)
+
+    def all_labels(self) -> NDArray[np.int64]:
+        """(N,) class numbers of all boxes. Read-only."""
+        return self._labels
+
+    def image_numbers(self) -> NDArray[np.int64]:
+        """(N,) the image of every box."""
+        return np.repeat(np.arange(len(self)), np.diff(self._box_starts))
+
+    def all_image_sizes(self) -> NDArray[np.int32]:
+        """(I, 2) height, width of every image. Read-only."""
+        return self._sizes
 
     def _span(self, i: int) -> slice:
         if not 0 <= i < len(self):

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,11 @@ def arrays_of(coco: CocoAnnotations) -> Arrays:
     arrays = _image_arrays(coco)
     arrays |= _box_arrays(coco, arrays["image_ids"], np.array(category_ids))
     order = arrays.pop("order")
-    arrays["trainable"] = _trainable(arrays, coco.path)
+    lost = left_out(arrays)
+    for what, words in (("outside", "empty or outside their images"), ("repeated", "exact repetitions of another")):
+        if lost[what].any():
+            log.warning("%s: %d boxes are %s; training leaves them out", coco.path, int(lost[what].sum()), words)
+    arrays["trainable"] = ~(lost["outside"] | lost["repeated"] | arrays["crowd"])
     arrays |= _polygon_arrays(coco, order)
     return arrays
 
@@ -139,8 +143,10 @@ def _refuse(coco: CocoAnnotations, ids: NDArray[np.int64], wrong: NDArray[np.boo
         raise DataError(message, path=coco.path, record=f"annotation {ids[int(np.argmax(wrong))]}")
 
 
-def _trainable(arrays: Arrays, path: Path) -> NDArray[np.bool_]:
-    """No crowd, no exact repetition (same image, class and box), and something of the box inside the image."""
+def left_out(arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
+    """Flags (N,) of the boxes that training leaves out: crowds; boxes with nothing inside their image; exact
+    repetitions (same image, class and box) of one that comes before. A box may have several.
+    """
     boxes, labels = arrays["boxes"], arrays["labels"]
     images = np.repeat(np.arange(len(arrays["sizes"])), np.diff(arrays["box_starts"]))
     sides = arrays["sizes"][images][:, ::-1].astype(np.float64)
@@ -152,10 +158,26 @@ def _trainable(arrays: Arrays, path: Path) -> NDArray[np.bool_]:
     same &= (labels[order[1:]] == labels[order[:-1]]) & (images[order[1:]] == images[order[:-1]])
     repeated = np.zeros(len(boxes), np.bool_)
     repeated[order[1:]] = same
-    for flags, what in ((~inside, "empty or outside their images"), (repeated, "exact repetitions of another")):
-        if flags.any():
-            log.warning("%s: %d boxes are %s; training leaves them out", path, int(flags.sum()), what)
-    return inside & ~repeated & ~arrays["crowd"]
+    return {"crowd": arrays["crowd"], "outside": ~inside, "repeated": repeated}
+
+
+def boxes_and_extents(arrays: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Boxes (N, 4) xyxy of the objects, and extents (N, 4) of their outlines (of the box without one), cut to the
+    image.
+    """
+    images = np.repeat(np.arange(len(arrays["sizes"])), np.diff(arrays["box_starts"]))
+    sides = np.tile(arrays["sizes"][images][:, ::-1].astype(np.float64), 2)
+    boxes = arrays["boxes"].copy()
+    boxes[:, 2:] += boxes[:, :2]
+    extents = boxes.copy()
+    polygons = np.diff(arrays["polygon_starts"])
+    owners = np.repeat(np.repeat(np.arange(len(polygons)), polygons), np.diff(arrays["point_starts"]))
+    if len(owners):
+        first = np.flatnonzero(np.diff(owners, prepend=-1))
+        points = arrays["points"].astype(np.float64)
+        extents[owners[first], :2] = np.minimum.reduceat(points, first)
+        extents[owners[first], 2:] = np.maximum.reduceat(points, first)
+    return np.clip(boxes, 0, sides), np.clip(extents, 0, sides)
 
 
 def _polygon_arrays(coco: CocoAnnotations, order: NDArray[np.int64]) -> Arrays:

@@ -44,6 +44,8 @@ class Batch:
     """Number of the batch in the epoch, from 0, the same on all ranks."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read, each with file and reason; another image took its place."""
+    unreadable: dict[str, int] = field(default_factory=dict)
+    """The number of the image of each of these lines."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -121,6 +123,7 @@ class _BatchBuilder:
         pixels = np.empty((len(key.indices), size, size, 3), np.uint8)
         targets = [np.zeros((0, 6), np.float32)]
         skipped: list[str] = []
+        unreadable: dict[str, int] = {}
         for position, (index, repeat) in enumerate(zip(key.indices, key.repeats, strict=True)):
             sample = self.dataset[key.epoch, index, repeat]
             pixels[position] = sample.image
@@ -128,6 +131,7 @@ class _BatchBuilder:
             rows[:, 1], rows[:, 2:] = sample.labels, sample.boxes
             targets.append(rows)
             skipped += sample.skipped
+            unreadable |= zip(sample.skipped, sample.unreadable, strict=True)
         return Batch(
             images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
             targets=torch.from_numpy(np.concatenate(targets)),
@@ -135,6 +139,7 @@ class _BatchBuilder:
             epoch=key.epoch,
             batch_index=key.batch_index,
             skipped=skipped,
+            unreadable=unreadable,
         )
 
 

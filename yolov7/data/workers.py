@@ -171,6 +171,9 @@ def initialize_worker(_worker: int) -> None:
 @contextmanager
 def _requests_held() -> Iterator[None]:
     """Requests to stop wait: a worker that starts here does not see one before it has learned to ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # nor does such a system send requests to whole groups of processes
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
     try:
         yield

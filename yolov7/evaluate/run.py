@@ -11,10 +11,12 @@ from pycocotools.coco import COCO
 
 from yolov7.data.evaluation import EvalBatch, evaluation_batches
 from yolov7.data.index import Index
+from yolov7.data.tally import Tally
 from yolov7.data.workers import lost_workers_explained
 from yolov7.errors import ModelError
 from yolov7.evaluate.coco import Result, Scores, evaluate_detections, ground_truth
 from yolov7.evaluate.curves import PrecisionRecall
+from yolov7.evaluate.left_out import uncounted_objects
 from yolov7.evaluate.matches import Matching
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, Thresholds, select
@@ -42,6 +44,8 @@ class Evaluation:
     """Precision over recall."""
     matches: Matching
     """Detections matched with objects: for intervals, calibration, operating points."""
+    uncounted: Tally | None = None
+    """Objects that no detection can find (:func:`yolov7.evaluate.left_out.uncounted_objects`)."""
 
 
 def evaluate(
@@ -80,7 +84,8 @@ def evaluate(
         progress=progress,
     )
     scores: Scores = evaluate_detections(ground_truth(index) if truth is None else truth, results)
-    return Evaluation(scores.metrics, scores.per_class, results, scores.curves, scores.matches)
+    uncounted = uncounted_objects(index, max_detections=max_detections)
+    return Evaluation(scores.metrics, scores.per_class, results, scores.curves, scores.matches, uncounted)
 
 
 def find_results(

@@ -138,7 +138,9 @@ class AnchorCriterion(Criterion):
         auxiliary_assigner: MapAssigner | None = None,
         totals: Totals | None = None,
         class_weights: Tensor | None = None,
+        threshold: float | None = None,
     ):
+        """`threshold`: of the assigners, for :meth:`misfit`."""
         self.geometry = geometry
         self.maps = tuple(maps)
         self.assigner = assigner
@@ -149,6 +151,7 @@ class AnchorCriterion(Criterion):
         self.label_smoothing = label_smoothing
         self.totals = totals
         self.class_weights = class_weights
+        self.threshold = threshold
 
     def __call__(self, raw: Sequence[Tensor], targets: Tensor, images: Tensor | None = None) -> AnchorLossResult:
         """Loss of a batch.
@@ -182,6 +185,17 @@ class AnchorCriterion(Criterion):
         levels = len(self.geometry.strides)
         matches = self.assigner(raw[:levels], Targets.of(targets, raw[0].device))
         return list(matches.first(levels).by_map())
+
+    def misfit(self, sizes: Tensor) -> Tensor:
+        """See :class:`Criterion`: the worse side ratio with the best anchor, over the threshold."""
+        if self.threshold is None:
+            return super().misfit(sizes)
+        anchors = self.geometry.anchors.to(sizes).view(-1, 2)
+        best = sizes.new_full((len(sizes),), torch.inf)
+        for anchor in anchors:  # a few anchors, many objects: no (n, anchors, 2) table
+            ratio = sizes / anchor
+            best = torch.minimum(best, torch.maximum(ratio, ratio.reciprocal()).amax(1))
+        return best / self.threshold
 
     def levels(self) -> tuple[LevelPicture, ...]:
         """See :class:`Criterion`; a slot for each anchor."""
@@ -284,6 +298,7 @@ def anchor_criterion(
         auxiliary_assigner=auxiliary_assigner,
         totals=totals,
         class_weights=_checked_weights(class_weights, model),
+        threshold=options.anchor_threshold,
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from yolov7.config import AnchorLoss, LossParameters, parse, recipe_loss
+from yolov7.config import AlignedLoss, AnchorLoss, LossParameters, parse, recipe_loss
 from yolov7.errors import ModelError
+from yolov7.loss.aligned import aligned_criterion
 from yolov7.loss.anchor import anchor_criterion
 from yolov7.loss.criterion import Criterion, Totals
 from yolov7.model import Detector
 from yolov7.model.variants import recipe_of
 
-CRITERIA: Mapping[type[LossParameters], Callable[..., Criterion]] = {AnchorLoss: anchor_criterion}
+CRITERIA: Mapping[type[LossParameters], Callable[..., Criterion]] = {
+    AnchorLoss: anchor_criterion,
+    AlignedLoss: aligned_criterion,
+}
 """Builders of criteria by group of loss parameters."""
 
 

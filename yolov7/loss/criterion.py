@@ -71,6 +71,12 @@ class Criterion(Protocol):
         """
         ...
 
+    def misfit(self, sizes: Tensor) -> Tensor:
+        """(n,) how far objects of width and height (n, 2), in pixels of a batch, are from being learned for their
+        size: from 1 on nothing learns them. 0 where size does not matter.
+        """
+        return sizes.new_zeros(len(sizes))
+
     def levels(self) -> tuple[LevelPicture, ...]:
         """The facts needed to draw each lead level."""
         ...

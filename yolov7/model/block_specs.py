@@ -5,10 +5,13 @@ here, so this address stays.
 """
 
 from yolov7.model.blocks import (
+    AvgConv,
+    AvgDown,
     Concat,
     Conv,
     DownC,
     Elan,
+    Gelan,
     LearntScale,
     MaxPool,
     MpConv,
@@ -17,6 +20,7 @@ from yolov7.model.blocks import (
     SliceSum,
     SpaceToDepth,
     SppCspc,
+    SppElan,
     StridedConv,
     Sum,
     TinySpp,
@@ -26,10 +30,13 @@ from yolov7.model.blocks import (
 )
 
 __all__ = [
+    "AvgConv",
+    "AvgDown",
     "Concat",
     "Conv",
     "DownC",
     "Elan",
+    "Gelan",
     "LearntScale",
     "MaxPool",
     "MpConv",
@@ -38,6 +45,7 @@ __all__ = [
     "SliceSum",
     "SpaceToDepth",
     "SppCspc",
+    "SppElan",
     "StridedConv",
     "Sum",
     "TinySpp",

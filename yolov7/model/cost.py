@@ -59,5 +59,5 @@ def conv_gflops(model: Detector, image_size: int) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         # A convolution's work grows with the area, so the smallest image tells the work for any.
         counted.raw(weight.new_zeros(1, 3, model.stride, model.stride))
-    flops: int = counter.get_total_flops()
+    flops: int = counter.get_total_flops() + 2 * model.decoding_macs(model.stride, model.stride)
     return flops * (image_size // model.stride) ** 2 / 1e9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -131,6 +132,10 @@ class Detector(nn.Module):
         """True if :meth:`raw` also returns auxiliary levels."""
         return self._head.auxiliary_levels > 0
 
+    def decoding_macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of the decoding for an image of this size, where it was published as convolutions."""
+        return self._head.decoding_macs(height, width)
+
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The maps that the lead predictions are made of, by name."""
         return self._maps(images, "deploy")
@@ -174,6 +179,23 @@ class Detector(nn.Module):
         from yolov7.model.published.load import load_published
 
         return load_published(self, path)
+
+    def state_of(self, network: Network) -> Mapping[str, Tensor]:
+        """The tensors that this detector has after :meth:`adapt`, without values if that changes anything."""
+        if network.head == self._network.head:
+            return self.state_dict()
+        with torch.device("meta"):
+            return Detector(network, self.num_classes).state_dict()
+
+    def adapt(self, network: Network) -> None:
+        """Take the head of `network`, which has fresh weights then, if it differs from this one's."""
+        if network.head == self._network.head:
+            return
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            head = network.head.build(network.maps(), network.activation, self.num_classes)
+        like = next(self.parameters())
+        self.head = head.to(like.device, like.dtype).train(self.training)
+        self._network = network
 
     def _check(self, images: Tensor) -> None:
         """Raise a clear error instead of a shape error deep inside; left out of traced graphs."""

@@ -151,6 +151,12 @@ class HeadModule(Protocol):
         """Number N of predictions for an image of this size in pixels."""
         ...
 
+    def decoding_macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates for an image of this size in pixels of the decoding, as far as it was published as
+        convolutions.
+        """
+        ...
+
     def raw_contract(self) -> dict[str, Any]:
         """Description of the maps of `leads` for a file that puts them out: shape, order, values, decoding."""
         ...

@@ -25,7 +25,7 @@ from yolov7.device import Precision, autocast, autocast_dtype, onnx_providers
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
-from yolov7.model.heads import anchor
+from yolov7.model.heads import aligned, anchor
 from yolov7.model.spec import HeadModule
 from yolov7.nms import Detections, Thresholds
 from yolov7.predictions import Scoring, contract_scoring
@@ -263,7 +263,15 @@ def _anchor_decoder(output: Mapping[str, Any]) -> Decoder:
     return lambda maps, strides: anchor.decode(maps, anchors, strides)
 
 
-_DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {anchor.DECODING: _anchor_decoder}
+def _aligned_decoder(output: Mapping[str, Any]) -> Decoder:
+    bins = torch.arange(int(output["bins"]), dtype=torch.float32) if output["bins"] else None
+    return lambda maps, strides: aligned.decode(maps, strides, bins)
+
+
+_DECODERS: dict[str, Callable[[Mapping[str, Any]], Decoder]] = {
+    anchor.DECODING: _anchor_decoder,
+    aligned.DECODING: _aligned_decoder,
+}
 """By the formula in the contract, from the contract's output."""
 
 

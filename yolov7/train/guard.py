@@ -74,7 +74,9 @@ class Guard:
         if self.processes.any(bool(new)) == (False,):
             return
         gathered = self.processes.gather(new)
+        images = self.processes.gather([batch.unreadable[line] for line in new if line in batch.unreadable])
         new = self.processes.on_main(lambda: list(dict.fromkeys(gathered)))
+        position.lost_images = self.processes.on_main(lambda: sorted({*position.lost_images, *images}))
         position.unreadable += new
         position.epoch_bad_images += len(new)
         for line in new if self.processes.main else ():

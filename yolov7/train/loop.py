@@ -20,9 +20,12 @@ from yolov7.config import Train
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
+from yolov7.data.tally import Tally
 from yolov7.data.workers import lost_workers_explained
 from yolov7.device import allow_tf32, pins_memory
 from yolov7.errors import ConfigError
+from yolov7.evaluate import EVALUATION
+from yolov7.evaluate.left_out import uncounted_objects
 from yolov7.model import Detector, ModelMetadata, save_checkpoint
 from yolov7.train.class_weights import class_weights, image_weights
 from yolov7.train.distributed import Processes, share_of_batch
@@ -33,6 +36,7 @@ from yolov7.train.reporter import Reporter
 from yolov7.train.schedule import Schedule
 from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState
+from yolov7.train.unused import find_unused, report_tally, report_unused, with_unreadable
 from yolov7.train.validation import validation_figures
 
 BEST = "best.safetensors"
@@ -96,6 +100,7 @@ class Trainer:
         self.position = Position()
         self.epoch_losses = torch.zeros(len(parts), dtype=torch.float64)
         self.saved = time.monotonic()
+        self.unused: Tally | None = None
 
     def _loader(self) -> TrainLoader:
         params = self.params
@@ -129,6 +134,8 @@ class Trainer:
         state = self.processes.share(self.processes.on_main(self.states.newest))
         if state is not None:
             self._restore(state)
+        if self.processes.main:
+            self.unused = self._find_unused()
         self.reporter.started(
             self.position,
             variant=self.metadata.variant,
@@ -159,7 +166,21 @@ class Trainer:
             best_epoch=position.best_epoch,
             history=position.history,
             skipped_steps=position.skipped_steps,
+            unused=self.unused and with_unreadable(self.unused, self.train_index, position.lost_images),
         )
+
+    def _find_unused(self) -> Tally:
+        """Count and report the objects that this training never uses."""
+        unused = find_unused(
+            self.train_index,
+            self.params,
+            self.learner.criterion,
+            stride=self.model.stride,
+            validation=self.val_index,
+        )
+        report_unused(unused)
+        report_tally(uncounted_objects(self.val_index, max_detections=EVALUATION.max_detections), lost_only=True)
+        return unused.counts
 
     def _train_epoch(self) -> bool:
         """The rest of the current epoch; False if `stop()` asked for an end after one of its batches."""

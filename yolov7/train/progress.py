@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.console import Console
@@ -47,9 +48,10 @@ class ProgressDisplay:
     def stepped(self, report: StepReport) -> None:
         """Move the bar; without a terminal, a line a minute, so that a log shows progress within long epochs."""
         losses = " ".join(f"{name[:3]} {value:.4f}" for name, value in report.losses.items())
+        memory = f"{report.memory_gib:.1f} GiB, " if math.isfinite(report.memory_gib) else ""
         text = (
             f"{losses} lr {report.learning_rate:.2e} {report.images_per_second:.0f} img/s "
-            f"{report.memory_gib:.1f} GiB, {duration(report.seconds_left)} left"
+            f"{memory}{duration(report.seconds_left)} left"
         )
         if self._bar is not None:
             name = f"epoch {report.epoch + 1}/{report.epochs}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from yolov7.data.tally import Tally
 from yolov7.train.pictures import AssignedBatch
 
 
@@ -85,6 +86,8 @@ class Position:
     """Images that could not be read in this epoch."""
     unreadable: list[str] = field(default_factory=list)
     """The error message of each."""
+    lost_images: list[int] = field(default_factory=list)
+    """Numbers of the images that could not be read in some epoch of the run."""
     epoch_seconds: float = 0.0
     finished: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
@@ -102,6 +105,8 @@ class Outcome:
     best_epoch: int
     history: list[dict[str, float]]
     skipped_steps: int
+    unused: Tally | None = None
+    """Training objects that the run never used, by reason and class; None in processes other than the first."""
 
 
 LOSS_PREFIX = "train/"

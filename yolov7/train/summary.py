@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from yolov7.data.tally import Tally
 from yolov7.train.progress import duration
 from yolov7.train.records import Outcome, loss_parts
 
@@ -28,11 +30,21 @@ def facts(outcome: Outcome, *, epochs: int, device: str, peak_memory_gib: float,
         ("last losses", ", ".join(f"{name} {last[f'train/{name}']:.4f}" for name in loss_parts(last))),
         ("training time", f"{duration(seconds)} on {device}"),
         ("speed", f"{images / max(seconds, 1e-9):.1f} images/s"),
-        ("peak memory", f"{peak_memory_gib:.1f} GiB"),
+        ("peak memory", f"{peak_memory_gib:.1f} GiB" if math.isfinite(peak_memory_gib) else "not known here"),
         ("skipped steps", str(outcome.skipped_steps)),
         ("unreadable images", str(round(sum(row["bad_images"] for row in history)))),
+        *((("objects left out", outcome.unused.summary()),) if outcome.unused is not None else ()),
         ("outputs", str(folder)),
     ]
+
+
+def unused_as_markdown(counts: Tally) -> str:
+    """The objects that training left out, by class and reason; empty where there are none."""
+    if not counts.lost:
+        return ""
+    header, rows = counts.table()
+    cells = [[text.replace("|", r"\|") for text in row] for row in [header, ["---"] * len(header), *rows]]
+    return "\n".join(["## Objects left out", "", *(f"| {' | '.join(row)} |" for row in cells), ""])
 
 
 def as_text(title: str, lines: Facts) -> str:

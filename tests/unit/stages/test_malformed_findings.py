@@ -45,7 +45,7 @@ IMAGES = {
     "text for an image": ({}, b"<html>not found</html>", "image-decodes"),
     "half an image": ({}, SOUND[: len(SOUND) // 2], "image-decodes"),
     "sides exchanged": ({"width": 30, "height": 40}, SOUND, "image-size-matches"),
-    "no size": ({"width": 0}, SOUND, "image-size-is-valid"),
+    "no size": ({"width": 0}, b"<html>not found</html>", "image-size-is-valid"),
     "size NaN": ({"height": NAN}, SOUND, "image-size-is-valid"),
     "size a fraction": ({"width": 40.5}, SOUND, "image-size-is-valid"),
     "file named twice": ({"file_name": "a.jpg"}, None, "image-file-is-unique"),

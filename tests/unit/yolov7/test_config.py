@@ -161,7 +161,13 @@ class LaterTrain(Train):
 
 def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
     plain = Train().model_dump(mode="json")
-    for group, name in (("", "evaluate_iou"), ("augment", "scale_surplus"), ("optimizer", "linear_reaches_end")):
+    later = (
+        ("", "evaluate_iou"),
+        ("augment", "scale_surplus"),
+        ("augment", "max_aspect"),
+        ("optimizer", "linear_reaches_end"),
+    )
+    for group, name in later:
         del (plain[group] if group else plain)[name]  # added since the first revision
     assert identity_of(Train()) == plain
     assert identity_of(Train(evaluate_iou=0.7)) == {**plain, "evaluate_iou": 0.7}

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -77,7 +77,8 @@ def is_utf8(text: str) -> bool:
 _NUMBER_TYPES = frozenset({int, float})
 
 
-def _is_box(value: Any) -> bool:
+def is_box(value: Any) -> bool:
+    """True for four numbers, finite or not."""
     return type(value) is list and len(value) == 4 and _NUMBER_TYPES.issuperset(map(type, value))
 
 
@@ -106,7 +107,7 @@ _FIELDS: dict[str, tuple[_Field, ...]] = {
         _Field("id", _is_integer, "a whole number"),
         _Field("image_id", _is_integer, "a whole number"),
         _Field("category_id", _is_integer, "a whole number"),
-        _Field("bbox", _is_box, "four numbers (left, top, width, height)"),
+        _Field("bbox", is_box, "four numbers (left, top, width, height)"),
         _Field("area", _is_number, "a number", required=False),
         _Field("iscrowd", _is_crowd_flag, "0 or 1", required=False),
         _Field("segmentation", _is_segmentation, "a list of polygons or a run-length object", required=False),
@@ -118,27 +119,126 @@ _FIELDS: dict[str, tuple[_Field, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Fault:
+    """A record that is not an object, or a field of one that is missing or has another type."""
+
+    list: str
+    """`images`, `annotations` or `categories`."""
+    index: int
+    """Place of the record in its list."""
+    field: str | None
+    """None: the record is not an object."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One reason to refuse a file."""
+
+    kind: Hashable
+    """Problems of one kind are told by one example and their number."""
+    message: str
+    record: str | None = None
+    """The record, for messages; None if the problem is the whole file's."""
+
+
+_EXAMPLES = 6
+"""Kinds of problems that a message names."""
+
+
 def read_coco(path: str | os.PathLike[str]) -> CocoAnnotations:
     """Read an annotation file and check the structure of every record.
 
     Raises :class:`DataError` naming the file, the record (its id, or its place in the list) and the field, for: no
     such file, not UTF-8, not JSON, a top level or a record that is not an object, a missing list, a missing field, a
-    field of the wrong type. A leading byte-order mark is accepted. `info` and `licenses` may be absent.
+    field of the wrong type; the message has an example of every kind of problem in the file. A leading byte-order mark
+    is accepted. `info` and `licenses` may be absent.
     """
     file = Path(path)
+    document = parse_coco(file)
+    problems = find_problems(document)
+    if problems:
+        raise refusal(problems, file)
+    return coco_of(document, file)
+
+
+def parse_coco(file: Path) -> Record:
+    """The object of an annotation file, its content unchecked. Raises as :func:`read_coco` for everything above it."""
     document = _parse(file)
     if not isinstance(document, dict):
         raise DataError(
             f"the top level is {_kind(document)}; expected an object with images, annotations, categories", path=file
         )
-    lists = {name: _records(file, document, name) for name in _FIELDS}
-    info = document.get("info", {})
+    return document
+
+
+def coco_of(document: Record, path: Path) -> CocoAnnotations:
+    """The annotations of an object in which :func:`find_problems` finds none."""
+    lists = {name: document[name] for name in _FIELDS}
+    return CocoAnnotations(path=path, info=document.get("info", {}), licenses=document.get("licenses", []), **lists)
+
+
+def find_problems(document: Record) -> list[Problem]:
+    """Everything in an annotation file that :func:`read_coco` refuses."""
+    problems = [
+        Problem((name, None), f"the list `{name}` is missing; is this an instances file of the COCO format?")
+        if name not in document
+        else Problem((name, None), f"`{name}` is {_kind(document[name])}; expected a list")
+        for name in _FIELDS
+        if not isinstance(document.get(name), list)
+    ]
+    info, licenses = document.get("info", {}), document.get("licenses", [])
     if not isinstance(info, dict):
-        raise DataError(f"`info` is {_kind(info)}; expected an object (it is optional)", path=file)
-    licenses = document.get("licenses", [])
+        problems.append(Problem("info", f"`info` is {_kind(info)}; expected an object (it is optional)"))
     if not isinstance(licenses, list) or not all(isinstance(item, dict) for item in licenses):
-        raise DataError("`licenses` must be a list of objects (it is optional)", path=file)
-    return CocoAnnotations(path=file, info=info, licenses=licenses, **lists)
+        problems.append(Problem("licenses", "`licenses` must be a list of objects (it is optional)"))
+    return problems + [_problem(document, fault) for fault in find_faults(document)]
+
+
+def find_faults(document: Record, lists: Sequence[str] = tuple(_FIELDS)) -> Iterator[Fault]:
+    """The faults of all records, in the order of the lists; a list that is missing or not a list has none."""
+    for name in lists:
+        fields = _FIELDS[name]
+        records = document.get(name)
+        if not isinstance(records, list):
+            continue
+        required = [(item.name, item.fits) for item in fields if item.required]
+        optional = [(item.name, item.fits) for item in fields if not item.required]
+        for index, record in enumerate(records):
+            if type(record) is not dict:
+                yield Fault(name, index, None)
+                continue
+            for key, fits in required:
+                if key not in record or not fits(record[key]):
+                    yield Fault(name, index, key)
+            for key, fits in optional:
+                if key in record and not fits(record[key]):
+                    yield Fault(name, index, key)
+
+
+def refusal(problems: Sequence[Problem], path: Path) -> DataError:
+    """One error for all problems of a file: an example of every kind, and the number of records of that kind."""
+    counts: dict[Hashable, int] = {}
+    examples: dict[Hashable, Problem] = {}
+    for problem in problems:
+        counts[problem.kind] = counts.get(problem.kind, 0) + 1
+        examples.setdefault(problem.kind, problem)
+    first, *others = examples.values()
+    message = _with_count(first.message, counts[first.kind])
+    if others:
+        told = [
+            f"{problem.record}: {_with_count(problem.message, counts[problem.kind])}"
+            if problem.record
+            else _with_count(problem.message, counts[problem.kind])
+            for problem in others[: _EXAMPLES - 1]
+        ]
+        more = f"; and {len(examples) - _EXAMPLES} more kinds of problem" if len(examples) > _EXAMPLES else ""
+        message += f"; also: {'; '.join(told)}{more}"
+    return DataError(message, path=path, record=first.record)
+
+
+def _with_count(message: str, count: int) -> str:
+    return message if count == 1 else f"{message} (and {count - 1} more)"
 
 
 def write_coco(path: str | os.PathLike[str], coco: CocoAnnotations) -> None:
@@ -208,38 +308,25 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _records(file: Path, document: Record, name: str) -> list[Record]:
-    if name not in document:
-        raise DataError(f"the list `{name}` is missing; is this an instances file of the COCO format?", path=file)
-    records = document[name]
-    if not isinstance(records, list):
-        raise DataError(f"`{name}` is {_kind(records)}; expected a list", path=file)
-    fields = _FIELDS[name]
-    required = [(item.name, item.fits) for item in fields if item.required]
-    optional = [(item.name, item.fits) for item in fields if not item.required]
-    for index, record in enumerate(records):
-        if type(record) is not dict:
-            message = f"expected an object, found {_kind(record)}"
-            raise DataError(message, path=file, record=f"{name}[{index}]")
-        for key, fits in required:
-            if key not in record or not fits(record[key]):
-                raise _wrong_field(file, name, index, record, key)
-        for key, fits in optional:
-            if key in record and not fits(record[key]):
-                raise _wrong_field(file, name, index, record, key)
-    return records
+def record_name(records: Sequence[Any], name: str, index: int) -> str:
+    """A record of the list `name` for a message: its place, and its id if it has one."""
+    record = records[index]
+    known = isinstance(record, dict) and _is_integer(record.get("id"))
+    return f"{name}[{index}] (id {record['id']})" if known else f"{name}[{index}]"
 
 
-def _wrong_field(file: Path, name: str, index: int, record: Record, key: str) -> DataError:
-    where = f"{name}[{index}]"
-    if _is_integer(record.get("id")):
-        where += f" (id {record['id']})"
-    expected = next(item.expected for item in _FIELDS[name] if item.name == key)
-    if key not in record:
-        return DataError(f"field `{key}` is missing; expected {expected}", path=file, record=where)
-    found = repr(record[key])
+def _problem(document: Record, fault: Fault) -> Problem:
+    records = document[fault.list]
+    record, kind = records[fault.index], (fault.list, fault.field)
+    where = record_name(records, fault.list, fault.index)
+    if fault.field is None:
+        return Problem(kind, f"expected an object, found {_kind(record)}", where)
+    expected = next(item.expected for item in _FIELDS[fault.list] if item.name == fault.field)
+    if fault.field not in record:
+        return Problem(kind, f"field `{fault.field}` is missing; expected {expected}", where)
+    found = repr(record[fault.field])
     found = found if len(found) <= 60 else found[:57] + "..."
-    return DataError(f"field `{key}` is {found}; expected {expected}", path=file, record=where)
+    return Problem(kind, f"field `{fault.field}` is {found}; expected {expected}", where)
 
 
 def _kind(value: Any) -> str:

@@ -7,22 +7,36 @@ A spec such as `Elan` is a frozen dataclass that names a block in a network's de
 
 from yolov7.model.blocks.base import ConvBlock
 from yolov7.model.blocks.conv import Conv
-from yolov7.model.blocks.down import Down, DownC, MaxPool, MpConv, SpaceToDepth, SpaceToDepthModule, StridedConv
+from yolov7.model.blocks.down import (
+    AvgConv,
+    AvgDown,
+    Down,
+    DownC,
+    MaxPool,
+    MpConv,
+    SpaceToDepth,
+    SpaceToDepthModule,
+    StridedConv,
+)
 from yolov7.model.blocks.elan import Elan, ElanModule
+from yolov7.model.blocks.gelan import Gelan, GelanModule
 from yolov7.model.blocks.implicit import Implicit, ImplicitAdd, ImplicitConvUnit, ImplicitMultiply
 from yolov7.model.blocks.layers import activation, batch_norm
 from yolov7.model.blocks.merge import Concat, LearntScale, LearntScaleModule, SliceSum, Sum
 from yolov7.model.blocks.rep import RepConv, RepConvModule, RepVgg
-from yolov7.model.blocks.spp import PoolPyramid, SppCspc, TinySpp
+from yolov7.model.blocks.spp import PoolPyramid, SppCspc, SppElan, TinySpp
 from yolov7.model.blocks.unit import ConvUnit, FusedConv
 from yolov7.model.blocks.up import TransposedConv, UpConcat, Upsample
 from yolov7.model.spec import Block
 
 KINDS: tuple[type[Block], ...] = (
+    AvgConv,
+    AvgDown,
     Concat,
     Conv,
     DownC,
     Elan,
+    Gelan,
     LearntScale,
     MaxPool,
     MpConv,
@@ -31,6 +45,7 @@ KINDS: tuple[type[Block], ...] = (
     SliceSum,
     SpaceToDepth,
     SppCspc,
+    SppElan,
     StridedConv,
     Sum,
     TinySpp,
@@ -42,6 +57,8 @@ KINDS: tuple[type[Block], ...] = (
 
 __all__ = [
     "KINDS",
+    "AvgConv",
+    "AvgDown",
     "Concat",
     "Conv",
     "ConvBlock",
@@ -51,6 +68,8 @@ __all__ = [
     "Elan",
     "ElanModule",
     "FusedConv",
+    "Gelan",
+    "GelanModule",
     "Implicit",
     "ImplicitAdd",
     "ImplicitConvUnit",
@@ -67,6 +86,7 @@ __all__ = [
     "SpaceToDepth",
     "SpaceToDepthModule",
     "SppCspc",
+    "SppElan",
     "StridedConv",
     "Sum",
     "TinySpp",

@@ -143,3 +143,57 @@ class DownCModule(nn.Module):
 
     def forward(self, x: Tensor, *lateral: Tensor) -> Tensor:
         return torch.cat((self.cv2(self.cv1(x)), self.cv3(self.pool(x)), *lateral), 1)
+
+
+@dataclass(frozen=True)
+class AvgConv(Down):
+    """AConv of YOLOv9: average pool 2x2 with stride 1, then a strided 3x3."""
+
+    out: int
+
+    def width(self) -> int:
+        return self.out
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return AvgConvModule(channels[0], self.out, act=self.act or act)
+
+
+class AvgConvModule(nn.Module):
+    """[strided 3x3 of the averages of 2x2 neighbours, *lateral]."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, act: str = "silu"):
+        super().__init__()
+        self.average = nn.AvgPool2d(2, 1)
+        self.conv = ConvUnit(in_channels, out_channels, 3, 2, act=act)
+
+    def forward(self, x: Tensor, *lateral: Tensor) -> Tensor:
+        y: Tensor = self.conv(self.average(x))
+        return torch.cat((y, *lateral), 1) if lateral else y
+
+
+@dataclass(frozen=True)
+class AvgDown(Down):
+    """ADown of YOLOv9, `out` wide: average pool 2x2 with stride 1, then a strided 3x3 and a max-pool on half each."""
+
+    out: int
+
+    def width(self) -> int:
+        return self.out
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return AvgDownModule(channels[0], self.out, act=self.act or act)
+
+
+class AvgDownModule(nn.Module):
+    """Averages of 2x2 neighbours, halved; [strided 3x3 of the first, max-pool 3x3 + 1x1 of the second, *lateral]."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, act: str = "silu"):
+        super().__init__()
+        self.average = nn.AvgPool2d(2, 1)
+        self.strided = ConvUnit(in_channels // 2, out_channels // 2, 3, 2, act=act)
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.pooled = ConvUnit(in_channels // 2, out_channels // 2, act=act)
+
+    def forward(self, x: Tensor, *lateral: Tensor) -> Tensor:
+        first, second = self.average(x).chunk(2, 1)
+        return torch.cat((self.strided(first), self.pooled(self.pool(second)), *lateral), 1)

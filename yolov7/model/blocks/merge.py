@@ -104,13 +104,18 @@ class SliceSumModule(nn.Module):
     def forward(self, *maps: Tensor) -> Tensor:
         *coarse, last = maps
         parts = [
-            F.interpolate(source[:, start : start + width], size=last.shape[2:], mode="nearest")
+            _enlarged(source[:, start : start + width], last.shape[2] // source.shape[2])
             for (start, width), source in zip(self.slices, coarse, strict=True)
         ]
         total = parts[0] if parts else last
         for part in (*parts[1:], last) if parts else ():
             total = total + part
         return total
+
+
+def _enlarged(x: Tensor, factor: int) -> Tensor:
+    """Every cell as factor x factor cells. By a factor, not to a size: an exported graph must serve other sides."""
+    return x if factor == 1 else F.interpolate(x, scale_factor=float(factor), mode="nearest")
 
 
 @dataclass(frozen=True)

@@ -106,3 +106,37 @@ class TinySppModule(nn.Module):
         d = self.d(torch.cat((*self.pools(b)[::-1], b), 1))
         out: Tensor = self.out(torch.cat((d, a), 1))
         return out
+
+
+@dataclass(frozen=True)
+class SppElan(ConvBlock):
+    """SPP-ELAN of YOLOv9: pools in a row inside an ELAN."""
+
+    transitions: ClassVar[tuple[str, ...]] = ("out", "hidden")
+
+    out: int
+    hidden: int
+    pools: tuple[int, ...] = (5, 9, 13)
+
+    def output(self, maps: Sequence[Map]) -> Map:
+        return Map(self.out, self.single(maps).stride)
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        return SppElanModule(channels[0], self.out, self.hidden, self.pools, act=self.act or act)
+
+
+class SppElanModule(nn.Module):
+    """1x1, [itself, pool5, pool9, pool13], 1x1. Three pools of side 5 in a row are those of sides 5, 9 and 13."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, hidden: int, pools: Sequence[int] = (5, 9, 13), *, act: str = "silu"
+    ):
+        super().__init__()
+        self.enter = ConvUnit(in_channels, hidden, act=act)
+        self.pools = PoolPyramid(pools)
+        self.out = ConvUnit((1 + len(pools)) * hidden, out_channels, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.enter(x)
+        out: Tensor = self.out(torch.cat((y, *self.pools(y)), 1))
+        return out

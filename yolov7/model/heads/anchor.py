@@ -197,6 +197,10 @@ class AnchorHeadModule(nn.Module):
         """Number of predictions for an image of this size in pixels: one per level, anchor and cell."""
         return int(self.anchors.shape[1]) * sum((height // stride) * (width // stride) for stride in self.strides)
 
+    def decoding_macs(self, height: int, width: int) -> int:
+        """Multiply-accumulates of convolutions in the published decoding: none."""
+        return 0
+
     def raw_contract(self) -> dict[str, Any]:
         """Description of the maps of `leads`, for a file that puts them out before the sigmoid."""
         return {

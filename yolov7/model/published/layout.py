@@ -36,6 +36,14 @@ class LoadableDetector(Protocol):
         """Tensors by our names."""
         ...
 
+    def state_of(self, network: Network) -> Mapping[str, Tensor]:
+        """Tensors by our names that the detector will have after :meth:`adapt`, perhaps without values."""
+        ...
+
+    def adapt(self, network: Network) -> None:
+        """Rebuild the head where `network` has another one."""
+        ...
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
         """Copy tensors in."""
         ...
@@ -86,6 +94,16 @@ class PublishedLayout(Protocol):
     def num_classes(self, tensors: Mapping[str, Tensor]) -> int:
         """Class count, from the shapes. Raises :class:`ModelError` if they give none."""
         ...
+
+    def adapted(self, network: Network, tensors: Mapping[str, Tensor]) -> Network:
+        """`network` with what a file of its class count may decide about it, such as the width of a branch."""
+        return network
+
+    def whole(self, network: Network, form: str, names: Collection[str]) -> Network:
+        """The network that a file with these tensors holds, where it has more or less than `network`: the auxiliary
+        part of a training.
+        """
+        return network
 
     def keys(self, network: Network, form: str) -> PublishedKeys:
         """Names of a file of `network` in `form`. Raises :class:`ModelError` if there is no such file."""

@@ -114,18 +114,33 @@ def recognise(weights: PublishedWeights) -> Recognised:
 
 
 def looks_like(file: Recognised) -> list[str]:
-    """The published variants whose tensors have exactly the names of the file's, whatever the class count."""
-    present = {name for name in file.weights.tensors if not _is_counter(name)}
+    """The published variants whose tensors have exactly the names of the file's, and blocks as wide as its own,
+    whatever the class count.
+    """
+    tensors = file.weights.tensors
+    present = {name for name in tensors if not _is_counter(name)}
     found = []
     for name, network in file.variants.items():
         try:
-            keys = file.layout.keys(network(), file.form)
+            held = file.layout.whole(network(), file.form, tensors)
+            keys = file.layout.keys(held, file.form)
         except ModelError:  # this variant was not published in this form
             continue
         copied = {key for key in keys.copied if not _is_counter(key)}
-        if copied <= present <= copied.union(keys.derived):
+        if copied <= present <= copied.union(keys.derived) and _as_wide(held, keys, tensors):
             found.append(name)
     return found
+
+
+def _as_wide(network: Network, keys: PublishedKeys, tensors: Mapping[str, Tensor]) -> bool:
+    """True if the last convolutions of the blocks are as wide as the network's maps: sizes may share all names."""
+    maps = network.maps()
+    for published, ours in keys.copied.items():
+        stage, _, inner = ours.partition(".")[2].partition(".")
+        last = stage in maps and inner in ("conv.weight", "out.conv.weight")
+        if last and published in tensors and tensors[published].shape[:1] != (maps[stage].channels,):
+            return False
+    return True
 
 
 def _is_counter(name: str) -> bool:
@@ -146,16 +161,19 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
     All must be there and of the right shapes, except those whose shapes depend on the class count: the file may be of
     another one, and the model keeps its own then. Raises :class:`ModelError`, and leaves `model` as it was, otherwise.
     """
-    weights = file.weights
+    weights, network = file.weights, model.spec
+    if file.num_classes == model.num_classes:
+        network = file.layout.adapted(network, weights.tensors)
     try:
-        keys = file.layout.keys(model.spec, file.form)
+        keys = file.layout.keys(file.layout.whole(network, file.form, weights.tensors), file.form)
     except ModelError as error:
-        raise ModelError(f"{weights.path}: {error}") from None
+        raise ModelError(f"{weights.path}: {error}{_likeness(file, model.variant)}") from None
     _check_names(file, keys, model.variant)
-    transfer = _copied(file, keys, model)
+    transfer = _copied(file, keys, model, model.state_of(network))
     file.layout.finish(transfer, weights.tensors, model, keys)
+    model.adapt(network)
     model.load_state_dict(transfer.values, strict=False)
-    given = transfer.values.keys() | transfer.kept
+    given, held = transfer.values.keys() | transfer.kept, model.state_dict()
     return ImportReport(
         path=str(weights.path),
         variant=model.variant,
@@ -163,30 +181,39 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
         entry=weights.entry,
         taken=tuple(transfer.taken),
         left=tuple(transfer.left),
-        untouched=tuple(name for name in model.state_dict() if name not in given and not _is_counter(name)),
-        complete=all(ours in given or _is_counter(ours) for ours in keys.copied.values()),
+        untouched=tuple(name for name in held if name not in given and not _is_counter(name)),
+        complete=all(ours in given or _is_counter(ours) for ours in keys.copied.values() if ours in held),
         num_classes=file.num_classes,
         class_names=weights.class_names if len(weights.class_names) == file.num_classes else (),
     )
 
 
-def _copied(file: Recognised, keys: PublishedKeys, model: LoadableDetector) -> Transfer:
-    """The tensors that are ours under another name."""
-    ours, transfer = model.state_dict(), Transfer()
+def _copied(file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours: Mapping[str, Tensor]) -> Transfer:
+    """The tensors that are among `ours` under another name."""
+    transfer = Transfer()
     for published, tensor in file.weights.tensors.items():
         name = keys.copied.get(published)
         if name is None:
             if published not in keys:
                 transfer.left.append((published, "not of this network"))
+        elif name not in ours:
+            transfer.left.append((published, "of an auxiliary part that this network is trained without"))
         elif tensor.shape == ours[name].shape:
             transfer.values[name] = tensor
             transfer.taken.append(published)
         else:
             reason = f"{tuple(tensor.shape)} does not fit {tuple(ours[name].shape)}"
             if published not in keys.outputs or file.num_classes == model.num_classes:
-                raise ModelError(f"{file.weights.path}: {published}: {reason}, so this is not a {model.variant}")
+                why = f"so this is not a {model.variant}{_likeness(file, model.variant)}"
+                raise ModelError(f"{file.weights.path}: {published}: {reason}, {why}")
             transfer.left.append((published, reason))
     return transfer
+
+
+def _likeness(file: Recognised, variant: str) -> str:
+    """Which other network the file looks like, to be appended to an error."""
+    others = [name for name in looks_like(file) if name != variant]
+    return f"; the file looks like {' or '.join(others)} ({file.form} form)" if others else ""
 
 
 def _check_names(file: Recognised, keys: PublishedKeys, variant: str) -> None:

@@ -96,7 +96,7 @@ def _(block: blocks.UpConcat, inputs: int) -> tuple[int, list[Unit]]:
     return 4, [(0, "", "top"), (2, "", "route")]
 
 
-class Yolov7Layout:
+class Yolov7Layout(PublishedLayout):
     """Flat numbered layers `model.N.*`; the last one holds the outputs, the anchors and the implicit vectors."""
 
     packages: tuple[str, ...] = ("models",)

@@ -25,6 +25,7 @@ from yolov7.model.variants.yolov7 import (
     yolov7_x,
     yolov7_x_light,
 )
+from yolov7.model.variants.yolov9 import FAMILY as YOLOV9
 
 __all__ = [
     "FAMILIES",
@@ -50,7 +51,7 @@ __all__ = [
     "yolov7_x_light",
 ]
 
-FAMILIES: tuple[Family, ...] = (YOLOV7,)
+FAMILIES: tuple[Family, ...] = (YOLOV7, YOLOV9)
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {name: variant for family in FAMILIES for name, variant in family.variants.items()}

@@ -14,13 +14,13 @@ from yolov7.errors import ModelError
 from yolov7.model import create_model
 from yolov7.model.published import load
 from yolov7.model.published.convert import identify
-from yolov7.model.published.layout import PublishedKeys
+from yolov7.model.published.layout import PublishedKeys, PublishedLayout
 from yolov7.model.published.yolov7 import LAYOUT
 
 YOLOV7 = next(load.families())
 
 
-class NamedLayout:
+class NamedLayout(PublishedLayout):
     """A tree of names under `net.`, classes counted by `net.classes`, objects of `fam6`; `scale` is stored inverted."""
 
     packages = ("fam6",)

@@ -1,0 +1,157 @@
+"""Marks on annotations that change what is learned, or that the pipeline does not honour; counted per class.
+
+Ingest notes them and validation reports them, whatever the source: an object that training never sees, or that looks
+other than its record says, must not pass in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from yolov7.data.formats.coco import CocoAnnotations, Record
+
+_LISTED = 8
+"""Classes that a count names."""
+
+_PLAIN = frozenset({"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "line"})
+"""Fields of an annotation that carry no mark but `iscrowd`."""
+
+_MARKS = (
+    "occluded", "truncated", "outside", "isfake", "isreflected", "isgroupof", "is_group_of", "IsGroupOf", "isdepiction",
+    "is_crowd",
+)  # fmt: skip
+"""Marks of CVAT, VOC, Objects365 and Open Images that have no effect here."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One kind of mark."""
+
+    name: str
+    """Column of the table `splits` in validation."""
+    words: str
+    """Completes "3 of 8 objects"; `: class 3` follows."""
+    holds: Callable[[Record], bool]
+    switch: tuple[str, str] = ("", "")
+    """A source and its switch, in words; empty if there is none."""
+
+
+def rotation_of(record: Record) -> float:
+    """Degrees within 0 to 180 by which a rectangle was rotated after its box was written (CVAT); 0 if it was not."""
+    value = _field(record, "rotation")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return 0.0
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return 0.0
+    return float(value) % 180  # half a turn leaves the rectangle where it was
+
+
+def _field(record: Record, name: str) -> object:
+    """A field of the record or, if it has none, of its `attributes`."""
+    attributes = record.get("attributes")
+    return record.get(name, attributes.get(name) if isinstance(attributes, dict) else None)
+
+
+def is_ignored(record: Record) -> bool:
+    """True if an annotation is marked `ignore` and not a crowd already."""
+    return _is_set(_field(record, "ignore")) and not _crowd(record)
+
+
+def _is_set(value: object) -> bool:
+    """True for 1, true and texts of them; false for 0, -1 (unknown) and everything else."""
+    return value == 1 or (isinstance(value, str) and value.lower() in ("1", "true", "yes"))
+
+
+def _crowd(record: Record) -> bool:
+    return bool(record.get("iscrowd"))
+
+
+def _difficult(record: Record) -> bool:
+    return _is_set(_field(record, "difficult")) and not _crowd(record)
+
+
+def _rotated(record: Record) -> bool:
+    return rotation_of(record) != 0.0 and not record.get("rotation_enclosed")
+
+
+def _scored(record: Record) -> bool:
+    return isinstance(_field(record, "score"), int | float)
+
+
+def _absent_keypoints(record: Record) -> bool:
+    points = record.get("keypoints")
+    if not isinstance(points, list) or record["bbox"][:2] != [0, 0]:
+        return False
+    return any(points[place : place + 3] == [0, 0, 0] for place in range(0, len(points), 3))
+
+
+def _marked(record: Record) -> bool:
+    return any(_marks(record))
+
+
+def _marks(record: Record) -> list[str]:
+    return [name for name in _MARKS if _is_set(_field(record, name))]
+
+
+_OBJECTS = ("coco", "CVAT and V7 Darwin write masks so; data.coco.crowd_is_object: true makes them objects")
+_IGNORED = ("coco", "data.coco.ignore_is_crowd: true leaves them out of both")
+_DIFFICULT = ("voc", "data.voc.difficult_is_crowd: true leaves them out of both")
+_ENCLOSED = ("coco", "data.coco.enclose_rotated: true takes the box around the rotated one")
+
+FLAGS: tuple[Flag, ...] = (
+    Flag("crowds", "are crowds (iscrowd 1): neither learned nor counted", _crowd, _OBJECTS),
+    Flag("ignored", "are marked ignore, but learned and counted", is_ignored, _IGNORED),
+    Flag("difficult", "are marked difficult, but learned and counted", _difficult, _DIFFICULT),
+    Flag("rotated", "are rotated, and their box is that before rotation", _rotated, _ENCLOSED),
+    Flag("scored", "have a score: predictions of a model rather than labels?", _scored),
+    Flag("absent_keypoints", "have absent keypoints, and a box that reaches to 0, 0 for them", _absent_keypoints),
+    Flag("marked", "have marks without effect here", _marked),
+)
+
+
+def describe_flags(coco: CocoAnnotations) -> dict[str, str]:
+    """The marks of one split, by flag: "4 of 8 objects are crowds ...: fish 3, trap 1"; flags that occur only."""
+    odd = [one for one in coco.annotations if one.get("iscrowd") or not one.keys() <= _PLAIN]
+    names = {record["id"]: record["name"] for record in coco.categories}
+    result: dict[str, str] = {}
+    for flag in FLAGS:
+        records = [record for record in odd if flag.holds(record)]
+        if not records:
+            continue
+        if flag.name == "marked":
+            marks = Counter(mark for record in records for mark in _marks(record))
+            detail = ", ".join(f"{mark} {count}" for mark, count in marks.most_common())
+        else:
+            detail = shown_counts(Counter(record["category_id"] for record in records), names)
+        result[flag.name] = f"{len(records)} of {len(coco.annotations)} objects {flag.words}: {detail}"
+    return result
+
+
+def describe_open_world(images: Sequence[Record]) -> str | None:
+    """Images that name classes whose objects are not all annotated (LVIS); None if there are none."""
+    number = sum(bool(record.get("not_exhaustive_category_ids")) for record in images)
+    if not number:
+        return None
+    words = "images list classes that are not annotated exhaustively: objects without a box are learned as background"
+    return f"{number} of {len(images)} {words}"
+
+
+def flag_notes(coco: CocoAnnotations, source: str) -> list[str]:
+    """Notes for dataset.json on one split; `source` is the format, as in `data.source`."""
+    switches = {flag.name: flag.switch[1] for flag in FLAGS if flag.switch[0] == source}
+    notes = [f"{text}; {switches[name]}" if name in switches else text for name, text in describe_flags(coco).items()]
+    open_world = describe_open_world(coco.images)
+    return notes if open_world is None else [*notes, open_world]
+
+
+def shown_counts(counts: Mapping[int, int], names: Mapping[int, str]) -> str:
+    """Counts by category id as text, the largest first."""
+    largest = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    more = f" and {len(largest) - _LISTED} more classes" if len(largest) > _LISTED else ""
+    return ", ".join(f"{names.get(number, f'category {number}')} {count}" for number, count in largest[:_LISTED]) + more
