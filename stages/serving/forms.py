@@ -1,22 +1,30 @@
 """The JSON forms that a served model takes, as pydantic models, and the reason why any other document is refused.
 
 MLflow takes more than these four; only the documented ones pass (docs/operations.md). Each names base64 texts of image
-files in the one column `image`.
+files in the one column `image`. A text of any length has been decoded before (stages/serving/document_stream.py).
 """
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from stages.serving.base64_stream import ImageText, NotBase64
+from stages.serving.document_stream import FormError
 
 FORMS = ("dataframe_split", "dataframe_records", "inputs", "instances")
 
-# Possessive (`++`): no backtracking, so hostile text costs linear time, not quadratic.
-_BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]++(?:={1,2}+[\r\n]*+)?")
 _KINDS = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
 _FRACTION = "must be a number and must lie between 0 and 1"
 _EXPECTED = {
@@ -29,19 +37,21 @@ _EXPECTED = {
 """Plain words for pydantic's types of errors; the others speak for themselves."""
 
 
-class FormError(ValueError):
-    """The document is not one of the four forms."""
-
-
-def _image(cell: Any) -> str:
-    """The cell of a row: base64 text. The model itself finds out whether the text is an image."""
+def _image(cell: Any, info: ValidationInfo) -> bytes:
+    """The image file of a cell. A long text has been decoded as it arrived; a short one is decoded here."""
     if not isinstance(cell, str):
         raise _wrong(f"base64 text of an image file is expected, got {_kind(cell)}")
     if not cell:
         raise _wrong("the image is empty")
-    if not _BASE64.fullmatch(cell) or len(cell.translate({10: None, 13: None})) % 4:
-        raise _wrong("the text is not base64 of an image file")
-    return cell
+    known: dict[str, bytes] = info.context or {}
+    if cell in known:
+        return known[cell]
+    text = ImageText(most=len(cell))
+    try:
+        text.feed(cell.encode("ascii"))
+        return text.finish()
+    except (NotBase64, UnicodeError):
+        raise _wrong("the text is not base64 of an image file") from None
 
 
 def _columns(names: list[Any]) -> list[Any]:
@@ -121,19 +131,31 @@ class Request(_Form):
             raise _wrong("no image given: send at least one row in the column 'image'")
         return self
 
+    @property
+    def images(self) -> list[bytes]:
+        """The image files, in the order of the rows."""
+        if self.dataframe_split:
+            return [row[0] for row in self.dataframe_split.data]
+        return (
+            self.inputs.image if self.inputs else [row.image for row in self.dataframe_records or self.instances or []]
+        )
 
-def check_document(body: bytes) -> None:
-    """Raise :class:`FormError`, with the place and the reason, unless `body` is one of the four forms.
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The parameters that the request gives."""
+        return self.params.model_dump(exclude_unset=True) if self.params else {}
 
-    A row that is not base64 text is named by its number. The reason never repeats the request's content.
+
+def read_request(document: Any, texts: dict[str, bytes]) -> Request:
+    """The request that a document makes; `texts` holds the image files of its placeholders.
+
+    Raises :class:`FormError`, with the place and the reason, unless the document is one of the four forms. A row that
+    is not base64 text is named by its number. The reason never repeats the request's content.
     """
     try:
-        # The standard parser, not pydantic's: a broken escape is then the fault of its row, not of the document.
-        Request.model_validate(json.loads(body, parse_constant=_no_constant))
+        return Request.model_validate(document, context=texts)
     except ValidationError as error:
         raise FormError(_reason(error.errors(include_url=False)[0])) from None
-    except (ValueError, RecursionError) as error:
-        raise FormError(f"not readable as JSON: {str(error)[:200]}") from None
 
 
 def _reason(error: Any) -> str:
@@ -149,7 +171,3 @@ def _place(keys: tuple[int | str, ...]) -> list[str]:
 
 def _kind(value: Any) -> str:
     return _KINDS.get(type(value), "a number")
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

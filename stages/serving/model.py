@@ -22,7 +22,8 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -66,6 +67,10 @@ LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 2**62)
 # Possessive (`++`): no backtracking, so hostile text costs linear time, not quadratic.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]++(?:={1,2}+[\r\n]*+)?")
 _PREFIX = "YOLOV7_SERVE_"
+_MOST_READS = 20_000
+"""Reads of a file until its size is known: no header needs a hundredth, but a crafted one can be read byte by byte."""
+_MOST_SCANS = 200
+"""Scans of a progressive JPEG: ten are usual, and each costs a pass over all pixels for a few bytes of the file."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,12 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Open the export folder that MLflow has put next to this file, and read the limits."""
+        Image.init()  # otherwise the first request waits for Pillow's readers
         self._limits = Limits.from_environment()
         require_beside(context.artifacts["export"])
         self._detector = load_detector(context.artifacts["export"])
         # MLflow runs requests in more threads than there are cores, and decoded images need the most memory.
-        self._decoding = threading.BoundedSemaphore(2)
+        self._decoding = _Room(self._limits.max_pixels)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Detect. `params` may hold `confidence` and `iou`, between 0 and 1; the defaults are those of the export.
@@ -125,8 +131,8 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
             )
         detector = self._with_thresholds(params or {})
         images = [_content(cell, row, limits) for row, cell in enumerate(cells)]
-        _check_sizes(images, limits)
-        prepared = [self._prepared(detector, image, row) for row, image in enumerate(images)]
+        pixels = _check_sizes(images, limits)
+        prepared = [self._prepared(detector, image, row, pixels[row]) for row, image in enumerate(images)]
         return _table(detector.predict_prepared(prepared), detector.metadata)
 
     def _with_thresholds(self, params: Mapping[str, Any]) -> Predictor:
@@ -142,15 +148,51 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         except (ConfigError, ModelError, TypeError, ValueError) as error:
             raise _refused(f"params: {error}") from None
 
-    def _prepared(self, detector: Predictor, image: bytes | np.ndarray, row: int) -> Fitted:
+    def _prepared(self, detector: Predictor, image: bytes | np.ndarray, row: int, pixels: int) -> Fitted:
         """The network's input for an image; the decoded image is freed on return."""
         if isinstance(image, np.ndarray):
             return detector.prepare(image)
-        with self._decoding:
+        with self._decoding.held(pixels):
             try:
                 return detector.prepare(decode_image(image))
             except DataError as error:
                 raise _refused(f"row {row}: {error}") from None
+
+
+class _Room:
+    """Pixels that may be decoded at a time, over all requests; whoever waits first gets in first."""
+
+    def __init__(self, pixels: int):
+        self._all = self._free = pixels
+        self._door = threading.Lock()
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def held(self, pixels: int) -> Iterator[None]:
+        """Wait for so many pixels, and hold them for the length of a block."""
+        taken = min(pixels, self._all)
+        with self._door, self._freed:
+            self._freed.wait_for(lambda: self._free >= taken)
+            self._free -= taken
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._free += taken
+                self._freed.notify_all()
+
+
+class _Header(io.BytesIO):
+    """An image file for a reader of headers, which may take a bounded number of steps."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As for any file. Raises OSError when the header does not end."""
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise OSError("the header does not end")
+        return super().read(size)
 
 
 def _cells(model_input: pd.DataFrame) -> list[Any]:
@@ -194,30 +236,45 @@ def _array(cell: np.ndarray, row: int) -> np.ndarray:
     return cell
 
 
-def _check_sizes(images: list[bytes | np.ndarray], limits: Limits) -> None:
-    total = 0
+def _check_sizes(images: list[bytes | np.ndarray], limits: Limits) -> list[int]:
+    """The pixels of each image."""
+    pixels = []
     for row, image in enumerate(images):
         width, height = image.shape[1::-1] if isinstance(image, np.ndarray) else _size(image, row, limits)
         if width * height > limits.max_pixels:
             raise _refused(f"row {row}: the image is {width}x{height}; at most {limits.max_pixels} pixels are taken")
-        total += width * height
+        pixels.append(width * height)
+    total = sum(pixels)
     if total > limits.max_request_pixels:
         raise _refused(
             f"the images of this request have {total} pixels together, at most {limits.max_request_pixels} are taken; "
             "send them in parts"
         )
+    return pixels
 
 
 def _size(data: bytes, row: int, limits: Limits) -> tuple[int, int]:
     """Width and height from the header alone."""
+    if data.startswith(b"\xff\xd8") and _scans(data) > _MOST_SCANS:
+        raise _refused(f"row {row}: the JPEG has more than {_MOST_SCANS} scans")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+        with Image.open(_Header(data), formats=FORMATS) as header:
             return header.size
     except Image.DecompressionBombError:
         raise _refused(f"row {row}: the image has more than {min(limits.max_pixels, LARGEST)} pixels") from None
     # Pillow's header readers let any exception of their parsing through; none may become a server error.
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
         raise _refused(f"row {row}: not an image of a known format, or damaged") from None
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG, thumbnails included: inside a scan's data, FF is never followed by the mark of another."""
+    values, step, count = np.frombuffer(data, np.uint8), 1 << 20, 0
+    # In steps, and by NumPy, which lets other threads run meanwhile.
+    for start in range(0, len(values), step):
+        part = values[start : start + step + 1]
+        count += int(np.count_nonzero((part[:-1] == 0xFF) & (part[1:] == 0xDA)))
+    return count
 
 
 def _table(found: list[Any], metadata: Any) -> pd.DataFrame:

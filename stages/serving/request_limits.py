@@ -7,153 +7,169 @@ environment, so this needs no server of its own:
     export UVICORN_HTTP=stages.serving.request_limits:LimitedProtocol
     mlflow models serve -m models:/yolov7-tiny@champion --env-manager local --port 5001
 
-Only `POST /invocations` is checked, and only its documented forms pass (stages/serving/forms.py). Limits of images
-are the model's, in stages/serving/model.py. Nothing of `yolov7` is imported here: the model brings the library that it
-was registered with, and this module is loaded first.
+Only the documented forms of `POST /invocations` pass (stages/serving/forms.py). They are read while they arrive
+(stages/serving/document_stream.py), within a bounded memory (stages/serving/waiting.py), and wait for their turn only
+when they are complete. Limits of pixels are the model's, in stages/serving/model.py. Nothing of `yolov7` is imported
+here: the model brings the library that it was registered with, and this module is loaded first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
-import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from stages.serving.forms import FormError, check_document
+from stages.serving import handover
+from stages.serving.connections import BoundedConnection
+from stages.serving.document_stream import DocumentStream, FormError
+from stages.serving.forms import Request, read_request
+from stages.serving.headers import check_headers, check_kind
+from stages.serving.intake import Intake, refused_form, too_large
+from stages.serving.refusals import Refused, reason_of, refusal_of, response
+from stages.serving.settings import Settings
+from stages.serving.waiting import Claim, Pool, Turns
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-MAX_REQUEST_BYTES = "YOLOV7_SERVE_MAX_REQUEST_BYTES"
-"""Variable: bytes of a request's body; images travel as base64, which makes them a third larger."""
-MAX_IMAGES = "YOLOV7_SERVE_MAX_IMAGES"
-"""Variable: images in one request. The model has the same limit; here it bounds what is parsed at all."""
-MAX_WAITING = "YOLOV7_SERVE_MAX_WAITING"
-"""Variable: requests received or processed at a time; others get 503."""
-BODY_SECONDS = "YOLOV7_SERVE_BODY_SECONDS"
-"""Variable: seconds for a body to arrive."""
-
-_DEFAULTS = {MAX_REQUEST_BYTES: 64 * 1024 * 1024, MAX_IMAGES: 64, MAX_WAITING: 32, BODY_SECONDS: 60}
-_DRAINED = 4
-"""Multiple of the size limit that is read and discarded, so that a client that is still sending gets the reason."""
-
-_ECHO = "Failed to predict data '"
-_LONGEST = 1000
-"""Most characters of a reason."""
-_HINT = 'for example {"dataframe_split": {"columns": ["image"], "data": [["<base64 of an image file>"]]}}'
-
-
-class Refused(Exception):  # noqa: N818 - an answer, not a fault of the server
-    """A request that is answered with 4xx, or with 503 by a busy server, and the reason."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-
 
 class RequestLimits:
-    """ASGI middleware before MLflow's scoring server. Limits come from the environment variables above.
+    """ASGI middleware before MLflow's scoring server, with the limits of the environment (:class:`Settings`).
 
     Raises ValueError with the variable for any but a positive integer.
     """
 
     def __init__(self, app: App):
         self.app = app
-        self.max_bytes = _setting(MAX_REQUEST_BYTES)
-        self.max_images = _setting(MAX_IMAGES)
-        self.max_waiting = _setting(MAX_WAITING)
-        self.body_seconds = _setting(BODY_SECONDS)
-        self._present = 0
+        self.settings = Settings.from_environment()
+        self._pool = Pool(self.settings.max_waiting_bytes)
+        self._turns = Turns()
+        self._running = asyncio.Semaphore(self.settings.max_running)
+        self._complete = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer refused requests; pass everything else on unchanged."""
-        if scope["type"] != "http" or scope["path"] != "/invocations" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        self._present += 1
+        """Answer refused requests; pass everything else on."""
+        if scope["type"] != "http":
+            return  # uvicorn closes it: nothing here speaks another protocol
+        is_invocation = _path(scope) == "/invocations" and scope["method"] == "POST"
         try:
-            body = await self._body(scope, receive)
-            check_request(body, max_images=self.max_images)
+            check_headers(scope["headers"], takes_body=is_invocation)
         except Refused as refused:
-            await _refusal_of(refused)(scope, receive, send)
+            await refusal_of(refused, close=True)(scope, receive, send)
+            return
+        if is_invocation:
+            await self._invoke(scope, receive, send)
         else:
-            await self.app(scope, _again(body, receive), _without_echo(scope, receive, send))
-        finally:
-            self._present -= 1
+            await self.app(scope, receive, send)
 
-    async def _body(self, scope: Message, receive: Receive) -> bytes:
+    async def _invoke(self, scope: Message, receive: Receive, send: Send) -> None:
+        length = Headers(scope=scope).get("content-length", "")
+        claim = self._pool.claim(int(length) if length else self.settings.max_request_bytes)
+        try:
+            request = await self._read(claim, scope, receive)
+            await self._answer(request, scope, receive, send)
+        except Refused as refused:
+            await refusal_of(refused)(scope, receive, send)
+        finally:
+            claim.release()
+
+    async def _read(self, claim: Claim, scope: Message, receive: Receive) -> Request:
+        """The request, once it has arrived."""
         headers = Headers(scope=scope)
-        refusal = self._refusal(headers)
+        refusal = self._refusal(scope, headers.get("content-length", ""))
         if refusal is not None and headers.get("expect", "").lower() == "100-continue":
             raise refusal  # this client waits for an answer before it sends anything
-        # A refused body is read and discarded: a client that is cut off would not get the reason.
-        parts: list[bytes] = []
-        size = 0
+        stream = DocumentStream(max_images=self.settings.max_images, max_image_bytes=self.settings.max_image_bytes)
+        await Intake(self.settings, claim, self._turns, receive).read(stream, refusal)
+        return request_of(stream)
+
+    async def _answer(self, request: Request, scope: Message, receive: Receive, send: Send) -> None:
+        """Let the model answer a complete request, when it is its turn."""
+        self._complete += 1
+        ticket = handover.deposit(request.images)
         try:
-            async with asyncio.timeout(self.body_seconds):
-                async for part in Request(scope, receive).stream():
-                    size += len(part)
-                    if size > self.max_bytes:
-                        refusal = self._too_large()
-                    if refusal is None:
-                        parts.append(part)
-                    else:
-                        parts.clear()
-                        if size > _DRAINED * self.max_bytes:
-                            break
-        except ClientDisconnect:
-            raise Refused(400, "the client left before the request was whole") from None
-        except TimeoutError:
-            raise Refused(408, f"the request did not arrive within {self.body_seconds} s") from None
-        if refusal is not None:
-            raise refusal
-        return b"".join(parts)
+            body = handover.document_of(ticket, request.thresholds)
+            if not await self._may_run(receive):
+                return  # the client has left
+            try:
+                await self.app(_described(scope, body), _again(body, receive), _without_echo(scope, receive, send))
+            finally:
+                self._running.release()
+        finally:
+            handover.withdraw(ticket)
+            self._complete -= 1
 
-    def _refusal(self, headers: Headers) -> Refused | None:
-        """The reason to refuse a request that its headers give, or None."""
-        if self._present > self.max_waiting:
-            return Refused(503, f"{self.max_waiting} requests are being processed; try again in a second")
-        kind = headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind != "application/json":
-            found = f"not {kind[:80]!r}" if kind else "and this request names none"
-            return Refused(415, f"the content type must be application/json, {found}; images travel as base64 text")
-        length = headers.get("content-length", "")
-        return self._too_large() if length.isdecimal() and int(length) > self.max_bytes else None
+    async def _may_run(self, receive: Receive) -> bool:
+        """Wait for a turn; False if the client leaves before."""
+        if not self._running.locked():
+            return await self._running.acquire()
+        turn, left = asyncio.ensure_future(self._running.acquire()), asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait((turn, left), return_when=asyncio.FIRST_COMPLETED)
+            return turn.done()
+        finally:
+            left.cancel()
+            if not turn.done():
+                turn.cancel()
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"the request is larger than {self.max_bytes} bytes; send the images in parts")
+    def _refusal(self, scope: Message, length: str) -> Refused | None:
+        """The reason to refuse a request that its head gives, or None."""
+        if self._complete >= self.settings.max_waiting:
+            return Refused(503, f"{self.settings.max_waiting} requests are being processed; try again in a second")
+        try:
+            check_kind(scope["headers"])
+        except Refused as refused:
+            return refused
+        return too_large(self.settings) if length and int(length) > self.settings.max_request_bytes else None
 
 
-class LimitedProtocol(H11Protocol):
+class LimitedProtocol(BoundedConnection):
     """uvicorn's own HTTP protocol, with :class:`RequestLimits` before the application."""
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.app = _limited(self.app)
+        limits = _limited(self.app)
+        self.app, self.settings = limits, limits.settings
 
 
-def check_request(body: bytes, *, max_images: int) -> None:
-    """Raise :class:`Refused` unless `body` is one of the documented JSON forms with base64 text in every row."""
-    # Base64 text has none of these letters. Counting them costs nothing; parsing 60 MB of `[],[],` costs a gigabyte.
-    if sum(body.count(mark) for mark in (b"[", b"{", b",")) > 32 + 8 * max_images:
-        raise Refused(400, f"the document has more parts than {max_images} images need; send the images in parts")
+def check_request(body: bytes, *, max_images: int) -> Request:
+    """The request of a whole body. Raises :class:`Refused` unless it is one of the documented forms."""
+    stream = DocumentStream(max_images=max_images, max_image_bytes=Settings.max_image_bytes)
     try:
-        check_document(body)
+        for start in range(0, len(body), 65536):
+            stream.feed(body[start : start + 65536])
     except FormError as error:
-        raise Refused(400, f"{error}; {_HINT}") from None
+        raise refused_form(error) from None
+    return request_of(stream)
+
+
+def request_of(stream: DocumentStream) -> Request:
+    """The request of a document that has arrived. Raises :class:`Refused` unless it has one of the forms."""
+    try:
+        return read_request(*stream.finish())
+    except FormError as error:
+        raise refused_form(error) from None
+
+
+def _path(scope: Message) -> str:
+    """The path as the application's routes see it."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def _described(scope: Message, body: bytes) -> Message:
+    """The scope of a request with another body."""
+    kept = [(name, value) for name, value in scope["headers"] if name not in (b"content-length", b"transfer-encoding")]
+    return {**scope, "headers": [*kept, (b"content-length", str(len(body)).encode())]}
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that repeats the body, then continues with what follows it."""
+    """A `receive` that begins with the body, then continues with what follows it."""
     whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def first_the_body() -> Message:
@@ -174,47 +190,15 @@ def _without_echo(scope: Message, receive: Receive, send: Send) -> Send:
         elif status and message["type"] == "http.response.body":
             body.append(message.get("body", b""))
             if not message.get("more_body", False):
-                await _response(status[0], *_reason(b"".join(body)))(scope, receive, send)
+                await response(status[0], *reason_of(b"".join(body)))(scope, receive, send)
         else:
             await send(message)
 
     return tidy
 
 
-def _reason(body: bytes) -> tuple[str, str]:
-    """MLflow's error code and message."""
-    try:
-        document = json.loads(body)
-        code, message = str(document["error_code"]), str(document["message"])
-    except (ValueError, KeyError, TypeError):
-        code, message = "BAD_REQUEST", body.decode(errors="replace")
-    if message.startswith(_ECHO):
-        message = message.rpartition("\nError: ")[2]
-    return code, message[:_LONGEST]
-
-
-def _refusal_of(refused: Refused) -> JSONResponse:
-    codes = {413: "REQUEST_TOO_LARGE", 503: "REQUEST_LIMIT_EXCEEDED"}
-    return _response(refused.status, codes.get(refused.status, "INVALID_PARAMETER_VALUE"), str(refused))
-
-
-def _response(status: int, code: str, message: str) -> JSONResponse:
-    """An answer in the form of MLflow's own."""
-    headers = {"connection": "close"} if status in (408, 413, 503) else {}  # more of the request may be on its way
-    if status == 503:
-        headers["retry-after"] = "1"
-    text = message.encode(errors="replace").decode()  # half a surrogate pair cannot be sent
-    return JSONResponse({"error_code": code, "message": text}, status, headers)
-
-
-def _setting(name: str) -> int:
-    text = os.environ.get(name, str(_DEFAULTS[name]))
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{name}: a whole number above 0 is expected, got {text!r}")
-    return int(text)
-
-
 @functools.lru_cache(maxsize=1)
 def _limited(app: App) -> RequestLimits:
     """One instance for all connections: it counts their requests."""
+    handover.install()
     return RequestLimits(app)

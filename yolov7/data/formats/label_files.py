@@ -25,7 +25,8 @@ _PROBLEMS_LISTED = 10
 """Problems that one message gives in full; it always says how many there are."""
 _CLASSES_LISTED = 10
 
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
+# Possessive, so that a text of many digits and a bad letter costs linear time.
+NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?", re.ASCII)
 """A number in a label file; `float` would also accept `nan`, `inf` and `1_0`."""
 
 

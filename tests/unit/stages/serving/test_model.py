@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from small_detector import pictures
 
-from stages.serving.model import LARGEST, DetectorModel, Limits
+from stages.serving.model import LARGEST, DetectorModel, Limits, _Header, _Room
 from yolov7.data.decode import decode_image
 from yolov7.errors import ConfigError
 from yolov7.predict import load_detector
@@ -133,3 +135,54 @@ def test_boxes_are_in_pixels_of_the_image_as_it_is_shown(model):
     (found,) = model._detector.predict(turned)
     np.testing.assert_allclose(rows[["x1", "y1", "x2", "y2"]].to_numpy(), found.boxes.numpy(), atol=1e-2)
     assert rows["y2"].max() > 80
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    file = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rfind(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused(model):
+    assert len(ask(model, [progressive(5)], confidence=0.1)) > 0
+    with pytest.raises(MlflowException, match="row 0: the JPEG has more than 200 scans"):
+        ask(model, [progressive(300)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P6 #" + b"a" * 3_000_000,
+        b"\xff\xd8" + b"\xff" * 3_000_000,
+        b"\xff\xd8" + b"\xff\xe1\x00\x02" * 500_000,
+        encoded(np.zeros((8, 8, 3), np.uint8))[:33] + b"\0\0\0\0tEXt\x9c\x5b\x8b\xaf" * 200_000,
+    ],
+    ids=["comment", "fill bytes", "segments", "chunks"],
+)
+def test_a_header_that_does_not_end_is_given_up(model, data, monkeypatch):
+    headers = []
+    monkeypatch.setattr("stages.serving.model._Header", lambda data: headers.append(_Header(data)) or headers[0])
+    with pytest.raises(MlflowException, match="row 0: not an image of a known format"):
+        ask(model, [data])
+    assert headers[0]._reads <= 2 * 20_000 and headers[0].tell() < 1_000_000
+
+
+def test_pixels_decoded_at_a_time_are_bounded_and_whoever_waits_first_is_first():
+    room, held, most, order = _Room(100), [], [], []
+
+    def decode(pixels: int) -> None:
+        with room.held(pixels):
+            held.append(pixels)
+            most.append(sum(held))
+            order.append(pixels)
+            time.sleep(0.01)
+            held.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(decode, pixels) for pixels in (60, 60, 30, 500, 10, 10, 90)]:
+            done.result()
+    assert max(most) <= 500 and sorted(most)[-2] <= 100, "an image above the bound is decoded alone"
+    assert order.index(500) < order.index(90)
