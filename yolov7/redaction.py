@@ -21,7 +21,7 @@ HIDDEN = "***"
 _ADDRESS = re.compile(r":?(?:\\?/){2}\S+")
 """From the slashes to the next space: a password may hold every other character."""
 _IS_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*$")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}$")
 _LONGEST_SCHEME = 40
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 _OF_FILES = frozenset(

@@ -17,7 +17,8 @@ _UNSAFE_ON_TERMINAL = re.compile(f"{_CONTROL.pattern}|[\v\f\r\x1c-\x1f\x85\u2028
 _SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20\u2212"
 # Spreadsheets skip blanks before a formula; with `;` as their separator they split our cells there.
 _FORMULA = re.compile(rf"(^'*|;)(?=[\s\u200b\ufeff]*[{_SIGNS}])")
-_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+# Possessive, so that many digits and a bad letter cost linear time.
+_NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 

@@ -9,7 +9,7 @@ from stages.preflight.environment import check_environment
 from stages.preflight.findings import Findings
 from stages.preflight.machine import check_folders, check_keys, check_space, check_state_remote
 from stages.preflight.outputs import check_evaluation, check_formats, check_opset
-from stages.preflight.records import check_names, check_records
+from stages.preflight.records import check_addresses, check_records
 from stages.project.params import Params
 from stages.project.redaction import redacted
 from yolov7.errors import ConfigError
@@ -21,7 +21,7 @@ def look_ahead(params: Params) -> Findings:
     """The checks that take no time and ask no server, for the stages before the training."""
     found = Findings()
     check_environment(found)
-    check_names(params, list(params.variants), found)
+    check_addresses(found)
     check_formats(params.export, found)
     check_evaluation(params, found)
     check_keys(found)

@@ -57,7 +57,7 @@ def _parameters(params: Params, variant: str) -> int | None:
     from yolov7.model.variants import find_variant
 
     try:
-        classes = len(dataset_document()["classes"])
+        classes = len(dataset_document(needs={"classes": list})["classes"])
         network = find_variant(variant, source=params.train_for(variant).network)
         return count_parameters(create_model(network, classes))
     except (YoloError, KeyError, TypeError):

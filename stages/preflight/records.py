@@ -38,26 +38,13 @@ _REFUSED = re.compile(
     r"Invalid Host",
     re.IGNORECASE,
 )
-_LONGEST_NAME = 200
-_NAME_TEST = re.compile(r"[^/:@'\"%\x00-\x1f\\]+")
 
 
-def check_names(params: Params, variants: Sequence[str], found: Findings) -> None:
-    """Names that MLflow, an address `models:/NAME@ALIAS` or a file cannot hold; addresses that can never work."""
+def check_addresses(found: Findings) -> None:
+    """Addresses that can never work."""
     found.problem(unusable(tracking_uri()))
     if os.environ.get(REGISTRY):
         found.problem(unusable(registry_uri(), REGISTRY))
-    for variant in variants:
-        name = f"{params.registry.model_prefix}{variant}"
-        if not _NAME_TEST.fullmatch(name) or name != name.strip() or len(name) > _LONGEST_NAME:
-            found.problem(
-                f"params.yaml: registry.model_prefix: {name!r} cannot be the name of a registered model: at most "
-                f"{_LONGEST_NAME} characters, none of / : @ % \\ or quotes, and no space at its ends"
-            )
-            break
-    experiment = params.registry.experiment
-    if not experiment.strip() or len(experiment) > 500:
-        found.problem(f"params.yaml: registry.experiment: {experiment!r} cannot be the name of an experiment")
 
 
 def check_records(params: Params, variants: Sequence[str], found: Findings) -> None:

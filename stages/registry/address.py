@@ -17,6 +17,8 @@ SQLITE = "sqlite:///"
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https")
 _HOSTED = ("databricks", "databricks-uc", "uc")
+# The error of the library would quote the part that it cannot read: the beginning of a password.
+_UNREADABLE = "not readable as an address; in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40"
 _ADVICE = f"write {SQLITE}{DATABASE}, or the address of a server: http://HOST:PORT"
 
 
@@ -77,8 +79,8 @@ def _unusable_host(uri: str, shown: str) -> str | None:
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        return f"{shown}: {in_one_line(error, 100)}; {_ADVICE}"
+    except ValueError:
+        return f"{shown}: {_UNREADABLE}; {_ADVICE}"
     return None if host else f"{shown}: no host; {_ADVICE}"
 
 
@@ -90,7 +92,9 @@ def _unusable_database(uri: str, shown: str) -> str | None:
         url = make_url(uri)
         dialect = url.get_dialect()
         dialect.import_dbapi()
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+    except ValueError:
+        return f"{shown}: {_UNREADABLE}; {_ADVICE}"
+    except (ArgumentError, NoSuchModuleError) as error:
         return f"{shown}: {in_one_line(error, 200)}; {_ADVICE}"
     except ImportError as error:
         return (

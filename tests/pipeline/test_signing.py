@@ -123,5 +123,5 @@ def test_a_changed_byte_in_a_folder_is_refused(export: Path, tmp_path: Path) -> 
             load_detector(folder, runtime="onnx" if name.endswith("onnx") else "torch")
     folder = another(tmp_path / "elsewhere", export, "elsewhere")
     write_json(folder / "model.json", {"files": {"../model.onnx": {"sha256": "0"}, "model.onnx": {}}})
-    with pytest.raises(ModelError, match="is not a file with its sha256"):
+    with pytest.raises(ModelError, match="not a list of the folder's files with their sha256"):
         load_detector(folder)

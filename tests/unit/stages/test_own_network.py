@@ -69,7 +69,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.setenv("YOLOV7_DEVICE", "cpu")
     for stage in (stages.training.run, stages.export, stages.evaluate):
         monkeypatch.setattr(stage, "open_index", lambda split: index)
-        monkeypatch.setattr(stage, "dataset_document", lambda: DOCUMENT)
+        monkeypatch.setattr(stage, "dataset_document", lambda **_: DOCUMENT)
     return Params.model_validate(
         {
             "variants": ("mine",),

@@ -123,8 +123,12 @@ def test_stages_that_nothing_deployed_reads_are_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("variant", list_variants())
-def test_the_published_networks_have_nothing_to_drop(variant):
+def test_the_published_networks_drop_their_auxiliary_stages_alone(variant):
     network = find_variant(variant)
-    assert network.wires_of("deploy") == network.wires() == network.wires_of("training")
+    trunk = tuple(wire for wire in network.wires() if wire.part != "auxiliary")
+    assert network.wires_of("deploy") == trunk and network.wires_of("training") == network.wires()
+    assert bool(network.auxiliary) is variant.startswith("yolov9")
     model = create_model(network, 2, device="meta")
-    assert model.auxiliary is None and model.has_auxiliary == bool(network.head.auxiliary)
+    assert (model.auxiliary is None) is not bool(network.auxiliary) and model.has_auxiliary == bool(
+        network.head.auxiliary
+    )

@@ -117,14 +117,16 @@ def test_an_address_goes_through_the_installed_resolver(exported, monkeypatch):
 
     monkeypatch.setattr(load, "entry_points", entry_points)
     assert load_detector("models:/small/1").metadata.variant == "small"
-    with pytest.raises(ModelError, match=r"nothing installed resolves s3:/ addresses; `pip install .*\[pipeline\]`"):
+    with pytest.raises(
+        ModelError, match=r"nothing installed resolves s3:/; `pip install '.\[pipeline\]'` in the project"
+    ):
         load_detector("s3://bucket/model")
 
 
 def test_a_resolver_whose_packages_are_missing_says_what_to_install(monkeypatch):
     missing = FakeEntry(ModuleNotFoundError("No module named 'mlflow'"))
     monkeypatch.setattr(load, "entry_points", lambda **_: [missing])
-    with pytest.raises(ModelError, match=r"No module named 'mlflow'.*pip install yolov7-pipeline\[pipeline\]"):
+    with pytest.raises(ModelError, match=r"No module named 'mlflow'.*pip install '.\[pipeline\]'`"):
         load_detector("models:/small@champion")
 
 
