@@ -111,9 +111,9 @@ def measure(path: Path) -> Values | None:
 
 
 def _chosen(values: Sequence[Values]) -> PixelRange | None:
-    low, high = min(one.low for one in values), max(one.high for one in values)
-    floating = [one for one in values if one.floating]
-    unit = [one for one in floating if one.low >= 0 and one.high <= 1]
+    low, high = min(image.low for image in values), max(image.high for image in values)
+    floating = [image for image in values if image.floating]
+    unit = [image for image in floating if image.low >= 0 and image.high <= 1]
     if len(unit) == len(values):
         return UNIT
     if unit and len(floating) < len(values):

@@ -255,7 +255,7 @@ def _without_objects(index: Index, validation: Index | None) -> list[str]:
     if validation is not None and validation.class_names == index.class_names:
         wanted = np.where(objects == 0, validation.counts(), 0)
         if wanted.any():
-            named = named_counts(index.class_names, wanted)
+            named = named_counts(zip(index.class_names, wanted, strict=True))
             lines.append(f"the validation images have objects of classes that the training images lack: {named}")
     return lines
 
