@@ -18,7 +18,8 @@ _SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20\u2212"
 # Spreadsheets skip blanks before a formula; with `;` as their separator they split our cells there.
 _FORMULA = re.compile(rf"(^'*|;)(?=[\s\u200b\ufeff]*[{_SIGNS}])")
 # Possessive, so that many digits and a bad letter cost linear time.
-_NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
+NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?", re.ASCII)
+"""A decimal number; `float` would also accept `nan`, `inf` and `1_0`."""
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 
@@ -47,7 +48,7 @@ def csv_cell(value: Any) -> Any:
 
     Numbers, and texts that are one, stay as they are.
     """
-    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+    if not isinstance(value, str) or NUMBER.fullmatch(value):
         return value
     return _FORMULA.sub(r"\1'", printable(value))
 

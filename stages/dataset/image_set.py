@@ -21,12 +21,13 @@ from stages.dataset.flags import flag_notes
 from stages.dataset.layout import SourceReport, annotations_file, images_folder
 from stages.dataset.originals import note_copies_apart
 from stages.images.depth import Depth, decide, is_deep
-from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
+from stages.images.header import MAX_PIXELS, ImageHeader, read_header
 from stages.images.plain import Rewrite, rewrite_all
 from yolov7.data.depth import PixelRange
 from yolov7.data.formats.coco import CocoAnnotations, Record, write_coco
 from yolov7.data.formats.label_files import unsafe_name
 from yolov7.data.image_kind import ImageKind, kind_of_file
+from yolov7.data.orientation import UPRIGHT
 from yolov7.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -17,16 +17,13 @@ from pathlib import Path, PurePosixPath
 
 from yolov7.data.formats.coco import CocoAnnotations, Record
 from yolov7.errors import DataError
+from yolov7.text import NUMBER
 
 MAX_BYTES = 16 * 2**20
 """Larger label files are refused: the annotations of one image take a few kilobytes."""
 
 _PROBLEMS_LISTED = 10
 """Problems that one message gives in full; it always says how many there are."""
-
-# Possessive, so that a text of many digits and a bad letter costs linear time.
-NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?", re.ASCII)
-"""A number in a label file; `float` would also accept `nan`, `inf` and `1_0`."""
 
 
 Ring = list[float]
