@@ -6,6 +6,7 @@ import difflib
 import os
 
 from stages.preflight.findings import Findings
+from stages.serving.settings import VARIABLES
 
 OURS = (
     "YOLOV7_DEVICE",
@@ -17,17 +18,13 @@ OURS = (
     "YOLOV7_RESTARTS",
     "YOLOV7_RESTORE_ONLY",
     "YOLOV7_SERVE_BATCH_SIZE",
-    "YOLOV7_SERVE_BODY_SECONDS",
-    "YOLOV7_SERVE_MAX_IMAGES",
-    "YOLOV7_SERVE_MAX_IMAGE_BYTES",
     "YOLOV7_SERVE_MAX_PIXELS",
-    "YOLOV7_SERVE_MAX_REQUEST_BYTES",
     "YOLOV7_SERVE_MAX_REQUEST_PIXELS",
-    "YOLOV7_SERVE_MAX_WAITING",
     "YOLOV7_SIGNING_KEY",
     "YOLOV7_STATE_REMOTE",
     "YOLOV7_VERIFY_KEY",
     "YOLOV7_WORKERS",
+    *VARIABLES,
 )
 """Every variable that this project reads or sets for its children."""
 _OF_TESTS = ("YOLOV7_FROZEN", "YOLOV7_TEST_DEVICE")
