@@ -1,4 +1,4 @@
-"""Variables of the environment whose names are nearly those that are read: they would have no effect, in silence."""
+"""Misspelt environment variables, which would silently have no effect."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ALIKE = (
     "PREFECT_SERVER_API_AUTH_STRING",
     "PREFECT_UI_API_URL",
 )
-"""Names of MLflow, Prefect and botocore that only look like misspelt ones."""
+"""Names of MLflow, Prefect and botocore that only look like misspellings."""
 _CLOSE = 0.8
 _SHORTEST = 12
 """Shorter names may begin like any other."""
@@ -77,7 +77,7 @@ def check_environment(found: Findings) -> None:
 
 
 def _meant(name: str) -> str | None:
-    """The variable that a name is a slip of, if it is close to one."""
+    """The variable that a misspelt name means, if it is close to one."""
     candidates = [each for each in (*OURS, *_RECORDS, *_OTHERS) if not each.startswith(_NOT_MEANT)]
     given = name.upper().replace("-", "_")
     longer = [each for each in candidates if len(given) > _SHORTEST and each.startswith(given)]

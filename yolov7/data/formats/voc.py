@@ -54,7 +54,7 @@ class VocObject:
     rotation: float = 0.0
     """Degrees, clockwise about the centre of the box, from an attribute `rotation` (CVAT)."""
     unknown_flags: tuple[str, ...] = ()
-    """Values of flags that are no known word; they count as 0."""
+    """Unknown words for flags; they count as 0."""
 
     def edges(self, *, one_based: bool) -> tuple[float, float, float, float]:
         """Left, top, right, bottom, in order: some tools write the corner of the first click first."""

@@ -99,7 +99,7 @@ class PublishedLayout(Protocol):
         ...
 
     def adapted(self, network: Network, tensors: Mapping[str, Tensor]) -> Network:
-        """`network` with what a file of its class count may decide about it, such as the width of a branch."""
+        """`network` with the properties that a file of its class count decides, such as the width of a branch."""
         return network
 
     def whole(self, network: Network, form: str, names: Collection[str]) -> Network:
