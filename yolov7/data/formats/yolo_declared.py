@@ -43,11 +43,6 @@ class Declared:
     """Contradictions within the file."""
 
 
-def is_declaration(path: Path) -> bool:
-    """True for files that may declare more than names: YAML, and Darknet's `.data`."""
-    return path.suffix.lower() in (".yaml", ".yml", ".data")
-
-
 def read_declared(path: Path) -> Declared:
     """Read any of these files.
 
