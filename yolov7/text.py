@@ -1,4 +1,4 @@
-"""Text from outside (names of classes and files), made safe to write: to a terminal, a CSV file, JSON, Markdown."""
+"""Text for people: names from outside, made safe to write to a terminal, CSV, JSON and Markdown; long lists cut."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def for_terminal(text: str) -> str:
 def printable_json(text: str) -> str:
     """JSON with the control characters in its texts escaped; it means the same."""
     return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def listed(items: Sequence[str], *, most: int = 5, joint: str = ", ") -> str:
+    """The first few of many items, and how many more there are: `a, b and 3 more`."""
+    more = len(items) - most
+    separator = " " if joint == ", " else joint
+    return joint.join(items[:most]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def csv_cell(value: Any) -> Any:

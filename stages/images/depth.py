@@ -14,6 +14,7 @@ from stages.images.sandbox import run_limited
 from yolov7.data.depth import DARK, TAIL, UNIT, PixelRange, declared_maximum, decode_deep
 from yolov7.data.image_kind import kind_of
 from yolov7.errors import DataError
+from yolov7.text import listed
 
 KEY = "data.pixel_range"
 _PER_PROCESS = 16
@@ -21,7 +22,6 @@ _SAMPLES = 1 << 20
 """Most pixels of an image that its quantiles are taken from."""
 _SENSOR = 14
 """Most bits of a camera; a set that uses 15 of 16 is a dim one of 16."""
-_LISTED = 5
 _OWN_DEPTH = frozenset({"AVIF", "Radiance HDR"})
 """Formats that declare the depth of their values; decoders scale them."""
 
@@ -148,9 +148,8 @@ def _dark_notes(measured: Sequence[tuple[str, Values]], chosen: PixelRange | Non
     low, high = min(values.dark for _, values in measured), max(values.bright for _, values in measured)
     for names, what in ((black, "are nearly black"), (flat, "are nearly of one brightness")):
         if names:
-            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            listed = ", ".join(map(repr, names[:_LISTED])) + more
             yield (
                 f"{len(names)} of {len(measured)} images with more than 8 bits a channel {what} at the range {used}:"
-                f" {listed}; if they should not be, set {KEY}: 99% of their values lie in [{low:g}, {high:g}]"
+                f" {listed(list(map(repr, names)))}; if they should not be, set {KEY}: 99% of their values lie in"
+                f" [{low:g}, {high:g}]"
             )
