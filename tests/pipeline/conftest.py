@@ -14,7 +14,15 @@ import pytest
 from stages.project.locks import file_lock
 from stages.registry.versions import ModelRegistry
 from tests.pipeline.project import make_project
-from tests.pipeline.servers import PrefectServer, answers, free_port, loopback_environment, running, wait_for
+from tests.pipeline.servers import (
+    PrefectServer,
+    answers,
+    free_port,
+    loopback_environment,
+    prefect_serving,
+    running,
+    wait_for,
+)
 from yolov7.signature import SIGNING_KEY, VERIFY_KEY
 
 # Prefect reads its settings when it is imported, and its background threads look at no others.
@@ -39,17 +47,8 @@ def project(project_template: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     """A Prefect server with a SQLite file. Flows called in this process report to it."""
-    home = tmp_path_factory.mktemp("prefect")
-    server = loopback_environment(
-        PREFECT_HOME=str(home),
-        PREFECT_SERVER_UI_ENABLED="false",
-        PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5",
-    )
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PREFECT_PORT)]
-    url, log = os.environ["PREFECT_API_URL"], home / "server.log"
-    with running(command, log, env=server, cwd=home) as process:
-        wait_for("Prefect server", answers(f"{url}/health"), 240, log, process)
-        yield PrefectServer(url, home)
+    with prefect_serving(tmp_path_factory.mktemp("prefect"), PREFECT_PORT) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -166,3 +166,18 @@ class PrefectServer:
         wanted = {"artifacts": {"key": {"any_": [flow]}}, "sort": "CREATED_DESC", "limit": 1}
         text: str = self.ask("/artifacts/filter", wanted)[0]["data"]
         return text
+
+
+@contextmanager
+def prefect_serving(home: Path, port: int) -> Iterator[PrefectServer]:
+    """A Prefect server with a SQLite file in `home`, for the length of a block."""
+    server = loopback_environment(
+        PREFECT_HOME=str(home),
+        PREFECT_SERVER_UI_ENABLED="false",
+        PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5",
+    )
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    url, log = f"http://127.0.0.1:{port}/api", home / "server.log"
+    with running(command, log, env=server, cwd=home) as process:
+        wait_for("Prefect server", answers(f"{url}/health"), 240, log, process)
+        yield PrefectServer(url, home)

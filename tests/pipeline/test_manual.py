@@ -16,7 +16,7 @@ from manual import ROOT, RUN_BY_MANUAL, Block, blocks, commands
 
 from stages.project.command import environment
 from tests.pipeline.project import make_project
-from tests.pipeline.servers import PrefectServer
+from tests.pipeline.servers import PrefectServer, free_port, prefect_serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 STARTED_BY_FIXTURES = (["server", "start"], ["worker", "start"])
@@ -69,16 +69,22 @@ class Console:
 
 
 @pytest.mark.timeout(1500)  # each command of Prefect takes seconds to start
-def test_the_commands_of_prefect(prefect_server: PrefectServer, checkout: Path) -> None:
-    console = Console(prefect_server, checkout)
+def test_the_commands_of_prefect(tmp_path: Path, checkout: Path) -> None:
+    # On a server of its own: the commands leave limits, pools and automations.
+    with prefect_serving(tmp_path, free_port()) as server:
+        check_the_commands(server, checkout)
+
+
+def check_the_commands(server: PrefectServer, checkout: Path) -> None:
+    console = Console(server, checkout)
     for block in [*of_document("README.md: prefect"), *of_document("docs/operations.md")]:
         console.run(block)
     assert len(console.done) > 20
     assert not console.schedule("train-variants/nightly")["active"], "paused, as the command says"
     assert not all(console.enabled())
-    prefect_server.command(checkout, "deploy", "--all")
+    server.command(checkout, "deploy", "--all")
     assert not console.schedule("train-variants/nightly")["active"], "a new deployment leaves it paused"
-    prefect_server.command(checkout, "work-pool", "resume", "local")
+    server.command(checkout, "work-pool", "resume", "local")
 
 
 def run_as_written(block: Block, folder: Path) -> None:
