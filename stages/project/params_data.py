@@ -318,7 +318,7 @@ def check_address(url: str, *, where: str, schemes: tuple[str, ...]) -> None:
     """Raise :class:`ConfigError` for an address without scheme or host, or with a password: params.yaml is in git."""
     try:
         parts = urlsplit(url)
-        host, secret, _ = parts.hostname, "@" in parts.netloc, parts.port  # an invalid port raises too
+        host, secret, _ = parts.hostname, "@" in parts.netloc, parts.port  # a port that is no number raises too
     except ValueError as error:
         raise ConfigError(f"{where}: not an address: {error}") from None
     if parts.scheme not in schemes or not host:

@@ -232,7 +232,7 @@ def _open_video(video: str | int, name: str) -> cv2.VideoCapture:
                 cv2.CAP_PROP_READ_TIMEOUT_MSEC,
                 STREAM_TIMEOUT_MS,
             ]
-            # FFmpeg takes `12:30:05.mp4` for an address; an absolute path is safe.
+            # FFmpeg takes `12:30:05.mp4` for an address; an absolute path is none.
             place = video if address else os.path.abspath(video)  # noqa: PTH100 - keeps links
             capture = cv2.VideoCapture(place, cv2.CAP_FFMPEG, limits)
     finally:
