@@ -101,7 +101,7 @@ def train_variants(variants: list[str] | None = None, promote_challengers: bool 
 
 
 def _refusal(params: Params, variants: Sequence[str], fresh: Collection[str]) -> Failure | None:
-    """Why it is no use to begin, if anything is to be trained: what the training would refuse after the data stages."""
+    """Why not to start, if anything is to be trained: the training would refuse it after the data stages."""
     stale = [variant for variant in variants if f"train@{variant}" not in fresh]
     try:
         demand(check(params, stale, space=False)) if stale else None

@@ -86,7 +86,7 @@ class StatedInput(_Stated):
 
 
 class StatedOutput(_Stated):
-    """The contract's `output`. What a kind needs besides is checked where that kind is opened."""
+    """The contract's `output`. Each kind's further fields are checked where that kind is opened."""
 
     kind: Word
     shape: Annotated[list[Side], Field(min_length=1, max_length=8)] | None = None

@@ -1,4 +1,4 @@
-"""Text from outside (names of classes and files), made safe to write: to a terminal, a CSV file, JSON, Markdown."""
+"""Text for people: names from outside, made safe to write to a terminal, CSV, JSON and Markdown; long lists cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _SIGNS = "=+\\-@\uff1d\uff0b\uff0d\uff20\u2212"
 # Spreadsheets skip blanks before a formula; with `;` as their separator they split our cells there.
 _FORMULA = re.compile(rf"(^'*|;)(?=[\s\u200b\ufeff]*[{_SIGNS}])")
 # Possessive, so that many digits and a bad letter cost linear time.
-_NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?")
+NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?", re.ASCII)
+"""A decimal number; `float` would also accept `nan`, `inf` and `1_0`."""
 
 _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 
@@ -42,12 +43,19 @@ def printable_json(text: str) -> str:
     return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def listed(items: Sequence[str], *, most: int = 5, joint: str = ", ") -> str:
+    """The first few of many items, and how many more there are: `a, b and 3 more`."""
+    more = len(items) - most
+    separator = " " if joint == ", " else joint
+    return joint.join(items[:most]) + (f"{separator}and {more} more" if more > 0 else "")
+
+
 def csv_cell(value: Any) -> Any:
     """A cell that no spreadsheet runs: text that begins like a formula gets an apostrophe in front.
 
     Numbers, and texts that are one, stay as they are.
     """
-    if not isinstance(value, str) or _NUMBER.fullmatch(value):
+    if not isinstance(value, str) or NUMBER.fullmatch(value):
         return value
     return _FORMULA.sub(r"\1'", printable(value))
 

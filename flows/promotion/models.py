@@ -24,7 +24,7 @@ Compare = Callable[[Version, Version], Mapping[str, Any]]
 
 
 def variant_of(version: Version, params: Params) -> str:
-    """The variant of a version, as params.yaml names it. Raises :class:`ConfigError` for a tag that is no name."""
+    """The variant of a version, as params.yaml names it. Raises :class:`ConfigError` for an invalid tag."""
     variant = version.tags.get("variant") or version.name.removeprefix(params.registry.model_prefix)
     check_variant(variant, where=f"{version}: its variant")
     return variant

@@ -12,9 +12,7 @@ from dataclasses import replace
 
 from stages.dataset.image_set import ImageSet
 from yolov7.errors import DataError
-from yolov7.text import printable
-
-_LISTED = 5
+from yolov7.text import listed, printable
 
 
 def with_plain_names(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
@@ -37,9 +35,8 @@ def _plain(images: ImageSet) -> ImageSet:
     twice = [f"{old!r} and another name both become {new!r}" for old, new in changed if counts[new] > 1]
     if twice:
         message = "names of classes hold line breaks or control characters, and without them some are equal"
-        raise DataError(f"{message}: {'; '.join(twice[:_LISTED])}; rename them", path=coco.path)
-    listed = ", ".join(f"{old!r} is now {new!r}" for old, new in changed[:_LISTED])
-    more = f", and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
-    note = f"{len(changed)} class names held line breaks or control characters: {listed}{more}"
+        raise DataError(f"{message}: {listed(twice, joint='; ')}; rename them", path=coco.path)
+    shown = listed([f"{old!r} is now {new!r}" for old, new in changed])
+    note = f"{len(changed)} class names held line breaks or control characters: {shown}"
     categories = [{**category, "name": new} for category, new in zip(coco.categories, plain, strict=True)]
     return replace(images, coco=replace(coco, categories=categories), notes=(*images.notes, note))

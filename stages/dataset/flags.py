@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from yolov7.data.formats.coco import CocoAnnotations, Record
-
-_LISTED = 8
-"""Classes that a count names."""
+from yolov7.data.tally import named_counts
 
 _PLAIN = frozenset({"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "line"})
 """Fields of an annotation that carry no mark but `iscrowd`."""
@@ -120,7 +118,7 @@ FLAGS: tuple[Flag, ...] = (
 
 def describe_flags(coco: CocoAnnotations) -> dict[str, str]:
     """The marks of one split, by flag: "4 of 8 objects are crowds ...: fish 3, trap 1"; flags that occur only."""
-    odd = [one for one in coco.annotations if one.get("iscrowd") or not one.keys() <= _PLAIN]
+    odd = [record for record in coco.annotations if record.get("iscrowd") or not record.keys() <= _PLAIN]
     names = {record["id"]: record["name"] for record in coco.categories}
     result: dict[str, str] = {}
     for flag in FLAGS:
@@ -154,7 +152,5 @@ def flag_notes(coco: CocoAnnotations, source: str) -> list[str]:
 
 
 def shown_counts(counts: Mapping[int, int], names: Mapping[int, str]) -> str:
-    """Counts by category id as text, the largest first."""
-    largest = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    more = f" and {len(largest) - _LISTED} more classes" if len(largest) > _LISTED else ""
-    return ", ".join(f"{names.get(number, f'category {number}')} {count}" for number, count in largest[:_LISTED]) + more
+    """Counts by category id as text, with the names of the categories."""
+    return named_counts((names.get(number, f"category {number}"), count) for number, count in sorted(counts.items()))

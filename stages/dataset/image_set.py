@@ -21,18 +21,17 @@ from stages.dataset.flags import flag_notes
 from stages.dataset.layout import SourceReport, annotations_file, images_folder
 from stages.dataset.originals import note_copies_apart
 from stages.images.depth import Depth, decide, is_deep
-from stages.images.header import MAX_PIXELS, UPRIGHT, ImageHeader, read_header
+from stages.images.header import MAX_PIXELS, ImageHeader, read_header
 from stages.images.plain import Rewrite, rewrite_all
 from yolov7.data.depth import PixelRange
 from yolov7.data.formats.coco import CocoAnnotations, Record, write_coco
 from yolov7.data.formats.label_files import unsafe_name
 from yolov7.data.image_kind import ImageKind, kind_of_file
+from yolov7.data.orientation import UPRIGHT
 from yolov7.errors import DataError
+from yolov7.text import listed
 
 logger = logging.getLogger(__name__)
-
-_LISTED = 5
-"""Missing or refused files that a message names; it always gives their number."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +155,14 @@ def _refuse_huge(files: Sequence[_File], path: Path) -> None:
     huge = [file for file in files if file.header is not None and file.header.width * file.header.height > MAX_PIXELS]
     if not huge:
         return
-    listed = "; ".join(
+    claims = [
         f"image {file.record['id']}: {file.record['file_name']!r} claims {file.header.width} x {file.header.height}"
-        for file in huge[:_LISTED]
+        for file in huge
         if file.header is not None
+    ]
+    message = (
+        f"{len(huge)} images have more than the {MAX_PIXELS:,} pixels that are decoded: {listed(claims, joint='; ')}"
     )
-    more = f"; and {len(huge) - _LISTED} more" if len(huge) > _LISTED else ""
-    message = f"{len(huge)} images have more than the {MAX_PIXELS:,} pixels that are decoded: {listed}{more}"
     raise DataError(f"{message}; crop, scale or remove them", path=path)
 
 
@@ -201,9 +201,7 @@ def _converted_note(rewritten: Sequence[_File]) -> Iterator[str]:
         if reason is not None:
             reasons.setdefault(reason, []).append(file.record["file_name"])
     for reason, names in reasons.items():
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        listed = ", ".join(map(repr, names[:_LISTED]))
-        yield f"{len(names)} images were converted to 8-bit RGB ({reason}): {listed}{more}"
+        yield f"{len(names)} images were converted to 8-bit RGB ({reason}): {listed(list(map(repr, names)))}"
 
 
 def _unread_note(files: Sequence[_File], rewritten: Sequence[_File]) -> Iterator[str]:
@@ -216,8 +214,7 @@ def _unread_note(files: Sequence[_File], rewritten: Sequence[_File]) -> Iterator
             if kind is not None and not kind.read:
                 found.setdefault(kind, []).append(file.record["file_name"])
     for kind, names in found.items():
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        yield f"{len(names)} images: {kind.advice}: {', '.join(map(repr, names[:_LISTED]))}{more}"
+        yield f"{len(names)} images: {kind.advice}: {listed(list(map(repr, names)))}"
 
 
 def _case_note(coco: CocoAnnotations) -> Iterator[str]:
@@ -227,9 +224,8 @@ def _case_note(coco: CocoAnnotations) -> Iterator[str]:
         spellings.setdefault(record["file_name"].casefold(), set()).add(record["file_name"])
     clashes = [sorted(names) for names in spellings.values() if len(names) > 1]
     if clashes:
-        more = f" and {len(clashes) - _LISTED} more" if len(clashes) > _LISTED else ""
-        listed = ", ".join(" and ".join(map(repr, names)) for names in clashes[:_LISTED])
-        yield f"{len(clashes)} file names differ only in case and clash on other systems: {listed}{more}"
+        shown = listed([" and ".join(map(repr, names)) for names in clashes])
+        yield f"{len(clashes)} file names differ only in case and clash on other systems: {shown}"
 
 
 def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
@@ -253,11 +249,8 @@ def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:
 
 def refused_images(refused: Sequence[tuple[Record, str]], total: int, root: Path) -> str:
     """The message on image records without a file, each with the reason."""
-    listed = "; ".join(
-        f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused[:_LISTED]
-    )
-    more = f"; and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
-    return f"{len(refused)} of {total} images cannot be taken from {root}: {listed}{more}"
+    reasons = [f"image {record['id']}: {_shown(record['file_name'])} {reason}" for record, reason in refused]
+    return f"{len(refused)} of {total} images cannot be taken from {root}: {listed(reasons, joint='; ')}"
 
 
 def find_file(inside: Path, name: str) -> tuple[Path | None, str | None]:

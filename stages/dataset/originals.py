@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from yolov7.text import listed
+
 _COPY = re.compile(r"(?:.*/)?([^/]+)\.rf\.[0-9a-f]{32}(?:\.[^./]+)?")
 """Roboflow's name of a version of an image: original, hash, extension."""
-_LISTED = 5
 
 
 def note_copies_apart(splits: Mapping[str, Iterable[str]]) -> Iterator[str]:
@@ -19,9 +20,8 @@ def note_copies_apart(splits: Mapping[str, Iterable[str]]) -> Iterator[str]:
     apart = sorted((original, found) for original, found in places.items() if len(found) > 1)
     if not apart:
         return
-    listed = ", ".join(f"{original!r} ({', '.join(found)})" for original, found in apart[:_LISTED])
-    more = f" and {len(apart) - _LISTED} more" if len(apart) > _LISTED else ""
+    shown = listed([f"{original!r} ({', '.join(found)})" for original, found in apart])
     yield (
         f"{len(apart)} originals have copies (Roboflow: NAME.rf.HASH) in more than one split, so the figures will be "
-        f"too good: {listed}{more}; give all images as one set, and data.split.group_pattern: '([^/]*)[.]rf[.]'"
+        f"too good: {shown}; give all images as one set, and data.split.group_pattern: '([^/]*)[.]rf[.]'"
     )

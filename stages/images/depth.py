@@ -11,21 +11,17 @@ import numpy as np
 
 from stages.images.header import ImageHeader
 from stages.images.sandbox import run_limited
-from yolov7.data.depth import UNIT, PixelRange, declared_maximum, decode_deep
+from yolov7.data.depth import DARK, TAIL, UNIT, PixelRange, declared_maximum, decode_deep
 from yolov7.data.image_kind import kind_of
 from yolov7.errors import DataError
+from yolov7.text import listed
 
 KEY = "data.pixel_range"
 _PER_PROCESS = 16
 _SAMPLES = 1 << 20
 """Most pixels of an image that its quantiles are taken from."""
-_TAIL = 0.005
-"""Share of the pixels at either end that is left aside: hot and dead pixels."""
-_DARK = 32
-"""Of 255: an image is nearly black if all but the tail lies below, and nearly of one brightness if it spans less."""
 _SENSOR = 14
 """Most bits of a camera; a set that uses 15 of 16 is a dim one of 16."""
-_LISTED = 5
 _OWN_DEPTH = frozenset({"AVIF", "Radiance HDR"})
 """Formats that declare the depth of their values; decoders scale them."""
 
@@ -39,7 +35,7 @@ class Values:
     high: float
     """The largest, or the one that the file declares."""
     dark: float
-    """All but a share of `_TAIL` of the pixels are above, and below `bright`."""
+    """All but a share of `TAIL` of the pixels are above, and below `bright`."""
     bright: float
 
 
@@ -103,7 +99,7 @@ def measure(path: Path) -> Values | None:
         flat = flat[np.isfinite(flat)]
         low, high = (float(flat.min()), float(flat.max())) if flat.size else (0.0, 0.0)
     sample = flat[:: -(-flat.size // _SAMPLES)] if flat.size else np.zeros(1)
-    dark, bright = np.quantile(sample.astype(np.float64), [_TAIL, 1 - _TAIL]).tolist()
+    dark, bright = np.quantile(sample.astype(np.float64), [TAIL, 1 - TAIL]).tolist()
     declared = declared_maximum(data)
     if declared is not None and declared < 65535:  # many write 65535 whatever the values are
         high = max(high, float(declared))
@@ -111,9 +107,9 @@ def measure(path: Path) -> Values | None:
 
 
 def _chosen(values: Sequence[Values]) -> PixelRange | None:
-    low, high = min(one.low for one in values), max(one.high for one in values)
-    floating = [one for one in values if one.floating]
-    unit = [one for one in floating if one.low >= 0 and one.high <= 1]
+    low, high = min(image.low for image in values), max(image.high for image in values)
+    floating = [image for image in values if image.floating]
+    unit = [image for image in floating if image.low >= 0 and image.high <= 1]
     if len(unit) == len(values):
         return UNIT
     if unit and len(floating) < len(values):
@@ -143,18 +139,17 @@ def _dark_notes(measured: Sequence[tuple[str, Values]], chosen: PixelRange | Non
     """Warnings about images that end up nearly black, or nearly of one brightness, with the setting that helps."""
     used = chosen or PixelRange(0, 65535)
     factor = 255 / (used.high - used.low)
-    black = [name for name, values in measured if (values.bright - used.low) * factor < _DARK]
+    black = [name for name, values in measured if (values.bright - used.low) * factor < DARK]
     flat = [
         name
         for name, values in measured
-        if (values.bright - used.low) * factor >= _DARK and (values.bright - values.dark) * factor < _DARK
+        if (values.bright - used.low) * factor >= DARK and (values.bright - values.dark) * factor < DARK
     ]
     low, high = min(values.dark for _, values in measured), max(values.bright for _, values in measured)
     for names, what in ((black, "are nearly black"), (flat, "are nearly of one brightness")):
         if names:
-            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            listed = ", ".join(map(repr, names[:_LISTED])) + more
             yield (
                 f"{len(names)} of {len(measured)} images with more than 8 bits a channel {what} at the range {used}:"
-                f" {listed}; if they should not be, set {KEY}: 99% of their values lie in [{low:g}, {high:g}]"
+                f" {listed(list(map(repr, names)))}; if they should not be, set {KEY}: 99% of their values lie in"
+                f" [{low:g}, {high:g}]"
             )

@@ -15,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-UPRIGHT = 1
-"""EXIF orientation of an image that is stored the right way up."""
+from yolov7.data.orientation import ORIENTATION_TAG, UPRIGHT, exif_orientation
 
 MAX_PIXELS = 100_000_000
 """Larger images are not decoded: a file of a few kilobytes can claim any size."""
 
-_ORIENTATION_TAG = 0x0112
 _SHORT = 3
 _MAX_PARTS = 4096
 """Most segments or chunks before the pixels; ordinary images have far fewer."""
@@ -109,7 +107,7 @@ def _jpeg(file: IO[bytes]) -> ImageHeader | None:
         if marker == 0xE1:
             body = file.read(length - 2)
             if body.startswith(b"Exif\0\0"):
-                orientation = _exif_orientation(body[6:])
+                orientation = exif_orientation(body[6:])
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height, width, channels = struct.unpack(">BHHB", file.read(6))
             size = (width, height)
@@ -130,7 +128,7 @@ def _png(file: IO[bytes]) -> ImageHeader | None:
         elif kind == b"acTL":
             animated = struct.unpack(">I", file.read(4))[0] > 1
         elif kind == b"eXIf":
-            orientation = _exif_orientation(file.read(min(length, 1 << 20)))
+            orientation = exif_orientation(file.read(min(length, 1 << 20)))
         elif kind == b"IEND":
             break
     return ImageHeader("png", *size, orientation, bits=bits, animated=animated) if size else None
@@ -155,7 +153,7 @@ def _webp(file: IO[bytes]) -> ImageHeader | None:
             size = (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
         elif kind == b"EXIF":
             body = file.read(min(length, 1 << 20))
-            orientation = _exif_orientation(body.removeprefix(b"Exif\0\0"))
+            orientation = exif_orientation(body.removeprefix(b"Exif\0\0"))
     return ImageHeader("webp", *size, orientation, animated=animated) if size else None
 
 
@@ -218,7 +216,7 @@ def _tiff(file: IO[bytes], order: str) -> ImageHeader | None:
             values[tag] = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), raw)[0]
     if 256 not in values or 257 not in values:
         return None
-    orientation = values.get(_ORIENTATION_TAG, UPRIGHT)
+    orientation = values.get(ORIENTATION_TAG, UPRIGHT)
     return ImageHeader(
         "tiff",
         values[256],
@@ -241,20 +239,3 @@ def _chunks(file: IO[bytes], length_format: str, *, kind_first: bool) -> Iterato
         body_at = file.tell()
         yield kind, length
         file.seek(body_at + (length + length % 2 if kind_first else length + 4))
-
-
-def _exif_orientation(tiff: bytes) -> int:
-    """The orientation entry of EXIF data (a small TIFF file); upright if it is missing or invalid."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return UPRIGHT
-    try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == _ORIENTATION_TAG:
-                return value if kind == _SHORT and 1 <= value <= 8 else UPRIGHT
-    except struct.error:
-        return UPRIGHT
-    return UPRIGHT

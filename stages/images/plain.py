@@ -9,11 +9,11 @@ from typing import Literal
 
 import cv2
 
-from stages.images.header import MAX_PIXELS, UPRIGHT
+from stages.images.header import MAX_PIXELS
 from stages.images.sandbox import Died, breaks_out, clear_complaints, complaints, run_limited
 from yolov7.data.decode import decode_image
 from yolov7.data.depth import PixelRange, decode_deep, needs_range
-from yolov7.data.orientation import turn_back
+from yolov7.data.orientation import UPRIGHT, turn_back
 from yolov7.errors import DataError
 
 _PER_PROCESS = 16

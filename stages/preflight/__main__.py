@@ -23,7 +23,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ConfigError(f"--variant: {args.variant!r} is not in params.yaml: variants{nearest(args.variant, known)}")
     variants = [args.variant] if args.variant else list(params.variants)
     require(params, variants)
-    log.info("nothing stands in the way of training, exporting and registering %s", ", ".join(variants))
+    log.info("%s can be trained, exported and registered", ", ".join(variants))
 
 
 if __name__ == "__main__":

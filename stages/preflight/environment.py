@@ -1,4 +1,4 @@
-"""Variables of the environment whose names are nearly those that are read: they would have no effect, in silence."""
+"""Misspelt environment variables, which would silently have no effect."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import os
 
 from stages.preflight.findings import Findings
+from stages.serving.settings import VARIABLES
 
 OURS = (
     "YOLOV7_DEVICE",
@@ -17,17 +18,13 @@ OURS = (
     "YOLOV7_RESTARTS",
     "YOLOV7_RESTORE_ONLY",
     "YOLOV7_SERVE_BATCH_SIZE",
-    "YOLOV7_SERVE_BODY_SECONDS",
-    "YOLOV7_SERVE_MAX_IMAGES",
-    "YOLOV7_SERVE_MAX_IMAGE_BYTES",
     "YOLOV7_SERVE_MAX_PIXELS",
-    "YOLOV7_SERVE_MAX_REQUEST_BYTES",
     "YOLOV7_SERVE_MAX_REQUEST_PIXELS",
-    "YOLOV7_SERVE_MAX_WAITING",
     "YOLOV7_SIGNING_KEY",
     "YOLOV7_STATE_REMOTE",
     "YOLOV7_VERIFY_KEY",
     "YOLOV7_WORKERS",
+    *VARIABLES,
 )
 """Every variable that this project reads or sets for its children."""
 _OF_TESTS = ("YOLOV7_FROZEN", "YOLOV7_TEST_DEVICE")
@@ -56,7 +53,7 @@ _ALIKE = (
     "PREFECT_SERVER_API_AUTH_STRING",
     "PREFECT_UI_API_URL",
 )
-"""Names of MLflow, Prefect and botocore that only look like misspelt ones."""
+"""Names of MLflow, Prefect and botocore that only look like misspellings."""
 _CLOSE = 0.8
 _SHORTEST = 12
 """Shorter names may begin like any other."""
@@ -80,7 +77,7 @@ def check_environment(found: Findings) -> None:
 
 
 def _meant(name: str) -> str | None:
-    """The variable that a name is a slip of, if it is close to one."""
+    """The variable that a misspelt name means, if it is close to one."""
     candidates = [each for each in (*OURS, *_RECORDS, *_OTHERS) if not each.startswith(_NOT_MEANT)]
     given = name.upper().replace("-", "_")
     longer = [each for each in candidates if len(given) > _SHORTEST and each.startswith(given)]

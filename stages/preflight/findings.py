@@ -15,7 +15,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     """Each of them ends a stage for certain."""
     warnings: list[str] = field(default_factory=list)
-    """May pass by themselves, or be meant."""
+    """May pass by themselves, or be intended."""
 
     def problem(self, text: str | None) -> None:
         """Add a problem; None adds nothing."""

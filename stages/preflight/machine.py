@@ -1,4 +1,4 @@
-"""What this machine must offer: folders that can be written, disk space, keys, a place for copies of the states."""
+"""Requirements on this machine: writable folders, disk space, keys, a place for copies of the states."""
 
 from __future__ import annotations
 

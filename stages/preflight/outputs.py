@@ -1,4 +1,4 @@
-"""What export and evaluation will need: packages, a readable operator set, settings that go together."""
+"""Requirements of export and evaluation: packages, a readable operator set, compatible settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The project's folder, and the one that outlives it: what a stage leaves beside DVC's outputs belongs there.
+"""The project's folder, and the folder that outlives it and keeps everything beside DVC's outputs.
 
 DVC runs experiments of `--temp` and `--queue` in a copy below `.dvc/tmp/exps` and deletes it afterwards; a git worktree
 is removed with all that git ignores. Records in a folder of that kind would be lost, so the tracking database lies in
@@ -44,7 +44,7 @@ def experiment_origin(root: Path) -> Path | None:
 
 
 def share_state(origin: Path, folder: Path, names: tuple[str, ...] = _OUTLIVES_EXPERIMENT) -> None:
-    """Let a copy of the project use the state of the folder it comes from; what it has of its own stays."""
+    """Let a copy of the project use the state of the folder it comes from; its own state stays."""
     (folder / STATE).mkdir(exist_ok=True)
     for name in names:
         shared, link = origin.resolve() / STATE / name, folder / STATE / name

@@ -105,6 +105,6 @@ def check_values(values: Any, *, where: str) -> None:
 
 
 def _shown(value: object) -> str:
-    """The value for a message: one line, cut, with escapes instead of what a terminal would obey."""
+    """The value for a message: one line, cut, with control characters escaped."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"

@@ -25,7 +25,7 @@ Needs = Mapping[str, type | tuple[type, ...]]
 _NOTHING: Needs = {}
 _IDENTITY: Needs = {"sha256": str}
 TEST_SPLIT: Needs = {"sha256": str, "test_is_val": bool, "splits.test.sha256": str}
-"""What a measurement on the test split reads from `dataset.json`."""
+"""Entries of `dataset.json` that a measurement on the test split reads."""
 _ABSENT = object()
 
 

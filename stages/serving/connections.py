@@ -99,14 +99,14 @@ class BoundedConnection(H11Protocol):
         self._has_head = self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no proper HTTP, with the reason if it is one of ours; hang up if an answer has begun."""
+        """Answer invalid HTTP, with the reason if it is one of ours; hang up if an answer has begun."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
         super().send_400_response(f"{msg} {self.conn.fault}" if self.conn.fault else msg)
 
     def silence(self) -> float:
-        """Seconds for which this client has neither sent what it has to send nor read what it has to read."""
+        """Seconds since this client last sent or read anything that it owes."""
         now = self.loop.time()
         unread = 0.0 if self._unread_since is None else now - self._unread_since
         is_to_send = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused

@@ -21,7 +21,7 @@ _DRAINED = 4
 _DRAIN_SECONDS, _DRAIN_SILENCE = 10.0, 1.0
 _TICK = 1.0
 _TICKS = 10
-"""The rate is judged over so many ticks, and over one tick if others wait for this body."""
+"""Ticks over which the rate is judged, and over one tick if others wait for this body."""
 _HURRIED = 64 * 1024
 """Bytes per second of a body that others wait for."""
 

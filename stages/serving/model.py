@@ -169,7 +169,7 @@ class _Room:
 
     @contextmanager
     def held(self, pixels: int) -> Iterator[None]:
-        """Wait for so many pixels, and hold them for the length of a block."""
+        """Wait for this many pixels, and hold them for the length of a block."""
         taken = min(pixels, self._all)
         with self._door, self._freed:
             self._freed.wait_for(lambda: self._free >= taken)

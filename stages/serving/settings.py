@@ -52,3 +52,7 @@ class Settings:
                 raise ValueError(f"{name}: a whole number above 0 is expected, got {text[:80]!r}")
             values[field.name] = int(text)
         return cls(**values)
+
+
+VARIABLES = tuple(_PREFIX + field.name.upper() for field in fields(Settings))
+"""The environment variables of all limits."""

@@ -1,4 +1,4 @@
-"""Memory for bodies that arrive, shared fairly: what is held is bounded, and whoever sends nothing holds nothing up."""
+"""Memory for arriving bodies, bounded and shared fairly: a client that sends nothing delays nobody."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Turns:
 
 
 class Claim:
-    """What one request holds. `remaining`: bytes it still expects, which decide its turn when memory is short."""
+    """The memory of one request. `remaining`: bytes it still expects, which decide its turn when memory is short."""
 
     def __init__(self, pool: Pool, remaining: int):
         self._pool = pool

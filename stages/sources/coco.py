@@ -13,7 +13,7 @@ from stages.dataset.image_set import ImageSet, find_file, refused_images
 from stages.project.params_data import Coco
 from stages.sources.coco_boxes import convert_boxes, find_relative
 from stages.sources.coco_categories import Sorted, sort_categories
-from stages.sources.coco_repair import Tally, repair
+from stages.sources.coco_repair import Changes, repair
 from stages.sources.file_names import Matched, list_files, match_names, shown_name
 from stages.sources.image_folder import find_sizes, shown
 from yolov7.data.formats.coco import (
@@ -44,7 +44,7 @@ class _Set:
     path: Path
     root: Path
     document: Record
-    tally: Tally
+    changes: Changes
     notes: list[str]
     problems: list[Problem]
 
@@ -56,12 +56,12 @@ def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
     """
     sets: dict[str, _Set] = {}
     for name, one in parameters.given("data.coco").items():
-        path, root, tally = base / one.annotations, base / one.images, Tally()
+        path, root, changes = base / one.annotations, base / one.images, Changes()
         document = parse_coco(path)
         if not root.is_dir():
             raise DataError(f"no such image folder; see data.coco.{name}.images in params.yaml", path=root)
-        repair(document, tally)
-        sets[name] = _Set(f"data.coco.{name}", path, root, document, tally, [], [])
+        repair(document, changes)
+        sets[name] = _Set(f"data.coco.{name}", path, root, document, changes, [], [])
     for name, found in sort_categories({name: one.document for name, one in sets.items()}, parameters).items():
         _take(sets[name], found)
     return {name: _image_set(one, parameters) for name, one in sets.items()}
@@ -69,7 +69,7 @@ def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
 
 def _take(one: _Set, found: Sorted) -> None:
     one.problems += [*find_problems(one.document), *found.problems]
-    one.notes += [*one.tally.notes(), *found.notes]
+    one.notes += [*one.changes.notes(), *found.notes]
 
 
 def _image_set(one: _Set, parameters: Coco) -> ImageSet:

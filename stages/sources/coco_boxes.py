@@ -26,7 +26,7 @@ def convert_boxes(coco: CocoAnnotations, parameters: Coco) -> list[str]:
     """
     notes: list[str] = []
     sizes = {record["id"]: (float(record["width"]), float(record["height"])) for record in coco.images}
-    sized = [one for one in coco.annotations if _is_valid(sizes.get(one["image_id"]))]
+    sized = [record for record in coco.annotations if _is_valid(sizes.get(record["image_id"]))]
     kind = parameters.boxes
     if kind is None:
         notes += _looks_like_corners(sized, sizes) or _from_supervisely(coco)

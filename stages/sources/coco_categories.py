@@ -55,30 +55,30 @@ def sort_categories(documents: Mapping[str, Record], parameters: Coco) -> dict[s
 def _entries(document: Record) -> list[Record]:
     records = document.get("categories")
     records = records if isinstance(records, list) else []
-    return [one for one in records if type(one) is dict and type(one.get("id")) is int]
+    return [entry for entry in records if type(entry) is dict and type(entry.get("id")) is int]
 
 
 def _named(document: Record) -> list[Record]:
-    return [one for one in _entries(document) if type(one.get("name")) is str]
+    return [entry for entry in _entries(document) if type(entry.get("name")) is str]
 
 
 def _uses(document: Record) -> Counter[Any]:
     """Annotations by category id."""
     records = document.get("annotations")
     records = records if isinstance(records, list) else []
-    ids = (one.get("category_id") for one in records if type(one) is dict)
-    return Counter(one for one in ids if type(one) is int)
+    ids = (record.get("category_id") for record in records if type(record) is dict)
+    return Counter(number for number in ids if type(number) is int)
 
 
 def _objects(document: Record) -> Counter[_Category]:
     uses = _uses(document)
-    return Counter({(one["id"], one["name"]): uses[one["id"]] for one in _named(document)})
+    return Counter({(entry["id"], entry["name"]): uses[entry["id"]] for entry in _named(document)})
 
 
 def _drop_nameless(document: Record, found: Sorted) -> None:
     """Leave out entries without a name that no annotation uses; others are refused with their record."""
     uses = _uses(document)
-    nameless = [one for one in _entries(document) if one.get("name") in (None, "") and not uses[one["id"]]]
+    nameless = [entry for entry in _entries(document) if entry.get("name") in (None, "") and not uses[entry["id"]]]
     if nameless:
         _remove(document, nameless)
         found.notes.append(
@@ -114,15 +114,15 @@ def _placeholders(document: Record, objects: Counter[_Category], parameters: Coc
             continue
         gone.append(record)
         found.notes.append(_dropped(record, reason, _uses(document)[record["id"]]))
-    gone += _unused_namesakes([one for one in entries if one not in gone], objects, found)
+    gone += _unused_namesakes([entry for entry in entries if entry not in gone], objects, found)
     if gone:
-        numbers = {one["id"] for one in gone}
+        numbers = {entry["id"] for entry in gone}
         _remove(document, gone)
-        kept = {one["id"] for one in _entries(document)}
+        kept = {entry["id"] for entry in _entries(document)}
         document["annotations"] = [
-            one
-            for one in document["annotations"]
-            if type(one) is not dict or one.get("category_id") not in numbers or one["category_id"] in kept
+            record
+            for record in document["annotations"]
+            if type(record) is not dict or record.get("category_id") not in numbers or record["category_id"] in kept
         ]
 
 
@@ -136,13 +136,13 @@ def _placeholder(record: Record, entries: Sequence[Record]) -> str | None:
 
 
 def _is_parent(record: Record, entries: Sequence[Record]) -> bool:
-    return any(one.get("supercategory") == record["name"] and one["id"] != record["id"] for one in entries)
+    return any(entry.get("supercategory") == record["name"] and entry["id"] != record["id"] for entry in entries)
 
 
 def _unused_namesakes(entries: Sequence[Record], objects: Counter[_Category], found: Sorted) -> list[Record]:
     """Unused entries whose name another entry has, and that one has annotations."""
-    used = {one["name"] for one in entries if objects[one["id"], one["name"]]}
-    gone = [one for one in entries if one["name"] in used and not objects[one["id"], one["name"]]]
+    used = {entry["name"] for entry in entries if objects[entry["id"], entry["name"]]}
+    gone = [entry for entry in entries if entry["name"] in used and not objects[entry["id"], entry["name"]]]
     for record in gone:
         found.notes.append(
             f"category {_shown(record)} was left out: no annotation has it, and another category has its name"
@@ -174,7 +174,7 @@ def _merge(document: Record, found: Sorted) -> None:
     for annotation in document["annotations"]:
         if type(annotation) is dict and annotation.get("category_id") in moved:
             annotation["category_id"] = moved[annotation["category_id"]]
-    names = ", ".join(map(repr, dict.fromkeys(one["name"] for one in gone)))
+    names = ", ".join(map(repr, dict.fromkeys(entry["name"] for entry in gone)))
     found.notes.append(f"{len(gone)} categories were merged into the first one of their name: {names}")
 
 
@@ -193,7 +193,7 @@ def _count_namesakes(document: Record, found: Sorted) -> None:
 
 def _count_unlabelled(document: Record, found: Sorted) -> None:
     number = _uses(document)[0]
-    if number and all(one["id"] != 0 for one in _entries(document)):
+    if number and all(entry["id"] != 0 for entry in _entries(document)):
         found.notes.append(
             f"{number} annotations have category_id 0, which is not a category: CVAT writes it for objects without a "
             "label; validation stops at them (validation.on_bad_record: drop leaves them out)"
@@ -201,7 +201,7 @@ def _count_unlabelled(document: Record, found: Sorted) -> None:
 
 
 def _remove(document: Record, gone: Sequence[Record]) -> None:
-    document["categories"] = [one for one in document["categories"] if not any(one is other for other in gone)]
+    document["categories"] = [entry for entry in document["categories"] if not any(entry is other for other in gone)]
 
 
 def _shown(record: Record) -> str:

@@ -23,7 +23,7 @@ _NUMBERED = "that are texts or fractions were taken as numbers"
 
 
 @dataclass
-class Tally:
+class Changes:
     """Changes by kind: their number and the first few records."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -45,29 +45,29 @@ class Tally:
         return ", ".join([*examples, "..."] if self.counts[change] > len(examples) else examples)
 
 
-def repair(document: Record, tally: Tally) -> None:
+def repair(document: Record, changes: Changes) -> None:
     """Change the records of an annotation file in place."""
     complete = all(isinstance(document.get(name), list) for name in ("images", "categories"))
     if complete and "annotations" not in document:
         document["annotations"] = []
-        tally.add("no list `annotations`, taken as images without objects", "FiftyOne writes none")
+        changes.add("no list `annotations`, taken as images without objects", "FiftyOne writes none")
     for name in ("info", "licenses"):
         if name in document and document[name] is None:
             del document[name]
-    _number_ids(document, tally)
-    _join_equal_categories(document, tally)
+    _number_ids(document, changes)
+    _join_equal_categories(document, changes)
     left_out: set[int] = set()
     for fault in list(find_faults(document)):
         if fault.field is not None:
             record = document[fault.list][fault.index]
             mend = _MENDERS.get((fault.list, fault.field))
-            if mend is not None and mend(record, tally, _Place(document, fault)):
+            if mend is not None and mend(record, changes, _Place(document, fault)):
                 left_out.add(fault.index)
     if left_out:
         document["annotations"] = [
             record for index, record in enumerate(document["annotations"]) if index not in left_out
         ]
-    _drop_repeated(document, tally)
+    _drop_repeated(document, changes)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Place:
     def class_name(self) -> str:
         """The class of an annotation, for a message."""
         wanted = self.document["annotations"][self.fault.index].get("category_id")
-        names = (one.get("name") for one in _objects(self.document, "categories") if one.get("id") == wanted)
+        names = (entry.get("name") for entry in _objects(self.document, "categories") if entry.get("id") == wanted)
         return str(next(names, f"category {wanted}"))
 
 
@@ -91,57 +91,57 @@ def _objects(document: Record, name: str) -> list[Record]:
     return [record for record in records if type(record) is dict] if isinstance(records, list) else []
 
 
-def _number_ids(document: Record, tally: Tally) -> None:
+def _number_ids(document: Record, changes: Changes) -> None:
     """Turn ids that are texts or fractions of zero into whole numbers, in records and in references to them."""
     annotations = _objects(document, "annotations")
     for name, reference in (("images", "image_id"), ("categories", "category_id")):
         records = _objects(document, name)
         numbers = _numbers(record.get("id") for record in records)
-        _replace_ids(records, "id", numbers, tally, f"ids of {name} {_NUMBERED}")
-        numbers = _numbers_of_digits(one.get(reference) for one in annotations) | numbers
+        _replace_ids(records, "id", numbers, changes, f"ids of {name} {_NUMBERED}")
+        numbers = _numbers_of_digits(record.get(reference) for record in annotations) | numbers
         _replace_ids(
             annotations,
             reference,
             numbers,
-            tally,
+            changes,
             f"values of {reference} that are texts or fractions were taken as numbers",
         )
-    _number_annotations(annotations, tally)
+    _number_annotations(annotations, changes)
 
 
-def _number_annotations(annotations: list[Record], tally: Tally) -> None:
+def _number_annotations(annotations: list[Record], changes: Changes) -> None:
     if all(type(record.get("id")) is int for record in annotations):
         return
     numbers = _numbers(record.get("id") for record in annotations)
-    _replace_ids(annotations, "id", numbers, tally, f"ids of annotations {_NUMBERED}")
+    _replace_ids(annotations, "id", numbers, changes, f"ids of annotations {_NUMBERED}")
     used = [record["id"] for record in annotations if type(record.get("id")) is int]
     following = max(used, default=0) + 1
     for record in annotations:
         if record.get("id") is None:
             record["id"] = following
-            tally.add("annotations without an id were numbered", f"image {record.get('image_id')}")
+            changes.add("annotations without an id were numbered", f"image {record.get('image_id')}")
             following += 1
 
 
 def _numbers(ids: Iterable[Any]) -> dict[str | float, int]:
     """A whole number for each id that is a text or a fraction of zero: its own, or one above all others."""
     values = list(ids)
-    odd = dict.fromkeys(one for one in values if isinstance(one, str | float) and one != "")
+    odd = dict.fromkeys(identity for identity in values if isinstance(identity, str | float) and identity != "")
     if not odd:
         return {}
-    own = {one: number for one in odd if (number := _as_integer(one)) is not None}
-    following = max(chain(own.values(), (one for one in values if type(one) is int)), default=0) + 1
+    own = {identity: number for identity in odd if (number := _as_integer(identity)) is not None}
+    following = max(chain(own.values(), (identity for identity in values if type(identity) is int)), default=0) + 1
     result = dict(own)
-    for one in odd:
-        if one not in own and isinstance(one, str):
-            result[one] = following
+    for identity in odd:
+        if identity not in own and isinstance(identity, str):
+            result[identity] = following
             following += 1
     return result
 
 
 def _numbers_of_digits(ids: Iterable[Any]) -> dict[str | float, int]:
-    odd = {one for one in ids if isinstance(one, str | float)}
-    return {one: number for one in odd if (number := _as_integer(one)) is not None}
+    odd = {identity for identity in ids if isinstance(identity, str | float)}
+    return {identity: number for identity in odd if (number := _as_integer(identity)) is not None}
 
 
 def _as_integer(value: Any) -> int | None:
@@ -150,7 +150,7 @@ def _as_integer(value: Any) -> int | None:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else None
 
 
-def _replace_ids(records: list[Record], key: str, numbers: Mapping[Any, int], tally: Tally, change: str) -> None:
+def _replace_ids(records: list[Record], key: str, numbers: Mapping[Any, int], changes: Changes, change: str) -> None:
     if not numbers:
         return
     for record in records:
@@ -159,10 +159,10 @@ def _replace_ids(records: list[Record], key: str, numbers: Mapping[Any, int], ta
             if _as_integer(value) is None and key == "id":
                 record.setdefault("source_id", value)
             record[key] = numbers[value]
-            tally.add(change, f"{value!r} is {numbers[value]}")
+            changes.add(change, f"{value!r} is {numbers[value]}")
 
 
-def _join_equal_categories(document: Record, tally: Tally) -> None:
+def _join_equal_categories(document: Record, changes: Changes) -> None:
     """Keep one of several entries of one id and name: VIA writes one for every annotation."""
     records = document.get("categories")
     if not isinstance(records, list):
@@ -173,14 +173,14 @@ def _join_equal_categories(document: Record, tally: Tally) -> None:
         pair = (record.get("id"), record.get("name")) if type(record) is dict else (None, None)
         if type(pair[0]) is int and type(pair[1]) is str:
             if pair in seen:
-                tally.add("repeated entries of a category were joined", f"{pair[0]} {pair[1]!r}")
+                changes.add("repeated entries of a category were joined", f"{pair[0]} {pair[1]!r}")
                 continue
             seen.add(pair)
         kept.append(record)
     document["categories"] = kept
 
 
-def _drop_repeated(document: Record, tally: Tally) -> None:
+def _drop_repeated(document: Record, changes: Changes) -> None:
     """Leave out annotations that another one repeats in every field, its id included."""
     records = document.get("annotations")
     if not isinstance(records, list):
@@ -195,42 +195,42 @@ def _drop_repeated(document: Record, tally: Tally) -> None:
         if type(identity) is int:
             others = first.setdefault(identity, [])
             if record in others:
-                tally.add("annotations given twice with the same id and content were left out once", f"{identity}")
+                changes.add("annotations given twice with the same id and content were left out once", f"{identity}")
                 continue
             others.append(record)
         kept.append(record)
     document["annotations"] = kept
 
 
-def _mend_name(record: Record, tally: Tally, place: _Place) -> bool:
+def _mend_name(record: Record, changes: Changes, place: _Place) -> bool:
     for key in _ADDRESSES:
         address = record.get(key)
         if record.get("file_name") in (None, "") and isinstance(address, str) and address:
             record["file_name"] = address
-            tally.add(f"no file_name, so the end of {key} was taken", str(place))
+            changes.add(f"no file_name, so the end of {key} was taken", str(place))
             break
     return False
 
 
-def _mend_side(record: Record, tally: Tally, place: _Place) -> bool:
+def _mend_side(record: Record, changes: Changes, place: _Place) -> bool:
     if record.get(place.fault.field or "") is None:
         record[place.fault.field or ""] = 0  # the reader of the source asks the image file
     return False
 
 
-def _mend_box(record: Record, tally: Tally, place: _Place) -> bool:
+def _mend_box(record: Record, changes: Changes, place: _Place) -> bool:
     """Derive a missing box from the outline. True if there is none: nothing then says where the object is."""
     if record.get("bbox") not in (None, []):
         return False
     box = _box_of(record.get("segmentation"))
     if box is not None:
         record["bbox"] = box
-        tally.add("no bbox, so the box around the outline was taken", str(place))
+        changes.add("no bbox, so the box around the outline was taken", str(place))
         return False
     if "bbox" not in record and not record.get("keypoints"):
         return False
     what = "keypoints" if record.get("keypoints") else "points"
-    tally.add(
+    changes.add(
         f"annotations of {what} without a box or an outline were left out and will not be learned", place.class_name
     )
     return True
@@ -264,7 +264,7 @@ def _box_of_runs(runs: Record) -> list[float] | None:
     return box if box[2] > 0 and box[3] > 0 else None
 
 
-def _drop_null(record: Record, tally: Tally, place: _Place) -> bool:
+def _drop_null(record: Record, changes: Changes, place: _Place) -> bool:
     key = place.fault.field or ""
     if record[key] is None or (key == "area" and record[key] == []):
         del record[key]
@@ -273,17 +273,17 @@ def _drop_null(record: Record, tally: Tally, place: _Place) -> bool:
     return False
 
 
-def _mend_outline(record: Record, tally: Tally, place: _Place) -> bool:
+def _mend_outline(record: Record, changes: Changes, place: _Place) -> bool:
     outline = record["segmentation"]
     if outline is None or outline == {}:
         del record["segmentation"]
     elif isinstance(outline, list) and outline and all(type(value) in (int, float) for value in outline):
         record["segmentation"] = [outline]
-        tally.add("outlines given as one flat list were taken as one ring", str(place))
+        changes.add("outlines given as one flat list were taken as one ring", str(place))
     return False
 
 
-_MENDERS: Mapping[tuple[str, str], Callable[[Record, Tally, _Place], bool]] = {
+_MENDERS: Mapping[tuple[str, str], Callable[[Record, Changes, _Place], bool]] = {
     ("images", "file_name"): _mend_name,
     ("images", "width"): _mend_side,
     ("images", "height"): _mend_side,

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from yolov7.data.formats.coco import is_utf8
+from yolov7.text import listed
 
 _LISTED = 5
 """Names that a note gives; it always gives their number."""
@@ -213,10 +214,9 @@ def _refuse_shared(result: Matched, users: Mapping[str, Sequence[str]], loose: s
 
 
 def _note(steps: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
-    listed = ", ".join(f"{shown_name(name)!r} is {file!r}" for name, file in pairs[:_LISTED])
-    more = f" and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
+    shown = listed([f"{shown_name(name)!r} is {file!r}" for name, file in pairs])
     names = "1 file name differs" if len(pairs) == 1 else f"{len(pairs)} file names differ"
-    return f"{names} from the file's on disk ({'; '.join(steps)}): {listed}{more}"
+    return f"{names} from the file's on disk ({'; '.join(steps)}): {shown}"
 
 
 def list_files(root: Path) -> FileNames:

@@ -100,7 +100,7 @@ def _stated_length(response: requests.Response) -> int | None:
     if stated is not None and chunked:
         raise BrokenAnswerError("the server states both a length and pieces (Content-Length, Transfer-Encoding)")
     if stated is not None and not _NUMBER.fullmatch(stated):
-        raise BrokenAnswerError(f"the server states a length that is none (Content-Length: {_cut(stated)})")
+        raise BrokenAnswerError(f"the server states an invalid length (Content-Length: {_cut(stated)})")
     return None if stated is None else int(stated)
 
 

@@ -15,10 +15,7 @@ from stages.images.sandbox import Died, run_limited
 from yolov7.data.formats.coco import is_utf8
 from yolov7.data.image_kind import DAMAGED, READ, ImageKind, kind_of_file
 from yolov7.errors import DataError
-
-_LISTED = 5
-"""Files that a message names; it always gives their number."""
-
+from yolov7.text import listed
 
 _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}|\.3fr")
 """Not the number of a frame, as in `camera.0001`."""
@@ -158,5 +155,4 @@ def find_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 def shown(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(repr, names[:_LISTED])) + more
+    return listed(list(map(repr, names)))

@@ -27,11 +27,6 @@ class Chosen:
     """Names that were converted."""
 
 
-def select_listed(path: Path, known: Mapping[str, str]) -> list[str]:
-    """The files of :func:`choose_listed`."""
-    return choose_listed(path, known).files
-
-
 def choose_listed(path: Path, known: Mapping[str, str]) -> Chosen:
     """The values of `known` (by stem) that a list names.
 

@@ -149,7 +149,7 @@ def _notes(found: _Disagreements, image_by: str) -> list[str]:
         )
     if found.no_such_image:
         notes.append(
-            f"{len(found.no_such_image)} XML files have a <filename> that is no image here; the image of their own "
+            f"{len(found.no_such_image)} XML files have a <filename> that is not an image here; the image of their own "
             f"name was taken: {shown(found.no_such_image)}"
         )
     if found.by_file_name:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from stages.project.params_data import Voc
 from stages.sources.image_folder import shown
-from yolov7.data.formats.label_files import per_class
 from yolov7.data.formats.voc import VocImage, VocObject
+from yolov7.data.tally import named_counts
 
 
 def object_notes(files: Sequence[VocImage], parameters: Voc) -> list[str]:
@@ -35,7 +35,9 @@ def object_notes(files: Sequence[VocImage], parameters: Voc) -> list[str]:
         (_count(objects, lambda item: bool(item.polygons)), "with outlines: kept, and learned by their boxes"),
         (_count(objects, lambda item: bool(item.unknown_flags)), f"with {_words(objects)} for a flag: read as not set"),
     ]
-    notes = [f"{counts.total()} objects {words} ({per_class(counts)})" for counts, words in rows if counts]
+    notes = [
+        f"{counts.total()} objects {words} ({named_counts(sorted(counts.items()))})" for counts, words in rows if counts
+    ]
     if files and not objects:
         notes.append(f"none of {len(files)} XML files has an object: did the export leave shapes out (CVAT: polygons)?")
     return notes + list(_numbering(files, parameters))

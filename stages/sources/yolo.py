@@ -10,10 +10,18 @@ from stages.dataset.image_set import ImageSet
 from stages.project.params_data import Yolo
 from stages.sources.yolo_names import find_names
 from stages.sources.yolo_splits import SetFiles, contradictions, declared_files, given_files
-from yolov7.data.formats.label_files import collected, per_class, raise_together
+from yolov7.data.formats.label_files import collected, raise_together
 from yolov7.data.formats.yolo_rows import RawRow, RowFormat, settle
 from yolov7.data.formats.yolo_txt import RowCounts, join_rows, read_label_files, repeated_note
+from yolov7.data.tally import named_counts
 from yolov7.errors import DataError
+
+_CONVERTED = {
+    "polygon": "outlines became the boxes around them",
+    "obb": "oriented boxes became upright",
+    "rotated": "outlines are turned rectangles, whose upright boxes are larger",
+}
+"""Words for the kinds of rows whose objects look other than their boxes."""
 
 
 def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
@@ -87,7 +95,7 @@ def _from_one(rows: chain[RawRow], names: Mapping[int, str]) -> list[DataError]:
 
 
 def _notes(found: SetFiles, counts: RowCounts, rows: RowFormat) -> list[str]:
-    """What was left out and converted, with counts."""
+    """Rows left out and converted, with counts."""
     notes = repeated_note(counts)
     without = sum(image.label is None for image in found.images)
     if without:
@@ -97,16 +105,10 @@ def _notes(found: SetFiles, counts: RowCounts, rows: RowFormat) -> list[str]:
         if counts.empty_files + without == len(found.images):
             note += "; that is all of them: did the export leave shapes out (CVAT writes unrotated boxes only)?"
         notes.append(note)
-    outlines = counts.kinds["polygon"]
-    if outlines:
-        notes.append(f"{outlines.total()} outlines became the boxes around them ({per_class(outlines)})")
-    if counts.kinds["obb"]:
-        notes.append(f"{counts.kinds['obb'].total()} oriented boxes became upright ({per_class(counts.kinds['obb'])})")
-    if counts.kinds["rotated"].total():
-        turned = counts.kinds["rotated"]
-        notes.append(
-            f"{turned.total()} outlines are turned rectangles, whose upright boxes are larger ({per_class(turned)})"
-        )
+    for kind, words in _CONVERTED.items():
+        converted = counts.kinds[kind]
+        if number := converted.total():
+            notes.append(f"{number} {words} ({named_counts(sorted(converted.items()))})")
     if counts.kinds["pose"]:
         notes.append(f"the keypoints of {counts.kinds['pose'].total()} objects were left out, their boxes were read")
     if counts.cut:

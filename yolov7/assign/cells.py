@@ -53,7 +53,7 @@ class Cells:
 # The same few sizes come in every step.
 @lru_cache(maxsize=64)
 def cells_of(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device) -> Cells:
-    """The cells of levels with so many (rows, columns)."""
+    """The cells of levels with these (rows, columns)."""
     counts = [rows * columns for rows, columns in sizes]
     centres = []
     for (rows, columns), stride in zip(sizes, strides, strict=True):

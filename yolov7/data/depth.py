@@ -110,13 +110,15 @@ def tiff_samples(data: bytes) -> tuple[int, int]:
     return found[258], found[339]
 
 
-_DARK = 32
-_TAIL = 0.995
+DARK = 32
+"""Of 255: an image is nearly black if all of its pixels but the brightest lie below."""
+TAIL = 0.005
+"""Share of the pixels at either end that is left aside: hot and dead pixels."""
 
 
 def is_dark_and_deep(data: bytes, image: NDArray[np.uint8]) -> bool:
     """True if an image of more than 8 bits a channel became nearly black: its range is probably another one."""
-    return _is_deep(data) and float(np.quantile(image[::4, ::4], _TAIL)) < _DARK
+    return _is_deep(data) and float(np.quantile(image[::4, ::4], 1 - TAIL)) < DARK
 
 
 def _is_deep(data: bytes) -> bool:

@@ -114,11 +114,11 @@ class ImageKind:
 
 
 DAMAGED = ImageKind("damaged", read=True)
-"""Named as an image, with a content that is none: reading it says so."""
+"""Named as an image, but with another content: reading it says so."""
 
 
 def kind_of(start: bytes, name: str | os.PathLike[str] = "") -> ImageKind | None:
-    """The format of an image by its first bytes (1 KiB tells all); None for a file that is no image.
+    """The format of an image by its first bytes (1 KiB tells all); None for a file that is not an image.
 
     `name` decides for raw photographs, which look like TIFF, and where the content is of no known format.
     """

@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 _MOST_BOXES = 4096
 _JP2_EXIF = b"JpgTiffExif->JP2"
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG, _SHORT = 0x0112, 3
+"""Of TIFF (revision 6.0): the tag, and the type of its value."""
+UPRIGHT = 1
+"""EXIF orientation of an image that is stored the right way up."""
 
 Turn = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
@@ -53,21 +56,25 @@ def _turn_jp2(data: bytes, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     for kind, start, end in _boxes(data, 0, len(data)):
         if kind == b"uuid" and data[start : start + 16] == _JP2_EXIF:
             body = data[start + 16 : end]
-            return _EXIF.get(_exif_orientation(body[6:] if body.startswith(b"Exif\0\0") else body), _same)(pixels)
+            return _EXIF.get(exif_orientation(body[6:] if body.startswith(b"Exif\0\0") else body), _same)(pixels)
     return pixels
 
 
-def _exif_orientation(tiff: bytes) -> int:
+def exif_orientation(tiff: bytes) -> int:
+    """The orientation (1 to 8) of EXIF data, a small TIFF file; upright if the entry is missing or invalid."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
-        return 1
-    (directory,) = struct.unpack_from(order + "I", tiff, 4)
-    (entries,) = struct.unpack_from(order + "H", tiff, directory)
-    for entry in range(entries):
-        tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
-        if tag == _ORIENTATION_TAG:
-            return int(value)
-    return 1
+        return UPRIGHT
+    try:
+        (directory,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, directory)
+        for entry in range(entries):
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == ORIENTATION_TAG:
+                return int(value) if kind == _SHORT and 1 <= value <= 8 else UPRIGHT
+    except struct.error:
+        return UPRIGHT
+    return UPRIGHT
 
 
 def _same(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,8 +1,8 @@
-"""Counts of objects by class, and of those that a program leaves out by the reason."""
+"""Counts of objects by class, in words and tables, and of those that a program leaves out by the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CLASSES_NAMED = 8
+"""Classes that a count names; it says how many more there are."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Tally:
         if not self.lost:
             return [f"{self.what} uses all {objects} objects"]
         reasons = [
-            f"  {int(counts.sum())} {reason}: {named_counts(self.class_names, counts)}"
+            f"  {int(counts.sum())} {reason}: {named_counts(zip(self.class_names, counts, strict=True))}"
             for reason, counts in self.lost.items()
         ]
         return [f"{self.what} leaves out {self.total} of {objects} objects:", *reasons]
@@ -84,9 +85,9 @@ def tally(what: str, class_names: Sequence[str], objects: NDArray[np.int64], los
     return Tally(what, tuple(class_names), np.asarray(objects, np.int64), found)
 
 
-def named_counts(class_names: Sequence[str], counts: NDArray[np.int64]) -> str:
-    """`person 28, car 2`: classes by count, most first; many are cut short."""
-    order = np.argsort(-counts, kind="stable")
-    present = [f"{class_names[label]} {counts[label]}" for label in order if counts[label]]
+def named_counts(counts: Iterable[tuple[str, int]]) -> str:
+    """Counts by class name, the largest first, equal ones as given: `person 28, car 2`; many are cut short."""
+    present = sorted(((name, count) for name, count in counts if count), key=lambda item: -item[1])
     more = len(present) - _CLASSES_NAMED
-    return ", ".join(present[:_CLASSES_NAMED]) + (f" and {more} more classes" if more > 0 else "")
+    listed = ", ".join(f"{name} {count}" for name, count in present[:_CLASSES_NAMED])
+    return listed + (f" and {more} more classes" if more > 0 else "")

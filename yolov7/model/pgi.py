@@ -40,7 +40,7 @@ def with_pgi(network: Network, part: str) -> Network:
     try:
         stages, levels = PARTS[part](blocks)
     except KeyError as error:
-        raise ModelError(f"{network.name}: PGI part {part!r} copies stage {error}, which it has not") from None
+        raise ModelError(f"{network.name}: PGI part {part!r} copies stage {error}, which it lacks") from None
     return replace(network, auxiliary=stages, head=replace(head, auxiliary=levels))
 
 

@@ -75,13 +75,7 @@ def load_detector(
     :class:`ConfigError` as :class:`Predictor` does.
     """
     opened = open_runtime(
-        path,
-        resolve=resolve,
-        runtime=runtime,
-        precision=precision,
-        device=device,
-        threads=threads,
-        network=network,
+        path, resolve=resolve, runtime=runtime, precision=precision, device=device, threads=threads, network=network
     )
     if isinstance(opened, DecodingFile | DetectingFile | OnnxRawRuntime):
         opened.file.require_finite()

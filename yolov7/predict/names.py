@@ -20,7 +20,7 @@ _ROOM = 24
 def readable_names(names: Sequence[str]) -> list[str]:
     """The names as text that is valid UTF-8, as different as before.
 
-    Bytes that are no UTF-8, which a file system may hold, are written as `\\\\xb9`.
+    Bytes that are not UTF-8, which a file system may hold, are written as `\\\\xb9`.
     """
     taken = {name for name in names if _is_utf8(name)}
     readable: list[str] = []

@@ -25,6 +25,7 @@ from yolov7.config import AnchorLoss, Train
 from yolov7.data.index import Index
 from yolov7.data.tally import Tally, named_counts, tally
 from yolov7.loss import Criterion
+from yolov7.text import listed
 
 log = logging.getLogger(__name__)
 
@@ -249,13 +250,13 @@ def _without_objects(index: Index, validation: Index | None) -> list[str]:
     empty = [name for name, count in zip(index.class_names, objects, strict=True) if not count]
     lines = []
     if empty and objects.any():
-        shown = ", ".join(map(repr, empty[:10])) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
+        shown = listed(list(map(repr, empty)), most=10)
         have = "1 class has no objects" if len(empty) == 1 else f"{len(empty)} classes have no objects"
         lines.append(f"{have} in the training images, so nothing is learned of it: {shown}")
     if validation is not None and validation.class_names == index.class_names:
         wanted = np.where(objects == 0, validation.counts(), 0)
         if wanted.any():
-            named = named_counts(index.class_names, wanted)
+            named = named_counts(zip(index.class_names, wanted, strict=True))
             lines.append(f"the validation images have objects of classes that the training images lack: {named}")
     return lines
 

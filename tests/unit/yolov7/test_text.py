@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolov7.text import csv_cell, csv_text, for_terminal, markdown, printable, printable_json
+from yolov7.text import csv_cell, csv_text, for_terminal, listed, markdown, printable, printable_json
 
 NASTY = st.text(
     st.characters()
@@ -90,3 +90,11 @@ def test_markdown_begins_nothing(text):
     assert "://" not in shown
     assert "\n" not in shown
     assert all(shown[at - 1] == "\\" for at, letter in enumerate(shown) if letter in "|`*[]")
+
+
+def test_a_long_list_is_cut_and_counted():
+    names = ["a", "b", "c", "d", "e", "f", "g"]
+    assert listed(names) == "a, b, c, d, e and 2 more"
+    assert listed(names[:5]) == "a, b, c, d, e"
+    assert listed(names, most=2, joint="; ") == "a; b; and 5 more"
+    assert listed([]) == ""

@@ -11,23 +11,19 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from yolov7.data.formats.coco import CocoAnnotations, Record
 from yolov7.errors import DataError
+from yolov7.text import NUMBER
 
 MAX_BYTES = 16 * 2**20
 """Larger label files are refused: the annotations of one image take a few kilobytes."""
 
 _PROBLEMS_LISTED = 10
 """Problems that one message gives in full; it always says how many there are."""
-_CLASSES_LISTED = 10
-
-# Possessive, so that a text of many digits and a bad letter costs linear time.
-NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?", re.ASCII)
-"""A number in a label file; `float` would also accept `nan`, `inf` and `1_0`."""
 
 
 Ring = list[float]
@@ -90,13 +86,6 @@ def raise_together(problems: Sequence[DataError]) -> None:
         raise unique[0]
     if unique:
         raise CombinedDataError(unique)
-
-
-def per_class(counts: Mapping[str, int]) -> str:
-    """Counts by class name in words, the largest first: `cat 3, dog 1`."""
-    shown = sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
-    more = f" and {len(shown) - _CLASSES_LISTED} more classes" if len(shown) > _CLASSES_LISTED else ""
-    return ", ".join(f"{name} {count}" for name, count in shown[:_CLASSES_LISTED]) + more
 
 
 def read_small(path: Path) -> bytes:

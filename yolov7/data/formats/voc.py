@@ -30,7 +30,8 @@ from yolov7.errors import DataError
 
 _MAX_DEPTH = 32
 """Deepest nesting of elements; VOC needs five."""
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+"""Edges of a box, as the format calls them."""
 _SET, _UNSET = ("1", "true", "yes"), ("", "0", "false", "no", "unspecified")
 """Words for a flag; labelme leaves the tags empty, early versions of MakeSense wrote `Unspecified`."""
 
@@ -53,7 +54,7 @@ class VocObject:
     rotation: float = 0.0
     """Degrees, clockwise about the centre of the box, from an attribute `rotation` (CVAT)."""
     unknown_flags: tuple[str, ...] = ()
-    """Values of flags that are no known word; they count as 0."""
+    """Unknown words for flags; they count as 0."""
 
     def edges(self, *, one_based: bool) -> tuple[float, float, float, float]:
         """Left, top, right, bottom, in order: some tools write the corner of the first click first."""
@@ -182,7 +183,7 @@ def _object(element: Element, number: int, path: Path) -> VocObject:
     polygons = tuple(tuple(_ring(polygon, path, where)) for polygon in element.findall("polygon"))
     box = element.find("bndbox")
     if box is not None:
-        left, top, right, bottom = (_number(box, side, path, where) for side in _SIDES)
+        left, top, right, bottom = (_number(box, side, path, where) for side in SIDES)
     elif polygons:
         left, top, right, bottom = _bounds(polygons)
     else:

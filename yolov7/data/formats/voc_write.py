@@ -8,9 +8,9 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from yolov7.data.formats.coco import CocoAnnotations, Record, classes_of
 from yolov7.data.formats.label_files import LabelledImage, Ring, by_image, copy_images, fresh_folder
+from yolov7.data.formats.voc import SIDES
 from yolov7.errors import DataError
 
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
 _NOT_XML = re.compile("[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 """Characters that cannot occur in XML, or in a list with one name per line."""
 
@@ -86,7 +86,7 @@ def _write_object(root: Element, annotation: Record, name: str, one_based: bool,
     left, top, width, height = annotation["bbox"]
     shift = 1 if one_based else 0
     box = SubElement(item, "bndbox")
-    for side, value in zip(_SIDES, (left + shift, top + shift, left + width, top + height), strict=True):
+    for side, value in zip(SIDES, (left + shift, top + shift, left + width, top + height), strict=True):
         SubElement(box, side).text = _decimal(value, decimals)
     for ring in _writable_rings(annotation):
         polygon = SubElement(item, "polygon")

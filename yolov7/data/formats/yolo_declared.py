@@ -43,11 +43,6 @@ class Declared:
     """Contradictions within the file."""
 
 
-def is_declaration(path: Path) -> bool:
-    """True for files that may declare more than names: YAML, and Darknet's `.data`."""
-    return path.suffix.lower() in (".yaml", ".yml", ".data")
-
-
 def read_declared(path: Path) -> Declared:
     """Read any of these files.
 
@@ -164,7 +159,7 @@ def _contradictions(
 
 
 def _from_darknet(path: Path, text: str) -> Declared:
-    """Darknet's `key = value`; paths may begin with `data/`, which is no folder of the export."""
+    """Darknet's `key = value`; paths may begin with `data/`, which is not a folder of the export."""
     pairs = [line.partition("=") for line in text_lines(text) if "=" in line and not line.lstrip().startswith("#")]
     values = {key.strip(): value.strip() for key, _, value in pairs}
     if not values.get("names"):

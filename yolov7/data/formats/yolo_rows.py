@@ -37,7 +37,7 @@ class RowFormat:
     keypoints: tuple[int, int] | None = None
     """Number of keypoints, and 2 or 3 values for each."""
     extra: ExtraColumn | None = None
-    """Meaning of a column beyond those of the kind; None: there is none."""
+    """Meaning of a column beyond those of the kind; None: no such column."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def parse_row(raw: RawRow, names: Mapping[int, str], rows: RowFormat) -> Row | s
 
 
 def _kind(count: int, rows: RowFormat) -> tuple[Literal["box", "polygon", "obb", "pose"] | None, bool]:
-    """The kind of a row of so many columns, and whether one of them is extra."""
+    """The kind of a row with this number of columns, and whether one of them is extra."""
     candidates = [(count, False)] if rows.extra is None else [(count, False), (count - 1, True)]
     for plain, extra in candidates:
         if extra and rows.extra == "confidence_second" and plain != 5:

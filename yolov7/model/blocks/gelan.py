@@ -46,7 +46,7 @@ class Gelan(ConvBlock):
 
     def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
         if self.block not in get_args(Computational):
-            raise ModelError(f"Gelan.block: {self.block!r} is none of {', '.join(get_args(Computational))}")
+            raise ModelError(f"Gelan.block: {self.block!r} is not one of {', '.join(get_args(Computational))}")
         if self.depth < 1 or self.inner < 1 or self.hidden % 2:
             raise ModelError("Gelan: `depth` and `inner` are at least 1, and `hidden` is even")
         return GelanModule(

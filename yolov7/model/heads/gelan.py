@@ -16,7 +16,7 @@ from yolov7.model.spec import Map
 
 SIDES = 4  # a group of the box branch's convolutions for each side of a box
 BOX_PRIOR = 1.0  # bias of every bin
-PRIOR_IMAGE_SIDE, PRIOR_OBJECTS = 640, 5  # the class prior is reckoned for so many objects on such an image
+PRIOR_IMAGE_SIDE, PRIOR_OBJECTS = 640, 5  # image and objects for which the class prior is computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class GelanHead(AlignedHead):
 
 
 def widths(channels: int, num_classes: int, bins: int = 16) -> tuple[int, int]:
-    """Widths of box and class branches for a first level of so many channels, as released."""
+    """Widths of box and class branches for a first level with this many channels, as released."""
     box = max(channels // 4, 4 * bins, 16)
     return math.ceil(box / SIDES) * SIDES, max(channels, min(2 * num_classes, 128))
 

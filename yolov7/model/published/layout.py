@@ -10,6 +10,9 @@ from torch import Tensor
 
 from yolov7.model.spec import Network
 
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""Tensors of a batch norm."""
+
 
 class LoadableDetector(Protocol):
     """The detector as the importer sees it."""
@@ -96,7 +99,7 @@ class PublishedLayout(Protocol):
         ...
 
     def adapted(self, network: Network, tensors: Mapping[str, Tensor]) -> Network:
-        """`network` with what a file of its class count may decide about it, such as the width of a branch."""
+        """`network` with the properties that a file of its class count decides, such as the width of a branch."""
         return network
 
     def whole(self, network: Network, form: str, names: Collection[str]) -> Network:
@@ -120,3 +123,9 @@ class PublishedLayout(Protocol):
         tensors of the model that this form of file leaves out.
         """
         ...
+
+
+def layer_number(name: str) -> int:
+    """The number N in a published name `model.N.*`; -1 in any other."""
+    parts = name.split(".")
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else -1

@@ -16,7 +16,14 @@ from torch import Tensor
 from yolov7.errors import ModelError
 from yolov7.model import blocks
 from yolov7.model.heads.anchor import AnchorHead
-from yolov7.model.published.layout import LoadableDetector, PublishedKeys, PublishedLayout, Transfer
+from yolov7.model.published.layout import (
+    BATCH_NORM,
+    LoadableDetector,
+    PublishedKeys,
+    PublishedLayout,
+    Transfer,
+    layer_number,
+)
 from yolov7.model.spec import Block, Network
 
 TRAINING: Final = "training"
@@ -27,8 +34,6 @@ FOLDED: Final = "folded"
 
 ANCHORS = "head.anchors"
 ANCHOR_TOLERANCE = 1e-2  # anchors in grid units went through half precision
-
-BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 # A unit is (place in the run, name inside the layer, name inside our block).
 Unit = tuple[int, str, str]
@@ -141,8 +146,8 @@ class Yolov7Layout(PublishedLayout):
 
     def foreign(self, names: Iterable[str], keys: PublishedKeys) -> list[str]:
         """Layers behind the last one."""
-        last = _layer(_detector_prefix(keys.derived))
-        return [name for name in names if _layer(name) > last]
+        last = layer_number(_detector_prefix(keys.derived))
+        return [name for name in names if layer_number(name) > last]
 
     def finish(
         self, transfer: Transfer, tensors: Mapping[str, Tensor], model: LoadableDetector, keys: PublishedKeys
@@ -221,11 +226,6 @@ def _output_bias(names: Iterable[str]) -> str | None:
 
 def _detector_prefix(anchors: Iterable[str]) -> str:
     return next(name.removesuffix("anchors") for name in anchors if name.endswith(".anchors"))
-
-
-def _layer(name: str) -> int:
-    parts = name.split(".")
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else -1
 
 
 def _take_anchors(

@@ -20,7 +20,14 @@ from yolov7.errors import ModelError
 from yolov7.model import blocks
 from yolov7.model.heads.gelan import GelanHead, widths
 from yolov7.model.pgi import PARTS, with_pgi
-from yolov7.model.published.layout import LoadableDetector, PublishedKeys, PublishedLayout, Transfer
+from yolov7.model.published.layout import (
+    BATCH_NORM,
+    LoadableDetector,
+    PublishedKeys,
+    PublishedLayout,
+    Transfer,
+    layer_number,
+)
 from yolov7.model.spec import IMAGE, Block, Network, Stage
 
 DUAL: Final = "training with auxiliary head"
@@ -28,7 +35,6 @@ SINGLE: Final = "one head"
 FOLDED: Final = "folded"
 """Batch norms folded in: neither trainable nor checkable layer by layer."""
 
-BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 HEAD = re.compile(r"model\.(\d+)\.(cv[35])\.0\.2\.bias")
 """Outputs of the class branch of the first level, of a file with one head (cv3) or two (cv3 and cv5)."""
 
@@ -161,8 +167,8 @@ class Yolov9Layout(PublishedLayout):
 
     def foreign(self, names: Iterable[str], keys: PublishedKeys) -> list[str]:
         """Layers behind the last one."""
-        last = max(_layer(name) for name in keys.copied)
-        return [name for name in names if _layer(name) > last]
+        last = max(layer_number(name) for name in keys.copied)
+        return [name for name in names if layer_number(name) > last]
 
     def finish(
         self, transfer: Transfer, tensors: Mapping[str, Tensor], model: LoadableDetector, keys: PublishedKeys
@@ -242,8 +248,3 @@ def _unit(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
 def _plain(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
     for name in ("weight", "bias"):
         yield f"{theirs}.{name}", f"{ours}.{name}"
-
-
-def _layer(name: str) -> int:
-    parts = name.split(".")
-    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else -1

@@ -212,10 +212,10 @@ def yolov9_e() -> Network:
     return _trained_with("fpn", gelan_e())
 
 
-def _variant(network: Callable[[], Network], ap: float, ap50: float, ap75: float, source: str = "table 1") -> Variant:
-    published = Published(
-        ap=ap, split="val2017", image_size=640, ap50=ap50, ap75=ap75, source=f"YOLOv9 paper, {source}"
-    )
+def _variant(
+    network: Callable[[], Network], ap: float, ap50: float, ap75: float, source: str = "YOLOv9 paper, table 1"
+) -> Variant:
+    published = Published(ap=ap, split="val2017", image_size=640, ap50=ap50, ap75=ap75, source=source)
     return Variant(network=network, recipe="yolov9", published=published)
 
 
@@ -227,12 +227,7 @@ FAMILY = Family(
     variants=MappingProxyType(
         {
             "gelan-t": Variant(network=gelan_t, recipe="yolov9", published=None),
-            "yolov9-t": replace(
-                _variant(yolov9_t, 38.3, 53.1, 41.3),
-                published=Published(
-                    ap=38.3, split="val2017", image_size=640, ap50=53.1, ap75=41.3, source="YOLOv9 release, README"
-                ),
-            ),
+            "yolov9-t": _variant(yolov9_t, 38.3, 53.1, 41.3, "YOLOv9 release, README"),
             "gelan-s": _variant(gelan_s, 46.7, 63.0, 50.7),
             "yolov9-s": _variant(yolov9_s, 46.8, 63.4, 50.7),
             "gelan-m": _variant(gelan_m, 51.1, 67.9, 55.7),

@@ -85,6 +85,14 @@ def test_every_variable_of_the_code_is_known():
     assert used - set(environment._OF_TESTS) <= set(environment.OURS)
 
 
+def test_every_variable_of_the_documents_is_known():
+    """Names that the code composes, those of the server's limits, stand in full in the documents alone."""
+    documents = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    named = {name for file in documents for name in re.findall(r"\bYOLOV7_[A-Z_]*[A-Z]\b", file.read_text())}
+    assert named - {"YOLOV7_DEVISE"} <= set(environment.OURS)
+    assert "YOLOV7_SERVE_MAX_CONNECTIONS" in named
+
+
 @pytest.mark.parametrize("prefix", ["team/", "a:b-", "me@", "it's-", ' "', "x" * 250, "50%-", "tab\t"])
 def test_a_name_that_cannot_be_registered(prefix):
     """Refused where params.yaml is read, before anything is looked at."""

@@ -11,7 +11,7 @@ import pytest
 from stages.images.header import read_header
 from stages.ingest import ingest
 from stages.project.params_data import Data
-from stages.sources.lists import select_listed
+from stages.sources.lists import choose_listed
 from tests.unit.stages.test_ingest import oriented_jpeg, picture
 from yolov7.data.formats.coco import read_coco
 from yolov7.data.formats.voc_write import write_voc
@@ -139,7 +139,7 @@ KNOWN = {"a": "a.jpg", "sub/b": "sub/b.jpg", "c.v2": "c.v2.jpg", "with space": "
 )
 def test_lists_name_files_in_the_ways_that_occur(tmp_path, name, content, chosen):
     put(tmp_path / name, content)
-    assert select_listed(tmp_path / name, KNOWN) == chosen
+    assert choose_listed(tmp_path / name, KNOWN).files == chosen
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_lists_name_files_in_the_ways_that_occur(tmp_path, name, content, chosen
 def test_lists_that_name_nothing_known_are_refused(tmp_path, name, content, words):
     put(tmp_path / name, content)
     with pytest.raises(DataError, match=words):
-        select_listed(tmp_path / name, KNOWN)
+        choose_listed(tmp_path / name, KNOWN)
 
 
 @pytest.fixture

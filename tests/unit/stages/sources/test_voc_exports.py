@@ -54,7 +54,7 @@ def test_a_file_belongs_to_the_image_of_its_own_name_and_disagreement_names_both
         ("a", "", ""),
         ("a.jpg", "", ""),
         ("C:\\x\\a.png", "", ""),
-        ("other.png", "", "1 XML files have a <filename> that is no image here"),
+        ("other.png", "", "1 XML files have a <filename> that is not an image here"),
         ("a.png", "<path>/x/b.png</path>", "1 XML files name another image by <path> or <folder>"),
         ("a.png", "<folder>x</folder><path>/x/a.png</path>", ""),
     ],

@@ -113,7 +113,7 @@ def test_parts_of_pgi_by_name():
         with_pgi(find_variant("gelan-t"), "icm")
     with pytest.raises(ModelError, match="PGI needs the head of YOLOv9"):
         with_pgi(find_variant("yolov7-tiny"), "fpn")
-    with pytest.raises(ModelError, match="copies stage 'SPP', which it has not"):
+    with pytest.raises(ModelError, match="copies stage 'SPP', which it lacks"):
         with_pgi(replace(find_variant("gelan-t"), neck=()), "fpn")
 
 

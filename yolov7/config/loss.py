@@ -1,0 +1,80 @@
+"""Parameters of assignment and loss: a group for each kind of head."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from yolov7.config.group import Group
+
+
+class LossParameters(Group):
+    """Base of the parameters of assignment and loss. Each kind of head has a subclass and names it."""
+
+
+class AnchorLoss(LossParameters):
+    """Assignment and loss of an anchor head (training sheet, sections 3 and 6 to 8)."""
+
+    assigner: Literal["ota", "plain"] = "ota"
+    """`ota`: dynamic matching by cost; `plain`: every candidate cell is a positive."""
+    box: float = Field(default=0.05, ge=0.0)
+    """Gain of the box (CIoU) loss."""
+    objectness: float = Field(default=0.7, ge=0.0)
+    """Gain of the objectness loss."""
+    classification: float = Field(default=0.3, ge=0.0)
+    """Gain of the class loss."""
+    scale_gains: bool = True
+    """Scale the gains with levels, class count and image size as published (section 3); false: use them as they are."""
+    anchor_threshold: float = Field(default=4.0, gt=1.0)
+    """An anchor fits a target if no side ratio exceeds this."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Class targets become 1 - s/2 and s/2."""
+    focal_gamma: float = Field(default=0.0, ge=0.0)
+    """Focal exponent for objectness and class (0: off)."""
+    objectness_positive_weight: float = Field(default=1.0, gt=0.0)
+    """Weight of positives in the objectness cross-entropy."""
+    classification_positive_weight: float = Field(default=1.0, gt=0.0)
+    """Weight of positives in the class cross-entropy."""
+    auxiliary: Literal["coarse-to-fine", "lead-guided", "independent"] = "coarse-to-fine"
+    """Assignment of the auxiliary head of a P6 network (paper section 4.2)."""
+    auxiliary_weight: float = Field(default=0.25, ge=0.0)
+    """Weight of the auxiliary head's loss."""
+    auxiliary_constraint: bool = True
+    """Decode the auxiliary head's boxes with the bounded decoder, as published (architecture sheet, section 7)."""
+
+
+Loss = AnchorLoss
+"""The name of revisions with one kind of head."""
+
+
+class AlignedLoss(LossParameters):
+    """Assignment and loss of an anchor-free head (reference sheet: yolov9-training, sections 5 and 6)."""
+
+    assigner: Literal["aligned"] = "aligned"
+    """`aligned`: task-aligned, by score and overlap."""
+    top_k: int = Field(default=10, ge=1)
+    """Cells that a target may choose."""
+    alpha: float = Field(default=0.5, ge=0.0)
+    """Exponent of the score in the alignment."""
+    beta: float = Field(default=6.0, ge=0.0)
+    """Exponent of the overlap in the alignment."""
+    box: float = Field(default=7.5, ge=0.0)
+    """Gain of the box (CIoU) loss."""
+    dfl: float = Field(default=1.5, ge=0.0)
+    """Gain of the loss of the distances' distributions."""
+    classification: float = Field(default=0.5, ge=0.0)
+    """Gain of the class loss."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Class targets t of the positives become t * (1 - s) + s / 2."""
+    focal_gamma: float = Field(default=0.0, ge=0.0)
+    """Focal exponent of the class loss (0: off)."""
+    classification_positive_weight: float = Field(default=1.0, gt=0.0)
+    """Weight of positives in the class cross-entropy."""
+    auxiliary: Literal["independent", "lead-guided"] = "independent"
+    """Assignment of the auxiliary head: by its own predictions as released, or by those of the lead head."""
+    auxiliary_weight: float = Field(default=0.25, ge=0.0)
+    """Weight of the auxiliary head's loss."""
+    least_score_sum: float | None = Field(default=None, gt=0.0)
+    """Least divisor of a head's loss, which is divided by the sum of its target scores. None: as released, 1, and
+    no bound if the assignment is lead-guided (a batch without positives is divided by 1 then)."""

@@ -1,0 +1,173 @@
+"""Parameters of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
+
+from yolov7.config.group import AddedLater, Group
+from yolov7.config.loss import AnchorLoss, LossParameters
+
+
+class Augment(Group):
+    """Augmentation of a training sample (training sheet, section 4). Probabilities are per sample."""
+
+    mosaic: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Probability of building a sample from several images."""
+    mosaic9: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Share of the mosaics that use nine images instead of four."""
+    close_mosaic_epochs: int = Field(default=0, ge=0)
+    """Number of last epochs without mosaic, mixup and pasting (0: never, as published for YOLOv7)."""
+    mixup: float = Field(default=0.15, ge=0.0, le=1.0)
+    """Probability of blending a mosaic with a second one."""
+    mixup_beta: float = Field(default=8.0, gt=0.0)
+    """Both parameters of the Beta distribution that draws the blend ratio."""
+    degrees: float = Field(default=0.0, ge=0.0, le=180.0)
+    """Rotation is uniform in plus or minus this many degrees."""
+    translate: float = Field(default=0.2, ge=0.0, le=0.9)
+    """Translation is uniform in plus or minus this share of the output side."""
+    scale: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Scale is uniform in [1 - scale, 1 + scale_surplus + scale]."""
+    scale_surplus: Annotated[float, AddedLater()] = Field(default=0.1, ge=0.0, le=1.0)
+    """Room for the scale to rise further than it falls, as published for YOLOv7."""
+    max_aspect: Annotated[float, AddedLater()] = Field(default=20.0, gt=1.0)
+    """Objects whose longer side reaches this many times the shorter one are left out of a sample, as published."""
+    shear: float = Field(default=0.0, ge=0.0, lt=90.0)
+    """Shear per axis is uniform in plus or minus this many degrees."""
+    perspective: float = Field(default=0.0, ge=0.0, le=0.001)
+    """Perspective terms are uniform in plus or minus this."""
+    hsv_h: float = Field(default=0.015, ge=0.0, le=1.0)
+    """Relative jitter of the hue."""
+    hsv_s: float = Field(default=0.7, ge=0.0, le=1.0)
+    """Relative jitter of the saturation."""
+    hsv_v: float = Field(default=0.4, ge=0.0, le=1.0)
+    """Relative jitter of the brightness."""
+    flip_up_down: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Probability of a vertical flip."""
+    flip_left_right: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Probability of a horizontal flip. Set 0 where left and right differ in meaning (digits, signs, text)."""
+    copy_paste: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the polygon objects that are mirrored and pasted into the same mosaic."""
+    paste_in: float = Field(default=0.15, ge=0.0, le=1.0)
+    """Probability of pasting cut-out objects of other images (needs polygons; does nothing without)."""
+
+
+class Optimizer(Group):
+    """Optimiser, warm-up and schedule (training sheet, section 2)."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """`sgd` with Nesterov momentum as published; `adam` and `adamw` use `momentum` as beta1."""
+    learning_rate: float = Field(default=0.01, gt=0.0)
+    """Learning rate after warm-up."""
+    final_factor: float = Field(default=0.1, gt=0.0, le=1.0)
+    """The schedule ends at learning_rate times this."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Shape of the decay, stepped once per epoch."""
+    linear_reaches_end: Annotated[bool, AddedLater()] = True
+    """The linear decay reaches final_factor in the last epoch; false: one epoch later, as the cosine does."""
+    momentum: float = Field(default=0.937, ge=0.0, lt=1.0)
+    """SGD momentum, or Adam's beta1."""
+    weight_decay: float = Field(default=0.0005, ge=0.0)
+    """Decay of convolution kernels, at the nominal batch."""
+    nominal_batch: int = Field(default=64, ge=1)
+    """Gradients of smaller batches are accumulated to about this many images; 1 steps after every batch."""
+    warmup_epochs: float = Field(default=3.0, ge=0.0)
+    """Length of the warm-up in epochs."""
+    warmup_iterations: int = Field(default=1000, ge=0)
+    """The warm-up lasts at least this many iterations."""
+    warmup_momentum: float = Field(default=0.8, ge=0.0, lt=1.0)
+    """Momentum at the start of the warm-up."""
+    warmup_bias_learning_rate: float = Field(default=0.1, ge=0.0)
+    """Learning rate of the biases at the start of the warm-up (the others start at 0)."""
+    gradient_clip: float = Field(default=0.0, ge=0.0)
+    """Largest norm of the gradient (0: no clipping, as published)."""
+
+
+class Ema(Group):
+    """Exponential moving average of the weights: decay * (1 - exp(-updates / ramp))."""
+
+    enabled: bool = True
+    """Evaluate and keep the averaged weights. False is the ablation: the raw weights are used."""
+    decay: float = Field(default=0.9999, ge=0.0, lt=1.0)
+    """Decay after many updates."""
+    ramp: float = Field(default=2000.0, gt=0.0)
+    """Number of updates over which the decay comes up."""
+
+
+class Train(Group):
+    """One training run. `preset` names the published set that fills whatever is not given."""
+
+    preset: str = ""
+    """A set of yolov7.presets, for example `small`; empty: the recipe that the variant was published with."""
+    network: str = ""
+    """A network of your own, as MODULE:FUNCTION (docs/variants.md); empty: the variant's name says which."""
+    epochs: int = Field(default=300, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=16, ge=1)
+    """Images per step over all processes."""
+    image_size: int = Field(default=640, ge=32, le=8192)
+    """Side of the square training image in pixels, a multiple of the network's largest stride."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every random generator of the run."""
+    anchors: Literal["keep", "auto", "fit"] = "auto"
+    """`keep`: the network's own; `auto`: fitted to the training boxes if they reach less than 98 % of them, as
+    published; `fit`: always fitted, for data whose boxes are much smaller, larger or more alike than COCO's."""
+    anchor_scale: float = Field(default=1.0, gt=0.0)
+    """The network's own anchors are multiplied by this first. They were made for images of 640 (P6: 1280) pixels:
+    below 1 suits small training images, so that objects fall to the level whose cells suit them."""
+    multi_scale: bool = False
+    """Resize every batch to a random size between half and one and a half times image_size."""
+    weights: str = ""
+    """A .safetensors checkpoint or a published .pt to start from; empty: random weights."""
+    weights_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """sha256 of that file. The train stage requires it, because DVC watches params.yaml and not the file."""
+    freeze: tuple[str, ...] = ()
+    """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast type; `auto` is float16 on CUDA and float32 elsewhere."""
+    class_weights: Literal["equal", "inverse"] | dict[str, NonNegativeFloat] = "equal"
+    """Weight of objects in the class loss: `equal`; `inverse` to the frequency of their class; or a mapping by class
+    name, where classes left out count 1."""
+    tf32: bool = True
+    """Convolutions that are left in float32 may be multiplied in TF32 on devices that have it, as PyTorch does."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, and again for every new image size."""
+    sync_batchnorm: bool = False
+    """Batch statistics over the images of all processes, for when the share of each is small."""
+    image_sampling: Literal["uniform", "class_balanced"] = "uniform"
+    """Every image once an epoch; or as many, drawn so that those with objects of rare classes come more often."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Validate after every this many epochs, and after the last."""
+    evaluate_rectangular: bool = False
+    """Validate on batches of similar shape with little border instead of squares (training sheet, section 9)."""
+    evaluate_iou: Annotated[float, AddedLater()] = Field(default=0.65, gt=0.0, le=1.0)
+    """IoU threshold of the non-maximum suppression in validation, as published (section 9)."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after this many epochs without a better validation AP (0: never)."""
+    checkpoint_minutes: float = Field(default=10.0, ge=0.0)
+    """Save the resumable state at least this often inside an epoch (it is always saved after one)."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep decoded, resized images: `ram` in memory, `disk` in a file that later runs use again."""
+    cache_folder: str = ".state/cache"
+    """Folder of the file of `cache: disk`; a fast local disk is best."""
+    max_bad_batches: int = Field(default=20, ge=0)
+    """Stop after this many steps in a row that were skipped because loss or gradients were not finite."""
+    max_bad_images: int = Field(default=100, ge=0)
+    """Stop after this many unreadable training images in one epoch."""
+    augment: Augment = Augment()
+    """Augmentation of a sample."""
+    loss: SerializeAsAny[LossParameters] = AnchorLoss()
+    """Assignment and loss: the group of the variant's head (:class:`AnchorLoss` for YOLOv7)."""
+    optimizer: Optimizer = Optimizer()
+    """Optimiser, warm-up and schedule."""
+    ema: Ema = Ema()
+    """Averaged weights."""
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _read_loss(cls, loss: Any, info: ValidationInfo) -> Any:
+        """A mapping is read as the group that :func:`parse` was given, :class:`AnchorLoss` outside it."""
+        group: type[Group] = (info.context or {}).get(LossParameters, AnchorLoss)
+        return group.model_validate(loss) if isinstance(loss, Mapping) else loss
