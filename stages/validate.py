@@ -32,6 +32,7 @@ from yolov7.data.formats.coco import CocoAnnotations, read_coco
 from yolov7.data.index import build_index
 from yolov7.errors import DataError
 from yolov7.files import write_json, write_text
+from yolov7.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def _message(failed: Sequence[RuleOutcome], findings: Sequence[Finding], report:
 def _summary(outcome: RuleOutcome, findings: Sequence[Finding]) -> str:
     own = [finding for finding in findings if finding.rule == outcome.rule.name]
     named = ", ".join(str(finding) for finding in own[:_FINDINGS_NAMED])
-    return f"{outcome.rule.name} ({outcome.failures} of {outcome.records}): {named}"
+    return printable(f"{outcome.rule.name} ({outcome.failures} of {outcome.records}): {named}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 _GAP = 3
@@ -20,7 +21,7 @@ def print_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left:
     from rich.table import Table
 
     console = Console()
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=_NO_TERMINAL)
     for columns in parts(heading, lines, console.width):
         table = Table(box=SIMPLE_HEAD, pad_edge=False)

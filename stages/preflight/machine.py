@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from stages.preflight.findings import Findings
 from stages.project.folders import gigabytes
 from stages.project.home import STATE
 from stages.project.params import Flow, Params
-from stages.project.workspace import dataset_document
+from stages.project.workspace import dataset_document, model_dir, reports
 from stages.training.state_remote import SWITCH, open_store, remote_address
 from stages.training.state_store import StoreError
 from yolov7 import signature
@@ -25,10 +26,13 @@ _STATES, _WEIGHTS, _FORMS = 3, 4, 3
 `export.formats`."""
 
 
-def check_folders(found: Findings) -> None:
+def check_folders(variants: Iterable[str], found: Findings) -> None:
     """The folders that stages write to."""
-    for folder in _WRITTEN:
+    own = [folder for v in variants for folder in (model_dir(v) / "train", model_dir(v) / "export", reports(v))]
+    for folder in (*_WRITTEN, *own):
         present = next(each for each in (folder.resolve(), *folder.resolve().parents) if each.exists())
+        if any(f"{present}: " in line for line in found.problems):
+            continue
         if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
             found.problem(f"{present}: not a folder that can be written to; {folder} belongs there")
 

@@ -35,7 +35,7 @@ _REFUSED = re.compile(
     r"Unknown database|file is not a database|readonly database|unable to open database file|Permission denied|"
     r"Read-only file system|Not a directory|Is a directory|CERTIFICATE_VERIFY_FAILED|not in a valid JSON format|"
     r"'detail': 'Not Found'|WRONG_VERSION_NUMBER|out-of-date database schema|No module named|Can't locate revision|"
-    r"Invalid Host",
+    r"Invalid Host|must not be set|Could not find a suitable TLS",
     re.IGNORECASE,
 )
 
@@ -51,45 +51,55 @@ def check_records(params: Params, variants: Sequence[str], found: Findings) -> N
     """The server answers, lets us in, and takes runs, artifacts and versions."""
     if found.problems and any(TRACKING in line or REGISTRY in line for line in found.problems):
         return
-    file = sqlite_file(tracking_uri())
-    if file is not None and not file.exists():
-        _check_new_database(file, found)
-        return
-    with _judged(found, "records of the training wait until it is back, and `register` needs it"):
-        client = connect()
-        experiment = client.get_experiment(experiment_id(client, params.registry.experiment))
-        # Needs the right to change the experiment, as a new run does.
-        client.set_experiment_tag(experiment.experiment_id, "yolov7.preflight", uuid.uuid4().hex[:8])
-        _check_artifacts(experiment, found)
-        _check_models(params, variants, found)
+    places = {tracking_uri(): TRACKING} | ({} if _one_place() else {registry_uri(): REGISTRY})
+    new = {uri for uri, variable in places.items() if _is_new(uri, variable, found)}
+    if tracking_uri() not in new:
+        with _judged(found, "records of the training wait until it is back, and `register` needs it"):
+            client = connect()
+            experiment = client.get_experiment(experiment_id(client, params.registry.experiment))
+            # Needs the right to change the experiment, as a new run does.
+            client.set_experiment_tag(experiment.experiment_id, "yolov7.preflight", uuid.uuid4().hex[:8])
+            _check_artifacts(experiment, found)
+            if _one_place():
+                _check_models(params, variants, found)
+    if not _one_place() and registry_uri() not in new:
+        with _judged(found, "`register` needs it", "the registry", registry_uri()):
+            _check_models(params, variants, found)
 
 
-def _check_new_database(file: Path, found: Findings) -> None:
+def _one_place() -> bool:
+    return registry_uri() == tracking_uri()
+
+
+def _is_new(uri: str, variable: str, found: Findings) -> bool:
+    """True for a SQLite file that does not exist yet: nothing can be asked there. A problem if it cannot be made."""
+    file = sqlite_file(uri)
+    if file is None or file.exists():
+        return False
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=file.parent):
             pass
     except OSError as error:
-        found.problem(f"{TRACKING}: {file} cannot be made: {in_one_line(error, 200)}")
+        found.problem(f"{variable}: {file} cannot be made: {in_one_line(error, 200)}")
+    return True
 
 
 @contextmanager
-def _judged(found: Findings, meanwhile: str, what: str = "MLflow") -> Iterator[None]:
-    """Turn what MLflow and its libraries raise into a problem or a warning."""
+def _judged(found: Findings, meanwhile: str, what: str = "MLflow", uri: str = "") -> Iterator[None]:
+    """Turn what MLflow and its libraries raise into a problem or a warning. `uri`: default the tracking address."""
     try:
         yield
     except YoloError as error:
         found.problem(str(error))
     except delivery.unreachable() as error:
-        text = f"{what} at {_where()}: {in_one_line(error, 300)}"
+        text = f"{what} at {in_one_line(uri or tracking_uri(), 200)}: {in_one_line(error, 300)}"
         if _is_refusal(error):
             found.problem(text + _remedy(str(error)))
         else:
             found.warning(f"{text}; {meanwhile}")
-
-
-def _where() -> str:
-    return in_one_line(tracking_uri(), 200)
+    except ValueError as error:
+        found.problem(f"a setting of MLflow in the environment: {in_one_line(error, 300)}")
 
 
 def _is_refusal(error: BaseException) -> bool:

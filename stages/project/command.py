@@ -19,7 +19,7 @@ from stages.project.home import experiment_origin, project_root, share_state
 from stages.project.params import Params
 from stages.project.redaction import log_to_stderr, redacted
 from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError, nearest
-from yolov7.text import for_terminal
+from yolov7.text import printable
 
 EXIT_ERROR = 2
 EXIT_RESUMABLE = 75
@@ -104,7 +104,7 @@ def _run(
             )
         main(params, args)
     except YoloError as error:
-        print(f"error: {for_terminal(redacted(error))}", file=sys.stderr)  # noqa: T201 - the one line a user sees
+        print(f"error: {printable(redacted(error))}", file=sys.stderr)  # noqa: T201 - the one line a user sees
         return EXIT_RESUMABLE if isinstance(error, UnavailableError | LostWorkerError) else EXIT_ERROR
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -113,7 +113,7 @@ def _run(
         print(f"error: {place}: the disk is full; free some space and run the command again", file=sys.stderr)  # noqa: T201
         return EXIT_ERROR
     except Interrupted as stop:
-        print(f"stopped: {for_terminal(redacted(stop))}", file=sys.stderr)  # noqa: T201
+        print(f"stopped: {printable(redacted(stop))}", file=sys.stderr)  # noqa: T201
         return EXIT_RESUMABLE
     return 0
 

@@ -21,7 +21,7 @@ from typing import Any
 from stages.project.locks import try_file_lock
 from stages.project.redaction import in_one_line
 from stages.registry import delivery
-from stages.registry.server import connect, metric_name
+from stages.registry.server import connect, metric_name, parameter_names
 from yolov7.documents import load_json, parse_json
 from yolov7.errors import TrainingError
 from yolov7.files import write_json
@@ -71,7 +71,9 @@ class RunJournal:
 
     def parameters(self, values: Mapping[str, Any]) -> None:
         """Parameters, nested mappings flattened with dots; MLflow never lets one change."""
-        self._add({"kind": "parameters", "values": {k: str(v)[:6000] for k, v in _flatten(values)}})
+        flat = dict(_flatten(values))
+        names = parameter_names(flat)
+        self._add({"kind": "parameters", "values": {names[key]: str(value)[:6000] for key, value in flat.items()}})
 
     def tags(self, values: Mapping[str, Any]) -> None:
         """Tags of the run."""

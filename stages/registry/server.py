@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from yolov7.errors import ConfigError, TrainingError
 
 ARTIFACTS = Path("mlartifacts")
 _LOCK = STATE / "mlflow.lock"
+_LONGEST_NAME = 250
+"""Characters of a metric's or parameter's name."""
 
 
 def connect() -> Any:
@@ -105,5 +109,23 @@ def _deleted(experiment: Any) -> str:
 
 
 def metric_name(name: str) -> str:
-    """`name` with everything MLflow refuses in a metric name replaced by an underscore."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+    """`name` with everything MLflow refuses in the name of a metric or parameter replaced, cut to what it takes."""
+    fit = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+    if posixpath.normpath(fit) != fit or fit.startswith(("/", "..")):
+        fit = fit.replace("/", "_")  # MLflow takes names for paths: `a//b` and `a/../b` would be others
+    return fit[:_LONGEST_NAME]
+
+
+def parameter_names(names: Iterable[str]) -> dict[str, str]:
+    """Names fit for MLflow, as :func:`metric_name`, and as different as before: classes may be called anything, and
+    MLflow refuses two values of one parameter."""
+    fit: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted(names, key=lambda name: (metric_name(name) != name, name)):  # those that are fit keep theirs
+        free, number = metric_name(name), 2
+        while free in taken:
+            end = f"_{number}"
+            free, number = metric_name(name)[: _LONGEST_NAME - len(end)] + end, number + 1
+        taken.add(free)
+        fit[name] = free
+    return fit

@@ -102,9 +102,14 @@ def _is_hidden(name: str) -> bool:
 
 
 def _check(found: Sequence[str], root: Path) -> None:
+    foreign = [name for name in found if not is_utf8(name)]
+    if foreign:
+        how = "`convmv -r -f gbk -t utf8 --notest FOLDER` does so with names in GBK"
+        if len(foreign) == 1:
+            raise DataError(f"the file name {foreign[0]!r} is not UTF-8; rename the file ({how})", path=root)
+        message = f"{len(foreign)} file names are not UTF-8; rename the files ({how}): {shown(foreign)}"
+        raise DataError(message, path=root)
     for name in found:
-        if not is_utf8(name):
-            raise DataError(f"the file name {name!r} is not UTF-8; rename the file", path=root)
         path = root / name
         if not path.is_file():
             raise DataError("is not a file; remove it", path=path)

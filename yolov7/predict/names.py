@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from yolov7.errors import DataError
 
@@ -34,6 +36,21 @@ def readable_names(names: Sequence[str]) -> list[str]:
             taken.add(text)
         readable.append(text)
     return readable
+
+
+@contextmanager
+def named_for_libraries(path: str) -> Iterator[str]:
+    """A path under which a library in C++ can open a file: absolute, because FFmpeg takes `12:30:05.mp4` for an
+    address, and valid UTF-8. OpenCV crashes at any other: such a file gets a link, for as long as it is being opened.
+    """
+    place = os.path.abspath(path)  # noqa: PTH100 - keeps links
+    if _is_utf8(place):
+        yield place
+        return
+    with TemporaryDirectory(prefix="yolov7-") as folder:
+        link = Path(folder) / "video"
+        link.symlink_to(place)
+        yield str(link)
 
 
 def _is_utf8(text: str) -> bool:

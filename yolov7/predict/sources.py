@@ -20,7 +20,7 @@ from yolov7.data.decode import decode_image, read_file
 from yolov7.data.depth import PixelRange, is_dark_and_deep
 from yolov7.data.image_kind import DAMAGED, READ, kind_of_file
 from yolov7.errors import DataError
-from yolov7.predict.names import readable_names
+from yolov7.predict.names import named_for_libraries, readable_names
 from yolov7.predict.video_kind import is_named_as_video, is_video
 from yolov7.redaction import bare_address
 
@@ -217,6 +217,11 @@ def _is_address(video: str) -> bool:
     return _STREAM.match(video) is not None and not os.path.isfile(video)  # noqa: PTH113
 
 
+def _capture(place: str) -> cv2.VideoCapture:
+    limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT_MS]
+    return cv2.VideoCapture(place, cv2.CAP_FFMPEG, limits)
+
+
 def _open_video(video: str | int, name: str) -> cv2.VideoCapture:
     """Open a video within the time limit, or raise :class:`DataError`; OpenCV's own messages are silenced."""
     address = isinstance(video, str) and _is_address(video)
@@ -225,16 +230,11 @@ def _open_video(video: str | int, name: str) -> cv2.VideoCapture:
     try:
         if isinstance(video, int):
             capture = cv2.VideoCapture(video)
+        elif address:
+            capture = _capture(video)
         else:
-            limits = [
-                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
-                STREAM_TIMEOUT_MS,
-                cv2.CAP_PROP_READ_TIMEOUT_MSEC,
-                STREAM_TIMEOUT_MS,
-            ]
-            # FFmpeg takes `12:30:05.mp4` for an address; an absolute path is none.
-            place = video if address else os.path.abspath(video)  # noqa: PTH100 - keeps links
-            capture = cv2.VideoCapture(place, cv2.CAP_FFMPEG, limits)
+            with named_for_libraries(video) as place:
+                capture = _capture(place)
     finally:
         cv2.utils.logging.setLogLevel(level)
     if capture.isOpened():

@@ -30,6 +30,16 @@ def test_names_and_figures_are_whole(rows, width, monkeypatch):
         assert text in shown
 
 
+@pytest.mark.parametrize(("columns", "longest"), [("80", 80), (None, 200)])
+def test_a_pipe_is_as_wide_as_it_is_told(rows, columns, longest, monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    print_table(rows[0], rows[1:], left=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines) and longest - 120 < max(map(len, lines)) <= longest
+
+
 def test_a_wide_terminal_has_one_table():
     heading, lines = ("name", "a", "b"), [("x", "1", "2")]
     assert list(parts(heading, lines, 80)) == [[0, 1, 2]]

@@ -187,8 +187,17 @@ def test_all_problems_are_in_one_line(monkeypatch):
 def test_a_place_that_is_no_folder(workspace):
     (workspace / "models").write_text("")
     found = Findings()
-    machine.check_folders(found)
-    assert "models: not a folder that can be written to" in found.problems[0]
+    machine.check_folders(["yolov7-tiny"], found)
+    assert len(found.problems) == 1 and "models: not a folder that can be written to" in found.problems[0]
+
+
+@pytest.mark.parametrize("place", ["models/yolov7-tiny", "models/yolov7-tiny/export", "reports/yolov7-tiny"])
+def test_a_file_where_a_variant_writes(workspace, place):
+    (workspace / place).parent.mkdir(parents=True)
+    (workspace / place).write_text("")
+    found = Findings()
+    machine.check_folders(["yolov7", "yolov7-tiny"], found)
+    assert len(found.problems) == 1 and f"{place}: not a folder that can be written to" in found.problems[0]
 
 
 def test_a_disk_that_is_too_small(monkeypatch):

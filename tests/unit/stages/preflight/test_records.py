@@ -143,3 +143,37 @@ def test_a_name_that_others_have_taken(workspace):
     client.create_registered_model("yolov7-tiny")
     client.create_model_version("yolov7-tiny", source="s3://elsewhere/model")
     assert "registry.model_prefix" in checked().problems[0]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_registry_of_its_own(workspace, monkeypatch, fresh):
+    if fresh:
+        (workspace / "mlflow.db").unlink()
+    (workspace / "file").write_text("")
+    (workspace / "junk.db").write_text("not a database" * 100)
+    for address, problem, warning in (
+        ("sqlite:///registry.db", "", ""),
+        ("sqlite:///file/registry.db", "MLFLOW_REGISTRY_URI: ", ""),
+        ("sqlite:///junk.db", "the registry at sqlite:", ""),
+        ("http://127.0.0.1:9", "", "the registry at http://127.0.0.1:9"),
+    ):
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", address)
+        found = checked()
+        for lines, wanted in ((found.problems, problem), (found.warnings, warning)):
+            assert wanted in lines[0] if wanted else not lines, (address, lines)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"MLFLOW_TRACKING_INSECURE_TLS": "true", "MLFLOW_TRACKING_SERVER_CERT_PATH": "/c.pem"}, "must not be set"),
+        ({"MLFLOW_TRACKING_SERVER_CERT_PATH": "/nonexistent"}, "/nonexistent"),
+        ({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "many"}, "MLFLOW_HTTP_REQUEST_MAX_RETRIES"),
+    ],
+)
+def test_settings_of_mlflow_that_never_work(workspace, monkeypatch, settings, says):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://127.0.0.1:9")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    found = checked()
+    assert says in found.problems[0] and not found.warnings

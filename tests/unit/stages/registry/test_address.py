@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from stages.project.redaction import redacted
 from stages.registry.address import unusable
 from stages.registry.journal import RunJournal
 from stages.registry.versions import ModelRegistry
@@ -24,8 +25,8 @@ IMPOSSIBLE = {
     "s3://bucket/mlflow": "unknown scheme 's3'",
     "http:/mlflow:5000": "no host",
     "http://": "no host",
-    "http://mlflow:port": "http://HOST:PORT",
-    "http://[::1": "http://HOST:PORT",
+    "http://mlflow:port": "http://HOST:5000",
+    "http://[::1": "http://HOST:5000",
     "sqlite:mlflow.db": "sqlite:///mlflow.db",
     "sqlite://mlflow.db": "three slashes",
     "sqlite:///:memory:": "in memory",
@@ -54,6 +55,10 @@ def test_an_address_that_can_never_work(address):
 )
 def test_an_address_that_may_work(address):
     assert unusable(address) is None
+
+
+def test_the_advice_passes_the_redaction():
+    assert redacted(unusable("mlruns")).endswith("http://HOST:5000")
 
 
 def test_passwords_are_not_shown():

@@ -12,7 +12,7 @@ import pytest
 
 from stages.registry.address import tracking_uri
 from stages.registry.journal import RunJournal, flush, journal_lock
-from stages.registry.server import ensure_database, metric_name
+from stages.registry.server import ensure_database, metric_name, parameter_names
 
 
 @pytest.fixture
@@ -186,3 +186,22 @@ def test_a_database_is_made_once_by_many(tmp_path, monkeypatch):
 
 def test_metric_names_are_made_fit_for_mlflow():
     assert metric_name("AP@[.5:.95]/person") == "AP__.5_.95_/person"
+
+
+def test_classes_may_be_called_anything(tmp_path, monkeypatch, new_database):
+    shutil.copyfile(new_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    names = ["a?b", "a!b", "a_b", "狗", "x" * 300, "x" * 301, "a//b", "../a", "a/", "..", "e\u0301", "=cmd|x", ""]
+    journal = RunJournal(tmp_path / "j.jsonl", experiment="names", run_name="n")
+    journal.parameters({"epochs": 1, "class_weights": {name: number for number, name in enumerate(names)}})
+    assert journal.due == 0
+    params = mlflow.MlflowClient(tracking_uri=uri).get_run(journal.run_id).data.params
+    assert params.pop("epochs") == "1"
+    assert sorted(map(int, params.values())) == list(range(len(names)))
+    assert params["class_weights.a_b"] == "2"
+
+
+def test_names_of_parameters_stay_different():
+    assert parameter_names(["a?", "a_", "a!"]) == {"a_": "a_", "a!": "a__2", "a?": "a__3"}
+    assert metric_name("val//AP") == "val__AP"

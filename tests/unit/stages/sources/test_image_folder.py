@@ -108,6 +108,14 @@ def test_voc_images_are_taken_whatever_they_are_called(tmp_path):
         ingest(voc_data(folder, train=common, val=common), tmp_path / "again")
 
 
+def test_all_names_that_are_not_utf8_are_in_one_message(yolo):
+    folder = yolo / "images/train"
+    for name in (os.fsdecode(b"\xff.jpg"), os.fsdecode("狗.jpg".encode("gbk"))):
+        (folder / name).write_bytes(picture(*SIZE, ".jpg"))
+    with pytest.raises(DataError, match=r"2 file names are not UTF-8; rename the files \(`convmv .*udcb9.*udcff"):
+        images_below(folder, key="data.yolo.train.images")
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "other")
     put(tmp_path / "a.jpg", NAMED["e"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
@@ -193,14 +194,17 @@ def clip(tmp_path):
 
 @pytest.mark.parametrize(
     "name", ["12:30:05.mp4", "C:\\x.mp4", "http:x.mp4", "without", "clip.jpg", "%03d.mp4", "-v.mp4", "http:/host/v.mp4",
-             "rtsp:/cam/live", "concat:a|b.mp4", "new\nline.mov", "a[1]*?.webm", "0"],
+             "rtsp:/cam/live", "concat:a|b.mp4", "new\nline.mov", "a[1]*?.webm", "0",
+             os.fsdecode("视频.mp4".encode("gbk")), os.fsdecode(b"\xff/v.mp4")],
 )  # fmt: skip
 def test_a_video_is_one_by_its_content_and_a_path_that_exists_is_a_path(tmp_path, monkeypatch, clip, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_bytes(clip)
     typed = name.replace(":/", "://") if ":/" in name else name
-    assert len(list(open_source(typed).frames())) == 3
+    frames = list(open_source(typed).frames())
+    assert len(frames) == 3
+    frames[0].name.encode()  # fit for records
 
 
 @pytest.mark.parametrize("name", ["b[1]", "C:\\x", "http:", "7", "12:30", "a*", "rtsp:"])

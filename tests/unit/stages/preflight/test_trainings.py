@@ -1,0 +1,49 @@
+"""A fault in the training of a later variant is told before the first one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.preflight.findings import Findings
+from stages.preflight.trainings import check_classes, check_weights
+from stages.project import params as params_module
+
+FAULTS = [
+    ({"weights": "missing.safetensors", "weights_sha256": "0" * 64}, "missing.safetensors: no such file"),
+    ({"weights": "there.safetensors"}, "weights_sha256: missing"),
+    ({"weights": "there.safetensors", "weights_sha256": "0" * 64}, "params.yaml expects"),
+    ({"class_weights": {"dogs": 2.0}}, "no class 'dogs' in the data (did you mean 'dog'?)"),
+]
+
+
+@pytest.mark.parametrize(("settings", "fault"), FAULTS)
+def test_a_fault_of_a_later_variant(tmp_path, monkeypatch, settings, fault):
+    monkeypatch.chdir(tmp_path)
+    Path("there.safetensors").write_bytes(b"x")
+    Path("data/ingested").mkdir(parents=True)
+    Path("data/ingested/dataset.json").write_text('{"classes": ["dog", "cat"]}')
+    variants = ["yolov7-tiny", "yolov7"]
+    values = {"variants": variants, "per_variant": {"yolov7-tiny": {}, "yolov7": settings}}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    params = params_module.load()
+    for chosen in (variants, ["yolov7-tiny"]):
+        found = Findings()
+        check_weights(params, chosen, found)
+        check_classes(params, chosen, found)
+        first = found.problems if "yolov7" in chosen else found.warnings
+        assert len(found.problems + found.warnings) == 1 and fault in first[0]
+
+
+def test_classes_that_are_there_and_data_that_are_not_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {"variants": ["yolov7"], "per_variant": {"yolov7": {}}, "train": {"class_weights": {"dog": 2.0}}}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    found = Findings()
+    check_classes(params_module.load(), ["yolov7"], found)
+    Path("data/ingested").mkdir(parents=True)
+    Path("data/ingested/dataset.json").write_text('{"classes": ["dog", "cat"]}')
+    check_classes(params_module.load(), ["yolov7"], found)
+    assert (found.problems, found.warnings) == ([], [])
