@@ -19,7 +19,7 @@ _SERVERS = ("http", "https")
 _HOSTED = ("databricks", "databricks-uc", "uc")
 # The error of the library would quote the part that it cannot read: the beginning of a password.
 _UNREADABLE = "not readable as an address; in a user or password, write / as %2F, ? as %3F, # as %23, @ as %40"
-_ADVICE = f"write {SQLITE}{DATABASE}, or the address of a server: http://HOST:PORT"
+_ADVICE = f"write {SQLITE}{DATABASE}, or the address of a server: http://HOST:5000"
 
 
 def tracking_uri() -> str:
