@@ -414,7 +414,7 @@ def _explain(group: type[Group], item: Any, where: str, loss: type[LossParameter
     key = ".".join([where, *path])
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key{nearest(path[-1], _known_keys(group, path[:-1], loss))}"
-    given = "" if isinstance(item.get("input"), dict | list) else f", got {item.get('input')!r}"
+    given = "" if isinstance(item.get("input"), dict | list) else f", got {item.get('input')!r}"[:100]
     return f"{key}: {item['msg']}{given}"
 
 

@@ -54,6 +54,8 @@ _SETTING = re.compile(
     re.IGNORECASE,
 )
 """With blanks, as in a file of settings, only a value that holds a digit is no word."""
+_PORT = re.compile(r"""(\bport\b[^'"\n]{0,50}['"])(?!\d*['"])\S*""", re.IGNORECASE)
+"""A port that is no number is the beginning of a password with a slash in it; every parser of addresses quotes it."""
 _PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[^-]*")
 _TOKENS = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,255}|eyJ[\w-]{10,4000}\.[\w-]{10,4000}\.[\w-]{10,4000})\b"
@@ -91,6 +93,7 @@ def redacted(text: object) -> str:
         shown = _HEADER.sub(lambda found: f"{found[1]}{HIDDEN}", shown)
         shown = _SETTING.sub(_hide_setting, shown)
     shown = _SCHEMED.sub(lambda found: f"{found[1]} {HIDDEN}", shown)
+    shown = _PORT.sub(rf"\1{HIDDEN}'", shown)
     if _PEM in shown:
         shown = _PRIVATE_KEY.sub(rf"\1{HIDDEN}", shown)
     return _TOKENS.sub(HIDDEN, shown)
