@@ -117,7 +117,7 @@ def _print_report(console: Console, report: RunReport, seconds: float) -> None:
     console.print(results_table(COLUMNS, rows(report.variants), console.width))
     for variant in report.variants:
         if variant.decision:
-            console.print(f"  {describe(variant.decision)}", highlight=False)
+            console.print(f"  {describe(variant.decision)}", highlight=False, markup=False, emoji=False)
     for failure in report.failures:
         console.print(f"  failed: {failure}", style="red", highlight=False, markup=False)
     console.print(f"\n{report.summary} {duration(seconds)} in all.", highlight=False, style="bold")

@@ -33,7 +33,8 @@ def bullets(texts: Iterable[str]) -> list[str]:
 
 def escape(text: str) -> str:
     """Text that stays inside its table cell or list item, and begins no link, image or HTML; code (`x`) stays code."""
-    return printable(text).replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")
+    plain = printable(text).replace("\\", "\\\\")  # or a backslash of theirs takes the force of ours
+    return plain.replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")
 
 
 def duration(seconds: float) -> str:

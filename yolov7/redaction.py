@@ -31,23 +31,32 @@ _OF_FILES = frozenset(
 _CLOSING = "'\"`<>)]},;:.!"
 """Ends a sentence or a quotation, and not an address."""
 
+_WORD = re.compile(r"[^\s'\"<>]++")
+_USER = re.compile(r"[\w.+%~-]{1,60}$")
+
 _QUERY = re.compile(r"(?<=\S)\?[^\s=?&]{1,100}=\S*")
 _REQUEST = re.compile(r"((?:with url:|\b(?:GET|HEAD|POST|PUT|DELETE)) /[^\s?#]*[?#])\S+")
 """As urllib3 names the address of a request."""
 _HEADER = re.compile(
-    r"""(\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token|x-amz-security-token)(['"]?)\s*[:=]\s*)"""
+    r"""(\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-api-key|x-auth-token|x-amz-security-token)(?:['"]?\s*[:=]\s*|['"],\s*)b?)"""
     r"""(?:'[^'\n]*'|"[^"\n]*"|[^\n'"][^\n]*)""",
     re.IGNORECASE,
 )
 _SCHEMED = re.compile(r"\b((?i:bearer|basic|token)) +(?=\S{0,200}(?:[0-9=+/]|[a-z][A-Z]))\S{8,}")
 """The text after the scheme looks like no word."""
 _WORDS = (
-    r"(?:password|passwd|passphrase|pwd|secret|token|signature|sig|credentials?|(?:account|api|access|secret|shared)"
+    r"(?:password|passwd|passphrase|pwd|secret|token|signature|sig|credentials?|auth|(?:account|api|access|secret|shared|private)"
     r"[_-]?(?:access)?[_-]?key(?:[_-]?id)?)"
 )
 _SETTING = re.compile(
-    rf"""(?<![\w.-])([\w.-]{{0,40}}?{_WORDS}(?:=|["']\s*:\s*))("[^"\n]*"|'[^'\n]*'|\S+)""", re.IGNORECASE
+    rf"""(?<![\w.-])([\w.-]{{0,40}}?{_WORDS}(?:=|["']\s*[:,]\s*|[ \t]{{0,3}}[:=][ \t]{{0,3}}(?=\S{{0,200}}\d)))"""
+    r"""("[^"\n]*"|'[^'\n]*'|\([^)\n]*\)|\S+)""",
+    re.IGNORECASE,
 )
+"""With blanks, as in a file of settings, only a value that holds a digit is no word."""
+_PORT = re.compile(r"""(\bport\b[^'"\n]{0,50}['"])(?!\d*['"])\S*""", re.IGNORECASE)
+"""A port that is no number is the beginning of a password with a slash in it; every parser of addresses quotes it."""
+_PRIVATE_KEY = re.compile(r"(-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----)[^-]*")
 _TOKENS = re.compile(
     r"\b(?:(?:AKIA|ASIA)[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{20,255}|eyJ[\w-]{10,4000}\.[\w-]{10,4000}\.[\w-]{10,4000})\b"
 )
@@ -77,11 +86,16 @@ def redacted(text: object) -> str:
     if "/" in shown:
         shown = _ADDRESS.sub(_hide_address, shown)
         shown = _REQUEST.sub(rf"\1{HIDDEN}", shown)
-    if "=" in shown or ":" in shown:
+    if "@" in shown:
+        shown = _WORD.sub(_hide_user, shown)
+    if "=" in shown or ":" in shown or "," in shown:
         shown = _QUERY.sub(lambda found: f"?{HIDDEN}{_tail(found[0])}", shown)
         shown = _HEADER.sub(lambda found: f"{found[1]}{HIDDEN}", shown)
         shown = _SETTING.sub(_hide_setting, shown)
     shown = _SCHEMED.sub(lambda found: f"{found[1]} {HIDDEN}", shown)
+    shown = _PORT.sub(rf"\1{HIDDEN}'", shown)
+    if _PEM in shown:
+        shown = _PRIVATE_KEY.sub(rf"\1{HIDDEN}", shown)
     return _TOKENS.sub(HIDDEN, shown)
 
 
@@ -124,6 +138,18 @@ def _hide_address(found: re.Match[str]) -> str:
     rest = rest.removesuffix(tail)
     of_files = scheme is not None and scheme[0].lower().partition("+")[0] in _OF_FILES
     return f"{slashes}{_without_secrets(rest, of_files=of_files)}{tail}"
+
+
+def _hide_user(found: re.Match[str]) -> str:
+    """`user:password@host`: an address whose slashes are missing, or that a library has taken apart."""
+    word = found[0]
+    colon, at = word.find(":"), word.rfind("@")
+    if colon < 1 or at <= colon + 1 or "//" in word or word[colon + 1] == "\\":
+        return word
+    user = _USER.search(word[max(0, colon - 60) : colon])
+    if user is None or user[0].lower() in _OF_FILES:
+        return word
+    return f"{word[: colon + 1]}{HIDDEN}{word[at:]}"
 
 
 def _without_secrets(rest: str, *, of_files: bool) -> str:

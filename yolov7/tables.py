@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
+from yolov7.text import printable
+
 _GAP = 3
 """Characters between two columns."""
 _NO_TERMINAL = 200
@@ -19,6 +21,7 @@ def print_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
@@ -27,9 +30,9 @@ def print_table(heading: Sequence[str], lines: Sequence[Sequence[str]], *, left:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for i in columns:
             justify = "left" if i < left else "right"
-            table.add_column(heading[i], justify=justify, no_wrap=i > 0, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(Text(heading[i]), justify=justify, no_wrap=i > 0, overflow="fold")  # type: ignore[arg-type]
         for line in lines:
-            table.add_row(*(line[i] for i in columns))
+            table.add_row(*(Text(printable(line[i])) for i in columns))  # a file may be called [/b].onnx
         console.print(table)
 
 

@@ -21,6 +21,7 @@ _FORMULA = re.compile(rf"(^'*|;)(?=[\s\u200b\ufeff]*[{_SIGNS}])")
 NUMBER = re.compile(r"[+-]?(?:\d++(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d++)?", re.ASCII)
 """A decimal number; `float` would also accept `nan`, `inf` and `1_0`."""
 
+_WWW = re.compile(r"(www)\.", re.IGNORECASE)
 _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 
 
@@ -88,6 +89,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 def markdown(text: str) -> str:
     """Text that Markdown shows as it is: no tables, links, images, addresses, code or HTML begin in it."""
     plain = _MARKDOWN.sub(r"\\\1", printable(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    plain = _WWW.sub(r"\1&#46;", plain)  # an address even without a scheme
     return plain.replace("://", ":&#47;/").replace("\r", " ").replace("\n", " ")
 
 

@@ -14,6 +14,7 @@ from yolov7.errors import ConfigError
 
 _LONGEST = 100
 """Characters of a name; a file name may have 255 bytes, and folders and logs append to it."""
+_MOST_BYTES = 200
 _LONGEST_LINE = 250
 _VARIANT = re.compile(r"\w[\w+-]*")
 _MODEL = re.compile(r"\w[\w+. -]*(?<! )")
@@ -40,6 +41,8 @@ def _check(name: str, allowed: re.Pattern[str], words: str, where: str) -> None:
         raise ConfigError(f"{where}: {_shown(name)} is not a name; it may hold {words}")
     if len(name) > _LONGEST:
         raise ConfigError(f"{where}: {_shown(name)} has {len(name)} characters; {_LONGEST} are allowed")
+    if (size := len(name.encode(errors="replace"))) > _MOST_BYTES:
+        raise ConfigError(f"{where}: {_shown(name)} has {size} bytes in UTF-8; {_MOST_BYTES} are allowed")
 
 
 def check_line(text: str, *, where: str, longest: int = _LONGEST_LINE) -> None:

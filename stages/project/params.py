@@ -290,7 +290,7 @@ def _check(params: Params, file: Path) -> None:
     train_parameters(params.train, where=f"{file}: train", recipe=recipe)  # a mistake there is not one of a variant
     _ = params.trainings
     check_data(params.data, where=f"{file}: data")
-    if params.flow.state_remote.startswith("s3:"):
+    if "://" in params.flow.state_remote or params.flow.state_remote.startswith("s3:"):  # no folder
         check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))
     if params.flow.remote_training.count("/") != bool(params.flow.remote_training):
         raise ConfigError(

@@ -319,8 +319,8 @@ def check_address(url: str, *, where: str, schemes: tuple[str, ...]) -> None:
     try:
         parts = urlsplit(url)
         host, secret, _ = parts.hostname, "@" in parts.netloc, parts.port  # a port that is no number raises too
-    except ValueError as error:
-        raise ConfigError(f"{where}: not an address: {error}") from None
+    except ValueError:  # its text would quote what it takes for the port: the beginning of a password
+        raise ConfigError(f"{where}: not an address: a port is a number, [ and ] enclose IPv6") from None
     if parts.scheme not in schemes or not host:
         raise ConfigError(f"{where}: {url!r} is not an address of the form {schemes[0]}://...")
     if secret:

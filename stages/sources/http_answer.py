@@ -96,8 +96,11 @@ def one_header(response: requests.Response, name: str) -> str | None:
 
 def _stated_length(response: requests.Response) -> int | None:
     stated = one_header(response, "Content-Length")
-    chunked = "chunked" in (one_header(response, "Transfer-Encoding") or "").lower()
-    if stated is not None and chunked:
+    coding = one_header(response, "Transfer-Encoding")
+    if (coding or "identity").lower() not in ("chunked", "identity"):
+        # Nothing below us undoes another one: the file would be complete, and compressed.
+        raise BrokenAnswerError(f"the server encodes the transfer ({_cut(coding)}), although not asked to")
+    if stated is not None and (coding or "").lower() == "chunked":
         raise BrokenAnswerError("the server states both a length and pieces (Content-Length, Transfer-Encoding)")
     if stated is not None and not _NUMBER.fullmatch(stated):
         raise BrokenAnswerError(f"the server states an invalid length (Content-Length: {_cut(stated)})")

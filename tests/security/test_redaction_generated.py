@@ -45,6 +45,19 @@ def test_a_password_is_hidden_whatever_it_holds(scheme, user, secret, host, port
 
 
 @settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["user:{}@{}", "http:user:{}@{}", "http:/user:{}@{}", "netloc='user:{}@{}'", "X=u%40x:{}@{}/a@b"]),
+    st.text("!#$%&()*+,-./:;=?@[]^_`{|}~Aa1\u0416", max_size=6),
+    hosts,
+    arounds,
+)
+def test_a_password_is_hidden_in_an_address_without_slashes(form, filling, host, around):
+    text = around.format(form.format(f"{CORE[0]}{filling.replace('//', '/')}{CORE[1]}", host))
+    assert clean(redacted(text)), redacted(text)
+    assert redacted(redacted(text)) == redacted(text)
+
+
+@settings(max_examples=200, deadline=None)
 @given(schemes.filter(lambda name: name != "s3"), secrets, hosts, paths, arounds)
 def test_a_user_that_is_a_token_is_hidden(scheme, secret, host, path, around):
     assert clean(redacted(around.format(f"{scheme}://{secret}@{host}{path}")))
@@ -100,6 +113,14 @@ def test_headers_are_hidden(filling, kind):
         "DefaultEndpointsProtocol=https;AccountName=a;AccountKey={};EndpointSuffix=x",
         "SharedAccessSignature=sv=2020&sig={}",
         "api_key={}",
+        "aws_secret_access_key = {} x",
+        "PRIVATE-TOKEN: {}1",
+        "Port could not be cast to integer value as '{}'",
+        "nonnumeric port: '{}'",
+        "[(b'authorization', b'{}')]",
+        "Url(scheme='http', auth='user:{}', host='h')",
+        "auth=('user', '{}')",
+        "-----BEGIN RSA PRIVATE KEY-----\n{}\n-----END RSA PRIVATE KEY-----",
     ],
 )
 def test_settings_are_hidden(text):
@@ -129,6 +150,8 @@ def test_secrets_of_the_environment_are_hidden_as_they_are_and_encoded(filling, 
         "s3://bucket/a@b/c and sqlite:////home/a@b/mlflow.db and file:///x/y@z",
         "see https://dvc.org/doc/user-guide/upgrade.",
         "http://127.0.0.1:5000/api and http://[::1]:80/, mail a@b.example",
+        "port: '8080' is taken",
+        "author=x, C:\\data\\a@2x.png, a/icon@2x.png:12: no box; token: expired, password = needed",
         "params.yaml: train.preset: unknown key (did you mean 'preset'?)",
         "Basic authentication is needed; the token is missing; which one? this=that",
     ],

@@ -81,6 +81,9 @@ URIS = [
     f"http://user:a@{SECRET}@127.0.0.1:9",
     f"http://user:a?{SECRET}@127.0.0.1:9",
     f"foo://user:{SECRET}@host/x",
+    f"http:/user:{SECRET}@127.0.0.1:9",
+    f"http:user:{SECRET}@127.0.0.1:9",
+    f"user:{SECRET}@127.0.0.1:9",
 ]
 
 

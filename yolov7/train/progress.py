@@ -8,6 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from yolov7.text import for_terminal
 from yolov7.train.pictures import AssignedBatch
 from yolov7.train.records import StartReport, StepReport, loss_parts
 
@@ -30,6 +31,8 @@ class ProgressDisplay:
             f"{report.image_size} px, {report.optimizer} at {report.learning_rate:g}, on {report.device}, "
             f"from epoch {report.epoch + 1}",
             highlight=False,
+            markup=False,
+            emoji=False,
         )
         if self.console.is_terminal:
             columns = (
@@ -81,7 +84,8 @@ class ProgressDisplay:
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self.console.print(text, highlight=False)
+        # A class or a file may be called [/b]: that is no markup.
+        self.console.print(for_terminal(text), highlight=False, markup=False, emoji=False)
 
 
 def duration(seconds: float) -> str:

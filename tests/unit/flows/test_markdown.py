@@ -13,6 +13,7 @@ def test_duration() -> None:
 def test_cells_and_items_stay_where_they_are() -> None:
     assert table(("a", "b"), [("x|y", 1)]) == ["| a | b |", "| --- | --- |", "| x\\|y | 1 |"]
     assert bullets(["one\ntwo"]) == ["- one two"]
+    assert bullets([r"\[x](http://evil)", r"a\|b"]) == [r"- \\\[x](http://evil)", r"- a\\\|b"]
 
 
 def test_stages_are_a_table() -> None:

@@ -40,6 +40,14 @@ def test_a_pipe_is_as_wide_as_it_is_told(rows, columns, longest, monkeypatch, ca
     assert "…" not in "".join(lines) and longest - 120 < max(map(len, lines)) <= longest
 
 
+@pytest.mark.parametrize("name", ["[bold]x", "[link=http://evil]a[/link]", "[/x].onnx", ":smile:"])
+def test_a_name_is_no_markup(name, capsys):
+    print_table(("file", "n"), [(name, "1")], left=1)
+    assert name in capsys.readouterr().out
+    print_table(("file", "n"), [("a\x1b[31m\n", "1")], left=1)
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_a_wide_terminal_has_one_table():
     heading, lines = ("name", "a", "b"), [("x", "1", "2")]
     assert list(parts(heading, lines, 80)) == [[0, 1, 2]]

@@ -81,13 +81,23 @@ def test_json_means_the_same(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["[x](http://evil)", "![x](http://evil/a.png)", "<img src=x onerror=alert(1)>", "a|b", "`x`", "**x**", "a\n# b"],
+    [
+        "[x](http://evil)",
+        "![x](http://evil/a.png)",
+        "<img src=x onerror=alert(1)>",
+        "a|b",
+        "`x`",
+        "**x**",
+        "a\n# b",
+        "WWW.evil",
+    ],
 )
 def test_markdown_begins_nothing(text):
     shown = markdown(text)
     assert "](" not in shown.replace("\\]", "")
     assert "<" not in shown
     assert "://" not in shown
+    assert "www." not in shown.lower()
     assert "\n" not in shown
     assert all(shown[at - 1] == "\\" for at, letter in enumerate(shown) if letter in "|`*[]")
 

@@ -293,6 +293,8 @@ def located(name: str, tensor: Tensor, prefix: str, members: dict[str, zipfile.Z
     count = prod(tensor.shape)
     if prod(max(side, 1) for side in tensor.shape) >= 2**62:  # without elements, and still too much to count
         raise RefusedError(f"{name}: its sides are too large")
+    if any(step >= 2**62 for step in tensor.stride):  # of a side of 1, which nothing else looks at
+        raise RefusedError(f"{name}: its strides are too large")
     reach = 1 + tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True))
     # A stride of 0 would let a few bytes claim to be a tensor of any size.
     if count and (reach > elements or count > elements):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from pathlib import Path
 
@@ -88,7 +89,7 @@ HOSTILE = [
     "a/b",
 ]
 HOSTILE += ["a\\b", "a@b", "a:b", "a'b", 'a"b', "a|b", "a&b", "a>b", "a*b", "a?b", "a[b]", "a{b}", "a\0b", "x" * 101]
-HOSTILE += ["a\u2028b", "a\x1bb", "a,b", "a=b", "a%b", "\u202ea"]
+HOSTILE += ["\u6f22" * 67, "a\u2028b", "a\x1bb", "a,b", "a=b", "a%b", "\u202ea"]
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "a.b"], ids=ascii)
@@ -102,7 +103,9 @@ def test_a_variant_that_dvc_the_shell_or_a_folder_would_misread_is_refused(name,
         params_module.load(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("name", ["yolov7-tiny", "my_net", "\u043a\u043e\u0442", "a+b", "7", "_x", "x" * 80])
+@pytest.mark.parametrize(
+    "name", ["yolov7-tiny", "my_net", "\u043a\u043e\u0442", "a+b", "7", "_x", "x" * 80, "\u6f22" * 60]
+)
 def test_names_of_users_networks_stay_valid(name):
     check_variant(name, where="variants")
     check_model_name(f"team 1.{name}", where="models")
@@ -133,13 +136,30 @@ def test_names_and_folders_are_checked_where_they_are_read(old, new, key, tmp_pa
         params_module.load(tmp_path / "params.yaml")
 
 
-@pytest.mark.parametrize("url", ["https://u:p/w@h/x.zip", "https://u:p@h/x.zip", "https://t@h/x.zip", "https://h:x/y"])
+@pytest.mark.parametrize("url", ["https://u:p/w@h/x.zip", "https://u:p@h/x.zip", "https://t@h/x.zip", "https://h:p/y"])
 def test_an_address_with_a_password_is_refused_and_not_shown(url, tmp_path):
     text = BASE.replace("source: digits", "source: http\n  yolo: {names: [a]}\n  http: {format: yolo, url: 'URL'}")
     (tmp_path / "params.yaml").write_text(text.replace("URL", url), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"data\.http\.url") as caught:
         params_module.load(tmp_path / "params.yaml")
-    assert "p/w" not in str(caught.value)
+    assert "p/w" not in str(caught.value) and "'p'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://u:p@host/x", "gs://bucket/x", "s3:bucket", "file:///x"])
+def test_states_are_copied_to_s3_or_a_folder(address, tmp_path):
+    assert "state_remote: " in BASE
+    text = re.sub(r'state_remote: "[^"]*"', f'state_remote: "{address}"', BASE)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"flow\.state_remote"):
+        params_module.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(("old", "new"), [("source: digits", "source: LONG"), ("seed: 0", "seed: LONG")])
+def test_a_long_value_is_not_repeated_whole(old, new, tmp_path):
+    (tmp_path / "params.yaml").write_text(BASE.replace(old, new.replace("LONG", "x" * 5000)), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        params_module.load(tmp_path / "params.yaml")
+    assert len(str(caught.value)) < 1500
 
 
 def test_anchors_and_merges_of_honest_people_work():

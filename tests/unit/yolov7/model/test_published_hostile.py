@@ -24,7 +24,7 @@ SECONDS = 30
 
 
 def number(value):
-    return b"J" + struct.pack("<i", value)
+    return b"\x8a\x0a" + value.to_bytes(10, "little", signed=True)
 
 
 def tensor(key="0", offset=0, shape=(4,), stride=(1,)):
@@ -81,6 +81,21 @@ def test_a_process_that_does_not_end_is_ended(tmp_path, monkeypatch):
 )
 def test_pickles_that_ask_for_too_much(tmp_path, content, message):
     assert message in refusal(archive(tmp_path / "x", content, data={"0": bytes(16)}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "message"),
+    [
+        ((0, 2**62), (1, 1), "sides are too large"),
+        ((2**31, 2**31, 0), (1, 1, 1), "sides are too large"),
+        ((0, 2**70), (1, 1), "sides are too large"),
+        ((1,), (2**62,), "strides are too large"),
+        ((1, 4), (2**70, 1), "strides are too large"),
+    ],
+)
+def test_sides_and_strides_that_no_element_needs(tmp_path, shape, stride, message):
+    content = b"\x80\x02}(Vw\n" + tensor(shape=shape, stride=stride) + b"u."
+    assert message in refusal(archive(tmp_path / "x.pt", content, data={"0": bytes(16)}))
 
 
 def test_lists_that_double_do_not_unfold(tmp_path):
