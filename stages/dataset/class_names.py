@@ -6,8 +6,9 @@ replaced here, before anything is written, and the report says so.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stages.dataset.image_set import ImageSet
@@ -18,10 +19,17 @@ from yolov7.text import listed, printable
 def with_plain_names(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
     """The sets with plain class names, and a note in each whose names were changed.
 
+    Names that look alike, in one set or across sets, are noted in the first set.
+
     Line breaks and tabs become blanks; other control characters, and those that turn the direction of writing, become
     their escapes. Raises :class:`DataError` where two names become the same.
     """
-    return {name: _plain(images) for name, images in sets.items()}
+    result = {name: _plain(images) for name, images in sets.items()}
+    names = dict.fromkeys(str(one["name"]) for images in result.values() for one in images.coco.categories)
+    notes = _alike(list(names))
+    for name in list(result)[:1] if notes else []:
+        result[name] = replace(result[name], notes=(*result[name].notes, *notes))
+    return result
 
 
 def _plain(images: ImageSet) -> ImageSet:
@@ -40,3 +48,19 @@ def _plain(images: ImageSet) -> ImageSet:
     note = f"{len(changed)} class names held line breaks or control characters: {shown}"
     categories = [{**category, "name": new} for category, new in zip(coco.categories, plain, strict=True)]
     return replace(images, coco=replace(coco, categories=categories), notes=(*images.notes, note))
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """A note on classes whose names differ only in case, blanks, or composed and decomposed letters."""
+    groups: dict[str, dict[str, None]] = defaultdict(dict)
+    for name in names:
+        key = " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
+        groups[key][name] = None
+    pairs = [" and ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]
+    if not pairs:
+        return []
+    more = f", and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
+    return [
+        "names of classes that differ only in case, blanks, or composed and decomposed letters are kept apart: "
+        f"{', '.join(pairs[:_LISTED])}{more}; if one is meant, write it in one way"
+    ]

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from yolov7.data.formats.coco import CocoAnnotations, Record
 from yolov7.data.tally import named_counts
 
+_ROUNDING = 2.0
+"""Pixels by which a box and the bounds of its outline may differ: tools round, and count pixels in two ways."""
+
 _PLAIN = frozenset({"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "line"})
 """Fields of an annotation that carry no mark but `iscrowd`."""
 
@@ -143,12 +146,43 @@ def describe_open_world(images: Sequence[Record]) -> str | None:
     return f"{number} of {len(images)} {words}"
 
 
+def describe_outlines(coco: CocoAnnotations) -> str | None:
+    """Objects whose box and outline lie in different places: they overlap by less than half; None if there are none."""
+    records = [one for one in coco.annotations if _outline_disagrees(one)]
+    if not records:
+        return None
+    names = {record["id"]: record["name"] for record in coco.categories}
+    counts = shown_counts(Counter(record["category_id"] for record in records), names)
+    number = f"{len(records)} of {len(coco.annotations)}"
+    return f"{number} objects have a box and an outline that disagree; the box counts: {counts}"
+
+
+def _outline_disagrees(record: Record) -> bool:
+    rings = record.get("segmentation")
+    if not isinstance(rings, list) or _crowd(record):
+        return False
+    values = [value for ring in rings if len(ring) >= 6 and len(ring) % 2 == 0 for value in ring]
+    if not values or not all(map(math.isfinite, [*values, *record["bbox"]])):
+        return False
+    left, top, width, height = record["bbox"]
+    edges = (left, top, left + width, top + height)
+    bounds = (min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2]))
+    if max(abs(a - b) for a, b in zip(edges, bounds, strict=True)) <= _ROUNDING:
+        return False
+    common = _area(max(left, bounds[0]), max(top, bounds[1]), min(edges[2], bounds[2]), min(edges[3], bounds[3]))
+    return 2 * common < _area(*edges) + _area(*bounds) - common
+
+
+def _area(left: float, top: float, right: float, bottom: float) -> float:
+    return max(right - left, 0.0) * max(bottom - top, 0.0)
+
+
 def flag_notes(coco: CocoAnnotations, source: str) -> list[str]:
     """Notes for dataset.json on one split; `source` is the format, as in `data.source`."""
     switches = {flag.name: flag.switches[source] for flag in FLAGS if source in flag.switches}
     notes = [f"{text}; {switches[name]}" if name in switches else text for name, text in describe_flags(coco).items()]
-    open_world = describe_open_world(coco.images)
-    return notes if open_world is None else [*notes, open_world]
+    more = (describe_open_world(coco.images), describe_outlines(coco))
+    return [*notes, *(text for text in more if text is not None)]
 
 
 def shown_counts(counts: Mapping[int, int], names: Mapping[int, str]) -> str:

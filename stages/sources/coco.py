@@ -7,7 +7,7 @@ Fields and records are kept. What a tool writes in its own way and has one meani
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stages.dataset.image_set import ImageSet, find_file, refused_images
 from stages.project.params_data import Coco
@@ -95,6 +95,7 @@ def _images(document: Record) -> list[Record]:
 def _name_files(one: _Set, records: list[Record]) -> list[Problem]:
     """Give every record the name of its file on disk; returns the problem of those that have none."""
     missing = [record for record in records if not _is_there(one.root, record["file_name"])]
+    one.notes += _other_addresses(records)
     if not missing:
         return []
     files = list_files(one.root)
@@ -127,6 +128,28 @@ def _is_there(root: Path, name: str) -> bool:
         return unsafe_name(name) is None and (root / name).is_file()
     except OSError:  # a name that is too long
         return False
+
+
+def _other_addresses(records: list[Record]) -> list[str]:
+    """A note on records whose `coco_url` or `absolute_url` ends in the file name of another record.
+
+    COCO and LVIS repeat the name there; an address that ends in a name of its own says nothing.
+    """
+    names = {PurePosixPath(record["file_name"].replace("\\", "/")).name for record in records}
+    told = []
+    for record in records:
+        own = PurePosixPath(record["file_name"].replace("\\", "/")).name
+        for key in ("coco_url", "absolute_url"):
+            address = record.get(key)
+            end = PurePosixPath(address.partition("?")[0]).name if isinstance(address, str) else ""
+            if end and end != own and end in names:
+                told.append(f"{shown_name(own)}: {key} ends in {shown_name(end)}")
+    if not told:
+        return []
+    return [
+        f"{len(told)} images have the file_name of one image and the address of another; file_name counts: "
+        f"{shown(told)}"
+    ]
 
 
 def _by_address(missing: list[Record], matched: Matched, one: _Set) -> dict[int, str]:

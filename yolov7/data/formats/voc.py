@@ -180,6 +180,10 @@ def _object(element: Element, number: int, path: Path) -> VocObject:
     where = f"object {number} ({name[:40]})"
     if not name:
         raise DataError("<name> is missing or empty", path=path, record=f"object {number}")
+    for key in ("name", "bndbox"):
+        times = len(element.findall(key))
+        if times > 1:
+            raise DataError(f"<{key}> is given {times} times; keep one", path=path, record=where)
     polygons = tuple(tuple(_ring(polygon, path, where)) for polygon in element.findall("polygon"))
     box = element.find("bndbox")
     if box is not None:

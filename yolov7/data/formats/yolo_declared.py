@@ -89,6 +89,7 @@ def _from_yaml(path: Path, text: str) -> Declared:
     if "names" not in document and "nc" in document:
         problems[0] += f" (`nc: {document['nc']}` says how many there are, not what they are called)"
     keypoints = _keypoints(document.get("kpt_shape", ""), problems)
+    problems += _twice_declared(document)
     if problems:
         raise DataError("; ".join(problems), path=path)
     splits = {split: _texts(document[key]) for key, split in _SPLITS.items() if key in document}
@@ -102,6 +103,18 @@ def _from_yaml(path: Path, text: str) -> Declared:
         base=document["path"] if isinstance(document.get("path"), str) else "",
         notes=tuple(_contradictions(document, names, keypoints)),
     )
+
+
+def _twice_declared(document: Mapping[str, Any]) -> list[str]:
+    """Keys that mean the same set and name different places."""
+    problems = []
+    for split in dict.fromkeys(_SPLITS.values()):
+        places = {key: _texts(document[key]) for key, other in _SPLITS.items() if other == split and key in document}
+        given = {key: place for key, place in places.items() if place}
+        if len(set(given.values())) > 1:
+            listed = " and ".join(f"`{key}: {', '.join(place)}`"[:80] for key, place in given.items())
+            problems.append(f"{listed} name different places for the set {split}; keep one")
+    return problems
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -51,6 +51,16 @@ def test_plain_names_are_left_alone(tmp_path):
     assert with_plain_names(sets)["train"] is sets["train"]
 
 
+@pytest.mark.parametrize("other", ["cafe\u0301", "Caf\u00e9", "caf\u00e9 "])
+def test_names_that_look_alike_are_noted_within_a_set_and_across(tmp_path, other):
+    def sets(*groups):
+        return {str(n): ImageSet(annotations(names, tmp_path), tmp_path, "k") for n, names in enumerate(groups)}
+
+    for given in (sets(["caf\u00e9", other]), sets(["caf\u00e9"], [other])):
+        (note,) = with_plain_names(given)["0"].notes
+        assert "'caf\\xe9'" in note and ascii(other) in note
+
+
 def test_names_that_become_equal_are_refused(tmp_path):
     coco = annotations(["a b", "a\nb"], tmp_path / "a.json")
     with pytest.raises(DataError, match="a b"):

@@ -314,3 +314,13 @@ def test_all_problems_of_a_file_in_one_message(tmp_path):
                   "`name` is 5", "image 1: 'gone.jpg' is missing"):  # fmt: skip
         assert words in text
     assert "\n" not in text and len(text) < 1000
+
+
+def test_an_address_of_another_image_and_an_outline_elsewhere_are_counted(tmp_path):
+    crossed = [image(1, coco_url="http://h/2.jpg?sig=x"), image(2, coco_url="http://h/other.jpg")]
+    far = [[20, 15, 30, 15, 30, 25, 20, 25]]
+    near = [[3, 4, 11, 4, 11, 14, 3, 14]]
+    export = Export([box(1, segmentation=far), box(2, segmentation=near)], images=crossed, files=("1.jpg", "2.jpg"))
+    made = bring_in(tmp_path, export)
+    assert "1 images have the file_name of one image and the address of another; file_name counts" in made.notes
+    assert "1 of 2 objects have a box and an outline that disagree; the box counts: fish 1" in made.notes

@@ -178,3 +178,10 @@ def test_files_in_other_letters_than_their_images_are_found(folder, image, own):
     assert train["images"] == [f"{image}.png"] and "name another" not in notes and "own name" not in notes
     put(folder / f"xml/{own}.xml", xml("", item()))
     assert read(folder)[2]["images"] == [f"{image}.png"]
+
+
+@pytest.mark.parametrize("more", ["<name>dog</name>", "<bndbox/>"])
+def test_an_object_with_two_names_or_boxes_is_refused(folder, more):
+    put(folder / "xml/a.xml", xml("a.png", item(more=more)))
+    with pytest.raises(DataError, match=r"object 1 \(cat\): <(name|bndbox)> is given 2 times"):
+        read(folder)

@@ -273,3 +273,10 @@ def test_labels_in_other_letters_than_their_images_are_found(folder, image, labe
     put(folder / "data.yaml", "train: images\nval: images\nnames: [a]\n")
     for given in ({**SETS}, {}):
         assert len(read(folder, names="data.yaml", **given)[2]["boxes"]) == 1
+
+
+def test_two_keys_for_one_set_with_different_places_are_refused(folder):
+    images(folder, "a/images/0.png", "b/images/1.png")
+    put(folder / "data.yaml", "train: a/images\nval: a/images\nvalidation: b/images\nnames: [cat]\n")
+    with pytest.raises(DataError, match=r"`val: a/images` and `validation: b/images` name different places"):
+        read(folder, names="data.yaml")
