@@ -16,7 +16,7 @@ from stages.evaluation.outputs import write_outputs
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
 from stages.project.workspace import TEST_SPLIT, dataset_document, model_dir, open_index, reports
-from yolov7.artefact import ONNX, read_description
+from yolov7.artefact import DESCRIPTION, ONNX
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate
@@ -36,8 +36,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
     model = args.model or str(model_dir(args.variant) / "export" / ONNX)
-    if not args.model:
-        read_description(Path(model).parent)  # an export that was interrupted has none
+    if not args.model and not (Path(model).parent / DESCRIPTION).exists():
+        # DVC does not come here without it. The figures are those of the file, whatever it was exported with.
+        log.warning("%s: no %s beside it: measured alone, and `register` will refuse it", model, DESCRIPTION)
     network = params.network_for(args.variant)  # for a .safetensors file with the user's own blocks
     predictor = load_detector(model, device=device_for(model), network=network)
     result = run_evaluation(predictor, index, params.evaluate)

@@ -59,8 +59,7 @@ def _alike(names: Sequence[str]) -> list[str]:
     pairs = [" and ".join(map(ascii, group)) for group in groups.values() if len(group) > 1]
     if not pairs:
         return []
-    more = f", and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
     return [
         "names of classes that differ only in case, blanks, or composed and decomposed letters are kept apart: "
-        f"{', '.join(pairs[:_LISTED])}{more}; if one is meant, write it in one way"
+        f"{listed(pairs)}; if one is meant, write it in one way"
     ]
