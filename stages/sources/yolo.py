@@ -52,6 +52,8 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
     wanted = RowFormat(parameters.rows, parameters.keypoints or declared.keypoints, parameters.extra_column)
     if wanted.kind == "pose" and wanted.keypoints is None:
         problems.append(DataError("data.yolo.rows is pose; give data.yolo.keypoints, for example [17, 3]", path=base))
+    if declared.keypoints is not None and wanted.kind not in ("auto", "pose"):
+        notes.append(f"`kpt_shape` {list(declared.keypoints)} does not count: data.yolo.rows is {wanted.kind}")
     rows, guessed, ambiguous = settle(chain.from_iterable(chain.from_iterable(raw.values())), wanted)
     if ambiguous is not None:
         problems.append(DataError(ambiguous, path=base))
@@ -111,6 +113,8 @@ def _notes(found: SetFiles, counts: RowCounts, rows: RowFormat) -> list[str]:
             notes.append(f"{number} {words} ({named_counts(sorted(converted.items()))})")
     if counts.kinds["pose"]:
         notes.append(f"the keypoints of {counts.kinds['pose'].total()} objects were left out, their boxes were read")
+        if boxes := counts.kinds["box"].total():
+            notes.append(f"{boxes} rows without keypoints beside them were read as boxes (data.yolo.rows: pose)")
     if counts.cut:
         notes.append(f"{counts.cut} oriented boxes reach beyond their image and were cut")
     if counts.extra:
