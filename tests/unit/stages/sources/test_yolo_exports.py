@@ -312,3 +312,27 @@ def test_two_keys_for_one_set_with_different_places_are_refused(folder):
     put(folder / "data.yaml", "train: a/images\nval: a/images\nvalidation: b/images\nnames: [cat]\n")
     with pytest.raises(DataError, match=r"`val: a/images` and `validation: b/images` name different places"):
         read(folder, names="data.yaml")
+
+
+@pytest.mark.parametrize("given", [SETS, {}])
+def test_label_files_and_class_lists_in_capitals_are_taken(folder, given):
+    put_image(folder / "images/a.png")
+    put(folder / "labels/a.TXT", BOX)
+    put(folder / "labels/CLASSES.TXT", "dog\n")
+    put(folder / "data.yaml", "train: images\nval: images\nnames: [cat]\n")
+    notes, _, train = read(folder, names="data.yaml", **given)
+    assert train["boxes"] == [[16, 16, 8, 8]] and "no label file" not in " ".join(notes)
+    assert not given or "CLASSES.TXT calls class 0 'dog'" in " ".join(notes)
+    put(folder / "labels/lost.TXT", BOX)
+    with pytest.raises(DataError, match=r"1 label files have no image in .*lost\.TXT"):
+        read(folder, names="data.yaml", **given)
+    (folder / "labels/lost.TXT").unlink()
+    put(folder / "labels/a.txt", "")
+    with pytest.raises(DataError, match=r"'a\.TXT' and 'a\.txt'"):
+        read(folder, names="data.yaml", **given)
+
+
+def test_a_class_list_in_capitals_has_the_numbers_of_label_studio(folder):
+    label_studio(folder)
+    (folder / "classes.txt").rename(folder / "CLASSES.TXT")
+    assert read(folder, names="CLASSES.TXT", **SETS)[2]["categories"] == [2, 1, 1]
