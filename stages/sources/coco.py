@@ -26,7 +26,7 @@ from yolov7.data.formats.coco import (
     parse_coco,
     refusal,
 )
-from yolov7.data.formats.label_files import unsafe_name
+from yolov7.data.formats.label_files import collected, raise_together, unsafe_name
 from yolov7.errors import DataError
 
 _HINTS = 10
@@ -52,19 +52,28 @@ class _Set:
 def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
     """The sets of `parameters`, by split or `all`; paths are relative to `base`.
 
-    Raises :class:`DataError` for a bad annotation file, with all that is wrong with it, and for a missing image folder.
+    Raises one :class:`DataError` for all problems of all sets: bad annotation files, each with all that is wrong with
+    it, and missing image folders.
     """
+    problems: list[DataError] = []
     sets: dict[str, _Set] = {}
     for name, one in parameters.given("data.coco").items():
         path, root, changes = base / one.annotations, base / one.images, Changes()
-        document = parse_coco(path)
         if not root.is_dir():
-            raise DataError(f"no such image folder; see data.coco.{name}.images in params.yaml", path=root)
-        repair(document, changes)
-        sets[name] = _Set(f"data.coco.{name}", path, root, document, changes, [], [])
+            message = f"no such image folder; see data.coco.{name}.images in params.yaml"
+            problems.append(DataError(message, path=root))
+        with collected(problems):
+            document = parse_coco(path)
+            repair(document, changes)
+            sets[name] = _Set(f"data.coco.{name}", path, root, document, changes, [], [])
     for name, found in sort_categories({name: one.document for name, one in sets.items()}, parameters).items():
         _take(sets[name], found)
-    return {name: _image_set(one, parameters) for name, one in sets.items()}
+    result: dict[str, ImageSet] = {}
+    for name, found_set in sets.items():
+        with collected(problems):
+            result[name] = _image_set(found_set, parameters)
+    raise_together(problems)
+    return result
 
 
 def _take(one: _Set, found: Sorted) -> None:
@@ -74,7 +83,8 @@ def _take(one: _Set, found: Sorted) -> None:
 
 def _image_set(one: _Set, parameters: Coco) -> ImageSet:
     records = _images(one.document)
-    one.problems += [*find_relative(one.document, parameters), *_name_files(one, records)]
+    one.problems += find_relative(one.document, parameters)
+    one.problems += _name_files(one, records) if one.root.is_dir() else []
     if one.problems:
         raise refusal(one.problems, one.path)
     coco = coco_of(one.document, one.path)
