@@ -6,7 +6,10 @@ Fields and records are kept. What a tool writes in its own way and has one meani
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from stages.dataset.image_set import ImageSet, find_file, refused_images
@@ -14,7 +17,7 @@ from stages.project.params_data import Coco
 from stages.sources.coco_boxes import convert_boxes, find_relative
 from stages.sources.coco_categories import Sorted, sort_categories
 from stages.sources.coco_repair import Changes, repair
-from stages.sources.file_names import Matched, list_files, match_names, shown_name
+from stages.sources.file_names import Matched, list_files, match_names, names_below, shown_name
 from stages.sources.image_folder import find_sizes, shown
 from yolov7.data.formats.coco import (
     CocoAnnotations,
@@ -27,6 +30,7 @@ from yolov7.data.formats.coco import (
     refusal,
 )
 from yolov7.data.formats.label_files import collected, raise_together, unsafe_name
+from yolov7.data.image_kind import kind_of_file
 from yolov7.errors import DataError
 
 _HINTS = 10
@@ -73,7 +77,28 @@ def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
         with collected(problems):
             result[name] = _image_set(found_set, parameters)
     raise_together(problems)
+    return _with_unnamed(result)
+
+
+def _with_unnamed(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+    """The sets, with a note on images of their folders that no record of any set names, once per folder."""
+    roots = {name: os.path.realpath(images.root) for name, images in sets.items()}
+    known = {_below(roots[name], record["file_name"]) for name, one in sets.items() for record in one.coco.images}
+    result: dict[str, ImageSet] = {}
+    for name, images in sets.items():
+        files = ((_below(roots[name], file), file) for file in names_below(images.root))
+        own = {path: file for path, file in files if path not in known}
+        known |= own.keys()
+        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+            kinds = zip(own.values(), pool.map(kind_of_file, map(Path, own)), strict=True)
+            unnamed = [file for file, kind in kinds if kind is not None]
+        note = f"{len(unnamed)} images are named by no record and were left out: {shown(unnamed)}"
+        result[name] = replace(images, notes=(*images.notes, note)) if unnamed else images
     return result
+
+
+def _below(root: str, name: str) -> str:
+    return os.path.normpath(f"{root}/{name}")
 
 
 def _take(one: _Set, found: Sorted) -> None:

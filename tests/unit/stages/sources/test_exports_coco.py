@@ -8,7 +8,7 @@ import math
 import unicodedata
 
 import pytest
-from exports import FISH, HEIGHT, WIDTH, Export, box, bring_in, image
+from exports import FISH, HEIGHT, WIDTH, Export, box, bring_in, image, picture
 
 from stages.project.params_data import Coco
 from stages.sources.coco import read_coco_sets
@@ -342,3 +342,21 @@ def test_problems_of_all_sets_are_in_one_message(tmp_path):
         read_coco_sets(Coco.model_validate(sets), tmp_path / "files")
     for words in ("files/train.json", "files/val.json", "data.coco.train.images", "data.coco.val.images"):
         assert words in str(caught.value)
+
+
+def test_images_that_no_record_of_any_set_names_are_counted(tmp_path):
+    export = Export([box()], files=("1.jpg", "sub/2.jpg", "sub/3.jpg"))
+    made = bring_in(tmp_path / "apart", export)
+    assert "2 images are named by no record and were left out: 'sub/2.jpg', 'sub/3.jpg'" in made.notes
+    folder = tmp_path / "shared"
+    for number, split in enumerate(("train", "val"), 1):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / f"images/{number}.jpg").write_bytes(picture(number))
+        (folder / "images/readme.txt").write_text("no image")
+        (folder / f"{split}.json").write_text(json.dumps(Export([], images=[image(number)]).document()))
+    sets = {split: {"images": "images", "annotations": f"{split}.json"} for split in ("train", "val")}
+    read = read_coco_sets(Coco.model_validate(sets), folder)
+    assert not any("named by no record" in note for one in read.values() for note in one.notes)
+    (folder / "images/3.jpg").write_bytes(picture(3))
+    read = read_coco_sets(Coco.model_validate(sets), folder)
+    assert [sum("1 images are named" in note for note in one.notes) for one in read.values()] == [1, 0]
