@@ -18,7 +18,7 @@ from stages.sources.coco_boxes import convert_boxes, find_relative
 from stages.sources.coco_categories import Sorted, sort_categories
 from stages.sources.coco_repair import Changes, repair
 from stages.sources.file_names import Matched, list_files, match_names, names_below, shown_name
-from stages.sources.image_folder import find_sizes, shown
+from stages.sources.image_folder import find_sizes, image_class_lists, shown
 from yolov7.data.formats.coco import (
     CocoAnnotations,
     Problem,
@@ -70,6 +70,7 @@ def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
             document = parse_coco(path)
             repair(document, changes)
             sets[name] = _Set(f"data.coco.{name}", path, root, document, changes, [], [])
+        problems += image_class_lists([root, path.parent], base)
     for name, found in sort_categories({name: one.document for name, one in sets.items()}, parameters).items():
         _take(sets[name], found)
     result: dict[str, ImageSet] = {}

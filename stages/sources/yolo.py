@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.dataset.image_set import ImageSet
 from stages.project.params_data import Yolo
+from stages.sources.image_folder import image_class_lists
 from stages.sources.yolo_names import find_names
 from stages.sources.yolo_splits import SetFiles, contradictions, declared_files, given_files
 from yolov7.data.formats.label_files import collected, raise_together
@@ -41,10 +42,13 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
         for name, one in given.items():
             with collected(problems):
                 files[name] = given_files(one, base, f"data.yolo.{name}", problems)
+            problems += image_class_lists([base / one.images, base / one.labels], base)
     else:
         with collected(problems):
             files, more = declared_files(declared, base, problems)
             notes += more
+        folders = {(found.root / image.file_name).parent for found in files.values() for image in found.images}
+        problems += image_class_lists([declared.path.parent, *sorted(folders)], base)
     raw: dict[str, list[list[RawRow]]] = {}
     for name, found in files.items():
         with collected(problems):

@@ -360,3 +360,11 @@ def test_images_that_no_record_of_any_set_names_are_counted(tmp_path):
     (folder / "images/3.jpg").write_bytes(picture(3))
     read = read_coco_sets(Coco.model_validate(sets), folder)
     assert [sum("1 images are named" in note for note in one.notes) for one in read.values()] == [1, 0]
+
+
+@pytest.mark.parametrize("place", ["train", "."])
+def test_classes_of_whole_images_are_refused(tmp_path, place):
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "_classes.csv").write_text("filename, fish\n1.jpg, 1\n")
+    with pytest.raises(DataError, match=r"_classes\.csv: holds classes of whole images and no boxes"):
+        bring_in(tmp_path, Export([box()]))

@@ -336,3 +336,14 @@ def test_a_class_list_in_capitals_has_the_numbers_of_label_studio(folder):
     label_studio(folder)
     (folder / "classes.txt").rename(folder / "CLASSES.TXT")
     assert read(folder, names="CLASSES.TXT", **SETS)[2]["categories"] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("place", "given"), [("images", SETS), ("labels", SETS), (".", SETS), ("images", {}), (".", {})]
+)
+def test_classes_of_whole_images_are_refused(folder, place, given):
+    images(folder, "images/1.png")
+    put(folder / "data.yaml", "train: images\nval: images\nnames: [cat]\n")
+    put(folder / place / "_classes.csv", "filename, cat\n1.png, 1\n")
+    with pytest.raises(DataError, match=r"_classes\.csv: holds classes of whole images and no boxes"):
+        read(folder, names="data.yaml", **given)
