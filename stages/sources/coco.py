@@ -6,7 +6,10 @@ Fields and records are kept. What a tool writes in its own way and has one meani
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from stages.dataset.image_set import ImageSet, find_file, refused_images
@@ -14,8 +17,8 @@ from stages.project.params_data import Coco
 from stages.sources.coco_boxes import convert_boxes, find_relative
 from stages.sources.coco_categories import Sorted, sort_categories
 from stages.sources.coco_repair import Changes, repair
-from stages.sources.file_names import Matched, list_files, match_names, shown_name
-from stages.sources.image_folder import find_sizes, shown
+from stages.sources.file_names import Matched, list_files, match_names, names_below, shown_name
+from stages.sources.image_folder import find_sizes, image_class_lists, shown
 from yolov7.data.formats.coco import (
     CocoAnnotations,
     Problem,
@@ -26,7 +29,8 @@ from yolov7.data.formats.coco import (
     parse_coco,
     refusal,
 )
-from yolov7.data.formats.label_files import unsafe_name
+from yolov7.data.formats.label_files import collected, raise_together, unsafe_name
+from yolov7.data.image_kind import kind_of_file
 from yolov7.errors import DataError
 
 _HINTS = 10
@@ -52,19 +56,50 @@ class _Set:
 def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
     """The sets of `parameters`, by split or `all`; paths are relative to `base`.
 
-    Raises :class:`DataError` for a bad annotation file, with all that is wrong with it, and for a missing image folder.
+    Raises one :class:`DataError` for all problems of all sets: bad annotation files, each with all that is wrong with
+    it, and missing image folders.
     """
+    problems: list[DataError] = []
     sets: dict[str, _Set] = {}
     for name, one in parameters.given("data.coco").items():
         path, root, changes = base / one.annotations, base / one.images, Changes()
-        document = parse_coco(path)
         if not root.is_dir():
-            raise DataError(f"no such image folder; see data.coco.{name}.images in params.yaml", path=root)
-        repair(document, changes)
-        sets[name] = _Set(f"data.coco.{name}", path, root, document, changes, [], [])
+            message = f"no such image folder; see data.coco.{name}.images in params.yaml"
+            problems.append(DataError(message, path=root))
+        with collected(problems):
+            document = parse_coco(path)
+            repair(document, changes)
+            sets[name] = _Set(f"data.coco.{name}", path, root, document, changes, [], [])
+        problems += image_class_lists([root, path.parent], base)
     for name, found in sort_categories({name: one.document for name, one in sets.items()}, parameters).items():
         _take(sets[name], found)
-    return {name: _image_set(one, parameters) for name, one in sets.items()}
+    result: dict[str, ImageSet] = {}
+    for name, found_set in sets.items():
+        with collected(problems):
+            result[name] = _image_set(found_set, parameters)
+    raise_together(problems)
+    return _with_unnamed(result)
+
+
+def _with_unnamed(sets: Mapping[str, ImageSet]) -> dict[str, ImageSet]:
+    """The sets, with a note on images of their folders that no record of any set names, once per folder."""
+    roots = {name: os.path.realpath(images.root) for name, images in sets.items()}
+    known = {_below(roots[name], record["file_name"]) for name, one in sets.items() for record in one.coco.images}
+    result: dict[str, ImageSet] = {}
+    for name, images in sets.items():
+        files = ((_below(roots[name], file), file) for file in names_below(images.root))
+        own = {path: file for path, file in files if path not in known}
+        known |= own.keys()
+        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+            kinds = zip(own.values(), pool.map(kind_of_file, map(Path, own)), strict=True)
+            unnamed = [file for file, kind in kinds if kind is not None]
+        note = f"{len(unnamed)} images are named by no record and were left out: {shown(unnamed)}"
+        result[name] = replace(images, notes=(*images.notes, note)) if unnamed else images
+    return result
+
+
+def _below(root: str, name: str) -> str:
+    return os.path.normpath(f"{root}/{name}")
 
 
 def _take(one: _Set, found: Sorted) -> None:
@@ -74,7 +109,8 @@ def _take(one: _Set, found: Sorted) -> None:
 
 def _image_set(one: _Set, parameters: Coco) -> ImageSet:
     records = _images(one.document)
-    one.problems += [*find_relative(one.document, parameters), *_name_files(one, records)]
+    one.problems += find_relative(one.document, parameters)
+    one.problems += _name_files(one, records) if one.root.is_dir() else []
     if one.problems:
         raise refusal(one.problems, one.path)
     coco = coco_of(one.document, one.path)

@@ -220,6 +220,11 @@ def _note(steps: Sequence[str], pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def list_files(root: Path) -> FileNames:
+    """All files of :func:`names_below`, to be found by their names."""
+    return FileNames(names_below(root), root=root)
+
+
+def names_below(root: Path) -> list[str]:
     """All files below a folder. Hidden ones, links to folders and names that no annotation can hold are left out."""
     found: list[str] = []
     for folder, folders, files in os.walk(root):
@@ -227,7 +232,7 @@ def list_files(root: Path) -> FileNames:
         inside = os.path.relpath(folder, root).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
         found += [prefix + name for name in files if not name.startswith(".") and is_utf8(prefix + name)]
-    return FileNames(sorted(found), root=root)
+    return sorted(found)
 
 
 def shown_name(written: str) -> str:

@@ -21,6 +21,9 @@ _EXTENSION = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}|\.3fr")
 """Not the number of a frame, as in `camera.0001`."""
 
 
+_CLASS_LIST = "_classes.csv"
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """The images of a folder, told by their content."""
@@ -156,6 +159,23 @@ def find_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     for name, size in zip(unsized, decoded, strict=True):
         sizes[name] = (0, 0) if isinstance(size, Died) or size is None else size
     return sizes
+
+
+def image_class_lists(folders: Iterable[Path], base: Path) -> list[DataError]:
+    """An error for every `_classes.csv` of Roboflow in the folders, and in those above them up to `base`."""
+    top = base.resolve()
+    around = (
+        above
+        for folder in dict.fromkeys(path.resolve() for path in folders)
+        for above in (folder, *folder.parents)
+        if above.is_relative_to(top)
+    )
+    lists = [folder / _CLASS_LIST for folder in dict.fromkeys(around) if (folder / _CLASS_LIST).is_file()]
+    message = (
+        "holds classes of whole images and no boxes (Roboflow's multi-class export), which a detector cannot learn; "
+        "export the boxes, or remove this file if the labels beside it are those of objects"
+    )
+    return [DataError(message, path=path) for path in lists]
 
 
 def shown(names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.dataset.image_set import ImageSet
 from stages.project.params_data import Yolo
+from stages.sources.image_folder import image_class_lists
 from stages.sources.yolo_names import find_names
 from stages.sources.yolo_splits import SetFiles, contradictions, declared_files, given_files
 from yolov7.data.formats.label_files import collected, raise_together
@@ -41,10 +42,13 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
         for name, one in given.items():
             with collected(problems):
                 files[name] = given_files(one, base, f"data.yolo.{name}", problems)
+            problems += image_class_lists([base / one.images, base / one.labels], base)
     else:
         with collected(problems):
             files, more = declared_files(declared, base, problems)
             notes += more
+        folders = {(found.root / image.file_name).parent for found in files.values() for image in found.images}
+        problems += image_class_lists([declared.path.parent, *sorted(folders)], base)
     raw: dict[str, list[list[RawRow]]] = {}
     for name, found in files.items():
         with collected(problems):
@@ -52,6 +56,8 @@ def read_yolo_sets(parameters: Yolo, base: Path) -> dict[str, ImageSet]:
     wanted = RowFormat(parameters.rows, parameters.keypoints or declared.keypoints, parameters.extra_column)
     if wanted.kind == "pose" and wanted.keypoints is None:
         problems.append(DataError("data.yolo.rows is pose; give data.yolo.keypoints, for example [17, 3]", path=base))
+    if declared.keypoints is not None and wanted.kind not in ("auto", "pose"):
+        notes.append(f"`kpt_shape` {list(declared.keypoints)} does not count: data.yolo.rows is {wanted.kind}")
     rows, guessed, ambiguous = settle(chain.from_iterable(chain.from_iterable(raw.values())), wanted)
     if ambiguous is not None:
         problems.append(DataError(ambiguous, path=base))
@@ -111,6 +117,8 @@ def _notes(found: SetFiles, counts: RowCounts, rows: RowFormat) -> list[str]:
             notes.append(f"{number} {words} ({named_counts(sorted(converted.items()))})")
     if counts.kinds["pose"]:
         notes.append(f"the keypoints of {counts.kinds['pose'].total()} objects were left out, their boxes were read")
+        if boxes := counts.kinds["box"].total():
+            notes.append(f"{boxes} rows without keypoints beside them were read as boxes (data.yolo.rows: pose)")
     if counts.cut:
         notes.append(f"{counts.cut} oriented boxes reach beyond their image and were cut")
     if counts.extra:

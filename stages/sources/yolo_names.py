@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from yolov7.data.formats.yolo_declared import Declared, read_declared
 from yolov7.errors import DataError
 
 _NOTES = "notes.json"
-_OTHERS = ("data.yaml", "data.yml", "dataset.yaml", "data_config.yaml", "obj.names", "classes.txt", _NOTES)
+_LIST = "classes.txt"
+_OTHERS = ("data.yaml", "data.yml", "dataset.yaml", "data_config.yaml", "obj.names", _LIST, _NOTES)
 """Files in which tools write class names."""
 
 
@@ -27,10 +28,15 @@ def find_names(names: tuple[str, ...] | str, base: Path, label_folders: Iterable
         declared, folder = Declared(base / "params.yaml", dict(enumerate(names))), base
     notes = [f"{declared.path.name}: {note}" for note in declared.notes]
     own = "data.yolo.names" if not isinstance(names, str) else declared.path.name
-    files = [folder / name for name in _OTHERS] + [path / "classes.txt" for path in label_folders]
+    files = _in_any_case(folder, _OTHERS) + [file for path in label_folders for file in _in_any_case(path, (_LIST,))]
     others = list(_read(dict.fromkeys(path for path in files if path.is_file() and path != base / str(names)), notes))
-    numbered = next((other for other in others if other.path.name == _NOTES), None)
-    if isinstance(names, str) and declared.path.suffix == ".txt" and numbered and numbered.names != declared.names:
+    numbered = next((other for other in others if other.path.name.lower() == _NOTES), None)
+    if (
+        isinstance(names, str)
+        and declared.path.suffix.lower() == ".txt"
+        and numbered
+        and numbered.names != declared.names
+    ):
         difference = _difference(own, declared, _NOTES, numbered)
         notes.append(f"{difference}: the rows are read with the numbers of {_NOTES}")
         declared, own = replace(declared, names=numbered.names), _NOTES
@@ -41,6 +47,12 @@ def find_names(names: tuple[str, ...] | str, base: Path, label_folders: Iterable
             declared = replace(declared, keypoints=other.keypoints)
             notes.append(f"{other.path.name} declares `kpt_shape` {list(other.keypoints)}: the rows are read with it")
     return declared, notes
+
+
+def _in_any_case(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files of these names, also `CLASSES.TXT`, in the order of the names."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for name in names for file in there if file.name.lower() == name]
 
 
 def _read(files: Iterable[Path], notes: list[str]) -> Iterator[Declared]:

@@ -44,7 +44,10 @@ def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError])
     files = images_below(root, key=f"{key}.images")
     names = files.names
     found = files_below(label_root, (".txt",), key=f"{key}.labels")
-    labels = {stem_of(label): label_root / label for label in found if label.rpartition("/")[2] not in _NO_LABELS}
+    found = [label for label in found if label.rpartition("/")[2].lower() not in _NO_LABELS]
+    with collected(problems):
+        by_stem(found, label_root)
+    labels = {stem_of(label): label_root / label for label in found}
     labels = _in_letters_of(labels, names)
     _check_orphans(labels, files, label_root, root, problems)
     known = {stem_of(name): name for name in names}
@@ -148,13 +151,14 @@ def _files(split: str, places: Sequence[Path], declared: Declared, base: Path, p
     labels = {name: _label_of(name, label_folder, places, root) for name in names}
     with collected(problems):
         by_stem(names, root)
-    for folder in {path.parent for path in labels.values()}:
-        beside = {file for file in folder.glob("*.txt") if file.name not in _NO_LABELS} if folder.is_dir() else set()
-        used = {unicodedata.normalize("NFC", str(label)) for label in labels.values()}
+    beside = {folder: _text_files(folder) for folder in {path.parent for path in labels.values()}}
+    used = {_spelled(label) for label in labels.values()}
+    for folder in beside:
         unused = {
             stem_of(file.relative_to(root).as_posix()): file
-            for file in beside
-            if unicodedata.normalize("NFC", str(file)) not in used
+            for wanted, files_of in beside[folder].items()
+            for file in files_of
+            if wanted not in used and file.name.lower() not in _NO_LABELS
         }
         # A list chooses images, so that labels of others are no surprise; nor are lists among the labels.
         if all(place.is_dir() for place in places) and folder != root:
@@ -164,16 +168,36 @@ def _files(split: str, places: Sequence[Path], declared: Declared, base: Path, p
     chosen: list[tuple[str, Path | None]] = []
     for name, label in labels.items():
         with collected(problems):
-            chosen.append((name, _plain_file(label, root)))
+            chosen.append((name, _plain_file(label, beside[label.parent].get(_spelled(label), []), root)))
     images = _with_sizes(root, chosen, problems)
     return SetFiles(root, root, images, key, tuple(notes))
 
 
-def _plain_file(label: Path, root: Path) -> Path | None:
-    """The label file; None if there is none. Raises :class:`DataError` for links out of `root`, pipes and folders."""
-    if not label.name.isascii() and not label.exists():
-        forms = (label.with_name(unicodedata.normalize(form, label.name)) for form in ("NFC", "NFD"))
-        label = next((form for form in forms if form.exists()), label)
+def _text_files(folder: Path) -> dict[str, list[Path]]:
+    """The files that end in `.txt`, in any case, by their path in one spelling."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.suffix.lower() == ".txt":
+            found.setdefault(_spelled(file), []).append(file)
+    return found
+
+
+def _spelled(label: Path) -> str:
+    """A path that ends in `.txt`, in composed letters."""
+    return unicodedata.normalize("NFC", str(label.with_suffix(".txt")))
+
+
+def _plain_file(label: Path, found: Sequence[Path], root: Path) -> Path | None:
+    """The label file; None if there is none. `found`: the files that may be it, in other letters or with `.TXT`.
+
+    Raises :class:`DataError` for two of them, links out of `root`, pipes and folders.
+    """
+    cases = [file.name for file in found if len({stem_of(one.name) for one in found}) == 1]
+    if len(cases) > 1:
+        message = f"{' and '.join(map(repr, cases))} are labels of one image; remove one of them"
+        raise DataError(message, path=label.parent)
+    if found and label not in found:
+        label = found[0]
     if not label.is_file():
         if label.exists() or label.is_symlink():
             raise DataError("is not a file; remove it", path=label)

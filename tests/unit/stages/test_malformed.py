@@ -434,7 +434,10 @@ def test_names_that_differ_in_case_only_are_noted(coco, tmp_path):
     (coco / "train/annotations.json").write_text(json.dumps(document(images=[image(7, "a.jpg"), image(8, "A.jpg")])))
     bring(coco, tmp_path / "out")
     notes = json.loads((tmp_path / "out/dataset.json").read_text())["notes"]
-    assert notes == ["train: 1 file names differ only in case and clash on other systems: 'A.jpg' and 'a.jpg'"]
+    assert notes == [
+        "train: 1 images are named by no record and were left out: 'b.jpg'",
+        "train: 1 file names differ only in case and clash on other systems: 'A.jpg' and 'a.jpg'",
+    ]
 
 
 def test_an_image_that_takes_too_much_processor_time_is_refused_by_name(tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ class VocObject:
     crowd: bool = False
     """`<iscrowd>1`, which :func:`write_voc` writes for COCO's crowds."""
     extra: tuple[tuple[str, int | str], ...] = ()
-    """`difficult`, `truncated`, `occluded` (0 or 1) and `pose`, if the file has them."""
+    """`difficult`, `truncated`, `occluded` (0 or 1) and `pose`, if the file has them; `ignore`, if it is set."""
     rotation: float = 0.0
     """Degrees, clockwise about the centre of the box, from an attribute `rotation` (CVAT)."""
     unknown_flags: tuple[str, ...] = ()
@@ -196,6 +196,8 @@ def _object(element: Element, number: int, path: Path) -> VocObject:
     for key in ("difficult", "truncated", "occluded"):
         if element.find(key) is not None:
             extra.append((key, _flag(element, key)))
+    if _is_ignored(element):
+        extra.append(("ignore", 1))
     pose = _text(element, "pose")
     if pose and pose != "Unspecified":
         extra.append(("pose", pose))
@@ -213,6 +215,13 @@ def _object(element: Element, number: int, path: Path) -> VocObject:
 
 def _flag(element: Element, name: str) -> int:
     return int(_text(element, name).lower() in _SET)
+
+
+def _is_ignored(element: Element) -> bool:
+    """True for a tag `<ignore>`, or an attribute of this name, that is set."""
+    attributes = element.findall("attributes/attribute")
+    named = [one for one in attributes if _text(one, "name").lower() == "ignore"]
+    return bool(_flag(element, "ignore")) or any(_flag(one, "value") for one in named)
 
 
 def _rotation(element: Element, path: Path, where: str) -> float:

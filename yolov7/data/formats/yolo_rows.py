@@ -4,7 +4,7 @@
 | --- | --- |
 | 5 | `class x y w h`: a box |
 | 7, 9, 11, ... | `class x1 y1 x2 y2 ...`: an outline; with 9, also the corners of an oriented box |
-| 5 + points x values | `class x y w h` and keypoints, if `kpt_shape` is declared |
+| 5 + points x values | `class x y w h` and keypoints, if `kpt_shape` is declared, which no other row then fits |
 | one more | a confidence or a track number; or, of 6, `class confidence x y w h` |
 
 All numbers but the class are shares of the image's sides.
@@ -33,11 +33,19 @@ class RowFormat:
     """What the rows of a data set hold."""
 
     kind: RowKind = "auto"
-    """`auto`: boxes and outlines, told apart by their columns; boxes with keypoints if there are `keypoints`."""
+    """`auto`: boxes and outlines, told apart by their columns; only boxes with keypoints if there are `keypoints`.
+    `pose`: boxes with keypoints, and boxes beside them."""
     keypoints: tuple[int, int] | None = None
     """Number of keypoints, and 2 or 3 values for each."""
     extra: ExtraColumn | None = None
     """Meaning of a column beyond those of the kind; None: no such column."""
+    boxes_beside: bool = False
+    """Rows of `pose` may be boxes: set by :func:`settle` if others have keypoints."""
+
+    @property
+    def pose_columns(self) -> int:
+        """Columns of a box with its keypoints; 0 without `keypoints`."""
+        return 0 if self.keypoints is None else 5 + self.keypoints[0] * self.keypoints[1]
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,9 @@ def settle(rows: Iterable[RawRow], declared: RowFormat) -> tuple[RowFormat, list
 
     Returns the format, notes on what was guessed, and the reason why the rows are ambiguous (None: they are not).
     """
+    if declared.kind == "pose" and declared.keypoints is not None:
+        widths = {declared.pose_columns, declared.pose_columns + (declared.extra is not None)}
+        return replace(declared, boxes_beside=any(len(row.columns) in widths for row in rows)), [], None
     if declared.kind not in ("auto", "box"):
         return declared, [], None
     sixth: list[str] = []
@@ -144,6 +155,9 @@ def parse_row(raw: RawRow, names: Mapping[int, str], rows: RowFormat) -> Row | s
         if rows.extra != "track_id" and not 0 <= more <= 1:
             return f"{_shown(text)} is not a confidence from 0 to 1; data.yolo.extra_column says there is one"
     if kind == "pose":
+        contradiction = _not_visibilities(columns, values, rows)
+        if contradiction is not None:
+            return contradiction
         del values[4:], columns[4:]
     # The corners of an oriented box may lie outside.
     low, high = (-1.0, 2.0) if rows.kind == "obb" else (-TOLERANCE, 1 + TOLERANCE)
@@ -154,6 +168,19 @@ def parse_row(raw: RawRow, names: Mapping[int, str], rows: RowFormat) -> Row | s
     return Row(raw.line, int(label), kind, tuple(values), extra)
 
 
+def _not_visibilities(columns: Sequence[str], values: Sequence[float], rows: RowFormat) -> str | None:
+    """Why a row is not the keypoints that only `kpt_shape` declares: outlines have as many columns."""
+    if rows.kind != "auto" or rows.keypoints is None or rows.keypoints[1] != 3:
+        return None
+    other = next((place for place in range(6, len(values), 3) if values[place] not in (0, 1, 2)), None)
+    if other is None:
+        return None
+    return (
+        f"{_shown(columns[other])} is not the visibility of a keypoint (0, 1 or 2), which `kpt_shape` declares; set "
+        "data.yolo.rows: polygon if the rows are outlines, pose if they are keypoints all the same"
+    )
+
+
 def _kind(count: int, rows: RowFormat) -> tuple[Literal["box", "polygon", "obb", "pose"] | None, bool]:
     """The kind of a row with this number of columns, and whether one of them is extra."""
     candidates = [(count, False)] if rows.extra is None else [(count, False), (count - 1, True)]
@@ -161,13 +188,14 @@ def _kind(count: int, rows: RowFormat) -> tuple[Literal["box", "polygon", "obb",
         if extra and rows.extra == "confidence_second" and plain != 5:
             continue
         if rows.kind in ("auto", "pose") and rows.keypoints is not None:
-            if plain == 5 + rows.keypoints[0] * rows.keypoints[1]:
+            if plain == rows.pose_columns:
                 return "pose", extra
         elif rows.kind in ("auto", "polygon") and plain >= 7 and plain % 2:
             return "polygon", extra
         if rows.kind == "obb" and plain == 9:
             return "obb", extra
-        if rows.kind in ("auto", "box", "pose") and plain == 5:
+        may_be_box = rows.kind == "box" or (rows.kind == "auto" and rows.keypoints is None) or rows.boxes_beside
+        if may_be_box and plain == 5:
             return "box", extra
     return None, False
 
@@ -177,7 +205,13 @@ def _wrong_count(count: int, rows: RowFormat) -> str:
         expected = "an oriented box has 9 (class and four corners)"
     elif rows.kind in ("auto", "pose") and rows.keypoints is not None:
         number, values = rows.keypoints
-        expected = f"a box has 5, and {5 + number * values} with its {number} keypoints of {values} values"
+        expected = f"a box has {rows.pose_columns} with its {number} keypoints of {values} values, as "
+        expected += "`kpt_shape` declares" if rows.kind == "auto" else "data.yolo.rows: pose declares"
+        if count == 5:
+            expected += "; set data.yolo.rows: box if the rows are boxes"
+            expected += ", pose if only some have keypoints" if rows.kind == "auto" else ""
+        elif count >= 7 and count % 2:
+            expected += "; set data.yolo.rows: polygon if the rows are outlines, obb if they are oriented boxes"
     elif rows.kind == "box":
         expected = "a box has 5 (class x y w h), and data.yolo.rows is box"
     elif rows.kind == "polygon":

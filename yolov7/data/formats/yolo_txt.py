@@ -60,7 +60,7 @@ class RowCounts:
     """File, line and reason."""
     repeated: list[str] = field(default_factory=list)
     kinds: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """Objects that were not written as boxes, by kind and class name: `polygon`, `obb`, `pose`, `rotated`."""
+    """Objects by kind and class name: `box`, `polygon`, `obb`, `pose`; and `rotated`, some of the others."""
     extra: int = 0
     """Rows whose confidence or track number was left out."""
     cut: int = 0
@@ -170,8 +170,7 @@ def _good_rows(
 
 def _geometry(row: Row, image: YoloImage, name: str, counts: RowCounts) -> Record:
     """Box, area and outline in pixels."""
-    if row.kind != "box":
-        counts.kinds[row.kind][name] += 1
+    counts.kinds[row.kind][name] += 1
     if len(row.values) == 4:
         x, y, w, h = row.values
         width, height = w * image.width, h * image.height

@@ -8,8 +8,10 @@ import math
 import unicodedata
 
 import pytest
-from exports import FISH, HEIGHT, WIDTH, Export, box, bring_in, image
+from exports import FISH, HEIGHT, WIDTH, Export, box, bring_in, image, picture
 
+from stages.project.params_data import Coco
+from stages.sources.coco import read_coco_sets
 from yolov7.errors import DataError
 
 RING = [2, 3, 12, 3, 12, 15, 2, 15]
@@ -308,7 +310,7 @@ def test_all_problems_of_a_file_in_one_message(tmp_path):
         files=("2.jpg",),
     )
     with pytest.raises(DataError) as caught:
-        bring_in(tmp_path, export)
+        bring_in(tmp_path, export, Export([box()]))
     text = str(caught.value)
     for words in ("`width` is 'wide'", "`category_id` is None", "(and 1 more)", "`bbox` is [1, 2, 3]", "`area`",
                   "`name` is 5", "image 1: 'gone.jpg' is missing"):  # fmt: skip
@@ -324,3 +326,45 @@ def test_an_address_of_another_image_and_an_outline_elsewhere_are_counted(tmp_pa
     made = bring_in(tmp_path, export)
     assert "1 images have the file_name of one image and the address of another; file_name counts" in made.notes
     assert "1 of 2 objects have a box and an outline that disagree; the box counts: fish 1" in made.notes
+
+
+def test_problems_of_all_sets_are_in_one_message(tmp_path):
+    train = Export([box(bbox=[1, 2, 3])])
+    val = Export([box()], images=[image(name="lost.jpg")], categories=[{"id": "x"}])
+    with pytest.raises(DataError) as caught:
+        bring_in(tmp_path / "records", train, val)
+    for words in ("train.json", "val.json", "lost.jpg", "bbox", "2 problems in all"):
+        assert words in str(caught.value)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/val.json").write_text("{")
+    sets = {split: {"images": split, "annotations": f"{split}.json"} for split in ("train", "val")}
+    with pytest.raises(DataError) as caught:
+        read_coco_sets(Coco.model_validate(sets), tmp_path / "files")
+    for words in ("files/train.json", "files/val.json", "data.coco.train.images", "data.coco.val.images"):
+        assert words in str(caught.value)
+
+
+def test_images_that_no_record_of_any_set_names_are_counted(tmp_path):
+    export = Export([box()], files=("1.jpg", "sub/2.jpg", "sub/3.jpg"))
+    made = bring_in(tmp_path / "apart", export)
+    assert "2 images are named by no record and were left out: 'sub/2.jpg', 'sub/3.jpg'" in made.notes
+    folder = tmp_path / "shared"
+    for number, split in enumerate(("train", "val"), 1):
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / f"images/{number}.jpg").write_bytes(picture(number))
+        (folder / "images/readme.txt").write_text("no image")
+        (folder / f"{split}.json").write_text(json.dumps(Export([], images=[image(number)]).document()))
+    sets = {split: {"images": "images", "annotations": f"{split}.json"} for split in ("train", "val")}
+    read = read_coco_sets(Coco.model_validate(sets), folder)
+    assert not any("named by no record" in note for one in read.values() for note in one.notes)
+    (folder / "images/3.jpg").write_bytes(picture(3))
+    read = read_coco_sets(Coco.model_validate(sets), folder)
+    assert [sum("1 images are named" in note for note in one.notes) for one in read.values()] == [1, 0]
+
+
+@pytest.mark.parametrize("place", ["train", "."])
+def test_classes_of_whole_images_are_refused(tmp_path, place):
+    (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / place / "_classes.csv").write_text("filename, fish\n1.jpg, 1\n")
+    with pytest.raises(DataError, match=r"_classes\.csv: holds classes of whole images and no boxes"):
+        bring_in(tmp_path, Export([box()]))

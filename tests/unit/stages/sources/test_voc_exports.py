@@ -185,3 +185,17 @@ def test_an_object_with_two_names_or_boxes_is_refused(folder, more):
     put(folder / "xml/a.xml", xml("a.png", item(more=more)))
     with pytest.raises(DataError, match=r"object 1 \(cat\): <(name|bndbox)> is given 2 times"):
         read(folder)
+
+
+def test_objects_marked_ignore_are_counted(folder):
+    def attribute(value: str) -> str:
+        return f"<attributes><attribute><name>ignore</name><value>{value}</value></attribute></attributes>"
+
+    marks = [attribute("True"), attribute("False"), "<ignore>1</ignore>"]
+    put(
+        folder / "xml/a.xml",
+        xml("a.png", *(item(box=(place, 5, 20, 21), more=more) for place, more in enumerate(marks))),
+    )
+    notes, _, train = read(folder)
+    assert "2 of 3 objects are marked ignore, but learned and counted: cat 2" in notes
+    assert len(train["boxes"]) == 3

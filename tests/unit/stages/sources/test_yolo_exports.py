@@ -134,15 +134,47 @@ def test_oriented_boxes_become_upright_and_are_counted(folder):
 POSE = "0 .5 .5 .4 .4 .4 .4 2 0 0 0\n0 .5 .5 .2 .2\n"
 
 
-@pytest.mark.parametrize(("shape", "row"), [((2, 3), POSE), ((2, 2), "0 .5 .5 .4 .4 .4 .4 -1 -1\n0 .5 .5 .2 .2\n"),
-                                            ((1, 2), "0 .5 .5 .4 .4 .4 .4\n0 .5 .5 .2 .2")])  # fmt: skip
+@pytest.mark.parametrize(("shape", "row"), [((2, 3), POSE.splitlines()[0]), ((1, 2), "0 .5 .5 .4 .4 .4 .4"),
+                                            ((2, 2), "0 .5 .5 .4 .4 .4 .4 -1 -1")])  # fmt: skip
 def test_keypoints_are_read_as_declared(folder, shape, row):
     notes, _, train = rows(folder, row, f"names: [cat]\nkpt_shape: {list(shape)}\n")
     assert train["boxes"][0] == [12, 12, 16, 16] and "the keypoints of 1 objects were left out" in " ".join(notes)
     by_params = rows(folder, row, rows="pose", keypoints=list(shape))[2]
     assert by_params == train
-    with pytest.raises(DataError, match=rf"9 columns; a box has 5|9 with its {shape[0]}|7 columns"):
+    with pytest.raises(DataError, match=rf"[97] columns; a box has .* with its {shape[0]} keypoints"):
         rows(folder, "0 .1 .1 .2 .1 .2 .2 .1 .2 \n0 .1 .1 .2 .1 .2 .2\n", f"names: [cat]\nkpt_shape: {list(shape)}\n")
+
+
+OUTLINE = "0 .1 .1 .3 .1 .3 .3 .2 .4 .1 .3"
+DECLARED = "names: [cat]\nkpt_shape: [2, 3]\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "switch"),
+    [
+        ("0 .5 .5 .2 .2", "5 columns; a box has 11 with its 2 keypoints", "box"),
+        ("0 .1 .1 .3 .1 .3 .3", "7 columns; a box has 11 with its 2 keypoints", "polygon"),
+        ("0 .1 .1 .3 .1 .3 .3 .1 .3", "9 columns; a box has 11 with its 2 keypoints", "polygon"),
+        (OUTLINE, "is not the visibility of a keypoint", "polygon"),
+    ],
+)
+def test_rows_that_contradict_kpt_shape_are_refused_with_the_switch(folder, row, words, switch):
+    with pytest.raises(DataError, match=rf"labels/1\.txt: line 1: .*{words}") as caught:
+        rows(folder, row, DECLARED)
+    assert "`kpt_shape` declares" in str(caught.value) and f"set data.yolo.rows: {switch} if" in str(caught.value)
+    notes, _, train = rows(folder, row, DECLARED, rows=switch)
+    assert len(train["boxes"]) == 1
+    assert f"`kpt_shape` [2, 3] does not count: data.yolo.rows is {switch}" in " ".join(notes)
+
+
+def test_boxes_beside_rows_with_keypoints_are_read_once_that_is_said(folder):
+    with pytest.raises(DataError, match=r"line 2.* 5 columns.*pose if only some have keypoints"):
+        rows(folder, POSE, DECLARED)
+    notes, _, train = rows(folder, POSE, DECLARED, rows="pose")
+    assert train["boxes"] == [[12, 12, 16, 16], [16, 16, 8, 8]]
+    assert "1 rows without keypoints beside them were read as boxes" in " ".join(notes)
+    with pytest.raises(DataError, match=r"5 columns; .*data\.yolo\.rows: pose declares; set data\.yolo\.rows: box"):
+        rows(folder, BOX, DECLARED, rows="pose")
 
 
 def test_rows_that_may_be_keypoints_are_refused_with_the_switch(folder):
@@ -180,7 +212,7 @@ def test_label_studio_rows_use_the_numbers_of_its_notes(folder, names):
 
 
 def test_other_files_with_other_names_are_noted(folder):
-    images(folder, "images/1.png")
+    images(folder, "images/1.png", label=POSE.splitlines()[0])
     put(folder / "labels/classes.txt", "dog\nperson\n")
     put(folder / "data.yaml", "names: [cat, person]\nkpt_shape: [2, 3]\n")
     notes = " ".join(read(folder, names=["cat", "person"], **SETS)[0])
@@ -280,3 +312,38 @@ def test_two_keys_for_one_set_with_different_places_are_refused(folder):
     put(folder / "data.yaml", "train: a/images\nval: a/images\nvalidation: b/images\nnames: [cat]\n")
     with pytest.raises(DataError, match=r"`val: a/images` and `validation: b/images` name different places"):
         read(folder, names="data.yaml")
+
+
+@pytest.mark.parametrize("given", [SETS, {}])
+def test_label_files_and_class_lists_in_capitals_are_taken(folder, given):
+    put_image(folder / "images/a.png")
+    put(folder / "labels/a.TXT", BOX)
+    put(folder / "labels/CLASSES.TXT", "dog\n")
+    put(folder / "data.yaml", "train: images\nval: images\nnames: [cat]\n")
+    notes, _, train = read(folder, names="data.yaml", **given)
+    assert train["boxes"] == [[16, 16, 8, 8]] and "no label file" not in " ".join(notes)
+    assert not given or "CLASSES.TXT calls class 0 'dog'" in " ".join(notes)
+    put(folder / "labels/lost.TXT", BOX)
+    with pytest.raises(DataError, match=r"1 label files have no image in .*lost\.TXT"):
+        read(folder, names="data.yaml", **given)
+    (folder / "labels/lost.TXT").unlink()
+    put(folder / "labels/a.txt", "")
+    with pytest.raises(DataError, match=r"'a\.TXT' and 'a\.txt'"):
+        read(folder, names="data.yaml", **given)
+
+
+def test_a_class_list_in_capitals_has_the_numbers_of_label_studio(folder):
+    label_studio(folder)
+    (folder / "classes.txt").rename(folder / "CLASSES.TXT")
+    assert read(folder, names="CLASSES.TXT", **SETS)[2]["categories"] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("place", "given"), [("images", SETS), ("labels", SETS), (".", SETS), ("images", {}), (".", {})]
+)
+def test_classes_of_whole_images_are_refused(folder, place, given):
+    images(folder, "images/1.png")
+    put(folder / "data.yaml", "train: images\nval: images\nnames: [cat]\n")
+    put(folder / place / "_classes.csv", "filename, cat\n1.png, 1\n")
+    with pytest.raises(DataError, match=r"_classes\.csv: holds classes of whole images and no boxes"):
+        read(folder, names="data.yaml", **given)
