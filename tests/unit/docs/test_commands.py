@@ -42,7 +42,7 @@ PLACEHOLDERS = {
     "FLOW/NAME": "flow/name",
 }
 WITHOUT_ARGUMENTS = ("stages.deliver", "stages.ingest", "flows.demo")
-SHOWN = ("README.md: ┃ variant", "README.md: ingest -> validate")
+SHOWN = ("README.md: variant  ", "README.md: ingest -> validate")
 """Output and sketches."""
 
 
