@@ -23,6 +23,7 @@ from yolov7.config import (
     train_parameters,
 )
 from yolov7.errors import ConfigError
+from yolov7.model.variants import list_variants
 from yolov7.presets import PRESETS, YOLOV7
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -208,7 +209,6 @@ def write(tmp_path: Path, change: dict) -> Path:
     [
         ({"exprot": {}}, ["exprot", "export"]),
         ({"variants": ["yolov7-tny"]}, ["yolov7-tny", "yolov7-tiny"]),
-        ({"variants": ["yolov7-x"]}, ["per_variant", "yolov7-x: {}"]),
         ({"per_variant": {"yolov7-tiny": {"epocs": 3}}}, ["per_variant.yolov7-tiny", "epocs", "epochs"]),
         ({"data": {"source": "coco"}}, ["data.coco"]),
         ({"data": {"digits": {"digits_per_image": [4, 2]}}}, ["digits_per_image"]),
@@ -235,6 +235,21 @@ def test_a_variant_may_differ_from_the_common_training_parameters(tmp_path):
     train = params.train_for("yolov7-tiny")
     assert (train.epochs, train.optimizer.momentum) == (7, 0.5)
     assert train.optimizer.name == "adamw"
+
+
+def test_a_variant_without_an_entry_is_refused(tmp_path):
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del values["per_variant"]["yolov7-x"]
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({**values, "variants": ["yolov7-x"]}))
+    with pytest.raises(ConfigError, match=r"per_variant: no entry for 'yolov7-x'; add `yolov7-x: \{\}`"):
+        params_module.load(path)
+
+
+@pytest.mark.parametrize("variant", list_variants())
+def test_another_variant_is_one_change(tmp_path, variant):
+    params = params_module.load(write(tmp_path, {"variants": [variant]}))
+    assert params.train_for(variant).preset == "small"
 
 
 def test_without_a_preset_a_variant_trains_by_its_own_recipe(tmp_path):
