@@ -2,12 +2,18 @@
 
 Source: reference sheet: yolov9-training, sections 5 to 7.
 
+Assignment and loss of two heads dispatch about 460 operations and wait for the device 6 times, for a batch of any size
+that is one chunk. 132 of them are three CIoUs (all pairs, contested cells, positives), each of which needs the result
+of the one before; 54 are the nine that each of the six maps costs. Stacking the maps would save some of these, for a
+copy of all of them: on a CPU that costs more than the operations.
+
 Legend: H heads, B images, L levels, N cells of an image, C classes, K bins of a distance, R = 4 * max(K, 1) box
 channels, T targets, P matches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -123,6 +129,10 @@ class AlignedCriterion(Criterion):
         """See :class:`Criterion`: from 1 on, an object has no cell's centre inside in more than half of the places."""
         inside = (sizes / self.strides[0]).clamp(max=1).prod(1)
         return 0.5 / inside
+
+    def largest_side(self) -> float:
+        """See :class:`Criterion`: twice what the bins of the largest stride reach."""
+        return 2 * (self.bins - 1 - REACH) * self.strides[-1] if self.bins else math.inf
 
     def levels(self) -> tuple[LevelPicture, ...]:
         """See :class:`Criterion`."""
