@@ -2,23 +2,32 @@
 
 One line for each case: milliseconds of forward (assignment and loss) and of backward down to the raw maps, dispatched
 operations (views included), and, with `--share`, the share in a training step of yolov7-tiny on the same images.
+
+Then YOLOv9's (`--aligned-only`: nothing else) beside the same on dense tables (`dense_aligned.py`), each in a process
+of its own: least processor milliseconds, peak memory above that of the maps (their gradients included), and operations.
+It fails if the positives differ, or the losses by more than 1e-5.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+from dense_aligned import BINS, dense_loss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolov7.config import AnchorLoss
-from yolov7.loss import anchor_criterion
+from yolov7.assign import Matches, cells_of
+from yolov7.config import AlignedLoss, AnchorLoss
+from yolov7.loss import AlignedCriterion, anchor_criterion
+from yolov7.memory import peak_memory_gib
 
 P5 = [[(12, 16), (19, 36), (40, 28)], [(36, 75), (76, 55), (72, 146)], [(142, 110), (192, 243), (459, 401)]]
 P6 = [
@@ -127,20 +136,110 @@ def training_step(case: Case, repeats: int) -> float:
     return median(step, repeats)
 
 
+STRIDES = (8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """What one process measured."""
+
+    forward: float
+    backward: float
+    peak: float
+    operations: int
+    total: float
+    positives: set[tuple[int, ...]]
+    """Head, image, cell, target."""
+
+
+def ours(heads: int) -> Callable[[list[Tensor], Tensor], tuple[Tensor, list[Tensor]]]:
+    criterion = AlignedCriterion(
+        AlignedLoss(), strides=STRIDES, num_classes=80, bins=BINS, auxiliary=heads > 1
+    )  # the published gains
+    assigner = criterion.assigner
+    seen: list[Matches] = []
+    criterion.assigner = lambda *given: seen.append(assigner(*given)) or seen[-1]  # type: ignore[func-returns-value]
+
+    def loss(raw: list[Tensor], targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+        total = criterion(raw, targets).total
+        maps, image, _, row, column, target = seen.pop().lines
+        cells = cells_of(tuple(tuple(part.shape[2:]) for part in raw[:3]), STRIDES, raw[0].device)  # type: ignore[misc]
+        found = torch.stack((image, cells.numbers(maps % 3, row, column), target), 1)
+        return total, [found[maps // 3 == head] for head in range(heads)]
+
+    return loss
+
+
+def measure_aligned(dense: bool, heads: int, images: int, side: int, objects: int, repeats: int) -> Aligned:
+    """In a fresh process, because its peak memory counts."""
+    torch.set_num_threads(1)
+    loss = (lambda raw, targets: dense_loss(raw, targets, STRIDES)) if dense else ours(heads)
+
+    def batch(images: int, side: int, objects: int) -> tuple[list[Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(images, 4 * BINS + 80, side // s, side // s) for s in STRIDES * heads]
+        raw = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        return raw, Case(images, objects, side).targets()
+
+    raw, targets = batch(1, 128, 3)
+    torch.autograd.grad(loss(raw, targets)[0], raw)  # loads what is loaded once
+    raw, targets = batch(images, side, objects)
+    before = peak_memory_gib()
+    times = []
+    for number in range(repeats):
+        start = time.process_time()
+        total, positives = loss(raw, targets)
+        between = time.process_time()
+        torch.autograd.grad(total, raw)
+        times.append((between - start, time.process_time() - between))
+        if not number:
+            peak = peak_memory_gib() - before
+    with Count() as count:
+        loss(raw, targets)
+    found = {(head, *row) for head, part in enumerate(positives) for row in part.tolist()}
+    forward, backward = map(min, zip(*times, strict=True))  # other work on the machine only adds
+    return Aligned(forward, backward, 1024 * peak, count.operations, total.item(), found)
+
+
+def compare_aligned(repeats: int) -> None:
+    print("YOLOv9, 16 images of 640 px, 20 objects each, 80 classes")
+    print("heads  method forward ms backward ms  sum  peak MiB  ops")
+    for heads in (1, 2):
+        results = []
+        for dense in (True, False):
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                found = pool.submit(measure_aligned, dense, heads, 16, 640, 20, repeats).result()
+            figures = 1e3 * found.forward, 1e3 * found.backward, 1e3 * (found.forward + found.backward), found.peak
+            line = " ".join(f"{value:9.0f}" for value in figures)
+            print(f"{heads:5d} {'dense' if dense else 'ours':>7} {line} {found.operations:4d}", flush=True)
+            results.append(found)
+        plain, own = results
+        assert plain.positives == own.positives, f"{len(plain.positives ^ own.positives)} positives differ"
+        assert abs(plain.total - own.total) <= 1e-5 * plain.total, (plain.total, own.total)
+        faster = (plain.forward + plain.backward) / (own.forward + own.backward)
+        print(f"  {len(own.positives)} equal positives; {faster:.1f} times faster, {plain.peak / own.peak:.1f} smaller")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--share", action="store_true", help="compare with training steps of yolov7-tiny (slow at 640)")
+    parser.add_argument("--aligned-only", action="store_true", help="YOLOv9 alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if not arguments.aligned_only:
+        compare_cases(arguments.repeats, arguments.share)
+    compare_aligned(arguments.repeats)
+
+
+def compare_cases(repeats: int, share: bool) -> None:
     print("images objects  side      head assigner forward ms backward ms  ops")
     for case in CASES:
-        repeats = arguments.repeats if case.objects < 100 else 1
-        forward, backward, operations = measure(case, repeats)
+        forward, backward, operations = measure(case, repeats if case.objects < 100 else 1)
         line = f"{case.images:6d} {case.objects:7d} {case.side:5d} {'auxiliary' if case.auxiliary else 'lead':>9}"
         line += f" {case.assigner:>8} {1e3 * forward:10.1f} {1e3 * backward:11.1f} {operations:4d}"
-        if arguments.share and not case.auxiliary and case.objects == 8:
+        if share and not case.auxiliary and case.objects == 8:
             step = training_step(case, 1 if case.side > 320 else 3)
             line += f"  {100 * (forward + backward) / (step + forward + backward):.1f} % of {1e3 * step:.0f} ms"
         print(line, flush=True)

@@ -54,6 +54,13 @@ def constant(values: Any, dtype: DTypeLike, device: torch.device) -> torch.Tenso
     return torch.from_numpy(np.asarray(values, dtype=dtype)).to(device)
 
 
+@functools.lru_cache(maxsize=256)
+def cached_constant(values: tuple[Any, ...], dtype: DTypeLike, device: torch.device) -> torch.Tensor:
+    """The same, laid out once: for the few that come in every step. Nobody may change it."""
+    with torch.inference_mode(False):  # training may use tensors that validation built
+        return constant(values, dtype, device)
+
+
 def distributed_backend(device: torch.device) -> str:
     """Backend of the messages between processes: for tensors on the CPU, and for those on `device`."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -98,10 +98,9 @@ def test_losses_and_gradients(case):
 def test_assignment_is_equal(case):
     name, arrays = case
     criterion, raw, targets = built(name, arrays)
-    values, cells = criterion._stacked(raw, len(raw) // 3)
-    matches = criterion._matches(values, cells, Targets.of(targets, torch.device("cpu")), len(raw) // 3)
+    matches = criterion._matches(raw, Targets.of(targets, torch.device("cpu")), len(raw) // 3)
     maps, image, _, row, column, target = matches.lines
-    cell = cells.first[maps % 3] + row * cells.shape[maps % 3, 0] + column
+    cell = criterion._cells(raw[:3]).numbers(maps % 3, row, column)
     for head, part in enumerate(("main", "aux")[: len(raw) // 3]):
         part = "main" if name.startswith("lhg") else part
         mine = maps // 3 == head

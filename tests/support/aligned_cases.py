@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolov7.assign import Predicted, cells_of
+from yolov7.assign import Cells, Predicted, cells_of
 from yolov7.boxes import ciou
 
 STRIDES = (8, 16, 32)
@@ -44,38 +44,48 @@ def random_batch(
     size = (torch.rand(count, 2, generator=generator) * 0.5 + 0.05) * torch.tensor([width, height])
     low = torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) - size)
     boxes = torch.cat((low, low + size), 1)
-    cells = cells_of(sizes_of(height, width), STRIDES, torch.device("cpu"))
-    predicted = torch.rand(heads * images, len(cells), 4, generator=generator) * 40 + 4
+    cells = cells_of(sizes_of(height, width) * heads, STRIDES * heads, torch.device("cpu"))
+    predicted = torch.rand(images, len(cells), 4, generator=generator) * 40 + 4
     centres = cells.centres
     predicted = torch.cat((centres - predicted[..., :2], centres + predicted[..., 2:]), 2)
     for number in range(count):
-        for head in range(heads):
-            near = torch.rand(len(cells), generator=generator) < 0.3
-            noise = torch.randn(int(near.sum()), 4, generator=generator) * 4
-            predicted[head * images + int(image[number]), near] = boxes[number] + noise
-    logits = torch.randn(heads * images, len(cells), classes, generator=generator)
+        near = torch.rand(len(cells), generator=generator) < 0.3
+        noise = torch.randn(int(near.sum()), 4, generator=generator) * 4
+        predicted[int(image[number]), near] = boxes[number] + noise
+    logits = torch.randn(images, len(cells), classes, generator=generator)
     targets = torch.cat((image[:, None].float(), label[:, None].float(), boxes), 1)
-    return Predicted(predicted, logits, cells, heads), targets
+    return predictions_of(predicted, logits, cells, heads), targets
+
+
+def predictions_of(boxes: Tensor, logits: Tensor, cells: Cells, heads: int = 1) -> Predicted:
+    """From boxes (B, N, 4) and logits (B, N, C)."""
+    lengths = [rows * columns for rows, columns in cells.sizes]
+    return Predicted(boxes, logits.transpose(1, 2).split(lengths, 2), cells, heads)
 
 
 def plain_aligned(
     predicted: Predicted, targets: Tensor, *, top_k: int = 10, alpha: float = 0.5, beta: float = 6.0
 ) -> dict[tuple[int, int, int], tuple[int, float]]:
-    """(head, image, cell) -> (row of targets, target score)."""
-    images = len(predicted.boxes) // predicted.heads
+    """(head, image, cell) -> (row of targets, target score); the cells of each head are numbered from 0."""
     found = {}
-    for place, (boxes, logits) in enumerate(zip(predicted.boxes, predicted.logits, strict=True)):
-        head, image = divmod(place, images)
+    own = len(predicted.cells) // predicted.heads
+    logits = torch.cat(list(predicted.logits), 2).transpose(1, 2)
+    for image in range(len(predicted.boxes)):
         rows = [row for row in range(len(targets)) if int(targets[row, 0]) == image]
-        for cell, (row, score) in _one_image(boxes, logits, predicted, targets, rows, top_k, alpha, beta).items():
-            found[head, image, cell] = row, score
+        for head in range(predicted.heads):
+            mine = slice(head * own, head * own + own)
+            centres = predicted.cells.centres[mine]
+            best = _one_image(
+                predicted.boxes[image, mine], logits[image, mine], centres, targets, rows, top_k, alpha, beta
+            )
+            for cell, (row, score) in best.items():
+                found[head, image, cell] = row, score
     return found
 
 
-def _one_image(boxes, logits, predicted, targets, rows, top_k, alpha, beta):  # type: ignore[no-untyped-def]
+def _one_image(boxes, logits, centres, targets, rows, top_k, alpha, beta):  # type: ignore[no-untyped-def]
     if not rows:
         return {}
-    centres = predicted.cells.centres
     overlaps, alignments, wanted = [], [], []
     for row in rows:
         low, high = targets[row, 2:4], targets[row, 4:6]

@@ -11,7 +11,8 @@ all targets of their image. Crowded batches are processed in chunks.
 Ties are settled the same way on every device: the earlier cell, then the earlier target wins. A cell without alignment
 is not chosen.
 
-Legend: H heads, B images, N cells of an image, T targets of all heads, P pairs, S chosen pairs, Q contested cells.
+Legend: H heads, B images, K maps of all heads, N cells of an image in all maps, T targets, P pairs, S chosen pairs,
+Q contested cells. A cell of the batch has the number image * N + cell.
 """
 
 from __future__ import annotations
@@ -19,27 +20,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from yolov7.assign.cells import Cells, Inside, chunks, runs
+from yolov7.assign.cells import Inside, chunks, runs
 from yolov7.assign.matches import Matches, Predicted, Targets
 from yolov7.boxes import ciou
+from yolov7.device import cached_constant
 from yolov7.errors import DataError
 
 EPS = 1e-9
 BITS = (1 << 31) - 1  # a positive float32 sorts as its bits do
 NOBODY = torch.iinfo(torch.int64).max
 
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Pairs of a target and a cell."""
-
-    target: Tensor  # (S,)
-    cell: Tensor  # (S,) image * N + cell
-    overlap: Tensor  # (S,)
-    alignment: Tensor  # (S,)
+Chosen = tuple[Tensor, Tensor, Tensor]
+"""Pairs by target (S,), cell of the batch (S,) and overlap (S,)."""
 
 
 @dataclass(frozen=True)
@@ -58,131 +55,122 @@ class AlignedAssigner:
         """
         return _Assignment(self, predictions, targets).matches()
 
+    def alignment(self, logits: Tensor, overlap: Tensor) -> Tensor:
+        """(P,) alignment of pairs with these logits of the target's class and these overlaps."""
+        return logits.sigmoid() ** self.alpha * overlap**self.beta
+
 
 class _Assignment:
-    """One batch. The images of all heads are B * H images, and each head has its own copy of the targets."""
+    """One batch. Each head has its own copy of the targets: the number of a copy is head * T + target."""
 
     def __init__(self, rule: AlignedAssigner, predictions: Predicted, targets: Targets):
-        self.rule = rule
-        self.boxes, self.logits = predictions.boxes, predictions.logits
-        self.cells: Cells = predictions.cells
-        self.heads = predictions.heads
-        self.images = len(self.boxes) // self.heads
-        self.given = len(targets)
-        image, self.label = targets.index.repeat(self.heads, 1).unbind(1)
-        head = torch.arange(self.heads, device=image.device).repeat_interleave(self.given)
-        self.image = image + head * self.images
-        self.targets = targets.boxes.repeat(self.heads, 1)
-        self.usable = ~targets.unusable.repeat(self.heads)
-        self.unknown = self._unknown(targets)
+        self.rule, self.predictions, self.targets = rule, predictions, targets
+        self.cells = predictions.cells
+        self.boxes = predictions.boxes.flatten(0, 1)  # (B * N, 4)
+        self.images = len(predictions.boxes)
+        self.levels = len(self.cells.sizes) // predictions.heads
 
     def matches(self) -> Matches:
         """See :class:`AlignedAssigner`."""
-        chosen = self._chosen()
-        flat, many = chosen.cell, len(self.boxes) * len(self.cells)
-        wanted = torch.zeros(many, dtype=torch.int32, device=flat.device)
-        wanted.index_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
-        alone = (wanted[flat] == 1).nonzero()[:, 0]
-        kept = _Chosen(*(values[alone] for values in (chosen.target, flat, chosen.overlap, chosen.alignment)))
-        contested = (wanted > 1).nonzero()[:, 0]
-        return self._graded(_joined(kept, self._settled(contested)))
+        target, cell, overlap = self._chosen()
+        wanted = torch.zeros(len(self.boxes), dtype=torch.int32, device=cell.device)
+        wanted.index_add_(0, cell, torch.ones_like(cell, dtype=torch.int32))
+        alone = (wanted[cell] == 1).nonzero()[:, 0]
+        settled = self._settled((wanted > 1).nonzero()[:, 0])
+        return self._graded(_joined((target[alone], cell[alone], overlap[alone]), settled))
 
-    def _unknown(self, targets: Targets) -> Tensor:
-        """(2,) whether a target names an image or a class that does not exist."""
-        limits = self.images, self.logits.shape[2]
-        wrong = [
-            (values < 0) | (values >= limit) for values, limit in zip(targets.index.unbind(1), limits, strict=True)
-        ]
-        # What they point at is never read: the error follows before.
-        return torch.stack([flags.any() if len(flags) else flags.new_zeros(()) for flags in wrong])
-
-    def _chosen(self) -> _Chosen:
+    def _chosen(self) -> Chosen:
         """The best cells of each target."""
-        inside = Inside.of(self.targets, self.usable, self.cells)
-        total, *unknown = torch.cat((inside.counts.sum()[None], self.unknown.long())).tolist()
-        if any(unknown):
-            raise DataError(self._complaint())
+        inside = Inside.of(self.targets.boxes, self.targets.unusable, self.cells)
+        counts = self._counts(inside)
         parts = []
-        for some, count in chunks(inside.counts, total):
-            target, cell = inside.pairs(some, count, self.cells)
-            overlap, alignment = self._measured(target, self.image[target] * len(self.cells) + cell)
-            # Descending by alignment inside each target; the sort is stable, so the earlier cell comes first.
-            order = ((target << 32) | (BITS - alignment.view(torch.int32))).sort(stable=True).indices
-            _, rank = runs(inside.counts[some], count)
-            best = order[((rank < self.rule.top_k) & (alignment[order] > 0)).nonzero()[:, 0]]
-            target = target[best]
-            flat = self.image[target] * len(self.cells) + cell[best]
-            parts.append(_Chosen(target, flat, overlap[best], alignment[best]))
+        for some in chunks(counts.sum(0)):
+            own = counts[:, some]
+            rectangle, place = inside.pairs(some, int(own.sum()))
+            level = torch.div(rectangle, max(own.shape[1], 1), rounding_mode="floor")
+            target = rectangle - level * own.shape[1] + some.start
+            image, label = self.targets.index[target].unbind(1)
+            cell = image * len(self.cells) + self.cells.first[level] + place
+            overlap = self._overlap(target, cell)
+            logits = self.predictions.logits_at(image, label, place, own.sum(1).tolist())
+            best = self._best(self._copy(level, target), self.rule.alignment(logits, overlap))
+            parts.append((target[best], cell[best], overlap[best]))
         return parts[0] if len(parts) == 1 else _joined(*parts)
 
-    def _settled(self, contested: Tensor) -> _Chosen:
+    def _counts(self, inside: Inside) -> NDArray[np.int64]:
+        """(K, T) cells inside each target, on the host; refuses unknown images and classes on the way."""
+        last = cached_constant((self.images - 1, self.predictions.classes - 1), np.int64, self.boxes.device)
+        unknown = (torch.minimum(self.targets.index.clamp(min=0), last) != self.targets.index).any(1)
+        counts: NDArray[np.int64] = inside.rectangles[3].masked_fill(unknown, -1).cpu().numpy()
+        if counts.min(initial=0) < 0:
+            raise DataError(self._complaint())
+        return counts
+
+    def _best(self, copy: Tensor, alignment: Tensor) -> Tensor:
+        """Numbers of the pairs (P,) that the targets choose."""
+        # Descending by alignment inside each copy; the sort is stable, so the earlier cell comes first.
+        keys, order = ((copy << 32) | (BITS - alignment.view(torch.int32))).sort(stable=True)
+        best = (keys & BITS) < BITS
+        copy, k = keys >> 32, self.rule.top_k
+        best[k:].logical_and_(copy[k:] != copy[:-k])  # k places before, the pair is that of another copy
+        return order[best]
+
+    def _settled(self, contested: Tensor) -> Chosen:
         """The owner of each contested cell (Q,): the target of its image with the largest overlap."""
-        by_image = self.image.masked_fill(~self.usable, len(self.boxes)).sort(stable=True)
-        members = torch.zeros(len(self.boxes) + 1, dtype=torch.int64, device=contested.device)
-        members.index_add_(0, by_image.values, torch.ones_like(by_image.values))
-        first = members.cumsum(0) - members
-        image = torch.div(contested, len(self.cells), rounding_mode="floor")
-        rivals = members[image]
-        best = torch.full_like(contested, -1, dtype=torch.float32)
+        # Those without an area come behind the last image.
+        image, order = self.targets.index[:, 0].masked_fill(self.targets.unusable, self.images).sort(stable=True)
+        edges = torch.searchsorted(image, torch.arange(self.images + 1, device=image.device))
+        place = torch.div(contested, len(self.cells), rounding_mode="floor")
+        first, rivals = edges[place], edges[place + 1] - edges[place]
+        best = torch.zeros_like(contested, dtype=torch.float32)
         owner = torch.full_like(contested, NOBODY)
-        for some, count in chunks(rivals, int(rivals.sum())):
-            number, place = runs(rivals[some], count)
+        counts = rivals.cpu().numpy()
+        for some in chunks(counts):
+            number, place = runs(rivals[some], int(counts[some].sum()))
             number = number + some.start
-            target = by_image.indices[first[image[number]] + place]
+            target = order[first[number] + place]
             overlap = self._overlap(target, contested[number])
             best.scatter_reduce_(0, number, overlap, "amax")
-            winner = torch.where(overlap == best[number], target, NOBODY)
-            owner.scatter_reduce_(0, number, winner, "amin")
-        return _Chosen(owner, contested, best, self._alignment(owner, contested, best))
+            owner.scatter_reduce_(0, number, torch.where(overlap == best[number], target, NOBODY), "amin")
+        return owner, contested, best
 
-    def _measured(self, target: Tensor, flat: Tensor) -> tuple[Tensor, Tensor]:
-        overlap = self._overlap(target, flat)
-        return overlap, self._alignment(target, flat, overlap)
-
-    def _overlap(self, target: Tensor, flat: Tensor) -> Tensor:
+    def _overlap(self, target: Tensor, cell: Tensor) -> Tensor:
         """(P,) CIoU of pairs, not below 0."""
-        return ciou(self.boxes.flatten(0, 1)[flat], self.targets[target]).clamp(min=0)
+        return ciou(self.boxes[cell], self.targets.boxes[target]).clamp(min=0)
 
-    def _alignment(self, target: Tensor, flat: Tensor, overlap: Tensor) -> Tensor:
-        """(P,) alignment of pairs with these overlaps."""
-        image = torch.div(flat, len(self.cells), rounding_mode="floor")
-        score = self.logits[image, flat - image * len(self.cells), self.label[target]].sigmoid()
-        return score**self.rule.alpha * overlap**self.rule.beta
+    def _copy(self, level: Tensor, target: Tensor) -> Tensor:
+        """(P,) number of the copy of the targets in the heads that have these maps."""
+        return torch.div(level, self.levels, rounding_mode="floor") * len(self.targets) + target
 
-    def _graded(self, found: _Chosen) -> Matches:
-        """The final pairs as matches: target scores, and the order by head, level, image and cell."""
-        best = found.alignment.new_zeros(2, len(self.image))
-        values = torch.stack((found.alignment, found.overlap))
-        best.scatter_reduce_(1, found.target.expand(2, -1), values, "amax")
-        alignment, overlap = best[:, found.target]
-        score = found.alignment * overlap / (alignment + EPS)
+    def _graded(self, found: Chosen) -> Matches:
+        """The final pairs as matches: ordered by head, level, image and cell, with their target scores."""
+        target, cell, overlap = found
+        image = torch.div(cell, len(self.cells), rounding_mode="floor")
+        level, row, column, place = self.cells.facts[:, cell - image * len(self.cells)]
+        order = (level * len(self.boxes) + cell).sort().indices
+        table = torch.stack((level, image, torch.zeros_like(level), row, column, target, place))[:, order]
+        level, image, *_, target, place = table.unbind()
+        edges = torch.arange(len(self.cells.sizes) + 1, device=level.device)
+        counts = tuple(after - before for before, after in pairwise(torch.searchsorted(level, edges).tolist()))
 
-        image = torch.div(found.cell, len(self.cells), rounding_mode="floor")
-        cell = found.cell - image * len(self.cells)
-        level, row, column = self.cells.rows_and_columns(cell)
-        maps = torch.div(image, self.images, rounding_mode="floor") * len(self.cells.sizes) + level
-        image = image % self.images
-        order = ((maps * self.images + image) * len(self.cells) + cell).sort().indices
-        target = found.target % max(self.given, 1)
-        table = torch.stack((maps, image, torch.zeros_like(maps), row, column, target))[:, order]
-        edges = torch.arange(self.heads * len(self.cells.sizes) + 1, device=maps.device)
-        ends = torch.searchsorted(table[0].contiguous(), edges).tolist()
-        counts = tuple(after - before for before, after in pairwise(ends))
-        return Matches(table, counts, weight=score[order])
+        overlap = overlap[order]
+        logits = self.predictions.logits_at(image, self.targets.label[target, 0], place, counts)
+        alignment = self.rule.alignment(logits, overlap)
+        copy = self._copy(level, target)
+        best = alignment.new_zeros(2, self.predictions.heads * len(self.targets))
+        best.scatter_reduce_(1, copy.expand(2, -1), torch.stack((alignment, overlap)), "amax")
+        most_aligned, most_overlap = best[:, copy]
+        return Matches(table[:6], counts, weight=alignment * most_overlap / (most_aligned + EPS))
 
     def _complaint(self) -> str:
-        for row, (image, label) in enumerate(zip(self.image.tolist(), self.label.tolist(), strict=True)):
+        for number, (image, label) in enumerate(self.targets.index.tolist()):
             if not 0 <= image < self.images:
-                return f"target {row} names image {image} of a batch of {self.images}"
-            if not 0 <= label < self.logits.shape[2]:
-                return f"target {row} has class {label}, the network knows 0 to {self.logits.shape[2] - 1}"
-        return "a target names an image or a class that does not exist"
+                return f"target {number} names image {image} of a batch of {self.images}"
+            if not 0 <= label < self.predictions.classes:
+                break
+        return f"target {number} has class {label}, the network knows 0 to {self.predictions.classes - 1}"
 
 
-def _joined(*parts: _Chosen) -> _Chosen:
-    return _Chosen(
-        torch.cat([part.target for part in parts]),
-        torch.cat([part.cell for part in parts]),
-        torch.cat([part.overlap for part in parts]),
-        torch.cat([part.alignment for part in parts]),
-    )
+def _joined(*parts: Chosen) -> Chosen:
+    target, cell, overlap = (torch.cat(values) for values in zip(*parts, strict=True))
+    return target, cell, overlap

@@ -1,137 +1,135 @@
 """Cells of an anchor-free head: their centres, and those whose centres lie inside a target.
 
-Legend: B images, L levels, N cells of an image (levels one after the other, row by row), T targets, P pairs of a target
-and a cell inside it.
+Legend: B images, K maps (the levels of one head after the other), N cells of an image (maps one after the other, row by
+row), T targets, P pairs of a target and a cell inside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from yolov7.device import constant
 
-INSIDE = 1e-9  # pixels that a centre is at least away from every side of its target
-PAIRS = 1 << 22  # pairs in memory at once: 16 MiB for each float32 value of theirs
+PAIRS = 1 << 21  # pairs in memory at once: 16 MiB for each int64 value of theirs
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a head's levels."""
+    """The cells of some maps."""
 
     sizes: tuple[tuple[int, int], ...]
-    """(rows, columns) of each level."""
+    """(rows, columns) of each map."""
     strides: Tensor
-    """(L, 1) float32 pixels per cell side."""
-    shape: Tensor
-    """(L, 2) int64 columns, rows."""
+    """(K, 1, 1) float64 pixels per cell side."""
+    limits: Tensor
+    """(K, 1, 2) float64 columns, rows."""
     first: Tensor
-    """(L,) int64 number of each level's first cell."""
-    centres: Tensor
-    """(N, 2) float32 x, y in pixels."""
-    stride: Tensor
-    """(N, 1) float32 pixels per cell side."""
-    level: Tensor
-    """(N,) int64."""
+    """(K,) int64 number of each map's first cell."""
+    columns: Tensor
+    """(K,) int64."""
+    facts: Tensor
+    """(4, N) int64 map, row, column, number inside the map."""
+    corners: Tensor
+    """(N, 4) float32 x, y, x, y of the centre in pixels: the corners of a box without size."""
+    reach: Tensor
+    """(N, 4) float32 pixels that a corner moves for each stride of distance: minus and plus the stride."""
 
     def __len__(self) -> int:
-        return len(self.level)
+        return len(self.corners)
 
-    def rows_and_columns(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Level, row and column of these cells (n,) -> three (n,)."""
-        level = self.level[cells]
-        place = cells - self.first[level]
-        columns = self.shape[level, 0]
-        return level, torch.div(place, columns, rounding_mode="floor"), place % columns
+    @property
+    def centres(self) -> Tensor:
+        """(N, 2) x, y in pixels."""
+        return self.corners[:, :2]
+
+    @property
+    def stride(self) -> Tensor:
+        """(N, 1) float32 pixels per cell side."""
+        return self.reach[:, 2:3]
+
+    def numbers(self, maps: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        """The numbers (n,) of cells by map, row and column, (n,) each."""
+        return self.first[maps] + row * self.columns[maps] + column
 
 
 # The same few sizes come in every step.
 @lru_cache(maxsize=64)
 def cells_of(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], device: torch.device) -> Cells:
-    """The cells of levels with these (rows, columns)."""
-    counts = [rows * columns for rows, columns in sizes]
-    centres = []
-    for (rows, columns), stride in zip(sizes, strides, strict=True):
-        y, x = np.divmod(np.arange(rows * columns), columns)
-        centres.append((np.stack((x, y), 1) + 0.5) * stride)
+    """The cells of maps with these (rows, columns)."""
+    facts, corners, reach = [], [], []
+    for number, ((rows, columns), stride) in enumerate(zip(sizes, strides, strict=True)):
+        inside = np.arange(rows * columns)
+        y, x = np.divmod(inside, columns)
+        facts.append((np.full_like(inside, number), y, x, inside))
+        corners.append((np.stack((x, y, x, y), 1) + 0.5) * stride)
+        reach.append(np.tile((-stride, -stride, stride, stride), (rows * columns, 1)))
+    first = np.cumsum([0] + [rows * columns for rows, columns in sizes])[:-1]
     with torch.inference_mode(False):  # training may use tensors that validation built
         return Cells(
             sizes=sizes,
-            strides=constant([[stride] for stride in strides], np.float32, device),
-            shape=constant([(columns, rows) for rows, columns in sizes], np.int64, device),
-            first=constant(np.cumsum([0, *counts])[:-1], np.int64, device),
-            centres=constant(np.concatenate(centres), np.float32, device),
-            stride=constant(np.repeat(np.asarray(strides), counts)[:, None], np.float32, device),
-            level=constant(np.repeat(np.arange(len(sizes)), counts), np.int64, device),
+            strides=constant(strides, np.float64, device).reshape(-1, 1, 1),
+            limits=constant([[(columns, rows)] for rows, columns in sizes], np.float64, device),
+            first=constant(first, np.int64, device),
+            columns=constant([columns for _, columns in sizes], np.int64, device),
+            facts=constant(np.concatenate(facts, 1), np.int64, device),
+            corners=constant(np.concatenate(corners), np.float32, device),
+            reach=constant(np.concatenate(reach), np.float32, device),
         )
 
 
 @dataclass(frozen=True)
 class Inside:
-    """For every target and level the rectangle of cells whose centres are inside the target."""
+    """For every map and target the rectangle of cells whose centres are inside the target."""
 
-    low: Tensor
-    """(T, L, 2) int64 first column, first row."""
-    size: Tensor
-    """(T, L, 2) int64 columns, rows; 0 where there are none."""
-    counts: Tensor
-    """(T,) int64 number of cells."""
+    rectangles: Tensor
+    """(4, K, T) int64: its first cell's number inside the map, its columns, the cells from the end of one row to the
+    start of the next, its cells."""
 
     @classmethod
-    def of(cls, boxes: Tensor, usable: Tensor, cells: Cells) -> Inside:
-        """For boxes (T, 4) xyxy in pixels; a target that is not `usable` (T,) has none."""
-        sides = torch.where(usable[:, None], boxes, 0.0)[:, None]  # (T, 1, 4)
-        limit, stride = cells.shape, cells.strides
-        low, high = sides.split(2, 2)  # (T, 1, 2)
-        first = (low / stride + 0.5).floor()  # (T, L, 2): the first centre beyond the side, up to rounding
-        first = first - ((first - 0.5) * stride - low > INSIDE).to(first)
-        first = first + ((first + 0.5) * stride - low <= INSIDE).to(first)
-        last = (high / stride - 0.5).ceil() - 1
-        last = last + (high - (last + 1.5) * stride > INSIDE).to(last)
-        last = last - (high - (last + 0.5) * stride <= INSIDE).to(last)
-        first, last = first.clamp(min=0), torch.minimum(last, limit.to(last) - 1)
-        size = (last - first + 1).clamp(min=0).long() * usable[:, None, None]
-        return cls(first.long(), size, size.prod(2).sum(1))
+    def of(cls, boxes: Tensor, ignored: Tensor, cells: Cells) -> Inside:
+        """For boxes (T, 4) xyxy in pixels; a target that is `ignored` (T,) has no cell.
 
-    def pairs(self, targets: slice, total: int, cells: Cells) -> tuple[Tensor, Tensor]:
-        """Target and cell of every pair of these targets, (P,) each, ordered by target, then by cell."""
-        low, size = self.low[targets].flatten(0, 1), self.size[targets].flatten(0, 1)  # (t*L, 2)
-        count = size.prod(1)
-        run, place = runs(count, total)
-        columns = size[:, 0][run]
-        levels = len(cells.sizes)
-        level = run % levels
-        column = low[:, 0][run] + place % columns
-        row = low[:, 1][run] + torch.div(place, columns, rounding_mode="floor")
-        cell = cells.first[level] + row * cells.shape[level, 0] + column
-        return torch.div(run, levels, rounding_mode="floor") + (targets.start or 0), cell
+        A centre is inside if it is more than 1e-9 pixels from every side (reference sheet: yolov9-training, section 5).
+        Two different float32 numbers of half a pixel or more differ by more, so it has to be inside strictly; float64
+        decides that without rounding.
+        """
+        low, high = (boxes.double() / cells.strides).split(2, 2)  # (K, T, 2)
+        first = (low + 0.5).floor().clamp(min=0)
+        size = (torch.minimum((high - 0.5).ceil(), cells.limits) - first).clamp(min=0)
+        (column, row), (width, height) = first.long().unbind(2), size.long().unbind(2)
+        columns = cells.columns[:, None]
+        count = (width * height).masked_fill(ignored, 0)
+        return cls(torch.stack((row * columns + column, width, columns - width, count)))
+
+    def pairs(self, targets: slice, total: int) -> tuple[Tensor, Tensor]:
+        """Rectangle and cell, numbered inside its map, of all `total` pairs of these t targets, (P,) each.
+
+        The rectangles are numbered as in (K, t); the pairs are ordered by them, then by cell.
+        """
+        rectangles = self.rectangles[:, :, targets].flatten(1)
+        rectangle, place = runs(rectangles[3], total)
+        first, width, gap, _ = rectangles[:, rectangle].unbind()
+        return rectangle, first + place + torch.div(place, width, rounding_mode="floor") * gap
 
 
 def runs(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """Runs of these lengths (R,), `total` together: run and place in it of every member, (total,) each."""
-    number = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=total)
+    number = torch.repeat_interleave(counts, output_size=total)
     start = counts.cumsum(0) - counts
     return number, torch.arange(total, device=counts.device) - start[number]
 
 
-def chunks(counts: Tensor, total: int) -> Iterator[tuple[slice, int]]:
-    """Consecutive runs of lengths `counts` (R,) in groups of about `PAIRS` members, and the members of each group.
-
-    A batch that fits is one group. More cost one synchronisation.
-    """
-    if total <= PAIRS:
-        yield slice(0, len(counts)), total
-        return
-    begin, members = 0, 0
-    lengths: Sequence[int] = counts.tolist()
-    for number, length in enumerate(lengths):
-        if members and members + length > PAIRS:
-            yield slice(begin, number), members
-            begin, members = number, 0
-        members += length
-    yield slice(begin, len(lengths)), members
+def chunks(counts: NDArray[np.int64]) -> Iterator[slice]:
+    """Consecutive runs of lengths `counts` (R,) in groups of about `PAIRS` members; at least one group."""
+    groups = np.cumsum(counts) // PAIRS
+    edges = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(counts)]
+    for begin, end in pairwise(edges):
+        yield slice(begin, end)

@@ -5,7 +5,7 @@ reads a :class:`Predicted`. Both answer :class:`Matches` (a head without anchors
 losses read.
 
 Legend: B images, L levels, K maps (L of the lead head, then L of an auxiliary head if there is one), T targets,
-P matches, N predictions of an image, C classes.
+P matches or pairs, N predictions of an image, C classes.
 """
 
 from __future__ import annotations
@@ -62,19 +62,29 @@ class Targets:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Decoded predictions of a head without anchors; order level, row, column, as in the decoded output.
-
-    An auxiliary head is stacked below: image b of head h is image h * B + b here.
-    """
+    """Decoded predictions of a head without anchors, and of an auxiliary head if there is one: its maps follow."""
 
     boxes: Tensor
-    """(H * B, N, 4) xyxy in pixels of the network's input."""
-    logits: Tensor
-    """(H * B, N, C) of the classes."""
+    """(B, N, 4) float32 xyxy in pixels of the network's input; order map, row, column."""
+    logits: Sequence[Tensor]
+    """(B, C, rows * columns) of the classes, for each map."""
     cells: Cells
-    """The N cells of an image."""
+    """The N cells of an image in all maps."""
     heads: int = 1
-    """H."""
+    """Heads that the maps belong to, as many to each."""
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.logits[0].shape[1]
+
+    def logits_at(self, image: Tensor, label: Tensor, place: Tensor, counts: Sequence[int]) -> Tensor:
+        """(P,) float32 logits by image, class and number of the cell inside its map, (P,) each.
+
+        They are ordered by map, `counts` (K,) in each: the maps are read where they are.
+        """
+        at = zip(*(part.split(list(counts)) for part in (image, label, place)), strict=True)
+        return torch.cat([maps[index] for maps, index in zip(self.logits, at, strict=True)]).float()
 
 
 @dataclass(frozen=True)

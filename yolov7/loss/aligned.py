@@ -2,26 +2,33 @@
 
 Source: reference sheet: yolov9-training, sections 5 to 7.
 
+Assignment and loss of two heads dispatch 456 operations and wait for the device 6 times, for a batch of any size
+that is one chunk. 132 of them are three CIoUs (all pairs, contested cells, positives), each of which needs the result
+of the one before; 54 are the nine that each of the six maps costs. Stacking the maps would save some of these, for a
+copy of all of them: on a CPU that costs more than the operations.
+
 Legend: H heads, B images, L levels, N cells of an image, C classes, K bins of a distance, R = 4 * max(K, 1) box
 channels, T targets, P matches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from yolov7.assign import AlignedAssigner, Assigner, Cells, Matches, Predicted, Targets, cells_of
 from yolov7.boxes import ciou
 from yolov7.config import AlignedLoss
+from yolov7.device import cached_constant
 from yolov7.errors import ModelError
+from yolov7.loss.aligned_maps import read_maps
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
 from yolov7.loss.cross_entropy import CrossEntropy
-from yolov7.model.heads.aligned import distances
 from yolov7.model.spec import Network
 
 REACH = 0.01  # strides that a distance stays below the last bin
@@ -89,39 +96,43 @@ class AlignedCriterion(Criterion):
         cell inside, is ignored. Raises :class:`ModelError` if the maps are not those of the network, DataError for an
         unknown image or class.
         """
-        heads, batch = self._check(raw), len(raw[0])
-        values, cells = self._stacked(raw, heads)
-        known = Targets.of(targets, values.device)
-        matches = self._matches(values, cells, known, heads)
+        heads, known = self._check(raw), Targets.of(targets, raw[0].device)
+        matches = self._matches(raw, known, heads)
         assert matches.weight is not None
-        head = torch.div(matches.lines[0], len(self.strides), rounding_mode="floor")
-        batch_everywhere, share = self._shares(batch, heads, head, matches.weight)
+        rows, negatives = read_maps(raw, matches, self.channels, self.cross_entropy)  # (P, R + C), (H * L,)
+        box_rows, logits = rows.split((self.channels, self.num_classes), 1)
+        maps, _, _, row, column, target = matches.lines
+        head = torch.div(maps, len(self.strides), rounding_mode="floor")
+        scores = matches.weight.to(rows.dtype)  # (P,)
+        batch, share = self._shares(len(raw[0]), heads, head, scores)
 
-        level, image, _, row, column, target = matches.lines
-        level = level % len(self.strides)
-        cell = cells.first[level] + row * cells.shape[level, 0] + column
-        found = values[head * batch + image, :, cell]  # (P, R + C)
-        weight = matches.weight * share[head]  # (P,)
-        boxes, dfl = self._boxes(found[:, : self.channels], cells, cell, known.boxes[target])
-        box = self.options.box * (weight * boxes).sum()
-        distribution = self.options.dfl * (weight * dfl).sum()
-        classification = self.options.classification * self._classification(
-            values[:, self.channels :], found[:, self.channels :], known.label[target], matches.weight, share, head
-        )
-        total = (box + distribution + classification) * batch_everywhere
+        share_of = share[head]  # (P,)
+        weight = scores * share_of
+        cells = self._cells(raw)
+        boxes, dfl = self._boxes(box_rows, cells, cells.numbers(maps, row, column), known.boxes[target])
+        change = self._change(logits, known.label[target], scores)
+        box = self.options.box * (weight @ boxes)
+        distribution = self.options.dfl * (weight @ dfl)
+        classes = negatives.unflatten(0, (heads, -1)).sum(1) @ share + change @ share_of
+        classification = self.options.classification * classes
+        total = (box + distribution + classification) * batch
         named = zip(self.parts, (box.detach(), distribution.detach(), classification.detach()), strict=True)
         return LossResult(total, dict(named))
 
     def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
         """See :class:`Criterion`; the slot is 0."""
         self._check(raw)
-        values, cells = self._stacked(raw[: len(self.strides)], 1)
-        return list(self._matches(values, cells, Targets.of(targets, values.device), 1).by_map())
+        known = Targets.of(targets, raw[0].device)
+        return list(self._matches(raw[: len(self.strides)], known, 1).by_map())
 
     def misfit(self, sizes: Tensor) -> Tensor:
         """See :class:`Criterion`: from 1 on, an object has no cell's centre inside in more than half of the places."""
         inside = (sizes / self.strides[0]).clamp(max=1).prod(1)
         return 0.5 / inside
+
+    def largest_side(self) -> float:
+        """See :class:`Criterion`: twice what the bins of the largest stride reach."""
+        return 2 * (self.bins - 1 - REACH) * self.strides[-1] if self.bins else math.inf
 
     def levels(self) -> tuple[LevelPicture, ...]:
         """See :class:`Criterion`."""
@@ -144,86 +155,82 @@ class AlignedCriterion(Criterion):
                 )
         return len(raw) // levels
 
-    def _stacked(self, raw: Sequence[Tensor], heads: int) -> tuple[Tensor, Cells]:
-        """All maps as one (H * B, R + C, N) in float32, heads one after the other."""
-        levels = len(self.strides)
-        flat = [maps.flatten(2) for maps in raw]
-        both = [torch.cat(flat[level::levels]) if heads > 1 else flat[level] for level in range(levels)]
-        values = torch.cat(both, 2)
-        sizes = tuple((maps.shape[2], maps.shape[3]) for maps in raw[:levels])
-        return values.to(torch.float64 if values.dtype == torch.float64 else torch.float32), cells_of(
-            sizes, self.strides, values.device
-        )
+    def _cells(self, raw: Sequence[Tensor]) -> Cells:
+        """The cells of these maps."""
+        sizes = tuple((maps.shape[2], maps.shape[3]) for maps in raw)
+        return cells_of(sizes, self.strides * (len(raw) // len(self.strides)), raw[0].device)
 
     @torch.no_grad()
-    def _matches(self, values: Tensor, cells: Cells, targets: Targets, heads: int) -> Matches:
+    def _matches(self, raw: Sequence[Tensor], targets: Targets, heads: int) -> Matches:
         """Matches of all heads. Lead-guided, the auxiliary head gets those of the lead head."""
-        guided = heads > 1 and self.options.auxiliary == "lead-guided"
-        read = values.detach()[: len(values) // heads] if guided else values.detach()
-        sides = distances(read[:, : self.channels].float(), self._bins(read)) * cells.stride.T  # (H*B, 4, N)
-        centres = cells.centres.T
-        boxes = torch.cat((centres - sides[:, :2], centres + sides[:, 2:]), 1).transpose(1, 2)
-        logits = read[:, self.channels :].float().transpose(1, 2)
-        predicted = Predicted(boxes.contiguous(), logits, cells, 1 if guided else heads)
-        matches = self.assigner(predicted, targets)
-        return matches.then(matches) if guided else matches
+        if heads > 1 and self.options.auxiliary == "lead-guided":
+            matches = self._matches(raw[: len(self.strides)], targets, 1)
+            return matches.then(matches)
+        flat = (maps.flatten(2).split((self.channels, self.num_classes), 1) for maps in raw)
+        box, logits = zip(*flat, strict=True)
+        cells = self._cells(raw)
+        sides = self._sides(torch.cat(box, 2).float())
+        boxes = torch.addcmul(cells.corners, sides.transpose(1, 2), cells.reach)  # (B, N, 4)
+        return self.assigner(Predicted(boxes, logits, cells, heads), targets)
 
-    def _bins(self, like: Tensor) -> Tensor | None:
-        return torch.arange(self.bins, device=like.device, dtype=like.dtype) if self.bins else None
+    def _sides(self, box: Tensor) -> Tensor:
+        """Distances (B, 4, N) to the sides in strides, without gradient; overwrites the box channels (B, R, N).
+
+        In place, because a softmax over a middle dimension is 3 times slower on a CPU; sums and not a product of
+        matrices, which TF32 would round.
+        """
+        if not self.bins:
+            return box
+        powers = box.unflatten(1, (4, self.bins))
+        powers.sub_(powers.amax(2, keepdim=True)).exp_()
+        whole = powers.sum(2)  # (B, 4, N)
+        return powers.mul_(_bins(self.bins, box.device)[:, None]).sum(2) / whole
 
     def _shares(self, images: int, heads: int, head: Tensor, scores: Tensor) -> tuple[float, Tensor]:
         """Images over all processes, and the factor (H,) of each head's sums: its weight over its score sum."""
-        sums = torch.zeros(heads, device=scores.device).index_add_(0, head, scores)
+        sums = scores.new_zeros(heads).index_add_(0, head, scores)
         batch: float = images
         if self.totals is not None:
             figures = self.totals(torch.cat((sums.double().cpu(), torch.tensor([float(images)], dtype=torch.float64))))
             sums, batch = figures[:-1].to(sums), float(figures[-1])
-        weights = torch.ones_like(sums)
-        weights[1:] = self.options.auxiliary_weight
+        weights = cached_constant((1.0,) + (self.options.auxiliary_weight,) * (heads - 1), np.float32, scores.device)
         if heads > 1 and self.options.auxiliary == "lead-guided" and self.options.least_score_sum is None:
             return batch, weights / torch.where(sums > 0, sums, 1.0)
         return batch, weights / sums.clamp(min=self.options.least_score_sum or 1.0)
 
     def _boxes(self, raw: Tensor, cells: Cells, cell: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """1 - CIoU and distribution loss (P,) of the box channels (P, R) of these cells, in strides."""
-        stride = cells.stride[cell]  # (P, 1)
-        centre = cells.centres[cell] / stride
-        wanted = targets / stride
-        sides = distances(raw[:, :, None], self._bins(raw))[:, :, 0]  # (P, 4)
-        boxes = torch.cat((centre - sides[:, :2], centre + sides[:, 2:]), 1)
-        overlap = 1 - ciou(boxes, wanted)
+        reach = cells.reach[cell]  # (P, 4), -/+ the stride
+        stride = reach[:, 3:]
+        centre, wanted, outwards = cells.corners[cell] / stride, targets / stride, reach / stride
         if not self.bins:
+            overlap = 1 - ciou(torch.addcmul(centre, raw, outwards), wanted)
             return overlap, torch.zeros_like(overlap)
-        reach = torch.cat((centre - wanted[:, :2], wanted[:, 2:] - centre), 1)
-        return overlap, distribution_loss(raw.unflatten(1, (4, self.bins)), reach)
+        logits = raw.unflatten(1, (4, self.bins))
+        sides = (logits.softmax(2) * _bins(self.bins, raw.device)).sum(2)
+        overlap = 1 - ciou(torch.addcmul(centre, sides, outwards), wanted)
+        return overlap, distribution_loss(logits, (wanted - centre) * outwards)
 
-    def _classification(
-        self, logits: Tensor, rows: Tensor, label: Tensor, scores: Tensor, share: Tensor, head: Tensor
-    ) -> Tensor:
-        """Cross-entropy over all cells and classes, each head by its share.
+    def _change(self, rows: Tensor, label: Tensor, scores: Tensor) -> Tensor:
+        """(P,) what the targets of the matched class logits (P, C) add to the cross-entropy of negatives.
 
-        The target is 0 but at the matches: first all cells as negatives, logits (H * B, C, N), then the difference that
-        the targets of the matched `rows` (P, C) make.
+        `label` (P, 1), `scores` (P,). The target is 0 for all other classes and cells.
         """
-        negatives = self._negatives(logits).unflatten(0, (len(share), -1)).sum((1, 2, 3))  # (H,)
+        scores = scores[:, None]
         if self.options.label_smoothing or self.class_weights is not None:
-            at = rows
-            smoothing = self.options.label_smoothing
-            others = (smoothing / 2 * scores[:, None]).expand_as(rows)
-            wanted = others.scatter(1, label, (1 - smoothing / 2) * scores[:, None])
+            at, smoothing = rows, self.options.label_smoothing
+            wanted = (smoothing / 2 * scores).expand_as(rows).scatter(1, label, (1 - smoothing / 2) * scores)
         else:
-            at, wanted = rows.gather(1, label), scores[:, None]
+            at, wanted = rows.gather(1, label), scores
         given = self.cross_entropy(at, wanted)
         if self.class_weights is not None:
             given = given * self.class_weights.to(given)[label]
-        change = (given - self._negatives(at)).sum(1)  # (P,)
-        return (negatives * share).sum() + (change * share[head]).sum()
+        return (given - self.cross_entropy.negative(at)).sum(1)
 
-    def _negatives(self, logits: Tensor) -> Tensor:
-        """The cross-entropy of logits with the target 0."""
-        if self.options.focal_gamma:
-            return self.cross_entropy(logits, torch.zeros_like(logits))
-        return F.softplus(logits)
+
+def _bins(count: int, device: torch.device) -> Tensor:
+    """(K,) the numbers that the bins stand for."""
+    return cached_constant(tuple(range(count)), np.float32, device)
 
 
 def distribution_loss(logits: Tensor, distances: Tensor) -> Tensor:
@@ -232,14 +239,10 @@ def distribution_loss(logits: Tensor, distances: Tensor) -> Tensor:
     `logits` (P, 4, K), `distances` (P, 4) in strides. A distance is a mixture of the two bins beside it; it is clamped
     to what the bins reach.
     """
-    reach = distances.clamp(0, logits.shape[2] - 1 - REACH)
-    low = reach.floor()
-    high_share = reach - low
-    log_probability = logits.log_softmax(2)
-    low_index = low.long()[..., None]
-    below = log_probability.gather(2, low_index)[..., 0]
-    above = log_probability.gather(2, low_index + 1)[..., 0]
-    return -((1 - high_share) * below + high_share * above).mean(1)
+    bins = logits.shape[2]
+    reach = distances.clamp(0, bins - 1 - REACH)[..., None]
+    share = (1 - (reach - _bins(bins, logits.device)).abs()).clamp(min=0)  # 0 but for the two bins beside it
+    return -(share * logits.log_softmax(2)).sum(2).mean(1)
 
 
 def aligned_criterion(

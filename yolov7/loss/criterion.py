@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -76,6 +77,10 @@ class Criterion(Protocol):
         size: from 1 on nothing learns them. 0 where size does not matter.
         """
         return sizes.new_zeros(len(sizes))
+
+    def largest_side(self) -> float:
+        """Pixels: a box that is wider or higher cannot be predicted exactly at any level."""
+        return math.inf
 
     def levels(self) -> tuple[LevelPicture, ...]:
         """The facts needed to draw each lead level."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FOCAL_ALPHA = 0.25  # share of the positives; the negatives get the rest
+FLOOR = 1e-12  # keeps the gradient of a fractional power finite
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,23 @@ class CrossEntropy:
         loss = F.binary_cross_entropy_with_logits(logits, targets, weight, pos_weight=positive, reduction="none")
         if not self.focal_gamma:
             return loss
-        # 1 - p_t, computed as such: no digits are lost where p_t is near 1. The floor keeps the gradient of a
-        # fractional power finite there.
+        # 1 - p_t, computed as such: no digits are lost where p_t is near 1.
         missing = targets * torch.sigmoid(-logits) + (1 - targets) * torch.sigmoid(logits)
         alpha = targets * FOCAL_ALPHA + (1 - targets) * (1 - FOCAL_ALPHA)
-        return loss * alpha * missing.clamp(min=1e-12) ** self.focal_gamma
+        return loss * alpha * missing.clamp(min=FLOOR) ** self.focal_gamma
+
+    def negative(self, logits: Tensor) -> Tensor:
+        """The same with the target 0 everywhere."""
+        loss = F.softplus(logits)
+        if not self.focal_gamma:
+            return loss
+        return loss * (1 - FOCAL_ALPHA) * torch.sigmoid(logits).clamp(min=FLOOR) ** self.focal_gamma
+
+    def negative_slope(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
+        """The derivative of :meth:`negative`; into `out` if that is given."""
+        p = torch.sigmoid(logits, out=out)
+        if not self.focal_gamma:
+            return p
+        # With p = sigmoid: softplus' = p, (p^gamma)' = gamma * p^gamma * (1 - p), 0 below the floor.
+        moved = self.focal_gamma * F.softplus(logits) * (1 - p) * (p > FLOOR)
+        return p.copy_((1 - FOCAL_ALPHA) * p.clamp(min=FLOOR) ** self.focal_gamma * (p + moved))

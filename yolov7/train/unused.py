@@ -57,7 +57,8 @@ class Unused:
 
     counts: Tally
     warnings: tuple[str, ...]
-    """A line for each class that loses most of its objects, or has none; with the setting that would keep them."""
+    """A line for each class that loses most of its objects, or has none, and one for objects that are too large for the
+    head; with the setting that would keep them."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def find_unused(
         _warning(counts, label, params, objects, labels[usable] == label, criterion, stride)
         for label in counts.mostly_lost()
     ]
+    warnings += _too_large(objects.sides, params, criterion, stride)
     warnings += _without_objects(index, validation)
     warnings += _without_weight(params)
     return Unused(counts, tuple(warnings))
@@ -242,6 +244,20 @@ def _side_that_keeps(sides: Floats, params: Train, criterion: Criterion, stride:
         if params.anchors != "keep" or ((wide >= 0.5) & (matched >= 0.5)).mean() >= _KEPT:
             return side
     return found
+
+
+def _too_large(sides: Floats, params: Train, criterion: Criterion, stride: int) -> list[str]:
+    """A line about objects whose boxes the head cannot predict exactly; `sides` (M, 2)."""
+    limit, longest = criterion.largest_side(), sides.max(1, initial=0)
+    count = int((longest > limit).sum())
+    if not count:
+        return []
+    fitting = int(params.image_size * limit / longest.max()) // stride * stride
+    advice = f"train.image_size: {fitting}, or a head with more bins, reaches them all"
+    return [
+        f"{count} of {len(sides)} objects are larger than {limit:.0f} px at train.image_size {params.image_size}, "
+        f"beyond the reach of the head's bins at every level: their boxes are learned only up to that reach; {advice}"
+    ]
 
 
 def _without_objects(index: Index, validation: Index | None) -> list[str]:

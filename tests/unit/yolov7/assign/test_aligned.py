@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from aligned_cases import STRIDES, plain_aligned, random_batch, sizes_of
+from aligned_cases import STRIDES, plain_aligned, predictions_of, random_batch, sizes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yolov7.assign import AlignedAssigner, Predicted, Targets, cells_of
+from yolov7.assign import AlignedAssigner, Targets, cells_of
 from yolov7.assign import cells as cells_module
 from yolov7.errors import DataError
 
@@ -23,8 +23,8 @@ def assigned(predicted, rows, **rule):
     assert sum(matches.counts) == len(matches) and len(matches.counts) == predicted.heads * len(STRIDES)
     maps, image, anchor, row, column, target = matches.lines
     assert torch.equal(maps, maps.sort().values) and not anchor.any()
-    level = maps % len(STRIDES)
-    cell = predicted.cells.first[level] + row * predicted.cells.shape[level, 0] + column
+    own = len(predicted.cells) // predicted.heads
+    cell = predicted.cells.numbers(maps, row, column) % own
     keys = zip((maps // len(STRIDES)).tolist(), image.tolist(), cell.tolist(), strict=True)
     values = list(zip(target.tolist(), matches.weight.tolist(), strict=True))
     found = dict(zip(keys, values, strict=True))
@@ -83,7 +83,7 @@ def test_targets_on_the_grid_lines(corners, seed):
 def test_ties_go_to_the_earlier_cell_and_the_earlier_target():
     cells = cells_of(sizes_of(64, 64), STRIDES, CPU)
     box = torch.tensor([0.0, 0.0, 64.0, 64.0])
-    predicted = Predicted(box.expand(1, len(cells), 4), torch.zeros(1, len(cells), 2), cells)
+    predicted = predictions_of(box.expand(1, len(cells), 4), torch.zeros(1, len(cells), 2), cells)
     twice = torch.tensor([[0.0, 1.0, 0, 0, 64, 64], [0.0, 1.0, 0, 0, 64, 64]])
     found = assigned(predicted, twice, top_k=5)
     assert {key[2]: row for key, (row, _) in found.items()} == dict.fromkeys(range(5), 0)
@@ -116,8 +116,9 @@ def test_unknown_images_and_classes_are_refused():
 
 def test_half_precision_predictions_are_scored_in_float32():
     predicted, rows = random_batch(2)
-    half = replace(predicted, boxes=predicted.boxes.half().float(), logits=predicted.logits.half().float())
-    check_equal(assigned(half, rows), plain_aligned(half, rows))
+    half = replace(predicted, boxes=predicted.boxes.half().float(), logits=[part.half() for part in predicted.logits])
+    full = replace(half, logits=[part.float() for part in half.logits])
+    check_equal(assigned(half, rows), plain_aligned(full, rows))
 
 
 class Count(TorchDispatchMode):

@@ -1,21 +1,17 @@
 """The loss of an aligned head against a plain float64 version, its options and its edges."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-import aligned_cases
 import pytest
 import torch
-from aligned_cases import STRIDES, plain_aligned, random_batch, sizes_of
+from aligned_cases import STRIDES, plain_aligned, predictions_of, random_batch, sizes_of
 from torch.nn import functional as F
 
-from yolov7.assign import Predicted, cells_of
+from yolov7.assign import Matches, cells_of
 from yolov7.boxes import ciou
 from yolov7.config import AlignedLoss, AnchorLoss
 from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.loss import AlignedCriterion, create_criterion
 from yolov7.loss.aligned import distribution_loss
+from yolov7.loss.aligned_maps import read_maps
 from yolov7.loss.cross_entropy import CrossEntropy
 from yolov7.model import create_model
 from yolov7.model.heads.aligned import decode, distances
@@ -45,7 +41,8 @@ def raw_maps(seed, *, images=3, classes=4, heads=1, height=HEIGHT, width=WIDTH):
 
 def case(seed, **options):
     maps = raw_maps(seed, **options)
-    _, targets = random_batch(seed, images=len(maps[0]), classes=maps[0].shape[1] - 4 * BINS)
+    size = {name: options[name] for name in ("height", "width") if name in options}
+    _, targets = random_batch(seed, images=len(maps[0]), classes=maps[0].shape[1] - 4 * BINS, **size)
     return [item.double().requires_grad_() for item in maps], targets
 
 
@@ -61,7 +58,7 @@ def plain_loss(maps, targets, *, auxiliary="independent", smoothing=0.0, weights
         decoded = decode([item.detach().float() for item in own], STRIDES, torch.arange(float(BINS)))
         logits = torch.cat([item.detach().float().flatten(2) for item in own], 2)[:, 4 * BINS :].transpose(1, 2)
         if owners is None or auxiliary == "independent":
-            owners = plain_aligned(Predicted(decoded[..., :4], logits, cells), targets)
+            owners = plain_aligned(predictions_of(decoded[..., :4], logits, cells), targets)
         flat = torch.cat([item.flatten(2) for item in own], 2)
         divisor = sum(score for _, score in owners.values())
         divisor = divisor if heads > 1 and auxiliary == "lead-guided" else max(divisor, 1.0)
@@ -104,7 +101,7 @@ def test_loss_and_gradient_equal_the_plain_version(heads, auxiliary, smoothing):
     assert loss.total.item() == pytest.approx(expected.sum().item() * len(maps[0]), rel=2e-6)
     ours = torch.autograd.grad(loss.total, maps)
     for a, b in zip(ours, torch.autograd.grad(expected.sum() * len(maps[0]), maps), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 def criterion_with(auxiliary, heads, smoothing):
@@ -161,15 +158,23 @@ def test_shares_of_a_batch_add_up_to_its_loss_and_gradient(heads):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("auxiliary", ["independent", "lead-guided"])
-def test_batches_without_positives_are_finite(auxiliary):
-    maps, _ = case(1, heads=2)
-    made = criterion_with(auxiliary, 2, 0.0)
-    between = torch.tensor([[0.0, 1, 5, 5, 7, 7]])  # no centre of a cell inside
-    for rows in (torch.zeros(0, 6), between):
-        loss = made(maps, rows)
-        assert torch.isfinite(loss.total) and loss.parts["box"] == loss.parts["dfl"] == 0
-        assert all(torch.isfinite(item).all() for item in torch.autograd.grad(loss.total, maps))
+NO_CENTRE = torch.tensor([[0.0, 1, 5, 5, 7, 7], [1.0, 2, 20, 20, 20, 40]])  # between the centres; without an area
+
+
+@pytest.mark.parametrize(("heads", "auxiliary"), [(1, "independent"), (2, "independent"), (2, "lead-guided")])
+@pytest.mark.parametrize("rows", [torch.zeros(0, 6), NO_CENTRE], ids=["no target", "no centre inside"])
+def test_batches_without_positives_are_finite_and_train_the_classes(heads, auxiliary, rows):
+    maps, _ = case(1, heads=heads, height=64, width=64)
+    made = criterion_with(auxiliary, heads, 0.0)
+    loss = made(maps, rows)
+    assert torch.isfinite(loss.total) and loss.parts["box"] == loss.parts["dfl"] == 0 < loss.parts["classification"]
+    for item, gradient in zip(maps, torch.autograd.grad(loss.total, maps), strict=True):
+        assert torch.isfinite(gradient).all() and gradient[:, : 4 * BINS].abs().sum() == 0
+        assert (gradient[:, 4 * BINS :] > 0).all()
+        item.data -= gradient
+    assert made(maps, rows).total < loss.total  # a step moves on
+    with torch.no_grad():  # validation reads the lead maps
+        assert torch.isfinite(made(maps[:3], rows).total)
 
 
 def test_the_least_score_sum_bounds_the_divisor():
@@ -198,8 +203,11 @@ def test_boxes_beyond_the_reach_of_the_bins_are_clamped():
     near, far = (distribution_loss(logits, torch.full((1, 4), value)) for value in (14.99, 400.0))
     assert near == far and torch.isfinite(far).all()
     maps = raw_maps(0, images=1, height=640, width=640)
-    loss = criterion()(maps, torch.tensor([[0.0, 1, 0, 0, 640, 640]]))
+    maps = [item.requires_grad_() for item in maps]
+    loss = criterion()(maps, torch.tensor([[0.0, 1, 0, 0, 1600, 1600], [0.0, 2, 0, 0, 640, 640]]))
     assert torch.isfinite(loss.total) and loss.parts["dfl"] > 0
+    assert all(torch.isfinite(item).all() for item in torch.autograd.grad(loss.total, maps))
+    assert criterion().largest_side() == pytest.approx(2 * 14.99 * 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -228,11 +236,86 @@ def test_objects_between_the_centres_are_misfits():
     assert criterion().misfit(sizes).tolist() == pytest.approx([0.5, 0.5, 1.0, 2.0, 2.0])
 
 
-def test_validation_reads_the_lead_maps_alone():
+@pytest.mark.parametrize("auxiliary", ["independent", "lead-guided"])
+def test_the_validation_loss_reads_all_maps_or_the_lead_maps_alone(auxiliary):
     maps, targets = raw_maps(6, heads=2), random_batch(6)[1]
     made = criterion(auxiliary=True)
-    assert made(maps[:3], targets).total.item() == pytest.approx(criterion()(maps[:3], targets).total.item())
-    assert made(maps, targets).total > made(maps[:3], targets).total
+    made.options = AlignedLoss(auxiliary=auxiliary)
+    with torch.inference_mode():
+        lead, both = made(maps[:3], targets), made(maps, targets)
+    assert lead.total.item() == pytest.approx(criterion()(maps[:3], targets).total.item())
+    assert both.total > lead.total
+    leaves = [item.requires_grad_() for item in maps]  # training, after validation laid out the constants
+    trained = made(leaves, targets)
+    assert trained.total.item() == pytest.approx(both.total.item())
+    trained.total.backward()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5])
+def test_reading_the_maps_has_the_right_gradient(gamma):
+    """The rows of the matches, one of them read twice, and all classes as negatives; in any memory format."""
+    shapes = ((2, 7, 3, 4), (2, 7, 2, 2))
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    maps[0] = maps[0].contiguous(memory_format=torch.channels_last)
+    leaves = [item.requires_grad_() for item in maps]
+    cells = torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1], [0] * 4, [2, 2, 0, 1], [3, 3, 1, 0], [0, 1, 2, 0]])
+    matches, entropy = Matches(cells, (3, 1)), CrossEntropy(focal_gamma=gamma)
+    rows, negatives = read_maps(leaves, matches, 4, entropy)
+    assert torch.equal(rows[0], maps[0][0, :, 2, 3]) and torch.equal(rows[3], maps[1][1, :, 1, 0])
+    expected = entropy(maps[1][:, 4:], torch.zeros_like(maps[1][:, 4:])).sum()
+    assert negatives[1].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda *item: read_maps(item, matches, 4, entropy), leaves, fast_mode=True)
+    (rows.sum() + negatives.sum()).backward()
+    assert maps[0].grad.stride() == maps[0].stride()
+
+
+@pytest.mark.parametrize("focal", [0.0, 1.5])
+def test_the_gradient_of_the_focal_option_is_that_of_the_plain_formula(focal):
+    maps, targets = case(2, height=64, width=64)
+    ours = torch.autograd.grad(criterion(focal_gamma=focal)(maps, targets).total, maps)
+    flat = [item[:, 4 * BINS :].detach().requires_grad_() for item in maps]
+    # Without targets at these cells, all that reaches the classes is their loss as negatives.
+    none = criterion(focal_gamma=focal)(maps, torch.zeros(0, 6))
+    entropy = CrossEntropy(focal_gamma=focal)
+    plain = 0.5 * len(maps[0]) * sum(entropy(item, torch.zeros_like(item)).sum() for item in flat)
+    assert none.total.item() == pytest.approx(plain.item(), rel=1e-9)
+    expected = torch.autograd.grad(plain, flat)
+    for found, wanted in zip(torch.autograd.grad(none.total, maps), expected, strict=True):
+        assert torch.allclose(found[:, 4 * BINS :], wanted, rtol=1e-9)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(
+            ours, torch.autograd.grad(criterion(focal_gamma=focal + 1)(maps, targets).total, maps), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "part", "factor"), [("box", "box", 2.0), ("dfl", "dfl", 2.0), ("classification", "classification", 2.0)]
+)
+def test_a_gain_scales_its_part_and_no_other(field, part, factor):
+    maps, targets = case(3, height=64, width=64)
+    plain = criterion()(maps, targets)
+    scaled = criterion(**{field: factor * getattr(AlignedLoss(), field)})(maps, targets)
+    for name in plain.parts:
+        expected = plain.parts[name].item() * (factor if name == part else 1.0)
+        assert scaled.parts[name].item() == pytest.approx(expected, rel=1e-9)
+    assert scaled.total.item() == pytest.approx(len(maps[0]) * sum(v.item() for v in scaled.parts.values()), rel=1e-9)
+
+
+def test_label_smoothing_and_the_auxiliary_weight_change_what_they_should():
+    maps, targets = case(3, heads=2, height=64, width=64)
+    plain = criterion(auxiliary=True)(maps, targets)
+    smooth = criterion(auxiliary=True, label_smoothing=0.1)(maps, targets)
+    assert smooth.parts["box"] == plain.parts["box"] and smooth.parts["dfl"] == plain.parts["dfl"]
+    assert smooth.parts["classification"] != plain.parts["classification"]
+    lead = criterion()(maps[:3], targets)
+    for weight in (0.0, 0.5):
+        weighted = criterion(auxiliary=True, auxiliary_weight=weight)(maps, targets)
+        for name in plain.parts:
+            extra = (plain.parts[name] - lead.parts[name]).item() / 0.25
+            assert weighted.parts[name].item() == pytest.approx(lead.parts[name].item() + weight * extra, rel=1e-6)
 
 
 def test_wrong_maps_and_targets_are_refused():
@@ -266,28 +349,3 @@ def test_distances_are_expectations():
     plain = torch.arange(4.0).reshape(1, 4, 1)
     assert torch.equal(distances(plain, None), plain)
     assert CrossEntropy()(torch.zeros(1), torch.zeros(1)).item() == pytest.approx(0.6931472)
-
-
-MEMORY = """
-import sys, torch
-torch.set_num_threads(1)
-sys.path.insert(0, {folder!r})
-from aligned_cases import random_rows
-from yolov7.config import AlignedLoss
-from yolov7.loss import AlignedCriterion
-from yolov7.memory import peak_memory_gib
-made = AlignedCriterion(AlignedLoss(), strides=(8, 16, 32), num_classes=80, bins=16, auxiliary=False)
-maps = [torch.randn(32, 144, 640 // s, 640 // s).requires_grad_() for s in (8, 16, 32)]
-loss = made(maps, random_rows(32, 300, 640))
-loss.total.backward()
-assert torch.isfinite(loss.total)
-print(peak_memory_gib())
-"""
-
-
-def test_crowded_batch_stays_under_2_gb():
-    """32 images of 640 pixels with 300 objects each."""
-    script = MEMORY.format(folder=str(Path(aligned_cases.__file__).parent))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2_000_000 / 2**20  # GiB, the interpreter and torch included

@@ -8,14 +8,25 @@ import pytest
 from small_detector import SIDE, small_detector
 from small_training import parameters, trainer, training_data
 
+from yolov7.config import AlignedLoss
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
-from yolov7.loss import create_criterion
+from yolov7.loss import AlignedCriterion, create_criterion
 from yolov7.train.loop import Trainer
 from yolov7.train.records import Outcome
 from yolov7.train.summary import as_text, facts, unused_as_markdown
-from yolov7.train.unused import OUTLINE, OUTSIDE, REPEATED, SMALL, THIN, UNMATCHED, UNREADABLE, find_unused
+from yolov7.train.unused import (
+    OUTLINE,
+    OUTSIDE,
+    REPEATED,
+    SMALL,
+    THIN,
+    UNMATCHED,
+    UNREADABLE,
+    find_unused,
+    report_unused,
+)
 
 WIDE = 2 * SIDE  # the images' long side: half of every length remains at the training size
 GOOD = (20, 20, 40, 40)
@@ -168,3 +179,21 @@ def test_objects_on_images_that_cannot_be_read_are_counted_with_the_run(tmp_path
     assert run.position.lost_images == [2]
     assert counts.sum()
     assert outcome.unused.lost[UNREADABLE].tolist() == counts.tolist()
+
+
+def test_objects_beyond_the_reach_of_the_bins_are_counted_in_one_line(tmp_path, caplog):
+    large = (0, 0, WIDE, SIDE)
+    index = index_of(tmp_path, [(0, 0, large), (1, 1, large), (0, 1, GOOD), (1, 0, GOOD)])
+    # 14.99 x 32 px to each side.
+    criterion = AlignedCriterion(AlignedLoss(), strides=(8, 16, 32), num_classes=2, bins=16, auxiliary=False)
+    for size, count in ((1280, 2), (928, 0)):
+        with caplog.at_level("WARNING"):
+            report_unused(find_unused(index, parameters(image_size=size), criterion, stride=32))
+        lines = [record.getMessage() for record in caplog.records if "reach of the head" in record.getMessage()]
+        assert len(lines) == (count > 0)
+        caplog.clear()
+        if count:
+            assert lines[0].startswith(
+                "2 of 4 objects are larger than 959 px at train.image_size 1280, beyond the reach"
+            )
+            assert "train.image_size: 928, or a head with more bins" in lines[0]
