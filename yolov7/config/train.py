@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
 
 from yolov7.config.group import AddedLater, Group
 from yolov7.config.loss import AnchorLoss, LossParameters
+from yolov7.errors import nearest
+
+PGI: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"none": {}, "pfh": {}, "fpn": {}, "pan": {}, "icn": {}, "lhg-icn": {"auxiliary": "lead-guided"}}
+)
+"""Parts of PGI by name (YOLOv9 paper, table 4), and the loss parameters that belong to each."""
+
+
+def _known_part(name: Any) -> Any:
+    """Refuse an unknown part, naming the nearest known one."""
+    if isinstance(name, str) and name and name not in PGI:
+        raise ValueError(f"unknown part of PGI{nearest(name, list(PGI))}")
+    return name
 
 
 class Augment(Group):
@@ -103,6 +117,9 @@ class Train(Group):
     """A set of yolov7.presets, for example `small`; empty: the recipe that the variant was published with."""
     network: str = ""
     """A network of your own, as MODULE:FUNCTION (docs/variants.md); empty: the variant's name says which."""
+    pgi: Annotated[str, BeforeValidator(_known_part), AddedLater()] = ""
+    """Auxiliary branch of a GELAN or YOLOv9 in training: `none`, `pfh`, `fpn`, `pan`, `icn`, or `lhg-icn`, which is
+    `icn` matched by the main head (`loss.auxiliary: lead-guided`); empty: that of the variant (docs/training.md)."""
     epochs: int = Field(default=300, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=16, ge=1)
@@ -164,6 +181,11 @@ class Train(Group):
     """Optimiser, warm-up and schedule."""
     ema: Ema = Ema()
     """Averaged weights."""
+
+    @property
+    def auxiliary_part(self) -> str:
+        """Name of the stages that `pgi` adds (`yolov7.model.pgi.PARTS`); empty: those of the variant."""
+        return self.pgi.removeprefix("lhg-")
 
     @field_validator("loss", mode="before")
     @classmethod
