@@ -13,6 +13,7 @@ from yolov7 import config
 from yolov7.config import (
     PGI,
     AddedLater,
+    AlignedLoss,
     AnchorLoss,
     Group,
     Loss,
@@ -168,6 +169,10 @@ def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
         ("", "pgi"),
         ("augment", "scale_surplus"),
         ("augment", "max_aspect"),
+        ("augment", "shuffle_mosaic"),
+        ("augment", "outlines_without_mosaic"),
+        ("augment", "copy_paste_of"),
+        ("optimizer", "count_from_last_step"),
         ("optimizer", "linear_reaches_end"),
     )
     for group, name in later:
@@ -251,6 +256,12 @@ def test_a_variant_may_differ_from_the_common_training_parameters(tmp_path):
     train = params.train_for("yolov7-tiny")
     assert (train.epochs, train.optimizer.momentum) == (7, 0.5)
     assert train.optimizer.name == "adamw"
+
+
+def test_the_variant_is_all_that_changes_for_another_family(tmp_path):
+    params = params_module.load(write(tmp_path, {"variants": ["yolov9-t"], "per_variant": {"yolov9-t": {}}}))
+    train = params.train_for("yolov9-t")
+    assert isinstance(train.loss, AlignedLoss) and train.anchor_scale == 0.5  # without effect, as the training says
 
 
 def test_a_part_of_pgi_may_be_named_for_any_size(tmp_path):
