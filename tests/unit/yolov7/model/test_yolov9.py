@@ -218,6 +218,20 @@ def test_a_training_file_loads_into_both(tmp_path):
     assert all("auxiliary part" in reason for _, reason in report.left)
 
 
+@pytest.mark.parametrize(("size", "part"), [("t", "pfh"), ("t", "pan"), ("t", "icn"), ("c", "fpn")])
+def test_a_training_file_is_a_start_for_another_branch(size, part, tmp_path):
+    source = randomized(create_model(f"yolov9-{size}", 3, seed=5), 5)
+    path = published_file(source, tmp_path, published.DUAL)
+    model = create_model(find_variant(f"gelan-{size}", pgi=part), 3).eval()
+    report = model.load_official(path)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model(images), source(images))
+    assert all("auxiliary part" in reason for _, reason in report.left)
+    assert bool(report.left) is (part != "pan")  # which has all of fpn
+    assert all("auxiliary" in name for name in report.untouched)
+
+
 @pytest.mark.parametrize("size", ["t", "c"])
 def test_a_deploy_file_loads_into_both_and_the_auxiliary_part_stays_fresh(size, tmp_path):
     source = randomized(create_model(f"gelan-{size}", 3, seed=5), 5)
