@@ -12,7 +12,6 @@ from yolov7.config import AnchorLoss, Train
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError, ModelError
 from yolov7.model import Detector, create_model, load_checkpoint
-from yolov7.model.cost import count_parameters
 from yolov7.model.detector import Anchors
 from yolov7.model.heads.anchor import AnchorHead
 from yolov7.model.spec import Network
@@ -41,7 +40,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
         _name_idle_anchors(variant, params)
     if params.pgi:
         branch = f"with the auxiliary branch {params.pgi}" if model.has_auxiliary else "without an auxiliary branch"
-        log.info("%s is trained %s: %s parameters", variant, branch, f"{count_parameters(model):,}")
+        log.info("%s is trained %s: %s parameters", variant, branch, f"{sum(p.numel() for p in model.parameters()):,}")
     if params.weights:
         load_weights(model, Path(params.weights), network=params.network)
     return model
