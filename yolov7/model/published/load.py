@@ -174,11 +174,13 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
     if file.num_classes == model.num_classes:
         network = file.layout.adapted(network, weights.tensors)
     try:
-        keys = file.layout.keys(file.layout.whole(network, file.form, weights.tensors), file.form)
+        held_network = file.layout.whole(network, file.form, weights.tensors)
+        keys = file.layout.keys(held_network, file.form)
     except ModelError as error:
         raise ModelError(f"{weights.path}: {error}{_likeness(file, model.variant)}") from None
     _check_names(file, keys, model)
-    transfer = _copied(file, keys, model, model.state_of(network))
+    same_branch = (held_network.auxiliary, held_network.head) == (network.auxiliary, network.head)
+    transfer = _copied(file, keys, model, model.state_of(network), same_branch=same_branch)
     file.layout.finish(transfer, weights.tensors, model, keys)
     model.adapt(network)
     model.load_state_dict(transfer.values, strict=False)
@@ -199,8 +201,12 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
     )
 
 
-def _copied(file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours: Mapping[str, Tensor]) -> Transfer:
-    """The tensors that are among `ours` under another name."""
+def _copied(
+    file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours: Mapping[str, Tensor], *, same_branch: bool
+) -> Transfer:
+    """The tensors that are among `ours` under another name. Without the `same_branch` in training, those of the
+    auxiliary part that do not fit are left.
+    """
     transfer = Transfer()
     for published, tensor in file.weights.tensors.items():
         name = keys.copied.get(published)
@@ -214,6 +220,10 @@ def _copied(file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours
             transfer.taken.append(published)
         else:
             reason = f"{tuple(tensor.shape)} does not fit {tuple(ours[name].shape)}"
+            auxiliary = name.startswith(("auxiliary.", "head.auxiliary"))
+            if auxiliary and not same_branch:
+                transfer.left.append((published, f"of another auxiliary part: {reason}"))
+                continue
             if published not in keys.outputs or file.num_classes == model.num_classes:
                 raise ModelError(f"{file.weights.path}: {published}: {reason}, {_misfit(file, model.variant)}")
             transfer.left.append((published, reason))

@@ -138,19 +138,14 @@ class Yolov9Layout(PublishedLayout):
         )
 
     def whole(self, network: Network, form: str, names: Collection[str]) -> Network:
-        """A GELAN with the auxiliary part of a training file, and a YOLOv9 without one for the file of a GELAN."""
+        """A network with the auxiliary part of a training file, or without one for the file of a GELAN."""
         if not isinstance(network.head, GelanHead):
             return network
         if form != DUAL:
             return with_pgi(network, "none")
-        if network.head.auxiliary:
-            return network
         present = set(names)
-        for part in PARTS:
-            trained = with_pgi(network, part)
-            if trained.head != network.head and present.issuperset(_needed(trained)):
-                return trained
-        return network
+        held = (trained for trained in _with_branches(network) if present.issuperset(_needed(trained)))
+        return next(held, network)
 
     def keys(self, network: Network, form: str) -> PublishedKeys:
         """Names of the tensors of `network`, which is as :meth:`whole` answers it."""
@@ -195,6 +190,20 @@ class Yolov9Layout(PublishedLayout):
 
 
 LAYOUT: Final[PublishedLayout] = Yolov9Layout()
+
+
+def _with_branches(network: Network) -> Iterator[Network]:
+    """The network with its own auxiliary part, if it has one, then with each that it can have."""
+    assert isinstance(network.head, GelanHead)
+    if network.head.auxiliary:
+        yield network
+    for part in PARTS:
+        try:
+            trained = with_pgi(network, part)
+        except ModelError:  # it lacks the stages that the part copies
+            continue
+        if trained.head.reads("training") != trained.head.reads("deploy"):
+            yield trained
 
 
 def _needed(network: Network) -> set[str]:
