@@ -101,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--variant", help="show only this network")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--variant", help="show only this network")
+    which.add_argument("--model", metavar="FILE", help="show the network in a .safetensors file")
+    parser.add_argument("--network", metavar="MODULE:FUNCTION", help="your own network, for its kinds of block in FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_info)
 
@@ -236,9 +239,12 @@ def _load(args: argparse.Namespace, **more: Any) -> Predictor:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from yolov7.model.info import sections, variant_infos
+    from yolov7.model.info import file_info, sections, variant_infos
 
-    rows = variant_infos([args.variant] if args.variant else None)
+    if args.model:
+        rows = [file_info(args.model, network=args.network or "")]
+    else:
+        rows = variant_infos([args.variant] if args.variant else None)
     if args.json:
         print(json.dumps([row.as_json() for row in rows], indent=2))
         return

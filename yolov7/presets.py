@@ -45,22 +45,27 @@ YOLOV7: dict[str, Preset] = {
 # The one published file, for all sizes (reference sheet: yolov9-training, sections 1 to 3).
 _YOLOV9_AUGMENT: Preset = {
     "mosaic9": 0.0,
+    "shuffle_mosaic": True,
+    "outlines_without_mosaic": False,
     "close_mosaic_epochs": 15,
     "mixup_beta": 32.0,
     "translate": 0.1,
     "scale_surplus": 0.0,
     "copy_paste": 0.3,
+    "copy_paste_of": "eligible",
     "paste_in": 0.0,
     "max_aspect": 100.0,
 }
 YOLOV9: dict[str, Preset] = {
     "yolov9": {
         "epochs": 500,
+        "patience": 100,
         "evaluate_iou": 0.7,
         "optimizer": {
             "final_factor": 0.01,
             "schedule": "linear",
             "linear_reaches_end": False,
+            "count_from_last_step": True,
             "warmup_iterations": 100,
             "gradient_clip": 10.0,
         },

@@ -62,7 +62,8 @@ def _parameters(params: Params, variant: str) -> int | None:
 
     try:
         classes = len(dataset_document(needs={"classes": list})["classes"])
-        network = find_variant(variant, source=params.train_for(variant).network)
+        train = params.train_for(variant)
+        network = find_variant(variant, source=train.network, pgi=train.auxiliary_part)
         return count_parameters(create_model(network, classes))
     except (YoloError, KeyError, TypeError):
         return None

@@ -18,7 +18,7 @@ from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, Train, merge, parse, train_parameters
 from yolov7.documents import MAX_YAML, DocumentError, read_text
-from yolov7.errors import ConfigError, nearest
+from yolov7.errors import ConfigError, ModelError, nearest
 from yolov7.yaml_text import read_yaml
 
 if TYPE_CHECKING:
@@ -224,7 +224,10 @@ class Params(Group):
     def _training(self, variant: str) -> Train:
         values = merge(self.train, self.per_variant.get(variant, {}))
         where = f"params.yaml: train (with per_variant.{variant})"
-        return train_parameters(values, where=where, recipe=self._recipe(variant, values))
+        train = train_parameters(values, where=where, recipe=self._recipe(variant, values))
+        if train.pgi and not train.network:  # a network of the user's own is asked for when it is trained
+            _check_pgi(variant, train, where)
+        return train
 
     @staticmethod
     def _recipe(variant: str, values: Mapping[str, Any]) -> str:
@@ -232,6 +235,17 @@ class Params(Group):
 
         # A network of the user's own has no recipe, even under the name of a variant.
         return "p5" if values.get("network") else recipe_of(variant)
+
+
+def _check_pgi(variant: str, train: Train, where: str) -> None:
+    """Raise :class:`ConfigError` for a variant that cannot be trained with `train.pgi`."""
+    from yolov7.model.variants import find_variant, list_variants
+
+    try:
+        if variant in list_variants():
+            find_variant(variant, pgi=train.auxiliary_part)
+    except ModelError as error:
+        raise ConfigError(f"{where}.pgi: {error}; set it under per_variant, for gelan-* and yolov9-* only") from None
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:

@@ -19,6 +19,7 @@ import torch
 import torch._dynamo  # the first optimiser imports it, which takes seconds: once, before the processes part
 from safetensors.torch import save_file
 from small_detector import metadata_of, small_detector
+from small_gelan import small_gelan_detector
 from torch import nn
 
 from yolov7.config import Train, train_parameters
@@ -32,7 +33,7 @@ from yolov7.train.state import StateFolder
 from yolov7.train.sync_batchnorm import SynchronizedBatchNorm
 
 
-def parameters(**over) -> Train:
+def parameters(recipe: str = "p5", **over) -> Train:
     """Ten steps, some of two batches, with everything that augmentation draws."""
     values = {
         "image_size": 96,
@@ -44,7 +45,7 @@ def parameters(**over) -> Train:
         "ema": {"decay": 0.9, "ramp": 5.0},
         "optimizer": {"nominal_batch": 8, "learning_rate": 0.002, "warmup_iterations": 2, "warmup_epochs": 0},
     }
-    return train_parameters(values | over)
+    return train_parameters(values | over, recipe=recipe)
 
 
 class Curve:
@@ -67,12 +68,14 @@ class Curve:
 
 def trainer(folder: Path, states: Path, processes: Processes, **over) -> tuple[Trainer, Curve]:
     index = Index.open(folder / "index", image_root=folder)
-    model, curve = small_detector(seed=processes.rank), Curve()  # only the weights of the first process count
+    make = small_gelan_detector if over.pop("aligned", False) else small_detector
+    model, curve = make(seed=processes.rank), Curve()  # only the weights of the first process count
+    recipe = "yolov9" if make is small_gelan_detector else "p5"
     run = Trainer(
         model,
         train_index=index,
         val_index=index,
-        params=parameters(**over.pop("params", {})),
+        params=parameters(recipe, **over.pop("params", {})),
         states=StateFolder(states, {}),
         metadata=metadata_of(model),
         listeners=[curve],
@@ -195,6 +198,7 @@ def everything(folder: Path, processes: Processes) -> dict:
     own = folder / f"rank-{processes.rank}"
     return {
         "synchronized": train(folder, own / "synchronized", processes),
+        "aligned": train(folder, own / "aligned", processes, aligned=True),
         "plain": train(folder, own / "plain", processes, params={"sync_batchnorm": False}),
         "resumed": stopped_and_resumed(folder, own / "resumed", processes),
         "broken": broken_on_one(folder, own / "broken", processes),

@@ -10,6 +10,7 @@ from small_detector import SIDE, metadata_of, pictures, small_detector, small_in
 
 from yolov7.config import Train, train_parameters
 from yolov7.data.index import Index
+from yolov7.model import Detector
 from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.loop import Trainer
 from yolov7.train.records import Outcome
@@ -27,8 +28,8 @@ def training_data(folder: Path, images: int = 6) -> Index:
     return small_index(folder, found, shown, runtime.metadata)
 
 
-def parameters(**over) -> Train:
-    """Batches of two in accumulation windows of two."""
+def parameters(recipe: str = "p5", **over) -> Train:
+    """Batches of two in accumulation windows of two; `recipe` names the family."""
     values = {
         "preset": "small",
         "cache": "none",
@@ -40,12 +41,12 @@ def parameters(**over) -> Train:
         "ema": {"decay": 0.9, "ramp": 5.0},
         "optimizer": {"nominal_batch": 4, "warmup_iterations": 2, "warmup_epochs": 0},
     }
-    return train_parameters({**values, **over})
+    return train_parameters({**values, **over}, recipe=recipe)
 
 
-def trainer(index: Index, folder: Path, params: Train, **more) -> Trainer:
-    """The model's weights are the same every time."""
-    model = small_detector()
+def trainer(index: Index, folder: Path, params: Train, model: Detector | None = None, **more) -> Trainer:
+    """A trainer of the small detector, whose weights are the same every time, or of another model."""
+    model = model or small_detector()
     states = StateFolder(folder, {"epochs": params.epochs, "seed": params.seed})
     given = {"train_index": index, "val_index": index, "metadata": metadata_of(model), **more}
     return Trainer(model, params=params, states=states, **given)

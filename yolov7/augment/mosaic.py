@@ -103,14 +103,18 @@ def plan_single(source: SampleSource, index: int, size: int) -> list[Tile]:
     return [Tile(index, x, y, (x, y, x + width, y + height))]
 
 
-def plan_mosaic4(source: SampleSource, index: int, size: int, rng: np.random.Generator) -> list[Tile]:
+def plan_mosaic4(
+    source: SampleSource, index: int, size: int, rng: np.random.Generator, shuffle: bool = False
+) -> list[Tile]:
     """Four images around a random centre of a canvas of 2S x 2S (training sheet, section 4.1).
 
     The image itself lies top left, three random ones top right, bottom left and bottom right; each touches the centre
-    with its inner corner.
+    with its inner corner. With `shuffle` all four lie anywhere (reference sheet: yolov9-training, section 3).
     """
     centre_y, centre_x = (int(value) for value in rng.uniform(size // 2, size + size // 2, 2))
     images = [index, *(int(other) for other in rng.integers(len(source), size=3))]
+    if shuffle:
+        rng.shuffle(images)
     tiles = []
     for place, image in enumerate(images):
         height, width = source.size(image)

@@ -7,6 +7,7 @@ in the sample are decoded.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -37,21 +38,27 @@ MIN_MASK = 60
 """Its mask must have more than this many pixels."""
 
 
-def copy_paste(scene: Scene, share: float, rng: np.random.Generator) -> Scene:
+def copy_paste(
+    scene: Scene, share: float, rng: np.random.Generator, *, of: Literal["all", "eligible"] = "all"
+) -> Scene:
     """Mirror a share of the outlined objects left to right on the canvas and paste them there, with their labels.
 
-    An object is left out where its copy would cover 30 % or more of some label.
+    An object is left out where its copy would cover 30 % or more of some label, one pasted before included. With `of`
+    `eligible` the share is of the objects whose copy covers no label of the scene so far, and all of these are pasted
+    (reference sheet: yolov9-training, section 3).
     """
     if scene.polygons is None or share <= 0 or not len(scene.boxes):
         return scene
     outlined = np.unique(scene.polygons.owners)
-    chosen = rng.choice(outlined, size=round(share * len(outlined)), replace=False)
     mirror = np.array([[-1.0, 0.0, scene.side], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     mirrored = flip_boxes_left_right(scene.boxes, scene.side)
+    if of == "eligible":
+        outlined = outlined[[not _covers(mirrored[number], scene.boxes) for number in outlined]]
+    chosen = rng.choice(outlined, size=round(share * len(outlined)), replace=False)
     boxes, overlays, copied = scene.boxes, list(scene.overlays), []
     for number in chosen.tolist():
         box = mirrored[number]
-        if (box[2:] <= box[:2]).any() or (covered_shares(boxes, box) >= MAX_COVER).any():
+        if (box[2:] <= box[:2]).any() or (of == "all" and _covers(box, boxes)):
             continue
         boxes = np.concatenate([boxes, box[None]])
         overlays.append(Overlay(scene.tiles[scene.tile_numbers[number]], mirror, scene.polygons.of(number)))
@@ -69,6 +76,11 @@ def copy_paste(scene: Scene, share: float, rng: np.random.Generator) -> Scene:
         polygons=join_polygons(parts),
         overlays=overlays,
     )
+
+
+def _covers(rectangle: Floats, boxes: Floats) -> bool:
+    """True if a rectangle (4,) covers too much of any of the boxes (n, 4)."""
+    return bool((covered_shares(boxes, rectangle) >= MAX_COVER).any())
 
 
 def covered_shares(boxes: Floats, rectangle: Floats) -> Floats:

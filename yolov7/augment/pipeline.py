@@ -30,6 +30,8 @@ def augment_sample(
     else:
         matrix, scale = draw_matrix(rng, augment, size, size)
         scene = gather(source, plan_single(source, index, size), size)
+        if not augment.outlines_without_mosaic:
+            scene.polygons = None
         rendered = render(source, scene, matrix, scale, size, augment.max_aspect)
     image = jitter(rendered.image, draw_hsv_tables(rng, augment), rendered.content)
     boxes, labels = rendered.boxes, rendered.labels
@@ -46,7 +48,10 @@ def augment_sample(
 
 
 def _mosaic(source: SampleSource, index: int, augment: Augment, size: int, rng: np.random.Generator) -> Rendered:
-    plan = plan_mosaic9 if rng.random() < augment.mosaic9 else plan_mosaic4
-    scene = copy_paste(gather(source, plan(source, index, size, rng), 2 * size), augment.copy_paste, rng)
+    if rng.random() < augment.mosaic9:
+        tiles = plan_mosaic9(source, index, size, rng)
+    else:
+        tiles = plan_mosaic4(source, index, size, rng, augment.shuffle_mosaic)
+    scene = copy_paste(gather(source, tiles, 2 * size), augment.copy_paste, rng, of=augment.copy_paste_of)
     matrix, scale = draw_matrix(rng, augment, 2 * size, size)
     return render(source, scene, matrix, scale, size, augment.max_aspect)

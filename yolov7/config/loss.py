@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,9 +12,17 @@ from yolov7.config.group import Group
 class LossParameters(Group):
     """Base of the parameters of assignment and loss. Each kind of head has a subclass and names it."""
 
+    unmatched: ClassVar[str] = "of a size that nothing learns in most samples"
+    """Why its assignment learns nothing of an object, in words, where :meth:`yolov7.loss.Criterion.misfit` says so."""
+    has_anchors: ClassVar[bool] = False
+    """True if the parameters of anchors (`train.anchors`, `train.anchor_scale`) matter to that."""
+
 
 class AnchorLoss(LossParameters):
     """Assignment and loss of an anchor head (training sheet, sections 3 and 6 to 8)."""
+
+    unmatched: ClassVar[str] = "matched by no anchor in most samples"
+    has_anchors: ClassVar[bool] = True
 
     assigner: Literal["ota", "plain"] = "ota"
     """`ota`: dynamic matching by cost; `plain`: every candidate cell is a positive."""
@@ -50,6 +58,8 @@ Loss = AnchorLoss
 
 class AlignedLoss(LossParameters):
     """Assignment and loss of an anchor-free head (reference sheet: yolov9-training, sections 5 and 6)."""
+
+    unmatched: ClassVar[str] = "without the centre of a cell in most samples"
 
     assigner: Literal["aligned"] = "aligned"
     """`aligned`: task-aligned, by score and overlap."""

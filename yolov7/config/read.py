@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from yolov7.config.group import Group
 from yolov7.config.loss import AlignedLoss, AnchorLoss, LossParameters
-from yolov7.config.train import Train
+from yolov7.config.train import PGI, Train
 from yolov7.errors import ConfigError, nearest
 from yolov7.presets import PRESETS
 
@@ -98,7 +98,20 @@ def train_parameters(
     # What was given is checked alone first, so that a mistake is reported as the user wrote it.
     parse(Train, given, where=where, loss=group)
     # An empty `loss` is read as the family's group too; without one it would be the default of `Train`.
-    return parse(Train, merge({"loss": {}, **presets[name]}, given), where=where, loss=group)
+    filled = merge({"loss": {}, **presets[name]}, {"loss": _loss_of_pgi(given, where)})
+    return parse(Train, merge(filled, given), where=where, loss=group)
+
+
+def _loss_of_pgi(given: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The loss parameters that `pgi` sets. Raises :class:`ConfigError` where `loss` sets one of them otherwise."""
+    part = given.get("pgi", "")
+    implied = PGI.get(part, {})
+    own = given.get("loss") or {}
+    values = own if isinstance(own, Mapping) else own.model_dump()
+    for name, value in implied.items():
+        if values.get(name, value) != value:
+            raise ConfigError(f"{where}.loss.{name}: {values[name]!r} contradicts pgi: {part}, which sets {value!r}")
+    return implied
 
 
 def _unknown_preset(name: str, family: str) -> str:

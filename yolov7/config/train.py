@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
 
 from yolov7.config.group import AddedLater, Group
 from yolov7.config.loss import AnchorLoss, LossParameters
+from yolov7.errors import nearest
+
+PGI: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"none": {}, "pfh": {}, "fpn": {}, "pan": {}, "icn": {}, "lhg-icn": {"auxiliary": "lead-guided"}}
+)
+"""Parts of PGI by name (YOLOv9 paper, table 4), and the loss parameters that belong to each."""
+
+
+def _known_part(name: Any) -> Any:
+    """Refuse an unknown part, naming the nearest known one."""
+    if isinstance(name, str) and name and name not in PGI:
+        raise ValueError(f"unknown part of PGI{nearest(name, list(PGI))}")
+    return name
 
 
 class Augment(Group):
@@ -18,6 +32,11 @@ class Augment(Group):
     """Probability of building a sample from several images."""
     mosaic9: float = Field(default=0.2, ge=0.0, le=1.0)
     """Share of the mosaics that use nine images instead of four."""
+    shuffle_mosaic: Annotated[bool, AddedLater()] = False
+    """The four images of a mosaic lie in random order, as published for YOLOv9; false: the image itself top left."""
+    outlines_without_mosaic: Annotated[bool, AddedLater()] = True
+    """Without mosaic, too, outlines decide what is visible of an object; false: boxes alone, as published for
+    YOLOv9."""
     close_mosaic_epochs: int = Field(default=0, ge=0)
     """Number of last epochs without mosaic, mixup and pasting (0: never, as published for YOLOv7)."""
     mixup: float = Field(default=0.15, ge=0.0, le=1.0)
@@ -50,6 +69,9 @@ class Augment(Group):
     """Probability of a horizontal flip. Set 0 where left and right differ in meaning (digits, signs, text)."""
     copy_paste: float = Field(default=0.0, ge=0.0, le=1.0)
     """Share of the polygon objects that are mirrored and pasted into the same mosaic."""
+    copy_paste_of: Annotated[Literal["all", "eligible"], AddedLater()] = "all"
+    """Objects that the share is of: `all`, of which those that would cover a label are left out; or those alone that
+    would not cover an original label, as published for YOLOv9."""
     paste_in: float = Field(default=0.15, ge=0.0, le=1.0)
     """Probability of pasting cut-out objects of other images (needs polygons; does nothing without)."""
 
@@ -73,6 +95,9 @@ class Optimizer(Group):
     """Decay of convolution kernels, at the nominal batch."""
     nominal_batch: int = Field(default=64, ge=1)
     """Gradients of smaller batches are accumulated to about this many images; 1 steps after every batch."""
+    count_from_last_step: Annotated[bool, AddedLater()] = False
+    """Batches to accumulate are counted from the last step, as published for YOLOv9; false: from the start of the run.
+    It matters in the warm-up, while their number grows."""
     warmup_epochs: float = Field(default=3.0, ge=0.0)
     """Length of the warm-up in epochs."""
     warmup_iterations: int = Field(default=1000, ge=0)
@@ -103,6 +128,9 @@ class Train(Group):
     """A set of yolov7.presets, for example `small`; empty: the recipe that the variant was published with."""
     network: str = ""
     """A network of your own, as MODULE:FUNCTION (docs/variants.md); empty: the variant's name says which."""
+    pgi: Annotated[str, BeforeValidator(_known_part), AddedLater()] = ""
+    """Auxiliary branch of a GELAN or YOLOv9 in training: `none`, `pfh`, `fpn`, `pan`, `icn`, or `lhg-icn`, which is
+    `icn` matched by the main head (`loss.auxiliary: lead-guided`); empty: that of the variant (docs/training.md)."""
     epochs: int = Field(default=300, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=16, ge=1)
@@ -164,6 +192,11 @@ class Train(Group):
     """Optimiser, warm-up and schedule."""
     ema: Ema = Ema()
     """Averaged weights."""
+
+    @property
+    def auxiliary_part(self) -> str:
+        """Name of the stages that `pgi` adds (`yolov7.model.pgi.PARTS`); empty: those of the variant."""
+        return self.pgi.removeprefix("lhg-")
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
 from yolov7.model.detector import create_model
+from yolov7.model.pgi import part_of
 from yolov7.model.spec import Network
 from yolov7.model.variants import VARIANTS, Published, family_name, find_family, list_variants
 
@@ -30,6 +33,8 @@ class VariantInfo:
     published: Published | None
     family: str | None = None
     """Name of its family; None for a network of the user's own."""
+    pgi: str | None = None
+    """Part of PGI that it is trained with (:data:`yolov7.model.pgi.PARTS`); None where no part fits its head."""
 
     def as_json(self) -> dict[str, Any]:
         """The row as plain values."""
@@ -67,7 +72,19 @@ def variant_info(variant: str | Network, *, num_classes: int = 80, image_size: i
         strides=model.strides,
         published=VARIANTS[name].published if name in VARIANTS else None,
         family=family_name(name),
+        pgi=part_of(model.spec),
     )
+
+
+def file_info(path: str | os.PathLike[str], *, network: str = "") -> VariantInfo:
+    """The row of the network in a .safetensors file, for its classes and image side; nothing is published of it.
+
+    `network`, MODULE:FUNCTION, supplies kinds of block of the user's own. Raises :class:`ModelError` as
+    :func:`yolov7.model.checkpoint.load_checkpoint` does.
+    """
+    model, metadata = load_checkpoint(path, network=network)
+    row = variant_info(model.spec, num_classes=metadata.num_classes, image_size=metadata.image_size)
+    return replace(row, published=None)
 
 
 def variant_infos(variants: Iterable[str] | None = None) -> list[VariantInfo]:
@@ -98,7 +115,12 @@ def sections(rows: Iterable[VariantInfo]) -> list[Section]:
 def as_table(rows: Iterable[VariantInfo]) -> list[tuple[str, ...]]:
     """Heading and rows as text, for a terminal."""
     heading = ("variant", "params train", "params deploy", "GFLOPs", "input", "strides", "AP", "AP on", "FPS", "FPS on")
-    return [heading, *map(_as_text, rows)]
+    rows = list(rows)
+    table = [heading, *map(_as_text, rows)]
+    if all(row.pgi is None for row in rows):
+        return table
+    parts = ("PGI", *(row.pgi or "-" for row in rows))
+    return [(name, part, *others) for (name, *others), part in zip(table, parts, strict=True)]
 
 
 def _as_text(row: VariantInfo) -> tuple[str, ...]:

@@ -35,13 +35,24 @@ def with_pgi(network: Network, part: str) -> Network:
         raise ModelError(f"unknown part of PGI {part!r}{nearest(part, list(PARTS))}")
     head = network.head
     if not isinstance(head, GelanHead):
-        raise ModelError(f"{network.name}: PGI needs the head of YOLOv9")
+        raise ModelError(f"{network.name}: PGI needs the head of YOLOv9 (GelanHead), not {type(head).__name__}")
     blocks = {stage.name: stage.block for stage in (*network.backbone, *network.neck)}
     try:
         stages, levels = PARTS[part](blocks)
     except KeyError as error:
         raise ModelError(f"{network.name}: PGI part {part!r} copies stage {error}, which it lacks") from None
     return replace(network, auxiliary=stages, head=replace(head, auxiliary=levels))
+
+
+def part_of(network: Network) -> str | None:
+    """Name of the part of PGI that a network has in training form; None for any other network."""
+    for part in PARTS:
+        try:
+            if with_pgi(network, part) == network:
+                return part
+        except ModelError:
+            continue
+    return None
 
 
 def linear_taps(sources: Sequence[str], widths: Sequence[int], *, prefix: str) -> tuple[Stage, ...]:

@@ -19,25 +19,44 @@ from yolov7.model.variants import find_variant
 
 log = logging.getLogger(__name__)
 
+LEAST_SHARE = 0.2
+"""Of the smaller network's kernels that must fit. Up to 0.17 fit by chance in another size or family (YOLOv7 in X);
+YOLOv7-W6 in E6, whose stems are the same, has 0.42.
+"""
+
 
 def initial_model(variant: str, params: Train, index: Index) -> Detector:
     """A network in training form for the classes of `index`.
 
-    The anchors of a head that has any follow `params.anchors` (training sheet, section 5). `params.weights` is a
-    checkpoint of this project or a published `.pt`, of which everything that fits is taken. Raises
-    :class:`ConfigError` if `params.loss` is for another kind of head.
+    The anchors of a head that has any follow `params.anchors` (training sheet, section 5). `params.pgi` is the
+    auxiliary branch. `params.weights` is a checkpoint of this project or a published `.pt`, of which everything that
+    fits is taken. Raises :class:`ConfigError` if `params.loss` is for another kind of head, :class:`ModelError` for a
+    network without the stages that `params.pgi` copies.
     """
     classes = len(index.class_names)
-    network = find_variant(variant, source=params.network)
+    network = find_variant(variant, source=params.network, pgi=params.auxiliary_part)
     if not isinstance(params.loss, network.head.parameters):
         group, given = network.head.parameters.__name__, type(params.loss).__name__
         raise ConfigError(f"train.loss: {variant} is trained with {group}, got {given}; set train.preset to one of its")
     model = create_model(network, classes, seed=params.seed)
     if isinstance(network.head, AnchorHead) and isinstance(params.loss, AnchorLoss):
         model = _with_anchors(model, network, params, params.loss.anchor_threshold, index)
+    else:
+        _name_idle_anchors(variant, params)
+    if params.pgi:
+        branch = f"with the auxiliary branch {params.pgi}" if model.has_auxiliary else "without an auxiliary branch"
+        log.info("%s is trained %s: %s parameters", variant, branch, f"{sum(p.numel() for p in model.parameters()):,}")
     if params.weights:
         load_weights(model, Path(params.weights), network=params.network)
     return model
+
+
+def _name_idle_anchors(variant: str, params: Train) -> None:
+    """Say which parameters of anchors a network without any leaves unused: `variants` may be all that has changed."""
+    given = {"anchors": params.anchors, "anchor_scale": params.anchor_scale}
+    idle = [f"{name}: {value}" for name, value in given.items() if value != Train.model_fields[name].default]
+    if idle:
+        log.info("%s has no anchors, so these have no effect: %s", variant, ", ".join(idle))
 
 
 def _with_anchors(model: Detector, network: Network, params: Train, threshold: float, index: Index) -> Detector:
@@ -81,7 +100,7 @@ def load_weights(model: Detector, path: Path, *, network: str = "") -> None:
     """Copy everything that fits from a checkpoint into `model`; what does not fit is named in the log. `network`
     (MODULE:FUNCTION) supplies the user's own kinds of block, if the checkpoint has any.
 
-    Raises :class:`ModelError` if no kernel fits or the file is not a checkpoint.
+    Raises :class:`ModelError` if hardly a kernel fits (:data:`LEAST_SHARE`) or the file is not a checkpoint.
     """
     if path.suffix != ".safetensors":
         report = model.load_official(path)
@@ -92,9 +111,11 @@ def load_weights(model: Detector, path: Path, *, network: str = "") -> None:
     # Buffers of the head itself (the anchors) describe its layout: those of this training stay.
     layout = {f"head.{name}" for name, _ in model.head.named_buffers(recurse=False)}
     fitting = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape and n not in layout}
-    # Counters of batch norms and vectors of the head fit many networks: at least one kernel must fit too.
-    if not any(name.endswith("conv.weight") for name in fitting):
-        raise ModelError(f"{path}: holds a {metadata.variant} in {metadata.form} form; none of its kernels fits here")
+    # Counters of batch norms and vectors of the head fit many networks, so kernels decide.
+    fit, held, wanted = (sum(name.endswith("conv.weight") for name in some) for some in (fitting, theirs, ours))
+    if not fit or fit < LEAST_SHARE * min(held, wanted):
+        found = f"only {fit} of its {held} kernels fit a {model.variant}" if fit else "none of its kernels fits here"
+        raise ModelError(f"{path}: holds a {metadata.variant} in {metadata.form} form; {found}")
     model.load_state_dict(fitting, strict=False)
     left = sorted(ours.keys() - fitting.keys() - layout)
     log.info(

@@ -262,7 +262,7 @@ class Trainer:
                 # The sum of the window so far is sound; only this batch is left out.
                 learner.average.heal()
                 self._skip("the loss is not finite", range(position.iteration, position.iteration + 1))
-            if position.iteration % settings.accumulate or not learner.has_gradients():
+            if not self.schedule.steps_after(position.iteration) or not learner.has_gradients():
                 return
             if not learner.update(settings):
                 self._skip("a gradient is not finite", self.schedule.window(position.iteration))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from yolov7.config import Optimizer
 
@@ -61,10 +62,28 @@ class Schedule:
             return (1.0 - epoch / length) * (1.0 - final) + final
         return (1.0 - math.cos(math.pi * epoch / self.epochs)) / 2.0 * (final - 1.0) + 1.0
 
+    def steps_after(self, iteration: int) -> bool:
+        """True if the optimiser steps after this iteration."""
+        if not self.optimizer.count_from_last_step:
+            return iteration % self.at(iteration).accumulate == 0
+        if iteration <= self.warmup:
+            return iteration in self._warmup_steps
+        last = max(self._warmup_steps, default=-1)
+        return (iteration - last) % self.accumulate == 0
+
+    @cached_property
+    def _warmup_steps(self) -> frozenset[int]:
+        """The iterations of the warm-up after which the optimiser steps, counting from its last step."""
+        steps, last = [], -1
+        for iteration in range(self.warmup + 1):
+            if iteration - last >= self.at(iteration).accumulate:
+                steps.append(last := iteration)
+        return frozenset(steps)
+
     def window(self, iteration: int) -> range:
         """The iterations whose gradients a step after this one uses: all since the step before."""
         first = iteration
-        while first and (first - 1) % self.at(first - 1).accumulate:
+        while first and not self.steps_after(first - 1):
             first -= 1
         return range(first, iteration + 1)
 

@@ -2,9 +2,9 @@
 
 Crowds, repetitions and boxes outside their image are left out by the index. An object can be used, but be lost in
 samples: the augmentation drops what is too small or too thin (training sheet, section 4.3), and the assignment finds no
-anchor for some sizes (section 6). Both depend on the random scale of the sample, so an object counts as unused for such
-a reason if it is lost in more than half of the scales. Cuts by the edges of a mosaic do not count: they meet every
-object now and then.
+anchor (section 6) or no cell for some sizes. Both depend on the random scale of the sample, so an object counts as
+unused for such a reason if it is lost in more than half of the scales. Cuts by the edges of a mosaic do not count: they
+meet every object now and then.
 
 Legend: N objects, M usable objects, C classes, K scales.
 """
@@ -47,7 +47,6 @@ REPEATED = "exact repetitions of another"
 OUTLINE = f"with an outline of under {POLYGON_AREA_SHARE:.0%} of their box"
 SMALL = f"too small ({MIN_SIDE:g} px or less wide or high) in most samples"
 THIN = "too thin in most samples"
-UNMATCHED = "matched by no anchor in most samples"
 UNREADABLE = "on images that could not be read"
 
 
@@ -137,13 +136,13 @@ def _objects(index: Index, usable: Flags, params: Train, criterion: Criterion) -
     # The filters come in this order: the first that loses most samples is the reason.
     failed = np.stack([wide, slim, matched]) < 0.5
     reasons, rare = failed.argmax(0), failed.any(0) & ~hollow
-    lost = {OUTLINE: hollow} | {r: rare & (reasons == n) for n, r in enumerate((SMALL, THIN, UNMATCHED))}
+    lost = {OUTLINE: hollow} | {r: rare & (reasons == n) for n, r in enumerate((SMALL, THIN, params.loss.unmatched))}
     return _Objects(sides, lost, misfit)
 
 
 def _shares(sides: Floats, params: Train, criterion: Criterion) -> tuple[Floats, Floats, Floats, Floats]:
-    """(M,) shares of the samples in which an object is wide and high enough, is not too thin, and meets an anchor; and
-    its median misfit. `sides` (M, 2) before the random scale.
+    """(M,) shares of the samples in which an object is wide and high enough, is not too thin, and is matched; and its
+    median misfit. `sides` (M, 2) before the random scale.
     """
     matrices, limit = _matrices(params), params.augment.max_aspect
     wide, slim = np.zeros(len(sides)), np.zeros(len(sides))
@@ -214,7 +213,7 @@ def _advice(reason: str, params: Train, objects: _Objects, own: Flags, criterion
     if reason == REPEATED:
         return "a repetition adds nothing: no setting keeps it"
     chosen = objects.lost[reason] & own
-    if reason == SMALL:
+    if reason == SMALL or (reason == params.loss.unmatched and not params.loss.has_anchors):
         side = _side_that_keeps(objects.sides[chosen], params, criterion, stride)
         wanted = f"train.image_size: {side} keeps most of these"
         return wanted if side else "cut the images into tiles, because no train.image_size in use keeps these"
@@ -229,7 +228,7 @@ def _advice(reason: str, params: Train, objects: _Objects, own: Flags, criterion
 
 def _side_that_keeps(sides: Floats, params: Train, criterion: Criterion, stride: int) -> int:
     """The least image size, in steps of about a tenth, at which most objects of `sides` (n, 2) are large enough and
-    meet an anchor; 0 if it would be too large. Where the anchors stay too large for them, size alone decides.
+    are matched; 0 if it would be too large. Where the anchors stay too large for them, size alone decides.
     """
     found = 0
     for step in range(1, 60):
@@ -241,7 +240,7 @@ def _side_that_keeps(sides: Floats, params: Train, criterion: Criterion, stride:
             continue
         found = found or side
         # Anchors that are not kept are fitted again at the new size.
-        if params.anchors != "keep" or ((wide >= 0.5) & (matched >= 0.5)).mean() >= _KEPT:
+        if (params.loss.has_anchors and params.anchors != "keep") or ((wide >= 0.5) & (matched >= 0.5)).mean() >= _KEPT:
             return side
     return found
 

@@ -11,7 +11,9 @@ import yaml
 from stages.project import params as params_module
 from yolov7 import config
 from yolov7.config import (
+    PGI,
     AddedLater,
+    AlignedLoss,
     AnchorLoss,
     Group,
     Loss,
@@ -23,6 +25,7 @@ from yolov7.config import (
     train_parameters,
 )
 from yolov7.errors import ConfigError
+from yolov7.model.pgi import PARTS
 from yolov7.model.variants import list_variants
 from yolov7.presets import PRESETS, YOLOV7
 
@@ -164,8 +167,13 @@ def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
     plain = Train().model_dump(mode="json")
     later = (
         ("", "evaluate_iou"),
+        ("", "pgi"),
         ("augment", "scale_surplus"),
         ("augment", "max_aspect"),
+        ("augment", "shuffle_mosaic"),
+        ("augment", "outlines_without_mosaic"),
+        ("augment", "copy_paste_of"),
+        ("optimizer", "count_from_last_step"),
         ("optimizer", "linear_reaches_end"),
     )
     for group, name in later:
@@ -176,6 +184,17 @@ def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
     assert identity_of(LaterTrain()) == expected
     changed = LaterTrain(dropout=0.5, augment={"border": 0})
     assert identity_of(changed) == {**expected, "dropout": 0.5, "augment": {"mosaic": 1.0, "border": 0}}
+
+
+def test_lead_head_guided_icn_sets_the_assignment_too():
+    assert list(PGI) == [*PARTS, "lhg-icn"]
+    recipe = {"recipe": "yolov9"}
+    plain, guided = (train_parameters({"pgi": part}, **recipe) for part in ("icn", "lhg-icn"))
+    assert (plain.auxiliary_part, plain.loss.auxiliary) == ("icn", "independent")
+    assert (guided.auxiliary_part, guided.loss.auxiliary) == ("icn", "lead-guided")
+    assert train_parameters({"pgi": "lhg-icn", "loss": {"auxiliary": "lead-guided"}}, **recipe).loss == guided.loss
+    with pytest.raises(ConfigError, match=r"loss\.auxiliary: 'independent' contradicts pgi: lhg-icn.*'lead-guided'"):
+        train_parameters({"pgi": "lhg-icn", "loss": {"auxiliary": "independent"}}, **recipe)
 
 
 def test_merge_is_deep_and_leaves_its_inputs_alone():
@@ -213,6 +232,8 @@ def write(tmp_path: Path, change: dict) -> Path:
         ({"data": {"source": "coco"}}, ["data.coco"]),
         ({"data": {"digits": {"digits_per_image": [4, 2]}}}, ["digits_per_image"]),
         ({"train": {"preset": "p7"}}, ["preset", "p7"]),
+        ({"train": {"pgi": "icm"}}, ["train.pgi", "'icm'", "did you mean 'icn'"]),
+        ({"per_variant": {"yolov7-tiny": {"pgi": "pan"}}}, ["yolov7-tiny).pgi", "needs the head of YOLOv9"]),
         ({"flow": {"retries": "many"}}, ["flow.retries", "many"]),
     ],
 )
@@ -250,6 +271,21 @@ def test_a_variant_without_an_entry_is_refused(tmp_path):
 def test_another_variant_is_one_change(tmp_path, variant):
     params = params_module.load(write(tmp_path, {"variants": [variant]}))
     assert params.train_for(variant).preset == "small"
+
+
+def test_the_variant_is_all_that_changes_for_another_family(tmp_path):
+    params = params_module.load(write(tmp_path, {"variants": ["yolov9-t"], "per_variant": {"yolov9-t": {}}}))
+    train = params.train_for("yolov9-t")
+    assert isinstance(train.loss, AlignedLoss) and train.anchor_scale == 0.5  # without effect, as the training says
+
+
+def test_a_part_of_pgi_may_be_named_for_any_size(tmp_path):
+    path = write(tmp_path, {"variants": ["gelan-t", "yolov9-e"]})
+    values = yaml.safe_load(path.read_text())
+    values["per_variant"] = {"gelan-t": {"pgi": "icn"}, "yolov9-e": {"pgi": "none"}}
+    path.write_text(yaml.safe_dump(values))
+    trainings = params_module.load(path).trainings
+    assert {name: train.pgi for name, train in trainings.items()} == {"gelan-t": "icn", "yolov9-e": "none"}
 
 
 def test_without_a_preset_a_variant_trains_by_its_own_recipe(tmp_path):

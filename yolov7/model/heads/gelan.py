@@ -34,6 +34,8 @@ class GelanHead(AlignedHead):
             raise ModelError("bins: the box branch of this head predicts distributions, so at least 2 are needed")
         box_width, class_width = widths(maps[names[0]].channels, num_classes, self.bins)
         if self.class_width is not None:
+            if self.class_width < 1:
+                raise ModelError(f"class_width: at least 1, got {self.class_width}")
             class_width = self.class_width
         return [
             GelanBranch(maps[name].channels, box_width, class_width, self, num_classes, name, act) for name in names

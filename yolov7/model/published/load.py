@@ -38,10 +38,18 @@ class ImportReport:
     num_classes: int
     """Class count of the file."""
     class_names: tuple[str, ...]
-    """Class names in the file; empty if it has none."""
+    """Class names in the file; empty if it has none, or not one for each class."""
+    ignored_names: int = 0
+    """Number of class names in the file where that is not its class count, which the tensors tell."""
 
     def __str__(self) -> str:
-        lines = [f"{self.variant} in {self.form} form, {self.num_classes} classes: {len(self.taken)} tensors taken"]
+        what = f"{self.variant} in {self.form} form, {self.num_classes} classes"
+        source = self.entry if self.entry == "the file itself" else f"`{self.entry}`"
+        lines = [f"{what}: {len(self.taken)} tensors taken from {source}"]
+        if self.ignored_names:
+            lines.append(
+                f"its {self.ignored_names} class names are not used, since the tensors have another class count"
+            )
         if self.left:
             names = ", ".join(name for name, _ in self.left)
             lines.append(f"{len(self.left)} left in the file ({names})")
@@ -166,15 +174,18 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
     if file.num_classes == model.num_classes:
         network = file.layout.adapted(network, weights.tensors)
     try:
-        keys = file.layout.keys(file.layout.whole(network, file.form, weights.tensors), file.form)
+        held_network = file.layout.whole(network, file.form, weights.tensors)
+        keys = file.layout.keys(held_network, file.form)
     except ModelError as error:
         raise ModelError(f"{weights.path}: {error}{_likeness(file, model.variant)}") from None
-    _check_names(file, keys, model.variant)
-    transfer = _copied(file, keys, model, model.state_of(network))
+    _check_names(file, keys, model)
+    same_branch = (held_network.auxiliary, held_network.head) == (network.auxiliary, network.head)
+    transfer = _copied(file, keys, model, model.state_of(network), same_branch=same_branch)
     file.layout.finish(transfer, weights.tensors, model, keys)
     model.adapt(network)
     model.load_state_dict(transfer.values, strict=False)
     given, held = transfer.values.keys() | transfer.kept, model.state_dict()
+    misfit = 0 if len(weights.class_names) == file.num_classes else len(weights.class_names)
     return ImportReport(
         path=str(weights.path),
         variant=model.variant,
@@ -185,12 +196,17 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
         untouched=tuple(name for name in held if name not in given and not _is_counter(name)),
         complete=all(ours in given or _is_counter(ours) for ours in keys.copied.values() if ours in held),
         num_classes=file.num_classes,
-        class_names=weights.class_names if len(weights.class_names) == file.num_classes else (),
+        class_names=() if misfit else weights.class_names,
+        ignored_names=misfit,
     )
 
 
-def _copied(file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours: Mapping[str, Tensor]) -> Transfer:
-    """The tensors that are among `ours` under another name."""
+def _copied(
+    file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours: Mapping[str, Tensor], *, same_branch: bool
+) -> Transfer:
+    """The tensors that are among `ours` under another name. Without the `same_branch` in training, those of the
+    auxiliary part that do not fit are left.
+    """
     transfer = Transfer()
     for published, tensor in file.weights.tensors.items():
         name = keys.copied.get(published)
@@ -204,9 +220,12 @@ def _copied(file: Recognised, keys: PublishedKeys, model: LoadableDetector, ours
             transfer.taken.append(published)
         else:
             reason = f"{tuple(tensor.shape)} does not fit {tuple(ours[name].shape)}"
+            auxiliary = name.startswith(("auxiliary.", "head.auxiliary"))
+            if auxiliary and not same_branch:
+                transfer.left.append((published, f"of another auxiliary part: {reason}"))
+                continue
             if published not in keys.outputs or file.num_classes == model.num_classes:
-                why = f"so this is not a {model.variant}{_likeness(file, model.variant)}"
-                raise ModelError(f"{file.weights.path}: {published}: {reason}, {why}")
+                raise ModelError(f"{file.weights.path}: {published}: {reason}, {_misfit(file, model.variant)}")
             transfer.left.append((published, reason))
     return transfer
 
@@ -217,10 +236,18 @@ def _likeness(file: Recognised, variant: str) -> str:
     return f"; the file looks like {' or '.join(others)} ({file.form} form)" if others else ""
 
 
-def _check_names(file: Recognised, keys: PublishedKeys, variant: str) -> None:
-    """Everything but the outputs must be there; if not, say which network the file looks like."""
-    tensors, path = file.weights.tensors, file.weights.path
-    needed = [name for name in keys.copied if name not in keys.outputs and not _is_counter(name)]
+def _misfit(file: Recognised, variant: str) -> str:
+    """Why a tensor may have another shape: the file is of another network, or of this one and damaged."""
+    if variant in looks_like(file):
+        return f"although the rest is that of a {variant}: the file is damaged, or its network was changed"
+    return f"so this is not a {variant}{_likeness(file, variant)}"
+
+
+def _check_names(file: Recognised, keys: PublishedKeys, model: LoadableDetector) -> None:
+    """Everything must be there, but the outputs for another class count; if not, say which network it looks like."""
+    tensors, path, variant = file.weights.tensors, file.weights.path, model.variant
+    spared = keys.outputs if file.num_classes != model.num_classes else ()
+    needed = [name for name in keys.copied if name not in spared and not _is_counter(name)]
     missing = [name for name in needed if name not in tensors]
     foreign = file.layout.foreign(tensors, keys)
     if not missing and not foreign:

@@ -37,6 +37,8 @@ FOLDED: Final = "folded"
 
 HEAD = re.compile(r"model\.(\d+)\.(cv[35])\.0\.2\.bias")
 """Outputs of the class branch of the first level, of a file with one head (cv3) or two (cv3 and cv5)."""
+OUTPUT = re.compile(r"model\.\d+\.cv[35]\.\d+\.2\.bias")
+"""Those of every level."""
 
 Unit = tuple[str, str]
 """Name of a conv unit inside the layer, name inside our block."""
@@ -113,14 +115,18 @@ class Yolov9Layout(PublishedLayout):
         return DUAL if "cv5" in heads else SINGLE
 
     def num_classes(self, tensors: Mapping[str, Tensor]) -> int:
-        """From the outputs of the class branch, of the main one where there are two."""
-        return tensors[self._output(tensors)].numel()
+        """From the outputs of the class branches, which must agree."""
+        found = tensors[self._output(tensors)].numel()
+        for name, tensor in tensors.items():
+            if OUTPUT.fullmatch(name) and tensor.numel() != found:
+                raise ModelError(f"{name}: its class branches have {found} and {tensor.numel()} classes; it is damaged")
+        return found
 
     def adapted(self, network: Network, tensors: Mapping[str, Tensor]) -> Network:
         """The network with class branches as wide as the file's: T was released wider than its published figures."""
         head = network.head
         name = self._output(tensors).replace(".2.bias", ".0.conv.weight")
-        if not isinstance(head, GelanHead) or name not in tensors or tensors[name].ndim != 4:
+        if not isinstance(head, GelanHead) or name not in tensors or tensors[name].ndim != 4 or not len(tensors[name]):
             return network
         width, channels = tensors[name].shape[:2]
         released = width == widths(channels, self.num_classes(tensors), head.bins)[1]
@@ -132,19 +138,14 @@ class Yolov9Layout(PublishedLayout):
         )
 
     def whole(self, network: Network, form: str, names: Collection[str]) -> Network:
-        """A GELAN with the auxiliary part of a training file, and a YOLOv9 without one for the file of a GELAN."""
+        """A network with the auxiliary part of a training file, or without one for the file of a GELAN."""
         if not isinstance(network.head, GelanHead):
             return network
         if form != DUAL:
             return with_pgi(network, "none")
-        if network.head.auxiliary:
-            return network
         present = set(names)
-        for part in PARTS:
-            trained = with_pgi(network, part)
-            if trained.head != network.head and present.issuperset(_needed(trained)):
-                return trained
-        return network
+        held = (trained for trained in _with_branches(network) if present.issuperset(_needed(trained)))
+        return next(held, network)
 
     def keys(self, network: Network, form: str) -> PublishedKeys:
         """Names of the tensors of `network`, which is as :meth:`whole` answers it."""
@@ -157,7 +158,7 @@ class Yolov9Layout(PublishedLayout):
         if not isinstance(head, GelanHead):
             raise ModelError(f"{network.name}: its head has no place in the published layout of YOLOv9")
         if bool(head.auxiliary) is not (form == DUAL):
-            raise ModelError(f"{network.name} has no file in the form {form!r}")
+            raise ModelError(f"its tensors are not those of a {network.name} with any part of PGI")
         keys = dict(_keys(network))
         return PublishedKeys(
             form=form,
@@ -189,6 +190,20 @@ class Yolov9Layout(PublishedLayout):
 
 
 LAYOUT: Final[PublishedLayout] = Yolov9Layout()
+
+
+def _with_branches(network: Network) -> Iterator[Network]:
+    """The network with its own auxiliary part, if it has one, then with each that it can have."""
+    assert isinstance(network.head, GelanHead)
+    if network.head.auxiliary:
+        yield network
+    for part in PARTS:
+        try:
+            trained = with_pgi(network, part)
+        except ModelError:  # it lacks the stages that the part copies
+            continue
+        if trained.head.reads("training") != trained.head.reads("deploy"):
+            yield trained
 
 
 def _needed(network: Network) -> set[str]:

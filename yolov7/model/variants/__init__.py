@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from yolov7.errors import ModelError, nearest
+from yolov7.model.pgi import with_pgi
 from yolov7.model.spec import Network
 from yolov7.model.variants.records import Family, Published, Variant
 from yolov7.model.variants.yolov7 import FAMILY as YOLOV7
@@ -101,12 +102,18 @@ def recipe_of(name: str) -> str:
     return VARIANTS[name].recipe if name in VARIANTS else OWN_RECIPE
 
 
-def find_variant(name: str, *, source: str = "") -> Network:
+def find_variant(name: str, *, source: str = "", pgi: str = "") -> Network:
     """The network of a name of `list_variants()`; with `source`, what MODULE:FUNCTION returns, called `name`.
 
-    `name` itself may be MODULE:FUNCTION too; the network then keeps the name it gives itself. Raises
-    :class:`ModelError` that names the nearest known variant, or says what is wrong with the function.
+    `name` itself may be MODULE:FUNCTION too; the network then keeps the name it gives itself. With `pgi` it is
+    trained with that part (:func:`yolov7.model.pgi.with_pgi`) instead of its own. Raises :class:`ModelError` that
+    names the nearest known variant or part, or says what is wrong with the function.
     """
+    network = _found(name, source)
+    return with_pgi(network, pgi) if pgi else network
+
+
+def _found(name: str, source: str) -> Network:
     if source:
         return replace(_defined_at(source), name=name)
     if ":" in name:

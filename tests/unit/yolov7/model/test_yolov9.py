@@ -10,7 +10,7 @@ from yolov7.errors import ModelError
 from yolov7.model import create_model, list_variants
 from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
 from yolov7.model.detector import Detector
-from yolov7.model.pgi import PARTS, with_pgi
+from yolov7.model.pgi import PARTS, part_of, with_pgi
 from yolov7.model.published import yolov9 as published
 from yolov7.model.variants import find_variant
 from yolov7.model.variants.gelan_studies import (
@@ -115,6 +115,15 @@ def test_parts_of_pgi_by_name():
         with_pgi(find_variant("yolov7-tiny"), "fpn")
     with pytest.raises(ModelError, match="copies stage 'SPP', which it lacks"):
         with_pgi(replace(find_variant("gelan-t"), neck=()), "fpn")
+    assert find_variant("gelan-c", pgi="pan") == with_pgi(find_variant("gelan-c"), "pan")
+
+
+def test_a_network_is_told_by_the_part_that_trains_it():
+    released = {"t": "fpn", "s": "fpn", "m": "icn", "c": "icn", "e": "fpn"}
+    for size, part in released.items():
+        assert part_of(find_variant(f"yolov9-{size}")) == part
+        assert [part_of(find_variant(f"gelan-{size}", pgi=part)) for part in PARTS] == list(PARTS)
+    assert part_of(find_variant("yolov7-tiny")) is None
 
 
 def test_auxiliary_levels_on_another_grid_are_refused():
@@ -207,6 +216,20 @@ def test_a_training_file_loads_into_both(tmp_path):
             assert torch.equal(model(images), source(images))
         assert report.complete and bool(report.left) is (name == "gelan-t") and not report.untouched
     assert all("auxiliary part" in reason for _, reason in report.left)
+
+
+@pytest.mark.parametrize(("size", "part"), [("t", "pfh"), ("t", "pan"), ("t", "icn"), ("c", "fpn")])
+def test_a_training_file_is_a_start_for_another_branch(size, part, tmp_path):
+    source = randomized(create_model(f"yolov9-{size}", 3, seed=5), 5)
+    path = published_file(source, tmp_path, published.DUAL)
+    model = create_model(find_variant(f"gelan-{size}", pgi=part), 3).eval()
+    report = model.load_official(path)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model(images), source(images))
+    assert all("auxiliary part" in reason for _, reason in report.left)
+    assert bool(report.left) is (part != "pan")  # which has all of fpn
+    assert all("auxiliary" in name for name in report.untouched)
 
 
 @pytest.mark.parametrize("size", ["t", "c"])

@@ -60,6 +60,12 @@ def one(folder) -> dict:
     return train(folder, folder / "alone", Processes())
 
 
+@pytest.fixture(scope="module")
+def one_aligned(folder) -> dict:
+    """The same for YOLOv9 with an auxiliary branch."""
+    return train(folder, folder / "alone-aligned", Processes(), aligned=True)
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     (path,) = folder.glob("weights-*.safetensors")
     return load_file(path)
@@ -83,6 +89,16 @@ def test_weights_and_figures_are_those_of_one_process(folder, one, two):
         assert torch.allclose(ours[name], tensor, rtol=1e-4, atol=2e-5), name
     last, alone_last = two[0]["synchronized"]["history"][-1], one["history"][-1]
     assert 0 < last["val/AP"] == pytest.approx(alone_last["val/AP"], abs=0.02)
+
+
+def test_two_processes_train_a_yolov9_as_one_does(folder, one_aligned, two):
+    """Both heads divide by the target scores of all processes, and find the images' boxes in their own."""
+    for ours, alone in zip(two[0]["aligned"]["curve"], one_aligned["curve"], strict=True):
+        assert ours == pytest.approx(alone, rel=1e-4)
+    trained, alone = weights(folder / "rank-0/aligned"), weights(folder / "alone-aligned")
+    for name, tensor in alone.items():
+        assert torch.allclose(trained[name], tensor, rtol=1e-3, atol=1e-4), name
+    assert same(trained, weights(folder / "rank-1/aligned"))
 
 
 @pytest.mark.parametrize("kind", ["synchronized", "plain"])

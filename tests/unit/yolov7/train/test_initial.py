@@ -15,6 +15,8 @@ from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
 from yolov7.errors import ConfigError, ModelError
 from yolov7.model import save_checkpoint
+from yolov7.model.cost import count_parameters
+from yolov7.model.pgi import with_pgi
 from yolov7.train.initial import initial_model
 
 
@@ -83,6 +85,30 @@ def test_weights_of_a_network_that_has_nothing_in_common_are_refused(tmp_path):
     params = train_parameters({"image_size": 96, "weights": str(tmp_path / "w.safetensors")})
     with pytest.raises(ModelError, match="holds a small in training form; none of its kernels fits"):
         initial_model("yolov7-tiny", params, data(tmp_path / "a", 12, 60))
+
+
+def test_a_part_of_pgi_joins_any_size_and_leaves_the_deployed_weights_alone(tmp_path, caplog):
+    caplog.set_level("INFO")
+    index = data(tmp_path, 12, 60)
+    alone, trained = (
+        initial_model("gelan-t", train_parameters({"image_size": 96, "pgi": part}, recipe="yolov9"), index)
+        for part in ("", "icn")
+    )
+    assert trained.spec == with_pgi(alone.spec, "icn") and trained.has_auxiliary and not alone.has_auxiliary
+    ours, theirs = trained.state_dict(), alone.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if not name.startswith("head."))
+    assert f"gelan-t is trained with the auxiliary branch icn: {count_parameters(trained):,} parameters" in caplog.text
+    assert caplog.text.count("gelan-t is trained") == 1
+
+
+def test_a_network_without_anchors_names_the_parameters_of_anchors_it_leaves_unused(tmp_path, caplog):
+    caplog.set_level("INFO")
+    index = data(tmp_path, 12, 60)
+    for over in ({}, {"anchors": "fit", "anchor_scale": 0.5}):
+        model = initial_model("yolov9-t", train_parameters({"image_size": 96, **over}, recipe="yolov9"), index)
+        assert model.has_auxiliary
+    lines = [record.getMessage() for record in caplog.records if "anchor" in record.getMessage()]
+    assert lines == ["yolov9-t has no anchors, so these have no effect: anchors: fit, anchor_scale: 0.5"]
 
 
 class OtherLoss(LossParameters):

@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 from small_detector import SIDE, small_detector
+from small_gelan import small_gelan_detector
 from small_training import parameters, trainer, training_data
 
-from yolov7.config import AlignedLoss
+from yolov7.config import AlignedLoss, AnchorLoss, train_parameters
 from yolov7.data.dataset import TrainDataset
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
@@ -22,12 +23,12 @@ from yolov7.train.unused import (
     REPEATED,
     SMALL,
     THIN,
-    UNMATCHED,
     UNREADABLE,
     find_unused,
     report_unused,
 )
 
+UNMATCHED = AnchorLoss.unmatched
 WIDE = 2 * SIDE  # the images' long side: half of every length remains at the training size
 GOOD = (20, 20, 40, 40)
 
@@ -115,6 +116,23 @@ def test_the_threshold_that_is_advised_keeps_most_objects(tmp_path):
     (line,) = found(index, parameters()).warnings
     threshold = float(line.split("train.loss.anchor_threshold: ")[1].split(",")[0])
     assert lost(index, parameters(loss={"anchor_threshold": threshold})).get(UNMATCHED, [0, 0])[1] < 10
+
+
+def test_objects_between_the_cells_of_a_network_without_anchors_are_told_a_larger_image(tmp_path):
+    # Sides of 5 px at the training size contain a centre of cells of 8 px in 25 of 64 places.
+    index = index_of(tmp_path, [*((0, 1, (10 + 12 * i, 20, 10, 10)) for i in range(8)), (1, 0, (20, 20, 60, 60))])
+    free = {"preset": "yolov9", "augment": {"scale": 0.1}}
+
+    def found_at(side):
+        params = train_parameters({**free, "image_size": side}, recipe="yolov9")
+        criterion = create_criterion(small_gelan_detector(2), image_size=side, **params.loss.model_dump())
+        return find_unused(index, params, criterion, stride=32)
+
+    result = found_at(SIDE)
+    assert {why: counts.tolist() for why, counts in result.counts.lost.items()} == {AlignedLoss.unmatched: [0, 8]}
+    (line,) = result.warnings
+    assert "8 without the centre of a cell in most samples; train.image_size: 128 keeps most" in line
+    assert "anchor" not in line and not found_at(128).counts.lost
 
 
 def test_an_object_with_a_wider_limit_is_in_the_samples(tmp_path):
