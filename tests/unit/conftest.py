@@ -1,14 +1,17 @@
-"""Fixture of several test files: one export of the small detector, because an export takes seconds."""
+"""Fixtures of several test files: one export of each small detector, because an export takes seconds."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from small_aligned import small_aligned
 from small_detector import metadata_of, small_detector
 
 from yolov7.export import export_folder
+from yolov7.model import Detector
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +21,23 @@ def trained():
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, trained):
+    return _exported(tmp_path_factory, trained)
+
+
+@pytest.fixture(scope="session")
+def trained_aligned():
+    return small_aligned()
+
+
+@pytest.fixture(scope="session")
+def exported_aligned(tmp_path_factory, trained_aligned):
+    return _exported(tmp_path_factory, trained_aligned)
+
+
+def _exported(tmp_path_factory: pytest.TempPathFactory, trained: Detector) -> Path:
     # Test processes that run side by side share one export.
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-detector-export"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"{trained.variant}-export"
     with FileLock(f"{folder}.lock"):
         if not (folder / "model.json").is_file():  # written last
             metadata = metadata_of(trained, run="r1")

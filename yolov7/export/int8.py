@@ -1,9 +1,9 @@
 """Int8 artefacts with a bound on the loss of accuracy: layers that cost too much AP stay in float.
 
 The first attempt quantises every convolution that allows it. If AP on validation images falls by more than the limit,
-each layer is quantised alone; how far that moves the scores of the most confident predictions on calibration images is
-its sensitivity. Then the most sensitive layers return to float in growing groups until AP is within the limit, down to
-a single layer left in int8.
+each layer is quantised alone; how far that moves the scores and boxes of the most confident predictions on calibration
+images is its sensitivity: where boxes have convolutions of their own, no score shows what those cost. Then the most
+sensitive layers return to float in growing groups until AP is within the limit, down to a single layer left in int8.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import Tensor
 
 from yolov7.artefact import Int8Settings
+from yolov7.boxes import pairwise_iou
 from yolov7.data.index import Index
 from yolov7.errors import ModelError
 from yolov7.export.onnx import described, write_graph
@@ -37,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _SENSITIVITY_IMAGES = 4
 _SUREST = 100
-"""Predictions per image whose scores count for the sensitivity of a layer."""
+"""Scores per image that count, with their boxes, for the sensitivity of a layer."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Int8Report:
     steps: list[dict[str, Any]] = field(default_factory=list)
     """Each attempt: number of layers in float, and AP."""
     sensitivity: dict[str, float] = field(default_factory=dict)
-    """Layer -> mean shift of the most confident scores with that layer alone in int8; empty if not needed."""
+    """Layer -> shift of the most confident scores and boxes with that layer alone in int8; empty if not needed."""
     calibration_images: int = 0
     validation_images: int = 0
 
@@ -130,24 +132,30 @@ class Int8Exporter:
             yield ranked[:count]
 
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
-        """Layer -> mean shift of the most confident scores with that layer alone in int8."""
+        """Layer -> mean shift of the most confident scores with that layer alone in int8, plus what their boxes then
+        lack of IoU 1.
+        """
         images = [image for batch in self._batches(_SENSITIVITY_IMAGES) for image in scaled_parts(batch, 1)]
-        expected = [self._scores(_plain_session(self.graph), image) for image in images]
-        surest = [np.argsort(-found, axis=None, kind="stable")[:_SUREST] for found in expected]
+        expected = [self._decoded(_plain_session(self.graph), image) for image in images]
         moved = {}
         for name in layers:
             session = _plain_session(quantized(self.graph, [name], self.ranges, placement=placement))
-            differences = [
-                np.abs(self._scores(session, image).ravel()[chosen] - found.ravel()[chosen]).mean()
-                for image, found, chosen in zip(images, expected, surest, strict=True)
+            shifts = [
+                self._shift(self._decoded(session, image), found) for image, found in zip(images, expected, strict=True)
             ]
-            moved[name] = float(np.mean(differences))
+            moved[name] = float(np.mean(shifts))
         return moved
 
-    def _scores(self, session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
-        """Scores (N, C) of one image."""
-        decoded = torch.from_numpy(session.run(["detections"], {"images": images})[0][0])
-        return scores(decoded, self._scoring).numpy()
+    def _decoded(self, session: onnxruntime.InferenceSession, images: np.ndarray) -> Tensor:
+        """Predictions (N, F) of one image."""
+        return torch.from_numpy(session.run(["detections"], {"images": images})[0][0])
+
+    def _shift(self, found: Tensor, expected: Tensor) -> float:
+        before, after = (scores(decoded, self._scoring) for decoded in (expected, found))  # (N, C)
+        surest = np.argsort(-before.numpy(), axis=None, kind="stable")[:_SUREST]
+        places = torch.from_numpy(surest // before.shape[1])
+        overlap = pairwise_iou(expected[places, :4], found[places, :4]).diagonal()
+        return float((after.flatten()[surest] - before.flatten()[surest]).abs().mean() + (1 - overlap).mean())
 
     def _write(self, path: Path, layers: Sequence[str], placement: Placement) -> None:
         graph = quantized(self.graph, layers, self.ranges, placement=placement)

@@ -27,9 +27,12 @@ from yolov7.model.spec import Network
 from yolov7.nms import Detections, select
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import OnnxFile, OnnxNmsRuntime, Runtime, TorchRuntime
-from yolov7.predictions import Scoring
+from yolov7.predictions import Scoring, column_names
 
 Path = str | os.PathLike[str]
+
+_NAMED_COLUMNS = 6
+"""Columns that a problem names."""
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,9 @@ class _Comparison:
     def __init__(self, trained: TorchRuntime, decoders: dict[str, Runtime], with_nms: OnnxNmsRuntime, samples: Samples):
         self.trained, self.decoders, self.with_nms, self.samples = trained, decoders, with_nms, samples
         self.scorings = {name: runtime.scoring for name, runtime in {"trained": trained, **decoders}.items()}
-        self.raw = dict.fromkeys(decoders, 0.0)
+        self.columns = [*column_names(trained.scoring), *map(repr, trained.metadata.class_names)]
+        self.largest = {name: np.zeros(len(self.columns)) for name in decoders}  # difference of each column
         self.mean = dict.fromkeys(decoders, 0.0)
-        self.boxes = dict.fromkeys(decoders, 0.0)
         self.found: dict[str, list[Detections]] = {name: [] for name in ("trained", *decoders, "onnx-nms")}
         self.results: dict[str, list[Result]] = {name: [] for name in ("trained", *decoders)}
         self.nms_results: dict[str, list[Result]] = {"trained": [], "onnx-nms": []}
@@ -220,12 +223,11 @@ class _Comparison:
 
     def _compare(self, name: str, output: Tensor, expected: Tensor, share: float) -> None:
         if output.shape != expected.shape:
-            self.raw[name] = self.mean[name] = self.boxes[name] = float("inf")
+            self.largest[name][:] = self.mean[name] = float("inf")
             return
-        # np.max keeps NaN; it must not vanish in a maximum.
+        # np.maximum keeps NaN; it must not vanish in a maximum.
         difference = (output - expected).abs().numpy()
-        self.boxes[name] = float(np.max([self.boxes[name], np.max(difference[..., :4])]))
-        self.raw[name] = float(np.max([self.raw[name], np.max(difference[..., 4:])]))
+        self.largest[name] = np.maximum(self.largest[name], difference.max(axis=(0, 1)))
         self.mean[name] += share * float(np.mean(difference[..., 4:], dtype=np.float64))
 
     def _select(self, output: Tensor, scoring: Scoring) -> list[Detections]:
@@ -236,9 +238,9 @@ class _Comparison:
         results = self.results if decodes else self.nms_results
         report = FormReport(
             name=name,
-            max_raw_difference=self.raw[name] if decodes else None,
+            max_raw_difference=float(self.largest[name][4:].max()) if decodes else None,
             mean_raw_difference=self.mean[name] if decodes else None,
-            max_box_difference=self.boxes[name] if decodes else None,
+            max_box_difference=float(self.largest[name][:4].max()) if decodes else None,
             detections=agreement(
                 self.found["trained"],
                 self.found[name],
@@ -253,11 +255,17 @@ class _Comparison:
         stated = self.decoders[name].metadata if decodes else self.with_nms.metadata
         report.problems = [
             *_differences(self.trained.metadata, stated),
-            *_excesses(report, limits, self.trained.scoring),
+            *_excesses(report, limits, self.trained.scoring, self._columns_over(name, limits) if decodes else []),
         ]
         if self.scorings.get(name, self.trained.scoring) != self.trained.scoring:
             report.problems.append(f"score is {self.scorings[name]!r}, trained was {self.trained.scoring!r}")
         return report
+
+    def _columns_over(self, name: str, limits: VerifyLimits) -> list[list[str]]:
+        """Names of the output's columns beyond their limit, NaN too: those of the boxes, and those of the scores."""
+        named = list(zip(self.columns, self.largest[name].tolist(), strict=True))
+        parts = ((named[:4], limits.box_difference), (named[4:], limits.raw_difference))
+        return [[column for column, value in part if not value <= limit] for part, limit in parts]
 
     def _ap_of(self, results: list[Result]) -> float:
         """Cached: every form asks for the trained network's."""
@@ -266,17 +274,22 @@ class _Comparison:
         return self._ap[id(results)]
 
 
-def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> list[str]:
-    """Every figure over its limit. `not x <= limit` so that NaN is over it too."""
+def _excesses(
+    report: FormReport, limits: VerifyLimits, scoring: Scoring, columns: Sequence[Sequence[str]]
+) -> list[str]:
+    """Every figure over its limit, with the `columns` of boxes and of scores that are. `not x <= limit` so that NaN is
+    over it too.
+    """
     found = report.detections
     # Each factor of a product may be off by the limit.
     factors = 1 if scoring == "class probability" else 2
     scores = factors * limits.raw_difference if limits.score_difference is None else limits.score_difference
     corners = limits.box_difference if limits.matched_box_difference is None else limits.matched_box_difference
+    boxes, probabilities = map(_of, columns or ([], []))
     checks = [
-        ("probability difference", report.max_raw_difference, limits.raw_difference),
+        (f"probability difference{probabilities}", report.max_raw_difference, limits.raw_difference),
         ("mean probability difference", report.mean_raw_difference, limits.mean_difference),
-        ("box difference in pixels", report.max_box_difference, limits.box_difference),
+        (f"box difference in pixels{boxes}", report.max_box_difference, limits.box_difference),
         ("AP difference", abs(report.ap - report.trained_ap), limits.ap_difference),
         ("share of unmatched detections", found.unmatched_share, limits.unmatched),
         ("share of detections on the edge", found.edge_share, limits.on_the_edge),
@@ -288,6 +301,12 @@ def _excesses(report: FormReport, limits: VerifyLimits, scoring: Scoring) -> lis
         for what, value, limit in checks
         if value is not None and not value <= limit
     ]
+
+
+def _of(columns: Sequence[str]) -> str:
+    more = len(columns) - _NAMED_COLUMNS
+    shown = [*columns[:_NAMED_COLUMNS], *([f"{more} more"] if more > 0 else ())]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _differences(trained: ModelMetadata, stated: ModelMetadata) -> list[str]:

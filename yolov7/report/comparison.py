@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from yolov7.model.info import VariantInfo, speed_note
+from yolov7.model.info import VariantInfo, by_family, speed_note
 from yolov7.report.charts import Dot, scatter
 from yolov7.report.page import MISSING, figure, render
 
@@ -37,21 +37,26 @@ class Compared:
 
 
 def render_comparison(facts: Mapping[str, str], compared: Sequence[Compared], published: Sequence[VariantInfo]) -> str:
-    """The page. `facts` describe data, settings and machine; `published` are the rows of the papers' tables."""
+    """The page. `facts` describe data, settings and machine; `published` are the rows of the papers' tables, which get
+    a section for each family.
+    """
     names = list(dict.fromkeys(name for variant in compared for name in variant.per_class))
+    families = by_family(published)
+    title_of = {row.variant: title for title, rows in families.items() for row in rows}
     return render(
         "comparison",
         title="Variants compared",
         facts=facts,
         measured_charts=_measured_charts(compared),
         measured_head=_measured_head(compared),
-        measured_rows=[_measured_row(variant) for variant in compared],
+        measured_rows=[_measured_row(variant, title_of.get(variant.variant, MISSING)) for variant in compared],
         class_head=["Class", *(f"#{variant.variant}" for variant in compared)],
         class_rows=[[name, *(figure(variant.per_class.get(name, -1.0)) for variant in compared)] for name in names],
-        speed_note=speed_note(published),
         published_charts=_published_charts(published),
         published_head=_PUBLISHED_HEAD,
-        published_rows=[_published_row(row) for row in published],
+        published=[
+            (title, speed_note(rows), [_published_row(row) for row in rows]) for title, rows in families.items()
+        ],
     )
 
 
@@ -76,14 +81,15 @@ def _measured_charts(compared: Sequence[Compared]) -> list[Markup]:
 
 def _measured_head(compared: Sequence[Compared]) -> list[str]:
     notes = list(compared[0].notes) if compared else []
-    head = ["Variant", "#AP (95 %)", "#AP50", "#AP75", "#APs", "#APm", "#APl", "#Latency, ms (10–90 %)"]
+    head = ["Variant", "Family", "#AP (95 %)", "#AP50", "#AP75", "#APs", "#APm", "#APl", "#Latency, ms (10–90 %)"]
     return [*head, "#Params, M", "#GFLOPs", "#Input", "#MB", *notes]
 
 
-def _measured_row(variant: Compared) -> list[str]:
+def _measured_row(variant: Compared, family: str) -> list[str]:
     low, high = (figure(variant.metrics.get(name, -1.0)) for name in ("AP_low", "AP_high"))
     return [
         variant.variant,
+        family,
         f"{figure(variant.metrics['AP'])} ({low}–{high})",
         *(figure(variant.metrics[name]) for name in ("AP50", "AP75", "APs", "APm", "APl")),
         f"{variant.latency_ms:.1f} ({variant.latency_low:.1f}–{variant.latency_high:.1f})",

@@ -154,6 +154,26 @@ def test_the_layer_that_costs_most_goes_back_to_float_first(exporter, graph, tmp
     assert report.float_ap - report.steps[0]["AP"] > 0.1 >= report.float_ap - report.ap
 
 
+def test_convolutions_of_boxes_alone_have_a_sensitivity(exported_aligned, index, monkeypatch):
+    """No score depends on them. The last ones, whose outputs are bins and logits, stay in float."""
+    monkeypatch.setattr("yolov7.export.int8._SENSITIVITY_IMAGES", 1)
+    file = exported_aligned / "model.onnx"
+    graph, settings = onnx.load(file), Int8Settings(calibration_images=2)
+    weight_of = {node.name: node.input[1] for node in graph.graph.node if node.op_type == "Conv"}
+    layers = quantizable(graph)
+    left = [weight for name, weight in weight_of.items() if name not in layers]
+    assert [weight.removeprefix("head/head.lead.") for weight in left] == [
+        f"{level}.{branch}.2.conv.weight" for level in (0, 1) for branch in ("box", "classes")
+    ]
+    boxes = [name for name in layers if ".box.1." in weight_of[name]]
+    made = Int8Exporter(graph, file, calibration=index, validation=index, settings=settings)
+    found = made.sensitivity(boxes, "openvino")
+    assert len(found) == 2 and 0 < max(found.values()) < 1
+    batch = images(1)[0]
+    eight_bits = quantized(graph, boxes, made.ranges, placement="openvino")
+    np.testing.assert_array_equal(run(eight_bits, batch)[..., 4:], run(graph, batch)[..., 4:])
+
+
 def test_an_unreachable_limit_leaves_no_file(exporter, tmp_path):
     made = exporter(max_ap_drop=-1.0)  # cannot be reached
     with pytest.raises(

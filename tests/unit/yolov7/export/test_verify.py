@@ -10,9 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from broken_graphs import (
+    broken,
+    further_files,
+    missing_fold,
+    nan_in_a_weight,
+    scaled_again,
+    standardised,
+    swapped_channels,
+)
 from onnx import helper, numpy_helper
 from small_detector import metadata_of, pictures, small_detector
 
@@ -21,15 +29,12 @@ from stages.project.params import Export, Params
 from yolov7.artefact import FILE_OF_FORMAT, check_folder
 from yolov7.errors import ModelError
 from yolov7.evaluate import evaluate
-from yolov7.export import FLOAT16, INT8, VerifyLimits, export_openvino, verify
+from yolov7.export import VerifyLimits, verify
 from yolov7.export.matching import agreement
-from yolov7.export.onnx import described, write_graph
-from yolov7.export.quantize import calibrate, quantizable, quantized
-from yolov7.export.samples import Samples
 from yolov7.files import write_json
 from yolov7.model import save_checkpoint
 from yolov7.nms import Detections, Thresholds
-from yolov7.predict import load_detector, open_onnx
+from yolov7.predict import load_detector
 
 
 def check(exported: Path, trained, index, *, deploy=None, decoded=None, with_nms=None):
@@ -105,30 +110,6 @@ def test_some_images_only(exported, trained, index):
     assert report.passed and report.images == [504, 501]
 
 
-def first_node(graph: onnx.ModelProto, node: onnx.NodeProto) -> None:
-    """Put `node`, which reads `images` and makes `changed`, before everything else."""
-    for other in graph.graph.node:
-        for i, name in enumerate(other.input):
-            if name == "images":
-                other.input[i] = "changed"
-    graph.graph.node.insert(0, node)
-
-
-def swapped_channels(graph):
-    graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
-    first_node(graph, helper.make_node("Gather", ["images", "bgr"], ["changed"], axis=1))
-
-
-def scaled_again(graph):
-    graph.graph.initializer.append(numpy_helper.from_array(np.array(255, np.float32), "scale"))
-    first_node(graph, helper.make_node("Div", ["images", "scale"], ["changed"]))
-
-
-def standardised(graph):
-    graph.graph.initializer.append(numpy_helper.from_array(np.array(0.45, np.float32), "mean"))
-    first_node(graph, helper.make_node("Sub", ["images", "mean"], ["changed"]))
-
-
 def other_class_order(graph):
     """The class outputs of every level in another order, as a class list sorted by name would make them."""
     for node in [n for n in graph.graph.node if n.op_type == "Conv"]:
@@ -139,28 +120,6 @@ def other_class_order(graph):
                 parts = values.reshape(3, 8, *values.shape[1:])
                 parts = np.concatenate([parts[:, :5], parts[:, [6, 5, 7]]], axis=1)
                 tensor.CopyFrom(numpy_helper.from_array(parts.reshape(values.shape), name))
-
-
-def missing_fold(graph):
-    """One batch norm's shift left out: the first bias is zero."""
-    node = next(n for n in graph.graph.node if n.op_type == "Conv")
-    tensor = next(t for t in graph.graph.initializer if t.name == node.input[2])
-    tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
-
-
-def nan_in_a_weight(graph):
-    node = next(n for n in graph.graph.node if n.op_type == "Conv")
-    tensor = next(t for t in graph.graph.initializer if t.name == node.input[2])
-    values = numpy_helper.to_array(tensor).copy()
-    values[0] = np.nan
-    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-
-
-def broken(source: Path, target: Path, change) -> Path:
-    graph = onnx.load(source)
-    change(graph)
-    onnx.save(graph, target)
-    return target
 
 
 @pytest.mark.parametrize(
@@ -175,23 +134,6 @@ def test_a_broken_graph_is_caught_with_and_without_suppression(exported, trained
     assert set(failed) == {"onnx", "onnx-nms"}
     assert any("probability difference" in problem for problem in failed["onnx"])
     assert any("unmatched" in problem for problem in failed["onnx-nms"])
-
-
-def further_files(decoded: Path, folder: Path, index):
-    """The graph as OpenVINO files of both precisions and in int8, with the limits they are held to."""
-    graph = onnx.load(decoded)
-    metadata, contract = described(graph)
-    samples = Samples(index, range(len(index)), open_onnx(decoded), batch_size=1)
-    ranges = calibrate(graph, lambda: (batch.numpy() for _, _, batch in samples.batches()))
-    write_graph(folder / "int8.onnx", quantized(graph, quantizable(graph), ranges), metadata, contract)
-    export_openvino(decoded, folder / "full.xml")
-    export_openvino(decoded, folder / "half.xml", half=True)
-    return {
-        "openvino": (folder / "full.xml", VerifyLimits()),
-        "openvino-float16": (folder / "half.xml", FLOAT16),
-        # AP of six images with a hundred boxes swings more than that of a validation set.
-        "onnx-int8": (folder / "int8.onnx", replace(INT8, ap_difference=0.15)),
-    }
 
 
 @pytest.mark.parametrize("change", [None, swapped_channels, standardised])
