@@ -270,6 +270,14 @@ def test_a_cell_that_is_not_finite_is_no_error(bad, box, classes):
         assert [0, 0, 0, 3, 3] not in positives[:5].T.tolist()
 
 
+def test_the_loss_stays_in_float32_under_autocast():
+    maps, rows = raw_maps(0, images=1, height=64, width=64), torch.tensor([[0.0, 1, 5, 5, 60, 60]])
+    plain = criterion()(maps, rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = criterion()(maps, rows)
+    assert torch.equal(cast.total, plain.total) and cast.parts == plain.parts
+
+
 class NoFloat64(TorchDispatchMode):
     """Refuses float64, as MPS does."""
 
