@@ -239,8 +239,11 @@ def _load(args: argparse.Namespace, **more: Any) -> Predictor:
 
 
 def _info(args: argparse.Namespace) -> None:
+    from yolov7.errors import ConfigError
     from yolov7.model.info import file_info, sections, variant_infos
 
+    if args.network and not args.model:
+        raise ConfigError("--network belongs to --model; --variant MODULE:FUNCTION shows your own network")
     if args.model:
         rows = [file_info(args.model, network=args.network or "")]
     else:

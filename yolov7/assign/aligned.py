@@ -8,8 +8,8 @@ with the largest overlap, even to one that did not choose it. Everything runs wi
 There is no table of targets and cells: only the pairs inside a target are compared, and the few contested cells with
 all targets of their image. Crowded batches are processed in chunks.
 
-Ties are settled the same way on every device: the earlier cell, then the earlier target wins. A cell without alignment
-is not chosen.
+Ties are settled the same way on every device: the earlier cell, then the earlier target wins. A cell without alignment,
+or with NaN in its maps, is not chosen.
 
 Legend: H heads, B images, K maps of all heads, N cells of an image in all maps, T targets, P pairs, S chosen pairs,
 Q contested cells. A cell of the batch has the number image * N + cell.
@@ -109,7 +109,8 @@ class _Assignment:
     def _best(self, copy: Tensor, alignment: Tensor) -> Tensor:
         """Numbers of the pairs (P,) that the targets choose."""
         # Descending by alignment inside each copy; the sort is stable, so the earlier cell comes first.
-        keys, order = ((copy << 32) | (BITS - alignment.view(torch.int32))).sort(stable=True)
+        bits = _number(alignment).view(torch.int32)
+        keys, order = ((copy << 32) | (BITS - bits)).sort(stable=True)
         best = (keys & BITS) < BITS
         copy, k = keys >> 32, self.rule.top_k
         best[k:].logical_and_(copy[k:] != copy[:-k])  # k places before, the pair is that of another copy
@@ -136,7 +137,7 @@ class _Assignment:
 
     def _overlap(self, target: Tensor, cell: Tensor) -> Tensor:
         """(P,) CIoU of pairs, not below 0."""
-        return ciou(self.boxes[cell], self.targets.boxes[target]).clamp(min=0)
+        return _number(ciou(self.boxes[cell], self.targets.boxes[target]))
 
     def _copy(self, level: Tensor, target: Tensor) -> Tensor:
         """(P,) number of the copy of the targets in the heads that have these maps."""
@@ -169,6 +170,11 @@ class _Assignment:
             if not 0 <= label < self.predictions.classes:
                 break
         return f"target {number} has class {label}, the network knows 0 to {self.predictions.classes - 1}"
+
+
+def _number(values: Tensor) -> Tensor:
+    """Values (P,), not below 0; 0 for NaN, from maps that are not finite: it neither sorts nor equals its maximum."""
+    return torch.fmax(values, cached_constant((0.0,), np.float32, values.device))
 
 
 def _joined(*parts: Chosen) -> Chosen:

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from yolov7.device import constant
+from yolov7.device import cached_constant, constant
 
+HALVES = (BELOW_HALF := 0.5 - 2**-25, BELOW_HALF, 0.5, 0.5)  # float32 just below one half, one half
 PAIRS = 1 << 21  # pairs in memory at once: 16 MiB for each int64 value of theirs
 
 
@@ -28,9 +29,9 @@ class Cells:
     sizes: tuple[tuple[int, int], ...]
     """(rows, columns) of each map."""
     strides: Tensor
-    """(K, 1, 1) float64 pixels per cell side."""
+    """(K, 1, 1) float32 pixels per cell side."""
     limits: Tensor
-    """(K, 1, 2) float64 columns, rows."""
+    """(K, 1, 2) float32 columns, rows."""
     first: Tensor
     """(K,) int64 number of each map's first cell."""
     columns: Tensor
@@ -75,8 +76,8 @@ def cells_of(sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], devic
     with torch.inference_mode(False):  # training may use tensors that validation built
         return Cells(
             sizes=sizes,
-            strides=constant(strides, np.float64, device).reshape(-1, 1, 1),
-            limits=constant([[(columns, rows)] for rows, columns in sizes], np.float64, device),
+            strides=constant(strides, np.float32, device).reshape(-1, 1, 1),
+            limits=constant([[(columns, rows)] for rows, columns in sizes], np.float32, device),
             first=constant(first, np.int64, device),
             columns=constant([columns for _, columns in sizes], np.int64, device),
             facts=constant(np.concatenate(facts, 1), np.int64, device),
@@ -98,12 +99,16 @@ class Inside:
         """For boxes (T, 4) xyxy in pixels; a target that is `ignored` (T,) has no cell.
 
         A centre is inside if it is more than 1e-9 pixels from every side (reference sheet: yolov9-training, section 5).
-        Two different float32 numbers of half a pixel or more differ by more, so it has to be inside strictly; float64
-        decides that without rounding.
+        Two different float32 numbers of half a pixel or more differ by more, so it has to be inside strictly. Nothing
+        is rounded where strides are powers of two, and the fraction of a float32 is a float32.
         """
-        low, high = (boxes.double() / cells.strides).split(2, 2)  # (K, T, 2)
-        first = (low + 0.5).floor().clamp(min=0)
-        size = (torch.minimum((high - 0.5).ceil(), cells.limits) - first).clamp(min=0)
+        sides = boxes / cells.strides  # (K, T, 4)
+        whole = sides.floor()
+        # A centre on a side is outside: before the first one inside a low side, behind the last one inside a high side.
+        passed = (sides - whole) > cached_constant(HALVES, np.float32, boxes.device)
+        low, high = (whole + passed).split(2, 2)  # (K, T, 2)
+        first = low.clamp(min=0)
+        size = (torch.minimum(high, cells.limits) - first).clamp(min=0)
         (column, row), (width, height) = first.long().unbind(2), size.long().unbind(2)
         columns = cells.columns[:, None]
         count = (width * height).masked_fill(ignored, 0)

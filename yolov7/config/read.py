@@ -151,7 +151,7 @@ def _explain(group: type[Group], item: Any, where: str, loss: type[LossParameter
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key{nearest(path[-1], _known_keys(group, path[:-1], loss))}"
     given = "" if isinstance(item.get("input"), dict | list) else f", got {item.get('input')!r}"[:100]
-    return f"{key}: {item['msg']}{given}"
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _known_keys(group: type[Group], path: list[str], loss: type[LossParameters]) -> list[str]:

@@ -2,7 +2,7 @@
 
 Source: reference sheet: yolov9-training, sections 5 to 7.
 
-Assignment and loss of two heads dispatch 456 operations and wait for the device 6 times, for a batch of any size
+Assignment and loss of two heads dispatch 460 operations and wait for the device 6 times, for a batch of any size
 that is one chunk. 132 of them are three CIoUs (all pairs, contested cells, positives), each of which needs the result
 of the one before; 54 are the nine that each of the six maps costs. Stacking the maps would save some of these, for a
 copy of all of them: on a CPU that costs more than the operations.
@@ -111,9 +111,10 @@ class AlignedCriterion(Criterion):
         cells = self._cells(raw)
         boxes, dfl = self._boxes(box_rows, cells, cells.numbers(maps, row, column), known.boxes[target])
         change = self._change(logits, known.label[target], scores)
-        box = self.options.box * (weight @ boxes)
-        distribution = self.options.dfl * (weight @ dfl)
-        classes = negatives.unflatten(0, (heads, -1)).sum(1) @ share + change @ share_of
+        # Sums, because autocast would take inner products in half precision.
+        box = self.options.box * (weight * boxes).sum()
+        distribution = self.options.dfl * (weight * dfl).sum()
+        classes = (negatives.unflatten(0, (heads, -1)).sum(1) * share).sum() + (change * share_of).sum()
         classification = self.options.classification * classes
         total = (box + distribution + classification) * batch
         named = zip(self.parts, (box.detach(), distribution.detach(), classification.detach()), strict=True)

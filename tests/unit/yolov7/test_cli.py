@@ -137,6 +137,8 @@ def test_predict_on_a_video(capsys, exported, tmp_path):
         (["benchmark", "--model", "{export}", "--threads", "-1"], "--threads"),
         (["predict", "{images}"], "the following arguments are required: --model"),
         (["info", "--variant", "yolov8"], "yolov8"),
+        (["info", "--network", "mine:network"], "--network belongs to --model"),
+        (["info", "--model", "nothing.safetensors"], "nothing.safetensors: no such file"),
         (["benchmark", "--model", "{export}", "--rounds", "0"], "--rounds"),
         (["import-weights", "nothing.pt", "--variant", "yolov7", "-o", "x.safetensors"], "nothing.pt"),
         (["fly"], "invalid choice: 'fly'"),

@@ -186,6 +186,22 @@ def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
     assert identity_of(changed) == {**expected, "dropout": 0.5, "augment": {"mosaic": 1.0, "border": 0}}
 
 
+def test_the_old_values_in_the_upgrade_notes_give_a_yolov9_its_old_identity():
+    """What `docs/operations.md`, Upgrade, says keeps an unfinished training of YOLOv9."""
+    augment = {"shuffle_mosaic": False, "outlines_without_mosaic": True, "copy_paste_of": "all"}
+    kept = {"patience": 0, "augment": augment, "optimizer": {"count_from_last_step": False}}
+    now, old = (identity_of(train_parameters(values, recipe="yolov9")) for values in ({}, kept))
+    assert (now["patience"], old["patience"]) == (100, 0)
+    assert now["augment"].keys() - old["augment"].keys() == augment.keys()
+    assert now["optimizer"].keys() - old["optimizer"].keys() == {"count_from_last_step"}
+    small = {"preset": "small", "optimizer": {"learning_rate": 0.002}}
+    found = identity_of(train_parameters(small, recipe="yolov9"))
+    assert found["optimizer"] == identity_of(train_parameters({"preset": "small"}))["optimizer"]
+    lines = [line for line in (ROOT / "docs/operations.md").read_text().splitlines() if "YOLOv9 or GELAN" in line]
+    assert all(name in lines[0] for name in ("patience: 0", "count_from_last_step: false", *augment))
+    assert "learning_rate: 0.002" in lines[1]
+
+
 def test_lead_head_guided_icn_sets_the_assignment_too():
     assert list(PGI) == [*PARTS, "lhg-icn"]
     recipe = {"recipe": "yolov9"}
@@ -232,7 +248,7 @@ def write(tmp_path: Path, change: dict) -> Path:
         ({"data": {"source": "coco"}}, ["data.coco"]),
         ({"data": {"digits": {"digits_per_image": [4, 2]}}}, ["digits_per_image"]),
         ({"train": {"preset": "p7"}}, ["preset", "p7"]),
-        ({"train": {"pgi": "icm"}}, ["train.pgi", "'icm'", "did you mean 'icn'"]),
+        ({"train": {"pgi": "icm"}}, ["train.pgi: unknown part of PGI", "'icm'", "did you mean 'icn'"]),
         ({"per_variant": {"yolov7-tiny": {"pgi": "pan"}}}, ["yolov7-tiny).pgi", "needs the head of YOLOv9"]),
         ({"flow": {"retries": "many"}}, ["flow.retries", "many"]),
     ],

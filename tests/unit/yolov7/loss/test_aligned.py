@@ -1,9 +1,12 @@
 """The loss of an aligned head against a plain float64 version, its options and its edges."""
 
+import math
+
 import pytest
 import torch
 from aligned_cases import STRIDES, plain_aligned, predictions_of, random_batch, sizes_of
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolov7.assign import Matches, cells_of
 from yolov7.boxes import ciou
@@ -249,6 +252,49 @@ def test_the_validation_loss_reads_all_maps_or_the_lead_maps_alone(auxiliary):
     trained = made(leaves, targets)
     assert trained.total.item() == pytest.approx(both.total.item())
     trained.total.backward()
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf])
+@pytest.mark.parametrize(("box", "classes"), [(True, True), (True, False), (False, True)])
+def test_a_cell_that_is_not_finite_is_no_error(bad, box, classes):
+    """It lies inside three targets. Its box is of use to none of them; for its classes the loss is not finite."""
+    maps = raw_maps(0, images=2, height=64, width=64)
+    rows = torch.tensor([[0.0, 1, 5, 5, 60, 60], [0.0, 2, 6, 6, 61, 61], [0.0, 1, 4, 3, 63, 62]])
+    plain = criterion()(maps, rows).total
+    maps[0][0, slice(0 if box else 4 * BINS, None if classes else 4 * BINS), 3, 3] = bad
+    total = criterion()(maps, rows).total
+    assert torch.isfinite(plain) and torch.isfinite(total) == (not classes)
+    positives = torch.cat(criterion().assign(maps, rows), 1)
+    assert positives.shape[1] > 0
+    if box:
+        assert [0, 0, 0, 3, 3] not in positives[:5].T.tolist()
+
+
+def test_the_loss_stays_in_float32_under_autocast():
+    maps, rows = raw_maps(0, images=1, height=64, width=64), torch.tensor([[0.0, 1, 5, 5, 60, 60]])
+    plain = criterion()(maps, rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = criterion()(maps, rows)
+    assert torch.equal(cast.total, plain.total) and cast.parts == plain.parts
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64, as MPS does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        assert not (isinstance(result, torch.Tensor) and result.dtype == torch.float64), function
+        return result
+
+
+def test_devices_without_float64_are_not_asked_for_it():
+    maps = [item.requires_grad_() for item in raw_maps(0, images=2, heads=2, height=64, width=64)]
+    rows = torch.tensor([[0.0, 1, 5, 5, 60, 60], [1.0, 2, 6, 6, 61, 61]])
+    with NoFloat64():
+        criterion(auxiliary=True)(maps, rows).total.backward()
+    assert all(item.grad.abs().sum() > 0 for item in maps)
+    cells = cells_of(((8, 8), (4, 4)), (8, 16), torch.device("cpu"))
+    assert all(value.dtype != torch.float64 for value in vars(cells).values() if isinstance(value, torch.Tensor))
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.5])
