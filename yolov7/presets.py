@@ -73,7 +73,7 @@ YOLOV9: dict[str, Preset] = {
     },
     "small": {
         "evaluate_iou": 0.7,
-        "optimizer": {**YOLOV7["small"]["optimizer"], "learning_rate": 0.004},  # measured: docs/benchmarks.md
+        "optimizer": {**YOLOV7["small"]["optimizer"], "learning_rate": 0.004},  # measured: docs/training.md
         "augment": {
             "mosaic9": 0.0,
             "translate": 0.1,
