@@ -1,7 +1,7 @@
 """Cost of the machinery around the stages, and its growth with use.
 
     python benchmarks/pipeline.py stages       stages that do nothing: alone, under DVC, in the flow, with a server
-    python benchmarks/pipeline.py repro        `dvc repro` and the flow over all eight variants when nothing has changed
+    python benchmarks/pipeline.py repro        `dvc repro` and the flow over all variants when nothing has changed
     python benchmarks/pipeline.py registry     a run's calls to MLflow, on a fresh database and on one long in use
     python benchmarks/pipeline.py schedules    50 scheduled runs in a row: processes, memory and open files afterwards
 

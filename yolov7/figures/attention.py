@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +105,10 @@ class Looks:
 
 
 @torch.no_grad()
-def looks(model: Detector, name: str, subjects: Sequence[Subject], *, shown: int) -> Looks:
-    """Run a network in eval mode on the subjects, one at a time; the maps of the first `shown` are kept."""
+def looks(model: Detector, name: str, subjects: Iterable[Subject], *, shown: int) -> Looks:
+    """Run a network in eval mode on the subjects, one at a time; the maps of the first `shown` are kept, the subjects
+    themselves are not.
+    """
     rows, maps = [], []
     names = model.spec.head.reads("deploy")
     for number, one in enumerate(subjects):
@@ -173,12 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sides.add(metadata.image_size)
         if len(sides) > 1:
             raise ConfigError(f"{path}: trained at {metadata.image_size} pixels, {args.first} at another size")
-        subjects = [subject(index, i, metadata.image_size) for i in range(len(index))]
+        subjects = (subject(index, i, metadata.image_size) for i in range(len(index)))
         found.append(looks(model, metadata.variant, subjects, shown=args.images))
     first, second = found
     if first.strides != second.strides:
         raise ConfigError(f"{args.second}: has levels of strides {second.strides}, {args.first} of {first.strides}")
-    picture.save(args.out, draw(subjects, found))
+    drawn = [subject(index, i, metadata.image_size) for i in range(args.images)]
+    picture.save(args.out, draw(drawn, found))
     lines = []
     for level, stride in enumerate(first.strides):
         a, b = first.focus[:, level], second.focus[:, level]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import cv2
 import numpy as np
 import pytest
@@ -122,6 +124,23 @@ def test_the_same_network_twice_has_no_difference(index, files, tmp_path, capsys
     out = tmp_path / "a.png"
     attention.main([str(files["gelan"])] * 2 + ["--data", str(index.folder), "--images", "1", "--out", str(out)])
     assert capsys.readouterr().out.count("0.00 (0.00 to 0.00)") == 3 and out.is_file()
+
+
+def test_only_the_images_drawn_are_held_at_once(index, files, tmp_path, monkeypatch):
+    made, held = [], []
+
+    def watched(*arguments):
+        one = subject(*arguments)
+        made.append(weakref.ref(one))
+        held.append(sum(known() is not None for known in made))
+        return one
+
+    monkeypatch.setattr(attention, "subject", watched)
+    out = str(tmp_path / "a.jpg")
+    attention.main(
+        [str(files["gelan"]), str(files["yolov9"]), "--data", str(index.folder), "--images", "1", "--out", out]
+    )
+    assert len(held) >= 2 * 3 and max(held) <= 2  # the one at work, and the next
 
 
 @pytest.mark.parametrize(
