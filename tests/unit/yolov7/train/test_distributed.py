@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -93,8 +94,12 @@ def test_weights_and_figures_are_those_of_one_process(folder, one, two):
 
 def test_two_processes_train_a_yolov9_as_one_does(folder, one_aligned, two):
     """Both heads divide by the target scores of all processes, and find the images' boxes in their own."""
+    differences = []
     for ours, alone in zip(two[0]["aligned"]["curve"], one_aligned["curve"], strict=True):
-        assert ours == pytest.approx(alone, rel=1e-4)
+        assert ours == pytest.approx(alone, rel=1e-3)
+        differences.append(max(abs(ours[part] / alone[part] - 1) for part in alone))
+    # Where rounding decides which cell an object chooses, a step differs by 2e-4; the others by 1e-5 (both seen).
+    assert statistics.median(differences) < 5e-5
     trained, alone = weights(folder / "rank-0/aligned"), weights(folder / "alone-aligned")
     for name, tensor in alone.items():
         assert torch.allclose(trained[name], tensor, rtol=1e-3, atol=1e-4), name
