@@ -49,6 +49,21 @@ def case(seed, **options):
     return [item.double().requires_grad_() for item in maps], targets
 
 
+def decoded_boxes(maps, cells):
+    """(B, N, 4) as the criterion rounds them: the scores amplify the last digit, and gradients that cancel show it."""
+    box = torch.cat([item.float().flatten(2) for item in maps], 2)[:, : 4 * BINS]
+    return torch.addcmul(cells.corners, criterion()._sides(box).transpose(1, 2), cells.reach)
+
+
+def test_the_boxes_of_the_assignment_are_those_of_the_head_in_float64():
+    maps, _ = case(5)
+    cells = cells_of(tuple(tuple(item.shape[2:]) for item in maps), STRIDES, torch.device("cpu"))
+    exact = decode([item.detach() for item in maps], STRIDES, torch.arange(BINS, dtype=torch.float64))[..., :4]
+    found = decoded_boxes([item.detach() for item in maps], cells)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found.double(), exact, rtol=0, atol=1e-4)  # pixels; a distance reaches 480
+
+
 def plain_loss(maps, targets, *, auxiliary="independent", smoothing=0.0, weights=None):
     """Box, dfl, class losses in float64, without gains."""
     heads = len(maps) // 3
@@ -58,10 +73,10 @@ def plain_loss(maps, targets, *, auxiliary="independent", smoothing=0.0, weights
     owners = None
     for head in range(heads):
         own = maps[3 * head : 3 * head + 3]
-        decoded = decode([item.detach().float() for item in own], STRIDES, torch.arange(float(BINS)))
+        boxes = decoded_boxes([item.detach() for item in own], cells)
         logits = torch.cat([item.detach().float().flatten(2) for item in own], 2)[:, 4 * BINS :].transpose(1, 2)
         if owners is None or auxiliary == "independent":
-            owners = plain_aligned(predictions_of(decoded[..., :4], logits, cells), targets)
+            owners = plain_aligned(predictions_of(boxes, logits, cells), targets)
         flat = torch.cat([item.flatten(2) for item in own], 2)
         divisor = sum(score for _, score in owners.values())
         divisor = divisor if heads > 1 and auxiliary == "lead-guided" else max(divisor, 1.0)
@@ -104,7 +119,7 @@ def test_loss_and_gradient_equal_the_plain_version(heads, auxiliary, smoothing):
     assert loss.total.item() == pytest.approx(expected.sum().item() * len(maps[0]), rel=2e-6)
     ours = torch.autograd.grad(loss.total, maps)
     for a, b in zip(ours, torch.autograd.grad(expected.sum() * len(maps[0]), maps), strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-8)
 
 
 def criterion_with(auxiliary, heads, smoothing):
