@@ -22,6 +22,7 @@ import os
 import re
 import struct
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -164,22 +165,27 @@ class _Room:
 
     def __init__(self, pixels: int):
         self._all = self._free = pixels
-        self._door = threading.Lock()
-        self._freed = threading.Condition()
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
 
     @contextmanager
     def held(self, pixels: int) -> Iterator[None]:
         """Wait for this many pixels, and hold them for the length of a block."""
-        taken = min(pixels, self._all)
-        with self._door, self._freed:
-            self._freed.wait_for(lambda: self._free >= taken)
-            self._free -= taken
+        taken, place = min(pixels, self._all), object()
+        with self._changed:
+            self._waiting.append(place)
+            try:
+                self._changed.wait_for(lambda: self._waiting[0] is place and self._free >= taken)
+                self._free -= taken
+            finally:
+                self._waiting.remove(place)
+                self._changed.notify_all()
         try:
             yield
         finally:
-            with self._freed:
+            with self._changed:
                 self._free += taken
-                self._freed.notify_all()
+                self._changed.notify_all()
 
 
 class _Header(io.BytesIO):
