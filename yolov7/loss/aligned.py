@@ -96,6 +96,10 @@ class AlignedCriterion(Criterion):
         cell inside, is ignored. Raises :class:`ModelError` if the maps are not those of the network, DataError for an
         unknown image or class.
         """
+        return self.with_matches(raw, targets)[0]
+
+    def with_matches(self, raw: Sequence[Tensor], targets: Tensor) -> tuple[LossResult, Matches]:
+        """The loss, as by a call, and the matches of all heads, for criteria that add terms at the positives."""
         heads, known = self._check(raw), Targets.of(targets, raw[0].device)
         matches = self._matches(raw, known, heads)
         assert matches.weight is not None
@@ -118,7 +122,7 @@ class AlignedCriterion(Criterion):
         classification = self.options.classification * classes
         total = (box + distribution + classification) * batch
         named = zip(self.parts, (box.detach(), distribution.detach(), classification.detach()), strict=True)
-        return LossResult(total, dict(named))
+        return LossResult(total, dict(named)), matches
 
     def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
         """See :class:`Criterion`; the slot is 0."""
