@@ -174,6 +174,15 @@ class Train(Group):
     """A .safetensors checkpoint or a published .pt to start from; empty: random weights."""
     weights_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """sha256 of that file. The train stage requires it, because DVC watches params.yaml and not the file."""
+    rep_optimizer: Annotated[Literal["", "hyper-search", "target", "chain"], AddedLater()] = ""
+    """RepOptimizer (docs/training.md): `hyper-search` trains the scales of the branches, `target` a plain network with
+    them (`scales`), and `chain` one after the other."""
+    scales: Annotated[str, AddedLater()] = ""
+    """The checkpoint of a hyper-search, for `rep_optimizer: target`."""
+    scales_sha256: Annotated[str, AddedLater()] = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """sha256 of that file, which the train stage requires."""
+    first_epochs: Annotated[int, AddedLater()] = Field(default=0, ge=0)
+    """Epochs of the first of two chained trainings (0: as many as `epochs`)."""
     freeze: tuple[str, ...] = ()
     """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -22,6 +22,7 @@ from yolov7.model.blocks.elan import Elan, ElanModule
 from yolov7.model.blocks.gelan import Gelan, GelanModule
 from yolov7.model.blocks.implicit import Implicit, ImplicitAdd, ImplicitConvUnit, ImplicitMultiply
 from yolov7.model.blocks.layers import activation, batch_norm
+from yolov7.model.blocks.linear_add import LinearAdd, LinearAddModule
 from yolov7.model.blocks.merge import Concat, LearntScale, LearntScaleModule, SliceSum, Sum
 from yolov7.model.blocks.rep import RepConv, RepConvModule, RepVgg
 from yolov7.model.blocks.spp import PoolPyramid, SppCspc, SppElan, TinySpp
@@ -38,6 +39,7 @@ KINDS: tuple[type[Block], ...] = (
     Elan,
     Gelan,
     LearntScale,
+    LinearAdd,
     MaxPool,
     MpConv,
     RepConv,
@@ -76,6 +78,8 @@ __all__ = [
     "ImplicitMultiply",
     "LearntScale",
     "LearntScaleModule",
+    "LinearAdd",
+    "LinearAddModule",
     "MaxPool",
     "MpConv",
     "PoolPyramid",
