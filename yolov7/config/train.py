@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from yolov7.config.group import AddedLater, Group
 from yolov7.config.loss import AnchorLoss, LossParameters
@@ -229,6 +229,25 @@ class Train(Group):
     def auxiliary_part(self) -> str:
         """Name of the stages that `pgi` adds (`yolov7.model.pgi.PARTS`); empty: those of the variant."""
         return self.pgi.removeprefix("lhg-")
+
+    @model_validator(mode="after")
+    def _check_rep_optimizer(self) -> Train:
+        """Refuse what RepOptimizer cannot be combined with (reference sheet: yolov6-training, section 10)."""
+        mode = self.rep_optimizer
+        if mode == "target" and not self.scales:
+            raise ValueError("rep_optimizer: target needs `scales`, the checkpoint of a hyper-search; `chain` trains both")
+        if mode != "target" and self.scales:
+            raise ValueError("scales: only `rep_optimizer: target` reads them")
+        if mode == "chain" and self.weights:
+            raise ValueError("rep_optimizer: chain draws the kernels from its scales; `weights` go with `target` only")
+        if mode and self.optimizer.name != "sgd":
+            name = self.optimizer.name
+            raise ValueError(f"rep_optimizer: {name} undoes its masks on the gradients; set `optimizer: {{name: sgd}}`")
+        if mode and self.head.anchor_aided:
+            raise ValueError("rep_optimizer: not available with `head: {anchor_aided: true}`")
+        if mode == "target" and self.optimizer.rate_batch:
+            raise ValueError("rep_optimizer: target does not scale the learning rate; set `optimizer: {rate_batch: 0}`")
+        return self
 
     @field_validator("loss", mode="before")
     @classmethod
