@@ -7,9 +7,10 @@ convolutions, and masks for their gradients (reference sheet: yolov6-training, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -58,11 +59,6 @@ Scales = Mapping[str, BlockScales]
 """By the name of the block's module in the network."""
 
 
-def trained(network: Network, mode: str) -> Network:
-    """The network that is trained with `rep_optimizer: mode`; without a mode it is `network`."""
-    return {"": lambda same: same, "hyper-search": hyper_search, "target": target}[mode](network)
-
-
 def hyper_search(network: Network) -> Network:
     """The network of the first training. Raises :class:`ModelError` for one without RepVGG blocks."""
     return _with_mode(network, "linear-add")
@@ -71,6 +67,12 @@ def hyper_search(network: Network) -> Network:
 def target(network: Network) -> Network:
     """The network of the second training. Raises :class:`ModelError` for one without RepVGG blocks."""
     return _with_mode(network, "conv")
+
+
+REP_OPTIMIZER: Mapping[str, Callable[[Network], Network]] = MappingProxyType(
+    {"hyper-search": hyper_search, "target": target, "chain": hyper_search}
+)
+"""What `train.rep_optimizer` makes of a network; a chain begins with the hyper-search."""
 
 
 def _with_mode(network: Network, mode: Mode) -> Network:
@@ -122,23 +124,23 @@ def read_scales(path: str | Path, *, sha256: str = "", network: str = "") -> dic
     return scales
 
 
-def check_scales(scales: Scales, network: Network, *, of: str) -> None:
-    """Raise :class:`ModelError` unless the scales are of the hyper-search of `network`; `of` names their file."""
-    wanted = {name: block.shape for name, block in scales_of(create_model(hyper_search(network), 1, device="meta")).items()}
+def check_scales(scales: Scales, searching: Network, *, of: str) -> None:
+    """Raise :class:`ModelError` unless the scales are of the hyper-search network `searching`; `of` names their file."""
+    wanted = {name: block.shape for name, block in scales_of(create_model(searching, 1, device="meta")).items()}
     found = {name: block.shape for name, block in scales.items()}
     if found == wanted:
         return
     if len(found) != len(wanted):
-        how = f"{len(found)} blocks, this network has {len(wanted)}"
+        how = f"there are scales of {len(found)} blocks, and this network has {len(wanted)}"
     else:
-        name = next((name for name in wanted if found.get(name) != wanted[name]))
-        how = f"{_described(found.get(name))} for {name}, which is {_described(wanted[name])}"
-    raise ModelError(f"{of}: its scales are not those of a {network.name}: {how}")
+        name = next(name for name in wanted if found.get(name) != wanted[name])
+        how = f"block {name} is {_described(wanted[name])}, and its scales are {_described(found.get(name))}"
+    raise ModelError(f"{of}: not the scales of a {searching.name}: {how}")
 
 
 def _described(shape: tuple[int, bool] | None) -> str:
     if shape is None:
-        return "none"
+        return "missing"
     return f"{shape[0]} wide {'with' if shape[1] else 'without'} identity"
 
 
@@ -159,9 +161,9 @@ def kernels_of(model: Detector, scales: Scales) -> dict[str, nn.Parameter]:
 
 
 @torch.no_grad()
-def draw_kernels(model: Detector, network: Network, scales: Scales, *, seed: int) -> None:
-    """Set the initial kernels of `model`, the target of `network`: those of a fresh hyper-search with these scales."""
-    fresh = dict(create_model(hyper_search(network), model.num_classes, seed=seed).named_modules())
+def draw_kernels(model: Detector, searching: Network, scales: Scales, *, seed: int) -> None:
+    """Set the initial kernels of a target network: those of a fresh hyper-search network with these scales."""
+    fresh = dict(create_model(searching, model.num_classes, seed=seed).named_modules())
     for name, kernel in kernels_of(model, scales).items():
         module = fresh[name]
         assert isinstance(module, LinearAddModule)
