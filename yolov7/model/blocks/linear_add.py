@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from yolov7.model import reparameterize as fold
 from yolov7.model.blocks.base import ConvBlock
-from yolov7.model.blocks.layers import activation, batch_norm
+from yolov7.model.blocks.layers import activation, batch_norm, every
 from yolov7.model.blocks.unit import FusedConv
 from yolov7.model.spec import Map
 
@@ -50,15 +50,16 @@ class LinearAddModule(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.dense_scale = Scale(out_channels)
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.pointwise_scale = Scale(out_channels)
         keeps_shape = in_channels == out_channels and stride == 1
         self.identity_scale = Scale(out_channels) if keeps_shape else None
         self.bn = batch_norm(out_channels)
         self.act = activation(act)
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.dense_scale(self.conv(x)) + self.pointwise_scale(self.pointwise(x))
+        y = self.dense_scale(self.conv(x)) + self.pointwise_scale(self.pointwise(every(x, self.stride)))
         if self.identity_scale is not None:
             y = y + self.identity_scale(x)
         out: Tensor = self.act(self.bn(y))
