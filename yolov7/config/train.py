@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from yolov7.config.group import AddedLater, Group
 from yolov7.config.loss import AnchorLoss, LossParameters
@@ -174,6 +174,15 @@ class Train(Group):
     """A .safetensors checkpoint or a published .pt to start from; empty: random weights."""
     weights_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """sha256 of that file. The train stage requires it, because DVC watches params.yaml and not the file."""
+    rep_optimizer: Annotated[Literal["", "hyper-search", "target", "chain"], AddedLater()] = ""
+    """RepOptimizer (docs/training.md): `hyper-search` trains the scales of the branches, `target` a plain network with
+    them (`scales`), and `chain` one after the other."""
+    scales: Annotated[str, AddedLater()] = ""
+    """The checkpoint of a hyper-search, for `rep_optimizer: target`."""
+    scales_sha256: Annotated[str, AddedLater()] = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """sha256 of that file, which the train stage requires."""
+    first_epochs: Annotated[int, AddedLater()] = Field(default=0, ge=0)
+    """Epochs of the first of two chained trainings (0: as many as `epochs`)."""
     freeze: tuple[str, ...] = ()
     """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -220,6 +229,25 @@ class Train(Group):
     def auxiliary_part(self) -> str:
         """Name of the stages that `pgi` adds (`yolov7.model.pgi.PARTS`); empty: those of the variant."""
         return self.pgi.removeprefix("lhg-")
+
+    @model_validator(mode="after")
+    def _check_rep_optimizer(self) -> Train:
+        """Refuse what RepOptimizer cannot be combined with (reference sheet: yolov6-training, section 10)."""
+        mode = self.rep_optimizer
+        if mode == "target" and not self.scales:
+            raise ValueError("rep_optimizer: target needs `scales`, the checkpoint of a hyper-search; `chain` trains both")
+        if mode != "target" and self.scales:
+            raise ValueError("scales: only `rep_optimizer: target` reads them")
+        if mode == "chain" and self.weights:
+            raise ValueError("rep_optimizer: chain draws the kernels from its scales; `weights` go with `target` only")
+        if mode and self.optimizer.name != "sgd":
+            name = self.optimizer.name
+            raise ValueError(f"rep_optimizer: {name} undoes its masks on the gradients; set `optimizer: {{name: sgd}}`")
+        if mode and self.head.anchor_aided:
+            raise ValueError("rep_optimizer: not available with `head: {anchor_aided: true}`")
+        if mode == "target" and self.optimizer.rate_batch:
+            raise ValueError("rep_optimizer: target does not scale the learning rate; set `optimizer: {rate_batch: 0}`")
+        return self
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -23,6 +23,7 @@ from yolov7.model.blocks.fusion import BiFusion, BiFusionModule
 from yolov7.model.blocks.gelan import Gelan, GelanModule
 from yolov7.model.blocks.implicit import Implicit, ImplicitAdd, ImplicitConvUnit, ImplicitMultiply
 from yolov7.model.blocks.layers import activation, batch_norm
+from yolov7.model.blocks.linear_add import LinearAdd, LinearAddModule
 from yolov7.model.blocks.merge import Concat, LearntScale, LearntScaleModule, SliceSum, Sum
 from yolov7.model.blocks.rep import RepConv, RepConvModule, RepVgg
 from yolov7.model.blocks.spp import PoolPyramid, SppCsp, SppCspc, SppElan, TinySpp
@@ -42,6 +43,7 @@ KINDS: tuple[type[Block], ...] = (
     Elan,
     Gelan,
     LearntScale,
+    LinearAdd,
     MaxPool,
     MpConv,
     RepConv,
@@ -86,6 +88,8 @@ __all__ = [
     "ImplicitMultiply",
     "LearntScale",
     "LearntScaleModule",
+    "LinearAdd",
+    "LinearAddModule",
     "MaxPool",
     "Mode",
     "MpConv",
