@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from yolov7.assign import Targets
 from yolov7.config import AlignedLoss
-from yolov7.loss import aligned_criterion
+from yolov7.loss import SimOtaCriterion, aligned_criterion
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "v6"
 NAMES = sorted(path.stem.removeprefix("loss_") for path in GOLDEN.glob("loss_*.npz"))
@@ -58,12 +59,17 @@ def built(name, arrays):
             slots = [part.reshape(len(part), 3, -1, *part.shape[2:]) for part in parts]
             raw.append(torch.from_numpy(np.concatenate(slots, 2)).flatten(1, 2))
     made = aligned_criterion(model, AlignedLoss(**fields), image_size=128)
-    rows = torch.from_numpy(arrays["targets"]).double()
-    height, width = (side * 8 for side in raw[0].shape[2:])
+    targets = pixels(arrays["targets"], raw[0])
+    return made.at(0 if "atss" in words else 10, 300), [item.requires_grad_() for item in raw], targets
+
+
+def pixels(rows, largest):
+    """Targets (T, 6) in pixels, from those of the files and the map of stride 8."""
+    rows = torch.from_numpy(rows).double()
+    height, width = (side * 8 for side in largest.shape[2:])
     centre, half = rows[:, 2:4], rows[:, 4:6] / 2
     boxes = torch.cat((centre - half, centre + half), 1) * torch.tensor([width, height, width, height])
-    targets = torch.cat((rows[:, :2], boxes), 1).float()
-    return made.at(0 if "atss" in words else 10, 300), [item.requires_grad_() for item in raw], targets
+    return torch.cat((rows[:, :2], boxes), 1).float()
 
 
 def test_assignment_is_equal(case):
@@ -142,3 +148,35 @@ def test_losses_of_the_positives(case):
         assert dfl[order].tolist() == pytest.approx(arrays["fg_dfl_loss"].tolist(), rel=2e-5, abs=2e-6)
     else:
         assert not dfl.any()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "simota" in name] or ["none"])
+def test_simota_of_the_first_release(name):
+    if name == "none":
+        pytest.skip("the golden losses of YOLOv6 (../shared) are not here")
+    arrays = dict(np.load(GOLDEN / f"loss_{name}.npz"))
+    raw = [torch.from_numpy(arrays[f"raw{level}"]).float().requires_grad_() for level in range(3)]
+    criterion = SimOtaCriterion(
+        strides=STRIDES,
+        num_classes=raw[0].shape[1] - 5,
+        box_loss=next(word for word in name.split("_") if word in BOX_LOSSES),
+    )
+    targets = pixels(arrays["targets"], raw[0])
+    _, cells, matches, overlap = criterion._assigned(raw, Targets.of(targets, raw[0].device))
+    maps, image, _, row, column, target = matches.lines
+    found = torch.stack((image, cells.numbers(maps, row, column), target)).T.tolist()
+    overlaps = dict(zip(map(tuple, found), overlap.tolist(), strict=True))
+    wanted = zip(*(arrays[f"fg_{key}"].tolist() for key in ("image", "anchor", "target")), strict=True)
+    expected = dict(zip(wanted, arrays["fg_iou"].tolist(), strict=True))
+    assert overlaps.keys() == expected.keys()
+    assert all(overlaps[key] == pytest.approx(expected[key], abs=1e-5) for key in expected)
+    loss = criterion(raw, targets)
+    items = [loss.parts[part].item() for part in criterion.parts]
+    assert items == pytest.approx(arrays["items_iou_l1_obj_cls_weighted"].tolist(), rel=2e-5)
+    assert loss.total.item() == pytest.approx(arrays["total"].item(), rel=2e-5)
+    loss.total.backward()
+    for level, item in enumerate(raw):
+        gradients = item.grad.double().split((4, 1, criterion.num_classes), 1)
+        sums = [part.abs().sum().item() for part in gradients]
+        assert sums == pytest.approx(arrays["grad_abs_sum_box_obj_cls"][level].tolist(), rel=2e-5, abs=1e-9)
+        assert item.grad.double().norm().item() == pytest.approx(arrays["grad_l2"][level], rel=2e-5)

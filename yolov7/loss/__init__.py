@@ -5,6 +5,7 @@ from yolov7.loss.anchor import AnchorCriterion, AnchorLossResult, anchor_criteri
 from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.create import CRITERIA, aligned_criterion, create_criterion
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
+from yolov7.loss.simota import SimOtaCriterion
 
 __all__ = [
     "CRITERIA",
@@ -15,6 +16,7 @@ __all__ = [
     "Criterion",
     "LevelPicture",
     "LossResult",
+    "SimOtaCriterion",
     "Totals",
     "aligned_criterion",
     "anchor_criterion",
