@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from stages.preflight.findings import Findings
 from stages.project.params import Params
 from stages.project.workspace import dataset_document
-from stages.training.run_identity import start_weights
+from stages.training.run_identity import start_scales, start_weights
 from yolov7.config import Train
 from yolov7.errors import ConfigError, YoloError, nearest
 
 
 def check_weights(params: Params, variants: Sequence[str], found: Findings) -> None:
-    """The files of `train.weights` are there, and those that are meant."""
+    """The files of `train.weights` and `train.scales` are there, and those that are meant."""
     _each(params, variants, start_weights, found)
+    _each(params, variants, start_scales, found)
 
 
 def check_classes(params: Params, variants: Sequence[str], found: Findings) -> None:

@@ -13,6 +13,7 @@ from yolov7.loss import create_criterion
 from yolov7.model import Detector
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
+from yolov7.train.gradient_masks import gradient_masks
 from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
 from yolov7.train.schedule import Schedule, StepSettings
 from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
@@ -53,6 +54,7 @@ class Learner:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
         decay, fused = schedule.weight_decay, has_fused_sgd(device)
         self.optimizer = create_optimizer(self.model, params.optimizer, weight_decay=decay, fused_sgd=fused)
+        self.masks = gradient_masks(self.model, params)
         self.dtype = autocast_dtype(device, params.precision)
         self.scaler = gradient_scaler(device, self.dtype)
         self.average = AveragedModel(self.model, params.ema)
@@ -72,7 +74,8 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss of this process's share."""
         # Processes average their gradients, but those of a batch are the sum of those of its shares.
-        self.scaler.scale(loss * self.processes.world_size).backward()
+        factor = self.processes.world_size * self.params.optimizer.published_gpus
+        self.scaler.scale(loss * factor).backward()
 
     def share_statistics(self) -> None:
         """After a forward pass in training mode: the same statistics of batch norms in all processes."""
@@ -87,6 +90,7 @@ class Learner:
         """Take a step with the summed gradients and drop them; False, and no step, if one is not finite."""
         apply_settings(self.optimizer, settings)
         self.scaler.unscale_(self.optimizer)
+        self.masks.apply()
         finite = bool(torch.isfinite(self.clipped_norm()))
         if finite:
             self.scaler.step(self.optimizer)

@@ -28,6 +28,7 @@ from yolov7.model.blocks import (
     Gelan,
     ImplicitConvUnit,
     LearntScale,
+    LinearAdd,
     LearntScaleModule,
     MaxPool,
     MpConv,
@@ -68,6 +69,7 @@ EXAMPLES = {
     SppElan(4, hidden=2): ONE,
     Elan(6, hidden=2, depth=4, rep=(1, 2)): ONE,
     LearntScale(): ONE,
+    LinearAdd(4): ONE,
     MaxPool(): ONE,
     MpConv(3): (Map(4, 8), Map(2, 16)),
     RepConv(4): ONE,
@@ -386,3 +388,15 @@ def test_a_plain_convolution_is_what_it_says():
     x = images_of(ONE, 1)[0]
     assert torch.equal(module(x), F.conv2d(x, module.conv.weight, module.conv.bias))
     assert isinstance(built(RepVgg(4), ONE), RepConvModule)
+
+
+@pytest.mark.parametrize("block", [RepVgg(16, 2), LinearAdd(16, 2)])
+@pytest.mark.parametrize("channels", [3, 8, 24])
+def test_a_strided_block_of_any_width_can_be_trained(block, channels):
+    """oneDNN's gradient of a strided 1x1 ends the process on such widths."""
+    module = block.build([channels], "relu", merged=False).to(memory_format=torch.channels_last)
+    for side in (96, 320):
+        images = torch.rand(2, channels, side, side).contiguous(memory_format=torch.channels_last)
+        module(images).sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
+    assert module(torch.rand(2, channels, 7, 5)).shape == (2, 16, 4, 3)
