@@ -3,16 +3,18 @@
 A file's name says what it holds: `tal` or `atss`, the box loss, `dfl`; `v3_ab`: with the anchor-aided branch of 3.0.
 """
 
+import functools
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from yolov7.assign import Targets
-from yolov7.config import AlignedLoss
-from yolov7.loss import SimOtaCriterion, aligned_criterion
+from yolov7.loss import SimOtaCriterion, create_criterion
+from yolov7.model import create_model
+from yolov7.model.heads.efficient import with_options
+from yolov7.model.variants import find_variant
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "v6"
 NAMES = sorted(path.stem.removeprefix("loss_") for path in GOLDEN.glob("loss_*.npz"))
@@ -31,7 +33,6 @@ RECIPE = {
     "least_score_sum": 0.0,
     "times_images": False,
 }
-ANCHORS = (((10, 13), (19, 19), (33, 23)), ((30, 61), (59, 59), (59, 119)), ((116, 90), (185, 185), (373, 326)))
 BOX_LOSSES = ("siou", "giou", "ciou", "diou", "iou")
 
 
@@ -42,14 +43,18 @@ def case(request):
     return request.param, dict(np.load(GOLDEN / f"loss_{request.param}.npz"))
 
 
+@functools.cache
+def network(bins, classes, aided):
+    spec = with_options(find_variant("yolov6v3-s" if aided else "yolov6-s"), bins=bins, anchor_aided=aided)
+    return create_model(spec, classes, device="meta")
+
+
 def built(name, arrays):
     """The criterion, its maps as leaves, and the targets in pixels."""
     words = name.split("_")
     raw = [torch.from_numpy(np.concatenate((arrays[f"box{i}"], arrays[f"cls{i}"]), 1)).float() for i in range(3)]
     bins, classes = 17 if "dfl" in words else 0, arrays["cls0"].shape[1]
     aided = "ab" in words
-    head = SimpleNamespace(bins=bins, anchor_aided=aided, anchors=ANCHORS)
-    model = SimpleNamespace(spec=SimpleNamespace(head=head), strides=STRIDES, num_classes=classes, has_auxiliary=aided)
     fields = {**RECIPE, "box_loss": next(word for word in words if word in BOX_LOSSES)}
     if "v3" in words:
         fields |= {"atss_epochs": 0, "least_score_sum": 1.0}
@@ -58,7 +63,7 @@ def built(name, arrays):
             parts = (arrays[f"{part}_ab{level}"].astype(np.float32) for part in ("box", "cls"))
             slots = [part.reshape(len(part), 3, -1, *part.shape[2:]) for part in parts]
             raw.append(torch.from_numpy(np.concatenate(slots, 2)).flatten(1, 2))
-    made = aligned_criterion(model, AlignedLoss(**fields), image_size=128)
+    made = create_criterion(network(bins, classes, aided), image_size=128, **fields)
     targets = pixels(arrays["targets"], raw[0])
     return made.at(0 if "atss" in words else 10, 300), [item.requires_grad_() for item in raw], targets
 
