@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from yolov7.config.group import Group
+from yolov7.config.group import AddedLater, Group
 
 
 class LossParameters(Group):
@@ -88,3 +88,5 @@ class AlignedLoss(LossParameters):
     least_score_sum: float | None = Field(default=None, gt=0.0)
     """Least divisor of a head's loss, which is divided by the sum of its target scores. None: as released, 1, and
     no bound if the assignment is lead-guided (a batch without positives is divided by 1 then)."""
+    times_images: Annotated[bool, AddedLater()] = True
+    """The total is multiplied by the number of images of the batch, as published for YOLOv9."""
