@@ -58,12 +58,11 @@ def _parameters(params: Params, variant: str) -> int | None:
     """Parameters of the network; None where it cannot be made, which the training itself explains."""
     from yolov7.model import create_model
     from yolov7.model.cost import count_parameters
-    from yolov7.model.variants import find_variant
+    from yolov7.model.trained import training_network
 
     try:
         classes = len(dataset_document(needs={"classes": list})["classes"])
-        train = params.train_for(variant)
-        network = find_variant(variant, source=train.network, pgi=train.auxiliary_part)
+        network = training_network(variant, params.train_for(variant))
         return count_parameters(create_model(network, classes))
     except (YoloError, KeyError, TypeError):
         return None

@@ -37,6 +37,9 @@ class Augment(Group):
     outlines_without_mosaic: Annotated[bool, AddedLater()] = True
     """Without mosaic, too, outlines decide what is visible of an object; false: boxes alone, as published for
     YOLOv9."""
+    outlines: Annotated[bool, AddedLater()] = True
+    """Outlines of objects are used where the data have them; false: boxes alone, as published for YOLOv6. Pasting needs
+    outlines."""
     close_mosaic_epochs: int = Field(default=0, ge=0)
     """Number of last epochs without mosaic, mixup and pasting (0: never, as published for YOLOv7)."""
     mixup: float = Field(default=0.15, ge=0.0, le=1.0)
@@ -83,6 +86,12 @@ class Optimizer(Group):
     """`sgd` with Nesterov momentum as published; `adam` and `adamw` use `momentum` as beta1."""
     learning_rate: float = Field(default=0.01, gt=0.0)
     """Learning rate after warm-up."""
+    rate_batch: Annotated[int, AddedLater()] = Field(default=0, ge=0)
+    """Images per GPU that `learning_rate` is meant for: it is multiplied by batch_size / published_gpus / rate_batch,
+    as published for YOLOv6. 0: it is used as it is."""
+    published_gpus: Annotated[int, AddedLater()] = Field(default=1, ge=1)
+    """GPUs of the published run that is imitated. YOLOv6 normalised the loss on each GPU by itself and added up the
+    gradients of all, so the loss is multiplied by their number. It need not be the number of GPUs of this run."""
     final_factor: float = Field(default=0.1, gt=0.0, le=1.0)
     """The schedule ends at learning_rate times this."""
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -139,6 +148,18 @@ class Distillation(Group):
     """Statistics of the teacher's batch norms: those of the batch, as published, or its running ones."""
 
 
+class HeadOptions(Group):
+    """Properties of YOLOv6's head in training (reference sheet: yolov6-training, 7.6 and 7.7)."""
+
+    bins: Literal[0, 17] | None = None
+    """Bins of the distances: 17, as in M and L, or 0: the distance is one number. None: those of the variant."""
+    anchor_aided: bool = False
+    """Train anchor-based predictions beside the others, as published for 3.0. They are dropped for deployment."""
+    distributions: bool = False
+    """Train distributions of 17 bins beside distances that are numbers, for distillation (3.0, N and S). They are
+    dropped for deployment."""
+
+
 class Train(Group):
     """One training run. `preset` names the published set that fills whatever is not given."""
 
@@ -149,6 +170,8 @@ class Train(Group):
     pgi: Annotated[str, BeforeValidator(_known_part), AddedLater()] = ""
     """Auxiliary branch of a GELAN or YOLOv9 in training: `none`, `pfh`, `fpn`, `pan`, `icn`, or `lhg-icn`, which is
     `icn` matched by the main head (`loss.auxiliary: lead-guided`); empty: that of the variant (docs/training.md)."""
+    head: Annotated[HeadOptions, AddedLater()] = HeadOptions()
+    """YOLOv6's head in training."""
     epochs: int = Field(default=300, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=16, ge=1)

@@ -15,7 +15,7 @@ from yolov7.model import Detector, create_model, load_checkpoint
 from yolov7.model.detector import Anchors
 from yolov7.model.heads.anchor import AnchorHead
 from yolov7.model.spec import Network
-from yolov7.model.variants import find_variant
+from yolov7.model.trained import training_network
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     network without the stages that `params.pgi` copies.
     """
     classes = len(index.class_names)
-    network = find_variant(variant, source=params.network, pgi=params.auxiliary_part)
+    network = training_network(variant, params)
     if not isinstance(params.loss, network.head.parameters):
         group, given = network.head.parameters.__name__, type(params.loss).__name__
         raise ConfigError(f"train.loss: {variant} is trained with {group}, got {given}; set train.preset to one of its")

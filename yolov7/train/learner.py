@@ -84,7 +84,8 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss of this process's share."""
         # Processes average their gradients, but those of a batch are the sum of those of its shares.
-        self.scaler.scale(loss * self.processes.world_size).backward()
+        factor = self.processes.world_size * self.params.optimizer.published_gpus
+        self.scaler.scale(loss * factor).backward()
 
     def share_statistics(self) -> None:
         """After a forward pass in training mode: the same statistics of batch norms in all processes."""

@@ -17,25 +17,44 @@ from yolov7.errors import ConfigError, YoloError
 from yolov7.files import sha256_file
 from yolov7.loss import require_fit
 from yolov7.model import Detector, load_checkpoint
+from yolov7.model.trained import training_network
 from yolov7.text import listed
 
 log = logging.getLogger(__name__)
 
 SELF = "self"
 """`train.distill_from` for a teacher that is trained first."""
+BINS = 17
+"""Of a teacher whose student has distributions beside its distances."""
 
 
 def teacher_parameters(params: Train) -> Train:
     """The parameters of the first training of `distill_from: self`, whose best weights are the teacher.
 
-    It is the same training without a teacher, so one that was made before is not repeated.
+    It is the same training without a teacher, so one that was made before is not repeated. Where the student has
+    distributions beside its distances, the teacher predicts distributions (3.0, N and S).
     """
-    return params.model_copy(update={"distill_from": "", "distill_sha256": "", "distillation": Distillation()})
+    head = params.head
+    if head.distributions:
+        head = head.model_copy(update={"distributions": False, "bins": BINS})
+    plain = {"distill_from": "", "distill_sha256": "", "distillation": Distillation()}
+    return params.model_copy(update={**plain, "head": head})
 
 
-def student_parameters(params: Train, path: Path, sha256: str) -> Train:
-    """The parameters of the second training of `distill_from: self`: its teacher is the file at `path`."""
-    return params.model_copy(update={"distill_from": str(path), "distill_sha256": sha256})
+def student_parameters(params: Train, path: Path | str, sha256: str) -> Train:
+    """The parameters of the second training of `distill_from: self`: its teacher is the file at `path`.
+
+    An anchor-aided branch is for the teacher alone, as published for 3.0.
+    """
+    head = params.head.model_copy(update={"anchor_aided": False})
+    return params.model_copy(update={"distill_from": str(path), "distill_sha256": sha256, "head": head})
+
+
+def require_self_fits(variant: str, params: Train) -> None:
+    """Raise :class:`ConfigError`, before the first of two trainings, for a second one that could not use it."""
+    if params.distill_from == SELF:
+        teacher = training_network(variant, teacher_parameters(params))
+        require_fit(training_network(variant, student_parameters(params, "", "")), teacher, params.distillation)
 
 
 def load_teacher(
