@@ -22,6 +22,7 @@ _NOT_IDENTITY = (
     "max_bad_images",
     "preset",
     "weights_sha256",  # the digest of the file itself is in the identity
+    "distill_from",  # its digest is in the identity
 )
 """Parameters that leave the result as it is, so that a run may resume with others."""
 

@@ -17,6 +17,7 @@ from yolov7.errors import ConfigError, YoloError
 from yolov7.files import sha256_file
 from yolov7.loss import require_fit
 from yolov7.model import Detector, load_checkpoint
+from yolov7.model.spec import Network
 from yolov7.model.trained import training_network
 from yolov7.text import listed
 
@@ -58,7 +59,7 @@ def require_self_fits(variant: str, params: Train) -> None:
 
 
 def load_teacher(
-    params: Train, student: Detector, class_names: Sequence[str], path: Path | None = None
+    params: Train, student: Network, class_names: Sequence[str], path: Path | None = None
 ) -> Detector | None:
     """The teacher of a training of `student` on these classes, frozen; None if `params` asks for none.
 
@@ -82,7 +83,7 @@ def load_teacher(
             "training (best.safetensors), or set train.distillation.statistics to running"
         )
     try:
-        require_fit(student.spec, teacher.spec, params.distillation)
+        require_fit(student, teacher.spec, params.distillation)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     if len(class_names) == 1 and params.distillation.classification:

@@ -46,7 +46,7 @@ def taught(data, folder: Path, file: Path, *, model=None, distillation=None, **o
     given = {"features": 10.0, **(distillation or {})}
     params = parameters("yolov9", distill_from=str(file), distillation=given, **over)
     model = model or student(data)
-    teacher = load_teacher(params, model, data.class_names)
+    teacher = load_teacher(params, model.spec, data.class_names)
     return trainer(data, folder, params, model, teacher=teacher)
 
 
@@ -132,7 +132,7 @@ def test_the_mode_of_the_student_is_not_that_of_the_teacher(data, tmp_path, file
 def refused(data, path: Path, model=None, **more) -> str:
     params = parameters("yolov9", distill_from=str(path), **more)
     with pytest.raises(ConfigError) as caught:
-        load_teacher(params, model or student(data), data.class_names)
+        load_teacher(params, (model or student(data)).spec, data.class_names)
     message = str(caught.value)
     assert message.startswith("train.distill_from: ") and "\n" not in message
     return message
@@ -150,7 +150,7 @@ def test_files_that_are_no_teacher(data, tmp_path, file):
     assert "damaged" in refused(data, tmp_path / "damaged.safetensors")
     digest = sha256_file(file)
     assert load_teacher(
-        parameters("yolov9", distill_from=str(file), distill_sha256=digest), student(data), data.class_names
+        parameters("yolov9", distill_from=str(file), distill_sha256=digest), student(data).spec, data.class_names
     )
     assert f"has the sha256 {digest}" in refused(data, file, distill_sha256="0" * 64)
 
@@ -171,7 +171,7 @@ def test_a_teacher_in_deploy_form_has_running_statistics_only(data, tmp_path):
     )
     assert "in deploy form, which has no batch norms" in refused(data, path)
     params = parameters("yolov9", distill_from=str(path), distillation={"statistics": "running"})
-    assert load_teacher(params, student(data), data.class_names).form == "deploy"
+    assert load_teacher(params, student(data).spec, data.class_names).form == "deploy"
 
 
 def test_a_teacher_that_does_not_fit_is_named_with_its_file(data, file):
@@ -179,13 +179,13 @@ def test_a_teacher_that_does_not_fit_is_named_with_its_file(data, file):
 
 
 def test_without_a_teacher():
-    assert load_teacher(Train(), small_aligned(), NAMES) is None
+    assert load_teacher(Train(), small_aligned().spec, NAMES) is None
 
 
 def test_one_class_is_told(tmp_path, caplog):
     path = saved(tmp_path / "one.safetensors", small_aligned(1), NAMES[:1])
     with caplog.at_level(logging.INFO):
-        assert load_teacher(parameters("yolov9", distill_from=str(path)), small_aligned(1), NAMES[:1])
+        assert load_teacher(parameters("yolov9", distill_from=str(path)), small_aligned(1).spec, NAMES[:1])
     assert "distillation of the classes has no effect: there is one class" in caplog.text
 
 
