@@ -15,7 +15,7 @@ from yolov7.loss import aligned_criterion
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "v6"
 NAMES = sorted(path.stem.removeprefix("loss_") for path in GOLDEN.glob("loss_*.npz"))
-ALIGNED = [name for name in NAMES if "distill" not in name and "simota" not in name and "_ab_" not in name]
+ALIGNED = [name for name in NAMES if "distill" not in name and "simota" not in name]
 STRIDES = (8, 16, 32)
 RECIPE = {
     "atss_epochs": 4,
@@ -30,6 +30,7 @@ RECIPE = {
     "least_score_sum": 0.0,
     "times_images": False,
 }
+ANCHORS = (((10, 13), (19, 19), (33, 23)), ((30, 61), (59, 59), (59, 119)), ((116, 90), (185, 185), (373, 326)))
 BOX_LOSSES = ("siou", "giou", "ciou", "diou", "iou")
 
 
@@ -46,8 +47,8 @@ def built(name, arrays):
     raw = [torch.from_numpy(np.concatenate((arrays[f"box{i}"], arrays[f"cls{i}"]), 1)).float() for i in range(3)]
     bins, classes = 17 if "dfl" in words else 0, arrays["cls0"].shape[1]
     aided = "ab" in words
-    head = SimpleNamespace(bins=bins, anchor_aided=aided)
-    model = SimpleNamespace(spec=SimpleNamespace(head=head), strides=STRIDES, num_classes=classes, has_auxiliary=False)
+    head = SimpleNamespace(bins=bins, anchor_aided=aided, anchors=ANCHORS)
+    model = SimpleNamespace(spec=SimpleNamespace(head=head), strides=STRIDES, num_classes=classes, has_auxiliary=aided)
     fields = {**RECIPE, "box_loss": next(word for word in words if word in BOX_LOSSES)}
     if "v3" in words:
         fields |= {"atss_epochs": 0, "least_score_sum": 1.0}
@@ -91,6 +92,8 @@ def test_losses_and_gradients(case):
     assert items == pytest.approx(arrays["items_iou_dfl_cls_weighted"].tolist(), rel=2e-5, abs=1e-9)
     assert loss.total.item() == pytest.approx(arrays["total"].item(), rel=2e-5)
     loss.total.backward()
+    if "_ab_" in name:
+        check_branch(criterion, raw[3:], targets, loss, arrays)
     box = criterion.channels
     for level, maps in enumerate(raw[:3]):
         gradients = maps.grad.double().split((box, maps.shape[1] - box), 1)
@@ -103,6 +106,20 @@ def test_losses_and_gradients(case):
     positive = flat[arrays["fg_image"].astype(int), :, arrays["fg_anchor"].astype(int)].numpy()
     wanted = arrays["fg_grad_box"]
     assert np.abs(positive - wanted).max(initial=0) <= 2e-5 * np.abs(wanted).max(initial=0)
+
+
+def check_branch(criterion, raw, targets, loss, arrays):
+    parts = [loss.parts[part].item() for part in ("anchor_box", "anchor_classification")]
+    assert parts == pytest.approx(arrays["ab_items_iou_dfl_cls_weighted"][[0, 2]].tolist(), rel=2e-5)
+    branch = criterion.branch
+    _, matches = branch.with_matches(raw, targets)
+    compare(matches, branch._cells(branch._split(raw)), arrays, "ab_")
+    for level, maps in enumerate(raw):
+        slots = maps.grad.double().unflatten(1, (3, -1))
+        gradients = slots[:, :, :4], slots[:, :, 4:]
+        found = [[item.abs().sum().item() for item in gradients], [item.norm().item() for item in gradients]]
+        assert found[0] == pytest.approx(arrays["ab_grad_abs_sum_box_cls"][level].tolist(), rel=2e-5)
+        assert found[1] == pytest.approx(arrays["ab_grad_l2_box_cls"][level].tolist(), rel=2e-5)
 
 
 def test_losses_of_the_positives(case):
