@@ -34,8 +34,6 @@ class Labelled(Criterion, Protocol):
     options: AlignedLoss
     strides: tuple[int, ...]
     totals: Totals | None
-    channels: int
-    """R of the student's lead maps."""
 
     def with_matches(self, raw: Sequence[Tensor], targets: Tensor) -> tuple[LossResult, Matches]:
         """The loss of a batch and the matches that it is made of, those of the lead head first."""
@@ -53,6 +51,8 @@ class DistillationCriterion(Criterion):
     labels: Labelled
     teacher: Detector
     options: Distillation
+    channels: int
+    """R of the student's lead maps."""
     bins: int
     """K of the distributions that are compared; 0: none are."""
     distributions: int
@@ -122,7 +122,7 @@ class DistillationCriterion(Criterion):
 
     def _classes(self, own: Sequence[Tensor], leads: Sequence[Tensor]) -> Tensor:
         """The sum over all cells, as published not divided by anything: it grows with the batch and its images."""
-        channels = self.labels.channels
+        channels = self.channels
         sums = [
             class_divergence(
                 maps, channels, lead[:, lead.shape[1] - (maps.shape[1] - channels) :], self.options.temperature
@@ -201,9 +201,16 @@ def distilled(labels: Criterion, student: Network, teacher: Detector, options: D
     Raises :class:`ConfigError` as :func:`require_fit` does.
     """
     require_fit(student, teacher.spec, options)
-    place, bins = _distributions(student)
-    dfl = bins if options.dfl is None or options.dfl > 0 else 0
-    return DistillationCriterion(cast(Labelled, labels), teacher, options, dfl, place * len(teacher.strides))
+    head = _head(student)
+    group, bins = head.distribution_maps
+    return DistillationCriterion(
+        labels=cast(Labelled, labels),
+        teacher=teacher,
+        options=options,
+        channels=head.box_channels,
+        bins=bins if options.dfl is None or options.dfl > 0 else 0,
+        distributions=group * len(head.lead),
+    )
 
 
 def require_fit(student: Network, teacher: Network, options: Distillation) -> None:
@@ -222,7 +229,7 @@ def require_fit(student: Network, teacher: Network, options: Distillation) -> No
             f"the teacher, a {teacher.name}, has levels of strides {others}, {student.name} of {levels}: they must be "
             "equal"
         )
-    _, bins = _distributions(student)
+    _, bins = ours.distribution_maps
     if not bins and options.dfl:
         raise ConfigError(
             f"train.distillation.dfl: {options.dfl:g}, but {student.name} predicts distances and no distributions; "
@@ -253,9 +260,3 @@ def _head(network: Network) -> AlignedHead:
     if not isinstance(network.head, AlignedHead):
         raise ConfigError(f"train.distill_from: {network.name} has a head with anchors; distillation needs one without")
     return network.head
-
-
-def _distributions(network: Network) -> tuple[int, int]:
-    """The maps that hold the distributions, as a multiple of L, and K; (0, 0) without any."""
-    head = _head(network)
-    return 0, head.bins
