@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_aligned import small_aligned
+from small_aligned import small_aligned, small_aligned_network
 from small_detector import small_detector
 from small_training import parameters, same_outcome, trainer, training_data
 from torch import nn
@@ -16,7 +17,8 @@ from torch import nn
 from yolov7.config import Train, identity_of
 from yolov7.errors import ConfigError
 from yolov7.files import sha256_file
-from yolov7.model import ModelMetadata, save_checkpoint
+from yolov7.model import ModelMetadata, create_model, load_checkpoint, save_checkpoint
+from yolov7.model.heads.efficient import EfficientHead
 from yolov7.train.teacher import frozen, load_teacher, student_parameters, teacher_parameters
 
 NAMES = ("one", "two", "three")
@@ -124,6 +126,27 @@ def test_the_mode_of_the_student_is_not_that_of_the_teacher(data, tmp_path, file
         network.train(mode)
         assert learner.model.training is mode and all(norm.training for norm in norms)
     assert not network.teacher.training
+
+
+def test_distributions_beside_distances_are_learned_and_dropped(data, tmp_path):
+    """N and S of 3.0: the student is deployed with distances, and learns the distributions of its teacher."""
+    network = replace(small_aligned_network(), auxiliary=())
+    teaching, learning = (
+        replace(network, head=EfficientHead(lead=("T2", "SPP"), bins=bins, distributions=not bins)) for bins in (17, 0)
+    )
+    classes = len(data.class_names)
+    teacher = create_model(teaching, classes, seed=1)
+    for name, parameter in teacher.head.named_parameters():
+        if "output" in name:  # fresh ones say the same everywhere
+            nn.init.normal_(parameter.data, std=0.1, generator=torch.Generator().manual_seed(2))
+    file = saved(tmp_path / "teacher.safetensors", teacher, data.class_names)
+    outcome = taught(data, tmp_path / "run", file, model=create_model(learning, classes), epochs=2).fit()
+    assert outcome.skipped_steps == 0
+    for row in outcome.history:
+        assert all(0 < row[f"train/{name}"] < 1e4 for name in ("box", "dfl", *TERMS)), row
+    trained, _ = load_checkpoint(outcome.last)
+    maps = trained.reparameterize().raw(torch.zeros(1, 3, 64, 64))
+    assert [item.shape[1] for item in maps] == [4 + classes] * 2
 
 
 # Files that are refused ----------------------------------------------------------------------------------------------
