@@ -96,10 +96,17 @@ class Export(Group):
     """Largest difference in AP between any two forms on the verification images."""
 
 
+def _border_width(value: Any) -> Any:
+    """Refuse what is neither a width nor the word, in one line instead of one for each type."""
+    if value != "published" and not (type(value) is int and value >= 0):
+        raise ValueError("a whole number of pixels, or `published`, is expected")
+    return value
+
+
 class GreyBorder(Group):
     """Grey around the images of an evaluation, and the way back (docs/evaluation.md; yolov7.letterbox.Border)."""
 
-    pixels: Literal["published"] | Annotated[int, Field(ge=0)] = 0
+    pixels: Annotated[int | Literal["published"], BeforeValidator(_border_width)] = 0
     """Grey along the image's long side, half of it on each end: that side is the input's minus this. `published`: as
     the figures of the variant were measured (0 for networks without such a border, and for your own)."""
     integer_offset: bool = True
