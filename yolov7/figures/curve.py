@@ -49,8 +49,8 @@ def curves(
         return f"{_LEFT + _WIDTH * at / last:.1f},{down(value):.1f}"
 
     parts = []
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = low + (high - low) * share
+    values = [low + (high - low) * share for share in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    for value in values:
         height = down(value)
         parts.append(f'<path class="grid" d="M{_LEFT} {height:.1f}h{_WIDTH}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{value:.4g}</text>')
@@ -76,6 +76,11 @@ def curves(
     middle = _TOP + _HEIGHT / 2
     parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}v{_HEIGHT}h{_WIDTH}"/>')
     parts.append(f'<text x="{_LEFT + _WIDTH / 2}" y="{_TOP + _HEIGHT + 33}" text-anchor="middle">{escape(x)}</text>')
-    parts.append(f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>')
-    size = f"0 0 {_LEFT + _WIDTH + _RIGHT} {_TOP + _HEIGHT + _BOTTOM}"
+    # Room for long names and for numbers of more than four characters.
+    more_left = 7 * max(max(len(f"{value:.4g}") for value in values) - 4, 0)
+    right = max(_RIGHT, 34 + 7 * max(len(line.name) for line in lines))
+    parts.append(
+        f'<text transform="translate({12 - more_left} {middle}) rotate(-90)" text-anchor="middle">{escape(y)}</text>'
+    )
+    size = f"{-more_left} 0 {more_left + _LEFT + _WIDTH + right} {_TOP + _HEIGHT + _BOTTOM}"
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{size}"><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
