@@ -2,7 +2,7 @@
 
 The resumable state lies in `.state/train/V/<fingerprint>`, outside DVC's outputs, which DVC deletes before it runs a
 stage. The fingerprint covers parameters and data: the same command resumes after a crash, and a changed parameter
-starts another run.
+starts another run. Parameters that ask for two trainings in a row make two runs (`stages.training.chain`).
 """
 
 from __future__ import annotations
@@ -11,31 +11,27 @@ import argparse
 import logging
 import os
 import sys
-from contextlib import nullcontext
 from functools import partial
-
-import torch
 
 from stages.preflight.check import require
 from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
 from stages.project.home import experiment_origin, project_root
 from stages.project.params import Params
+from stages.training.chain import Trainings
 from stages.training.processes import restarted, start_processes
-from stages.training.run import TrainingRun
 from yolov7.device import choose_device
 from yolov7.errors import YoloError
-from yolov7.train.distributed import Processes, is_echo, join_processes, local_rank
-from yolov7.train.records import Outcome
+from yolov7.train.distributed import is_echo, join_processes, local_rank
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Train, and write `models/V/train`."""
-    run = TrainingRun.of(params, args.variant)
+    trainings = Trainings(params, args.variant)
     checks = partial(require, params, [args.variant])
     # Before there are any processes: those that are restarted after a failure must resume.
-    before = run.start_over if args.fresh else lambda: None
-    command = ["-m", "stages.train", "--variant", run.variant]
-    status = start_processes(command, batch_size=run.train.batch_size, before=before)
+    before = trainings.start_over if args.fresh else lambda: None
+    command = ["-m", "stages.train", "--variant", args.variant]
+    status = start_processes(command, batch_size=trainings.train.batch_size, before=before)
     if status is not None:
         sys.exit(status)
     fresh = args.fresh and not restarted()  # under a torchrun of the user's they all have --fresh
@@ -45,29 +41,17 @@ def main(params: Params, args: argparse.Namespace) -> None:
             logging.getLogger().setLevel(logging.WARNING)  # the first process logs the rest once for all
         try:
             processes.on_main(checks)
-            outcome = train(run, device, processes, fresh=fresh)
+            run, finished = trainings.fit(device, processes, fresh=fresh)
         except YoloError as error:
             if processes.main or not is_echo(error):
                 raise
             sys.exit(EXIT_ERROR)  # the first process prints it
-    if not outcome.finished:
+    if not finished:
         if not processes.main:
             sys.exit(EXIT_RESUMABLE)
         if experiment_origin(project_root()) is not None:
             raise Interrupted("DVC deletes the folder of an experiment that has not finished: it will start over")
         raise Interrupted(f"the state is saved in {run.folder}; the same command resumes it")
-
-
-def train(run: TrainingRun, device: torch.device, processes: Processes, *, fresh: bool) -> Outcome:
-    """Train in this process, one of `processes`; the first of them keeps the records and writes the outputs."""
-    with run.lock() if processes.main else nullcontext():
-        fresh = processes.on_main(lambda: run.prepare(fresh=fresh))
-        journal = run.open_journal(fresh=fresh) if processes.main else None
-        outcome = run.fit(journal, device, processes)
-        if journal is not None:
-            run.close(outcome, journal, device)
-        processes.wait()
-    return outcome
 
 
 if __name__ == "__main__":

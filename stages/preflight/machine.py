@@ -13,6 +13,7 @@ from stages.project.folders import gigabytes
 from stages.project.home import STATE
 from stages.project.params import Flow, Params
 from stages.project.workspace import dataset_document, model_dir, reports
+from stages.training.chain import link_of
 from stages.training.state_remote import SWITCH, open_store, remote_address
 from stages.training.state_store import StoreError
 from yolov7 import signature
@@ -44,6 +45,8 @@ def check_space(params: Params, variant: str, found: Findings) -> None:
         return
     files = _WEIGHTS + _FORMS + len(params.export.formats)
     needed = parameters * (_STATES * _STATE_BYTES + files * _WEIGHT_BYTES)
+    if link_of(params.train_for(variant)) is not None:  # two trainings: the first leaves states, best and last
+        needed += parameters * (_STATES * _STATE_BYTES + 2 * _WEIGHT_BYTES)
     old = [*(STATE / "train" / variant).glob("*/*"), *(Path("models") / variant).rglob("*")]
     needed -= sum(path.stat().st_size for path in old if path.is_file())
     free = shutil.disk_usage(Path.cwd()).free
@@ -58,12 +61,11 @@ def _parameters(params: Params, variant: str) -> int | None:
     """Parameters of the network; None where it cannot be made, which the training itself explains."""
     from yolov7.model import create_model
     from yolov7.model.cost import count_parameters
-    from yolov7.model.variants import find_variant
+    from yolov7.model.trained import training_network
 
     try:
         classes = len(dataset_document(needs={"classes": list})["classes"])
-        train = params.train_for(variant)
-        network = find_variant(variant, source=train.network, pgi=train.auxiliary_part)
+        network = training_network(variant, params.train_for(variant))
         return count_parameters(create_model(network, classes))
     except (YoloError, KeyError, TypeError):
         return None

@@ -260,6 +260,8 @@ class Params(Group):
         train = train_parameters(values, where=where, recipe=self._recipe(variant, values))
         if train.pgi and not train.network:  # a network of the user's own is asked for when it is trained
             _check_pgi(variant, train, where)
+        if train.rep_optimizer and not train.network:
+            _check_rep_optimizer(variant, train, where)
         return train
 
     @staticmethod
@@ -279,6 +281,18 @@ def _check_pgi(variant: str, train: Train, where: str) -> None:
             find_variant(variant, pgi=train.auxiliary_part)
     except ModelError as error:
         raise ConfigError(f"{where}.pgi: {error}; set it under per_variant, for gelan-* and yolov9-* only") from None
+
+
+def _check_rep_optimizer(variant: str, train: Train, where: str) -> None:
+    """Raise :class:`ConfigError` for a variant without RepVGG blocks."""
+    from yolov7.model.rep_optimizer import hyper_search
+    from yolov7.model.variants import find_variant, list_variants
+
+    try:
+        if variant in list_variants():
+            hyper_search(find_variant(variant, pgi=train.auxiliary_part))
+    except ModelError as error:
+        raise ConfigError(f"{where}.rep_optimizer: {error}; set it under per_variant, for yolov6-n, -t and -s") from None
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:

@@ -35,16 +35,8 @@ def write_outputs(out: Path, outcome: Outcome, train: Train, device: torch.devic
     with replace_folder(out / "pictures") as folder:
         for picture in outcome.best.parent.glob(PICTURES):
             shutil.copyfile(picture, folder / picture.name)
-    columns = list(dict.fromkeys(name for row in outcome.history for name in row))
-    write_text(out / "history.csv", _csv(columns, outcome.history))
     write_text(out / "curves.csv", _csv(["epoch", "curve", "value"], _curves(outcome.history)))
-    title = f"{variant}: AP {outcome.best_ap:.3f} on the validation images"
-    memory = peak_memory_gib(device)
-    lines = facts(outcome, epochs=train.epochs, device=device.type, peak_memory_gib=memory, folder=out)
-    lines.append(("state", str(outcome.best.parent)))
-    unused = "" if outcome.unused is None else unused_as_markdown(outcome.unused)
-    write_text(out / "summary.md", as_markdown(title, lines) + (f"\n{unused}" if unused else ""))
-    log.info("%s", as_text(title, lines))
+    write_records(out, outcome, train, device, title=variant)
     figures = {
         "val_AP": outcome.best_ap,
         "val_AP50": outcome.history[outcome.best_epoch]["val/AP50"],
@@ -55,15 +47,40 @@ def write_outputs(out: Path, outcome: Outcome, train: Train, device: torch.devic
     write_json(out / "metrics.json", figures)
 
 
-def record_outputs(
-    out: Path, journal: RunJournal, *, variant: str, key: str, seed: int, unused: Tally | None = None
-) -> None:
-    """Send the best weights, the history and the summary to MLflow, end the run, and write its id to `run.json`."""
+def write_records(folder: Path, outcome: Outcome, train: Train, device: torch.device, *, title: str) -> None:
+    """Write history and summary, and log the summary."""
+    columns = list(dict.fromkeys(name for row in outcome.history for name in row))
+    write_text(folder / "history.csv", _csv(columns, outcome.history))
+    title = f"{title}: AP {outcome.best_ap:.3f} on the validation images"
+    memory = peak_memory_gib(device)
+    lines = facts(outcome, epochs=train.epochs, device=device.type, peak_memory_gib=memory, folder=folder)
+    lines.append(("state", str(outcome.best.parent)))
+    unused = "" if outcome.unused is None else unused_as_markdown(outcome.unused)
+    write_text(folder / "summary.md", as_markdown(title, lines) + (f"\n{unused}" if unused else ""))
+    log.info("%s", as_text(title, lines))
+
+
+def finish_journal(folder: Path, journal: RunJournal) -> None:
+    """Send the best weights, the history and the summary to MLflow, and end the run."""
     if not journal.ended:
-        journal.artifact(out / "best.safetensors", "checkpoint")
-        journal.artifact(out / "history.csv")
-        journal.artifact(out / "summary.md")
+        journal.artifact(folder / "best.safetensors", "checkpoint")
+        journal.artifact(folder / "history.csv")
+        journal.artifact(folder / "summary.md")
         journal.finish()
+
+
+def record_outputs(
+    out: Path,
+    journal: RunJournal,
+    *,
+    variant: str,
+    key: str,
+    seed: int,
+    unused: Tally | None = None,
+    first: Mapping[str, str | None] | None = None,
+) -> None:
+    """Finish the journal, and write the id of its run to `run.json`; `first` describes the training before it."""
+    finish_journal(out, journal)
     run = {
         "run_id": journal.run_id,
         "experiment": journal.experiment,
@@ -72,6 +89,7 @@ def record_outputs(
         "fingerprint": key,
         "seed": seed,
         **({"training_objects": unused.document()} if unused is not None else {}),
+        **({"first": dict(first)} if first is not None else {}),
     }
     write_json(out / "run.json", run)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch
 from stages.project.locks import file_lock
 from stages.project.params import Params
 from stages.project.provenance import UNTRACKED, dvc_hash, git_revision, stage_code
-from stages.project.workspace import dataset_document, model_dir, open_index
-from stages.registry.journal import JOURNALS, RunJournal, journal_lock
-from stages.training.outputs import record_outputs, write_outputs
+from stages.project.workspace import model_dir, open_index
+from stages.registry.journal import JOURNALS, RunJournal, delivered, journal_lock
+from stages.training.outputs import finish_journal, record_outputs, write_outputs, write_records
 from stages.training.processes import loader_workers, stop_requests
 from stages.training.recorder import Recorder
-from stages.training.run_identity import fingerprint, refuse_changed, run_identity, start_weights
+from stages.training.run_identity import fingerprint, refuse_changed, run_identity, start_scales, start_weights
 from stages.training.state_remote import StateRemote, state_remote
+from stages.training.teacher import teacher_file
 from yolov7.config import Train
 from yolov7.model import ModelMetadata
 from yolov7.train.distributed import Processes
@@ -29,11 +30,27 @@ from yolov7.train.loop import Trainer
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.records import Outcome
 from yolov7.train.state import StateFolder, prune
+from yolov7.train.teacher import load_teacher
 
 log = logging.getLogger(__name__)
 
 STATES = Path(".state/train")
 _KEPT_RUNS = 3
+
+
+@dataclass(frozen=True)
+class First:
+    """The training whose weights another one needs."""
+
+    role: str
+    key: str
+    """Its fingerprint."""
+    sha256: str
+    """Of the weights."""
+
+
+def _no_rest(run: TrainingRun) -> TrainingRun | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -48,17 +65,35 @@ class TrainingRun:
     remote: StateRemote | None
     """Copies of the states for other machines; None where none are configured."""
     experiment: str
+    role: str = ""
+    """What the first of two trainings is for the second, such as `teacher`; empty for any other."""
+    first: First | None = None
+    """The first of two trainings, for the second."""
+    rest: Callable[[TrainingRun], TrainingRun | None] = _no_rest
+    """The second of two trainings, for the first, once that has left weights."""
 
     @classmethod
-    def of(cls, params: Params, variant: str) -> TrainingRun:
-        """The run that `params.yaml` and the ingested data describe now."""
-        train, data = params.train_for(variant), dataset_document()
-        identity = run_identity(variant, train, data, start_weights(train))
+    def of(
+        cls,
+        params: Params,
+        variant: str,
+        *,
+        train: Train,
+        data: dict[str, Any],
+        role: str = "",
+        first: First | None = None,
+        rest: Callable[[TrainingRun], TrainingRun | None] = _no_rest,
+    ) -> TrainingRun:
+        """The run with these parameters on the ingested data."""
+        if first is None:
+            start_scales(train)
+            teacher_file(train)  # before anything is made for a training that cannot begin
+        identity = run_identity(variant, train, data, start_weights(train), first=first.key if first else None)
         folder = STATES / variant / fingerprint(identity)
         remote = state_remote(params.flow, folder, _journal_of(folder))
         offer = remote.offer if remote else lambda state: None
         states = StateFolder(folder, identity, code=stage_code("train") or "", on_saved=offer)
-        return cls(variant, train, data, states, remote, params.registry.experiment)
+        return cls(variant, train, data, states, remote, params.registry.experiment, role, first, rest)
 
     @property
     def folder(self) -> Path:
@@ -69,6 +104,11 @@ class TrainingRun:
     def key(self) -> str:
         """The fingerprint of the identity."""
         return self.folder.name
+
+    @property
+    def title(self) -> str:
+        """The variant, and its role if it is the first of two."""
+        return f"{self.variant} {self.role}".strip()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -93,12 +133,17 @@ class TrainingRun:
             fresh = self._made_by_other_code()
         if fresh:
             self._forget()
-        prune(self.folder.parent, _KEPT_RUNS, self.folder)
+        prune(self.folder.parent, _KEPT_RUNS, self.folder, needs=self.first.key if self.first else None)
         return fresh
+
+    def is_recorded(self) -> bool:
+        """True if the training is finished and its records are complete."""
+        last = self.states.last()
+        return last is not None and last.finished and self.open_journal(fresh=False).ended
 
     def open_journal(self, *, fresh: bool) -> RunJournal:
         """The journal of the run's records for MLflow."""
-        return RunJournal(_journal_of(self.folder), experiment=self.experiment, run_name=self.variant, fresh=fresh)
+        return RunJournal(_journal_of(self.folder), experiment=self.experiment, run_name=self.title, fresh=fresh)
 
     def _forget(self) -> None:
         self.states.clear()
@@ -108,26 +153,33 @@ class TrainingRun:
     def _made_by_other_code(self) -> bool:
         """True if this run finished under code that has changed since: its result is out of date.
 
-        An unfinished run resumes, since the change may be the fix that it was stopped for; the log says so.
+        An unfinished run resumes, since the change may be the fix that it was stopped for; the log says so. The first of
+        two is kept until the second has finished, and is then as old as that.
         """
-        last = self.states.last()
+        rest = self.rest(self)
+        last = (rest or self).states.last()
+        if rest is not None and (last is None or not last.finished):
+            return False
         if last is None or not last.code or not self.states.code or last.code == self.states.code:
             return False
         if last.finished:
-            log.info("%s: the code has changed since this training finished: it is trained again", self.variant)
+            log.info("%s: the code has changed since this training finished: it is trained again", self.title)
             return True
         log.warning(
             "%s: the code has changed since the last state; the training resumes nevertheless "
             "(`python -m stages.train --variant %s --fresh` starts over)",
-            self.variant,
+            self.title,
             self.variant,
         )
         return False
 
     # The training ----------------------------------------------------------------------------------------------------
 
-    def fit(self, journal: RunJournal | None, device: torch.device, processes: Processes) -> Outcome:
-        """Train to the end, or until a signal asks to stop. Only the first process has a journal and shows progress."""
+    def fit(self, journal: RunJournal | None, device: torch.device, processes: Processes) -> tuple[Outcome, bool]:
+        """Train to the end, or until a signal asks to stop; returns whether one has, too.
+
+        Only the first process has a journal and shows progress.
+        """
         train_index, val_index = open_index("train"), open_index("val")
         model = initial_model(self.variant, self.train, train_index)
         metadata = ModelMetadata.of(
@@ -137,6 +189,7 @@ class TrainingRun:
             image_size=self.train.image_size,
             extra={"data_sha256": self.data["sha256"]},
         )
+        teacher = load_teacher(self.train, model.spec, metadata.class_names, teacher_file(self.train))
         if journal is not None and journal.empty:
             self._describe(journal, device, processes)
         display = ProgressDisplay()
@@ -154,11 +207,14 @@ class TrainingRun:
                 workers=loader_workers(device),
                 stop=stop,
                 processes=processes,
+                teacher=teacher,
             )
             try:
-                return trainer.fit()
+                outcome = trainer.fit()
             finally:
                 display.close()
+            (asked,) = processes.any(stop())
+        return outcome, asked
 
     def _describe(self, journal: RunJournal, device: torch.device, processes: Processes) -> None:
         journal.parameters({"variant": self.variant, **self.train.model_dump(mode="json")})
@@ -172,21 +228,50 @@ class TrainingRun:
                 "data_source": self.data.get("source", ""),
                 "device": device.type,
                 "processes": processes.world_size,
+                **({"role": self.role} if self.role else {}),
+                **self._link_tags(),
             }
         )
+
+    def _link_tags(self) -> dict[str, str]:
+        """Tags that lead from the second of two trainings to the first; its id is known once it has been delivered."""
+        if self.first is None:
+            return {}
+        link = {"first_role": self.first.role, "first_fingerprint": self.first.key, "first_sha256": self.first.sha256}
+        run_id = self._first_run_id()
+        return link if run_id is None else {**link, "first_run": run_id}
+
+    def _first_run_id(self) -> str | None:
+        assert self.first is not None
+        found: str | None = delivered({"variant": self.variant, "fingerprint": self.first.key}).get("run_id")
+        return found
 
     # After it --------------------------------------------------------------------------------------------------------
 
     def close(self, outcome: Outcome, journal: RunJournal, device: torch.device) -> None:
-        """Send the last copy of the state; write the outputs if the training is finished."""
+        """Send the last copy of the state; write the outputs if the training is finished.
+
+        The first of two has no outputs: its weights and records stay with its states.
+        """
         if self.remote is not None:
             self.remote.close(finished=outcome.finished)
         if not outcome.finished:
             journal.deliver(force=True)
             return
+        if self.role:
+            write_records(self.folder, outcome, self.train, device, title=self.title)
+            finish_journal(self.folder, journal)
+            return
         out = model_dir(self.variant) / "train"
         write_outputs(out, outcome, self.train, device, variant=self.variant)
-        record_outputs(out, journal, variant=self.variant, key=self.key, seed=self.train.seed, unused=outcome.unused)
+        first = None
+        if self.first is not None:
+            first = {**asdict(self.first), "run_id": self._first_run_id()}
+            if not journal.ended:
+                journal.tags(self._link_tags())  # again, in case MLflow was away when the training began
+        record_outputs(
+            out, journal, variant=self.variant, key=self.key, seed=self.train.seed, unused=outcome.unused, first=first
+        )
 
 
 def _journal_of(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from yolov7.errors import ConfigError, TrainingError
 from yolov7.files import sha256_file
 from yolov7.model.spec_json import network_to_json
 from yolov7.model.variants import find_variant
-from yolov7.train.state import StateFolder, differences
+from yolov7.train.state import FIRST, StateFolder, differences
 
 _NOT_IDENTITY = (
     "checkpoint_minutes",
@@ -22,16 +22,25 @@ _NOT_IDENTITY = (
     "max_bad_images",
     "preset",
     "weights_sha256",  # the digest of the file itself is in the identity
+    "scales",  # its digest is in the identity
+    "first_epochs",  # of the first of two trainings, whose `epochs` they are
+    "distill_from",  # its digest is in the identity
 )
 """Parameters that leave the result as it is, so that a run may resume with others."""
 
 
-def run_identity(variant: str, train: Train, data: dict[str, Any], weights: str | None) -> dict[str, Any]:
-    """Network, parameters that change the result, data (`dataset.json`) and start weights by their sha256."""
+def run_identity(
+    variant: str, train: Train, data: dict[str, Any], weights: str | None, *, first: str | None = None
+) -> dict[str, Any]:
+    """Network, parameters that change the result, data (`dataset.json`) and start weights by their sha256.
+
+    `first` is the fingerprint of the training whose weights this one needs.
+    """
     parameters = {k: v for k, v in identity_of(train).items() if k not in _NOT_IDENTITY}
     # A user's own network may change behind its name.
     network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
-    return {"variant": variant, "network": network, "train": parameters, "data": data["sha256"], "weights": weights}
+    identity = {"variant": variant, "network": network, "train": parameters, "data": data["sha256"], "weights": weights}
+    return identity if first is None else {**identity, FIRST: first}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
@@ -45,22 +54,31 @@ def start_weights(train: Train) -> str | None:
     Raises :class:`ConfigError` if the file is missing or is not the one that `train.weights_sha256` names. DVC tracks
     params.yaml and not that file: only a digest there makes other weights another training.
     """
-    if not train.weights:
+    return _given_file("weights", train.weights, train.weights_sha256)
+
+
+def start_scales(train: Train) -> str | None:
+    """The same for `train.scales`."""
+    return _given_file("scales", train.scales, train.scales_sha256)
+
+
+def _given_file(key: str, name: str, sha256: str) -> str | None:
+    if not name:
         return None
-    path, tracked = Path(train.weights), Path(f"{train.weights}.dvc")
+    path, tracked = Path(name), Path(f"{name}.dvc")
     if not path.is_file():
         how = f"`dvc pull {tracked}` brings it" if tracked.is_file() else "put it there"
-        raise ConfigError(f"params.yaml: train.weights: {path}: no such file; {how}")
+        raise ConfigError(f"params.yaml: train.{key}: {path}: no such file; {how}")
     found = sha256_file(path)
-    if not train.weights_sha256:
+    if not sha256:
         raise ConfigError(
-            f"params.yaml: train.weights_sha256: missing next to `weights: {path}`, whose content DVC does not track; "
-            f"write `weights_sha256: {found}`"
+            f"params.yaml: train.{key}_sha256: missing next to `{key}: {path}`, whose content DVC does not track; "
+            f"write `{key}_sha256: {found}`"
         )
-    if found != train.weights_sha256:
+    if found != sha256:
         how = f"`dvc checkout {tracked}` or `dvc pull {tracked}`" if tracked.is_file() else "put that file back"
         raise ConfigError(
-            f"params.yaml: train.weights_sha256: params.yaml expects {train.weights_sha256}, but {path} has {found}; "
+            f"params.yaml: train.{key}_sha256: params.yaml expects {sha256}, but {path} has {found}; "
             f"write that digest to train from this file, or restore the original: {how}"
         )
     return found

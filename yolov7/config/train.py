@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from yolov7.config.group import AddedLater, Group
 from yolov7.config.loss import AnchorLoss, LossParameters
@@ -37,6 +37,9 @@ class Augment(Group):
     outlines_without_mosaic: Annotated[bool, AddedLater()] = True
     """Without mosaic, too, outlines decide what is visible of an object; false: boxes alone, as published for
     YOLOv9."""
+    outlines: Annotated[bool, AddedLater()] = True
+    """Outlines of objects are used where the data have them; false: boxes alone, as published for YOLOv6. Pasting needs
+    outlines."""
     close_mosaic_epochs: int = Field(default=0, ge=0)
     """Number of last epochs without mosaic, mixup and pasting (0: never, as published for YOLOv7)."""
     mixup: float = Field(default=0.15, ge=0.0, le=1.0)
@@ -83,6 +86,12 @@ class Optimizer(Group):
     """`sgd` with Nesterov momentum as published; `adam` and `adamw` use `momentum` as beta1."""
     learning_rate: float = Field(default=0.01, gt=0.0)
     """Learning rate after warm-up."""
+    rate_batch: Annotated[int, AddedLater()] = Field(default=0, ge=0)
+    """Images per GPU that `learning_rate` is meant for: it is multiplied by batch_size / published_gpus / rate_batch,
+    as published for YOLOv6. 0: it is used as it is."""
+    published_gpus: Annotated[int, AddedLater()] = Field(default=1, ge=1)
+    """GPUs of the published run that is imitated. YOLOv6 normalised the loss on each GPU by itself and added up the
+    gradients of all, so the loss is multiplied by their number. It need not be the number of GPUs of this run."""
     final_factor: float = Field(default=0.1, gt=0.0, le=1.0)
     """The schedule ends at learning_rate times this."""
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -121,6 +130,36 @@ class Ema(Group):
     """Number of updates over which the decay comes up."""
 
 
+class Distillation(Group):
+    """Learning from a teacher's predictions (reference sheet: yolov6-training, 7.5)."""
+
+    classification: float = Field(default=1.0, ge=0.0)
+    """Weight of the class term, inside the gain `loss.classification`; published: 1, for YOLOv6-L 2."""
+    dfl: float | None = Field(default=None, ge=0.0)
+    """Weight of the term of the distances' distributions, inside the gain `loss.dfl`; empty: 1, as published, where the
+    network predicts distributions, else 0."""
+    features: float = Field(default=0.0, ge=0.0)
+    """Weight of the channel-wise term of the neck's maps; published: 0, in quantisation-aware training 10."""
+    temperature: float = Field(default=20.0, ge=1.0)
+    """Divisor of class scores and of the logits of distances."""
+    last_factor: float = Field(default=0.01, ge=0.0, le=1.0)
+    """All weights fall to this share along a half cosine over the run; 1: they stay."""
+    statistics: Literal["batch", "running"] = "batch"
+    """Statistics of the teacher's batch norms: those of the batch, as published, or its running ones."""
+
+
+class HeadOptions(Group):
+    """Properties of YOLOv6's head in training (reference sheet: yolov6-training, 7.6 and 7.7)."""
+
+    bins: Literal[0, 17] | None = None
+    """Bins of the distances: 17, as in M and L, or 0: the distance is one number. None: those of the variant."""
+    anchor_aided: bool = False
+    """Train anchor-based predictions beside the others, as published for 3.0. They are dropped for deployment."""
+    distributions: bool = False
+    """Train distributions of 17 bins beside distances that are numbers, for distillation (3.0, N and S). They are
+    dropped for deployment."""
+
+
 class Train(Group):
     """One training run. `preset` names the published set that fills whatever is not given."""
 
@@ -131,6 +170,8 @@ class Train(Group):
     pgi: Annotated[str, BeforeValidator(_known_part), AddedLater()] = ""
     """Auxiliary branch of a GELAN or YOLOv9 in training: `none`, `pfh`, `fpn`, `pan`, `icn`, or `lhg-icn`, which is
     `icn` matched by the main head (`loss.auxiliary: lead-guided`); empty: that of the variant (docs/training.md)."""
+    head: Annotated[HeadOptions, AddedLater()] = HeadOptions()
+    """YOLOv6's head in training."""
     epochs: int = Field(default=300, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=16, ge=1)
@@ -151,6 +192,23 @@ class Train(Group):
     """A .safetensors checkpoint or a published .pt to start from; empty: random weights."""
     weights_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """sha256 of that file. The train stage requires it, because DVC watches params.yaml and not the file."""
+    rep_optimizer: Annotated[Literal["", "hyper-search", "target", "chain"], AddedLater()] = ""
+    """RepOptimizer (docs/training.md): `hyper-search` trains the scales of the branches, `target` a plain network with
+    them (`scales`), and `chain` one after the other."""
+    scales: Annotated[str, AddedLater()] = ""
+    """The checkpoint of a hyper-search, for `rep_optimizer: target`."""
+    scales_sha256: Annotated[str, AddedLater()] = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """sha256 of that file, which the train stage requires."""
+    first_epochs: Annotated[int, AddedLater()] = Field(default=0, ge=0)
+    """Epochs of the first of two chained trainings (0: as many as `epochs`)."""
+    distill_from: Annotated[str, AddedLater()] = ""
+    """Teacher to learn from besides the labels: `self`, the same network, which is trained first; a .safetensors file
+    of a training; `models:/NAME@ALIAS` or `models:/NAME/VERSION`, whose training's best weights are taken; empty: none
+    (docs/training.md)."""
+    distill_sha256: Annotated[str, AddedLater()] = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """sha256 of that file. The train stage requires it, except for `self`."""
+    distillation: Annotated[Distillation, AddedLater()] = Distillation()
+    """Weights of what is learned from the teacher."""
     freeze: tuple[str, ...] = ()
     """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -197,6 +255,25 @@ class Train(Group):
     def auxiliary_part(self) -> str:
         """Name of the stages that `pgi` adds (`yolov7.model.pgi.PARTS`); empty: those of the variant."""
         return self.pgi.removeprefix("lhg-")
+
+    @model_validator(mode="after")
+    def _check_rep_optimizer(self) -> Train:
+        """Refuse what RepOptimizer cannot be combined with (reference sheet: yolov6-training, section 10)."""
+        mode = self.rep_optimizer
+        if mode == "target" and not self.scales:
+            raise ValueError("rep_optimizer: target needs `scales`, the checkpoint of a hyper-search; `chain` trains both")
+        if mode != "target" and self.scales:
+            raise ValueError("scales: only `rep_optimizer: target` reads them")
+        if mode == "chain" and self.weights:
+            raise ValueError("rep_optimizer: chain draws the kernels from its scales; `weights` go with `target` only")
+        if mode and self.optimizer.name != "sgd":
+            name = self.optimizer.name
+            raise ValueError(f"rep_optimizer: {name} undoes its masks on the gradients; set `optimizer: {{name: sgd}}`")
+        if mode and self.head.anchor_aided:
+            raise ValueError("rep_optimizer: not available with `head: {anchor_aided: true}`")
+        if mode == "target" and self.optimizer.rate_batch:
+            raise ValueError("rep_optimizer: target does not scale the learning rate; set `optimizer: {rate_batch: 0}`")
+        return self
 
     @field_validator("loss", mode="before")
     @classmethod

@@ -57,7 +57,7 @@ class TrainDataset:
         self.augment = augment
         self.seed = seed
         self.epochs = epochs
-        self.has_polygons = index.has_polygons
+        self.has_polygons = index.has_polygons and augment.outlines
         self._cache = None
         if cache != "none":
             shapes = np.array([self.size(i) for i in range(len(index))])

@@ -14,8 +14,9 @@ from yolov7.errors import ConfigError, ModelError
 from yolov7.model import Detector, create_model, load_checkpoint
 from yolov7.model.detector import Anchors
 from yolov7.model.heads.anchor import AnchorHead
+from yolov7.model.rep_optimizer import check_scales, draw_kernels, read_scales
 from yolov7.model.spec import Network
-from yolov7.model.variants import find_variant
+from yolov7.model.trained import training_network
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,13 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     """A network in training form for the classes of `index`.
 
     The anchors of a head that has any follow `params.anchors` (training sheet, section 5). `params.pgi` is the
-    auxiliary branch. `params.weights` is a checkpoint of this project or a published `.pt`, of which everything that
-    fits is taken. Raises :class:`ConfigError` if `params.loss` is for another kind of head, :class:`ModelError` for a
-    network without the stages that `params.pgi` copies.
+    auxiliary branch. `params.rep_optimizer` replaces the RepVGG blocks; a target without start weights has the kernels
+    that its scales make. `params.weights` is a checkpoint of this project or a published `.pt`, of which everything
+    that fits is taken. Raises :class:`ConfigError` if `params.loss` is for another kind of head, :class:`ModelError`
+    for a network without the stages that `params.pgi` copies or without RepVGG blocks, and for other scales than its.
     """
     classes = len(index.class_names)
-    network = find_variant(variant, source=params.network, pgi=params.auxiliary_part)
+    network = training_network(variant, params)
     if not isinstance(params.loss, network.head.parameters):
         group, given = network.head.parameters.__name__, type(params.loss).__name__
         raise ConfigError(f"train.loss: {variant} is trained with {group}, got {given}; set train.preset to one of its")
@@ -46,9 +48,20 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     if params.pgi:
         branch = f"with the auxiliary branch {params.pgi}" if model.has_auxiliary else "without an auxiliary branch"
         log.info("%s is trained %s: %s parameters", variant, branch, f"{sum(p.numel() for p in model.parameters()):,}")
+    if params.rep_optimizer == "target":
+        _take_scales(model, variant, params)
     if params.weights:
         load_weights(model, Path(params.weights), network=params.network)
     return model
+
+
+def _take_scales(model: Detector, variant: str, params: Train) -> None:
+    """Check the scales of a target of RepOptimizer; without start weights they make its kernels."""
+    searching = training_network(variant, params.model_copy(update={"rep_optimizer": "hyper-search"}))
+    scales = read_scales(params.scales, sha256=params.scales_sha256, network=params.network)
+    check_scales(scales, searching, of=params.scales)
+    if not params.weights:
+        draw_kernels(model, searching, scales, seed=params.seed)
 
 
 def _name_idle_anchors(variant: str, params: Train) -> None:

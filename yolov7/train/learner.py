@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from yolov7.config import Train
 from yolov7.device import autocast, autocast_dtype, gradient_scaler, has_fused_sgd
-from yolov7.loss import create_criterion
+from yolov7.loss import Criterion, create_criterion, distilled
 from yolov7.model import Detector
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
+from yolov7.train.gradient_masks import gradient_masks
 from yolov7.train.optimizer import apply_settings, create_optimizer, freeze
 from yolov7.train.schedule import Schedule, StepSettings
 from yolov7.train.sync_batchnorm import average_statistics, synchronize_batchnorm
@@ -22,7 +23,7 @@ class Learner:
     """`model` on `device` with the criterion of its head, its optimiser and the average of its weights.
 
     `class_weights` (C,) multiply the class loss. Of several `processes` each has a learner; their gradients and
-    weights are the same.
+    weights are the same. A frozen `teacher` (:func:`yolov7.train.teacher.load_teacher`) is learned from too.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Learner:
         class_weights: Sequence[float] | None,
         device: torch.device,
         processes: Processes,
+        teacher: Detector | None = None,
     ):
         self.params, self.device, self.processes = params, device, processes
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -41,21 +43,33 @@ class Learner:
         if self.synchronized:
             synchronize_batchnorm(self.model, device)
         self.frozen = freeze(self.model, params.freeze)
-        self.criterion = create_criterion(
-            self.model,
-            image_size=params.image_size,
-            class_weights=class_weights,
-            totals=processes.totals,
-            **params.loss.model_dump(),
-        )
+        self.criterion = self._criterion(class_weights, teacher)
         self.network = processes.wrap(self.criterion.wrap(self.model))
         if params.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
         decay, fused = schedule.weight_decay, has_fused_sgd(device)
         self.optimizer = create_optimizer(self.model, params.optimizer, weight_decay=decay, fused_sgd=fused)
+        self.masks = gradient_masks(self.model, params)
         self.dtype = autocast_dtype(device, params.precision)
         self.scaler = gradient_scaler(device, self.dtype)
         self.average = AveragedModel(self.model, params.ema)
+
+    def _criterion(self, class_weights: Sequence[float] | None, teacher: Detector | None) -> Criterion:
+        """The criterion of the head; with a teacher, which moves to the device, that of both."""
+        params = self.params
+        criterion = create_criterion(
+            self.model,
+            image_size=params.image_size,
+            class_weights=class_weights,
+            totals=self.processes.totals,
+            **params.loss.model_dump(),
+        )
+        if teacher is None:
+            return criterion
+        teacher = teacher.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.synchronized:
+            synchronize_batchnorm(teacher, self.device)
+        return distilled(criterion, self.model.spec, teacher, params.distillation)
 
     def train(self) -> None:
         """Put the model into training mode; frozen parts keep their statistics."""
@@ -72,7 +86,8 @@ class Learner:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss of this process's share."""
         # Processes average their gradients, but those of a batch are the sum of those of its shares.
-        self.scaler.scale(loss * self.processes.world_size).backward()
+        factor = self.processes.world_size * self.params.optimizer.published_gpus
+        self.scaler.scale(loss * factor).backward()
 
     def share_statistics(self) -> None:
         """After a forward pass in training mode: the same statistics of batch norms in all processes."""
@@ -87,6 +102,7 @@ class Learner:
         """Take a step with the summed gradients and drop them; False, and no step, if one is not finite."""
         apply_settings(self.optimizer, settings)
         self.scaler.unscale_(self.optimizer)
+        self.masks.apply()
         finite = bool(torch.isfinite(self.clipped_norm()))
         if finite:
             self.scaler.step(self.optimizer)

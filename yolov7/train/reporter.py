@@ -51,7 +51,7 @@ class Reporter:
             batch_size=params.batch_size,
             image_size=params.image_size,
             optimizer=params.optimizer.name,
-            learning_rate=params.optimizer.learning_rate,
+            learning_rate=self.schedule.learning_rate,
             device=self.device.type,
             epoch=position.epoch,
             finished=position.finished,

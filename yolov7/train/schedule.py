@@ -35,6 +35,13 @@ class Schedule:
     batch_size: int
 
     @property
+    def learning_rate(self) -> float:
+        """The learning rate after warm-up, for this batch size."""
+        options = self.optimizer
+        images = options.published_gpus * options.rate_batch
+        return options.learning_rate * self.batch_size / images if images else options.learning_rate
+
+    @property
     def accumulate(self) -> int:
         """Batches per optimiser step after warm-up, so that a step sees about `nominal_batch` images."""
         return max(round(self.optimizer.nominal_batch / self.batch_size), 1)
@@ -90,7 +97,7 @@ class Schedule:
     def at(self, iteration: int) -> StepSettings:
         """Settings at `iteration`, counted in batches from the start of the run."""
         options = self.optimizer
-        rate = options.learning_rate * self.factor(iteration // self.batches_per_epoch)
+        rate = self.learning_rate * self.factor(iteration // self.batches_per_epoch)
         if self.warmup == 0 or iteration > self.warmup:
             return StepSettings(
                 learning_rate=rate, bias_learning_rate=rate, momentum=options.momentum, accumulate=self.accumulate

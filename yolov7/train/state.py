@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 _NAME = re.compile(r"state-(\d{9})\.safetensors")
 _KEPT = 2
+FIRST = "first"
+"""Key of an identity: name of the folder, beside its own, of another run whose weights the run needs."""
 
 
 @dataclass(frozen=True)
@@ -193,14 +195,28 @@ def _save_error(error: Exception, path: Path, tensors: Mapping[str, torch.Tensor
     return TrainingError(f"{path}: the training state could not be saved: {why}. The state before it is intact")
 
 
-def prune(parent: Path, keep: int, current: Path) -> None:
-    """Remove the state folders of the oldest runs under `parent`, leaving `keep` and never `current`."""
+def prune(parent: Path, keep: int, current: Path, *, needs: str | None = None) -> None:
+    """Remove the state folders of the oldest runs under `parent`, leaving `keep` and never `current`.
+
+    What a run that stays needs the weights of (:data:`FIRST`) stays too, and what needs those of `current`. `needs` is
+    the name of the folder that `current` itself needs.
+    """
     # Folders without a state, of runs that were refused or failed early, do not count.
     folders = [path for path in parent.glob("*") if path != current and any(path.glob("state-*.safetensors"))]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    for folder in folders[max(keep - 1, 0) :]:
+    first_of = {path: _first_of(path) for path in folders}
+    kept = {path for path in folders[: max(keep - 1, 0)]} | {p for p in folders if first_of[p] == current.name}
+    needed = {needs, *(first_of[path] for path in kept)}
+    for folder in folders:
+        if folder in kept or folder.name in needed:
+            continue
         log.info("removing the state of an older run: %s", folder)
         for file in folder.iterdir():
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def _first_of(folder: Path) -> str | None:
+    last = StateFolder(folder, {}).last()
+    return None if last is None else last.identity.get(FIRST)

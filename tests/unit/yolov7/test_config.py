@@ -168,6 +168,11 @@ def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
     later = (
         ("", "evaluate_iou"),
         ("", "pgi"),
+        ("", "head"),
+        ("", "distill_from"),
+        ("", "distill_sha256"),
+        ("", "distillation"),
+        ("augment", "outlines"),
         ("augment", "scale_surplus"),
         ("augment", "max_aspect"),
         ("augment", "shuffle_mosaic"),
@@ -175,6 +180,8 @@ def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
         ("augment", "copy_paste_of"),
         ("optimizer", "count_from_last_step"),
         ("optimizer", "linear_reaches_end"),
+        ("optimizer", "rate_batch"),
+        ("optimizer", "published_gpus"),
     )
     for group, name in later:
         del (plain[group] if group else plain)[name]  # added since the first revision

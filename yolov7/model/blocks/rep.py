@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from yolov7.model import reparameterize as fold
 from yolov7.model.blocks.base import ConvBlock
-from yolov7.model.blocks.layers import activation, batch_norm
+from yolov7.model.blocks.layers import activation, batch_norm, every
 from yolov7.model.blocks.unit import ConvUnit, FusedConv
 from yolov7.model.spec import Map
 
@@ -72,11 +72,12 @@ class RepConvModule(nn.Module):
         keeps_shape = in_channels == out_channels and stride == 1
         self.identity = batch_norm(in_channels) if identity and keeps_shape else None
         self.dense = ConvUnit(in_channels, out_channels, 3, stride, groups=groups, act="none")
-        self.pointwise = ConvUnit(in_channels, out_channels, 1, stride, groups=groups, act="none")
+        self.pointwise = ConvUnit(in_channels, out_channels, 1, groups=groups, act="none")
+        self.stride = stride
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.dense(x) + self.pointwise(x)
+        y = self.dense(x) + self.pointwise(every(x, self.stride))
         if self.identity is not None:
             y = y + self.identity(x)
         out: Tensor = self.act(y)

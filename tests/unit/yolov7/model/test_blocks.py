@@ -19,23 +19,28 @@ from yolov7.model.blocks import (
     KINDS,
     AvgConv,
     AvgDown,
+    BiFusion,
     Concat,
     Conv,
     ConvUnit,
+    CspStack,
     DownC,
     Elan,
     FusedConv,
     Gelan,
     ImplicitConvUnit,
     LearntScale,
+    LinearAdd,
     LearntScaleModule,
     MaxPool,
     MpConv,
     RepConv,
     RepConvModule,
+    RepStack,
     RepVgg,
     SliceSum,
     SpaceToDepth,
+    SppCsp,
     SppCspc,
     SppElan,
     StridedConv,
@@ -63,17 +68,22 @@ EXAMPLES = {
     Conv(6, 3, 2, bias=True): ONE,
     AvgConv(6): (Map(4, 8), Map(2, 16)),
     AvgDown(6): (Map(4, 8), Map(2, 16)),
+    BiFusion(6): (Map(4, 32), Map(2, 16), Map(8, 8)),
+    CspStack(6, hidden=4, units=2): ONE,
     DownC(6): (Map(4, 8), Map(2, 16)),
     Gelan(6, hidden=4, width=4, inner=2): ONE,
     SppElan(4, hidden=2): ONE,
     Elan(6, hidden=2, depth=4, rep=(1, 2)): ONE,
     LearntScale(): ONE,
+    LinearAdd(4): ONE,
     MaxPool(): ONE,
     MpConv(3): (Map(4, 8), Map(2, 16)),
     RepConv(4): ONE,
+    RepStack(6, count=3): ONE,
     RepVgg(4): ONE,
     SliceSum(((0, 4), (2, 4))): (Map(4, 32), Map(8, 16), Map(4, 8)),
     SpaceToDepth(): ONE,
+    SppCsp(6, hidden=2): ONE,
     SppCspc(4): ONE,
     StridedConv(6): (Map(4, 8), Map(2, 16)),
     Sum(): (Map(4, 8), Map(4, 8)),
@@ -386,3 +396,15 @@ def test_a_plain_convolution_is_what_it_says():
     x = images_of(ONE, 1)[0]
     assert torch.equal(module(x), F.conv2d(x, module.conv.weight, module.conv.bias))
     assert isinstance(built(RepVgg(4), ONE), RepConvModule)
+
+
+@pytest.mark.parametrize("block", [RepVgg(16, 2), LinearAdd(16, 2)])
+@pytest.mark.parametrize("channels", [3, 8, 24])
+def test_a_strided_block_of_any_width_can_be_trained(block, channels):
+    """oneDNN's gradient of a strided 1x1 ends the process on such widths."""
+    module = block.build([channels], "relu", merged=False).to(memory_format=torch.channels_last)
+    for side in (96, 320):
+        images = torch.rand(2, channels, side, side).contiguous(memory_format=torch.channels_last)
+        module(images).sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in module.parameters())
+    assert module(torch.rand(2, channels, 7, 5)).shape == (2, 16, 4, 3)
