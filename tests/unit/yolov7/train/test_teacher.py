@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,16 @@ def test_in_half_precision(data, tmp_path, file):
     outcome = taught(data, tmp_path, file, epochs=1, precision="bfloat16").fit()
     (row,) = outcome.history
     assert outcome.skipped_steps == 0 and all(0 < row[f"train/{name}"] < 1e4 for name in TERMS)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_the_same_maps(data, tmp_path, file, monkeypatch):
+    # Traced whole but not made into machine code, which takes minutes: what could break is the tracing.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    eager, compiled = (taught(data, tmp_path, file, compile=how).learner for how in (False, True))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for ours, theirs in zip(compiled.raw(images), eager.raw(images), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_the_mode_of_the_student_is_not_that_of_the_teacher(data, tmp_path, file):
