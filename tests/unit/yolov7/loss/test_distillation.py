@@ -140,6 +140,17 @@ def test_the_terms_are_added_with_weight_gain_and_factor():
     assert criterion.factor == 1.0
 
 
+def test_the_sum_over_cells_is_not_multiplied_for_the_gpus_of_a_published_run():
+    """Each GPU took means over its own images, which add up to as many times that of all; its sum is a share."""
+    student, labels, one, network = pair()
+    eight = distilled(labels, student.spec, one.teacher, EVERYTHING, gpus=8)
+    raw = network(images())
+    alone, many = one(raw, TARGETS), eight(raw, TARGETS)
+    for name, value in alone.parts.items():
+        share = 8 if name == "distill_classification" else 1
+        assert many.parts[name].item() == pytest.approx(value.item() / share, rel=1e-6)
+
+
 def test_a_teacher_of_the_same_weights_adds_nothing():
     student, labels, criterion, network = pair(seed=3)
     student.eval()
