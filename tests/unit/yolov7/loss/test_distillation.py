@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from small_aligned import small_aligned, small_aligned_network
 from small_detector import SIDE, small_detector
 
+from tests.unit.yolov7.loss.test_aligned import NoFloat64
 from yolov7.config import Distillation
 from yolov7.errors import ConfigError
 from yolov7.loss import create_criterion, distilled, require_fit
@@ -168,6 +169,15 @@ def test_a_batch_without_targets():
     assert loss.total.isfinite() and loss.parts["distill_dfl"] == 0 and loss.parts["distill_classification"] > 0
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
     assert all(p.grad is None for p in criterion.teacher.parameters())
+
+
+def test_devices_without_float64_are_not_asked_for_it(monkeypatch):
+    monkeypatch.setattr("yolov7.loss.divergence.widest_float", lambda device: torch.float32)
+    student, _, criterion, network = pair()
+    raw = network(images())
+    with NoFloat64():
+        criterion(raw, TARGETS).total.backward()
+    assert any(parameter.grad.any() for parameter in student.parameters() if parameter.grad is not None)
 
 
 def test_only_the_terms_in_use_are_parts():
