@@ -30,6 +30,14 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union, torch.zeros_like(union))
 
 
+def paired_iou(a: Tensor, b: Tensor, epsilon: float) -> Tensor:
+    """IoU of (N, 4) xyxy boxes, pair by pair -> (N,); `epsilon` is added to the union."""
+    low, high = torch.stack((a, b)).split(2, dim=2)  # (2, N, 2) each
+    areas = (high - low).clamp(min=0).prod(2).sum(0)
+    intersection = (high.amin(0) - low.amax(0)).clamp(min=0).prod(1)
+    return intersection / (areas - intersection + epsilon)
+
+
 def ciou(predicted: Tensor, target: Tensor) -> Tensor:
     """Complete IoU of (N, 4) xyxy boxes, pair by pair -> (N,) in [-1.5, 1]; differentiable in both.
 

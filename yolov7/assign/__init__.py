@@ -1,6 +1,7 @@
 """Assignment of targets to predictions: candidate cells, plain and dynamic."""
 
 from yolov7.assign.aligned import AlignedAssigner
+from yolov7.assign.atss import AtssAssigner
 from yolov7.assign.candidates import COARSE, FINE, Candidates, find_candidates
 from yolov7.assign.cells import Cells, cells_of
 from yolov7.assign.decoding import CONSTRAINED, UNCONSTRAINED, decode_boxes
@@ -16,6 +17,7 @@ __all__ = [
     "UNCONSTRAINED",
     "AlignedAssigner",
     "Assigner",
+    "AtssAssigner",
     "Candidates",
     "Cells",
     "Geometry",

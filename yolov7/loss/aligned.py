@@ -1,6 +1,6 @@
-"""The loss of an anchor-free head with task-aligned assignment, with or without an auxiliary head.
+"""The loss of an anchor-free head with task-aligned assignment or ATSS, with or without an auxiliary head.
 
-Source: reference sheet: yolov9-training, sections 5 to 7.
+Source: reference sheets: yolov9-training, sections 5 to 7, and yolov6-training, sections 6 and 7.
 
 Assignment and loss of two heads dispatch 460 operations and wait for the device 6 times, for a batch of any size
 that is one chunk. 132 of them are three CIoUs (all pairs, contested cells, positives), each of which needs the result
@@ -13,22 +13,23 @@ channels, T targets, P matches.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from yolov7.assign import AlignedAssigner, Assigner, Cells, Matches, Predicted, Targets, cells_of
-from yolov7.boxes import ciou
+from yolov7.assign import AlignedAssigner, Assigner, AtssAssigner, Cells, Matches, Predicted, Targets, cells_of
 from yolov7.config import AlignedLoss
 from yolov7.device import cached_constant
 from yolov7.errors import ModelError
 from yolov7.loss.aligned_maps import read_maps
+from yolov7.loss.box_losses import box_overlap
+from yolov7.loss.class_losses import CLASS_LOSSES
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
-from yolov7.loss.cross_entropy import CrossEntropy
 from yolov7.model.spec import Network
 
 REACH = 0.01  # strides that a distance stays below the last bin
@@ -83,8 +84,15 @@ class AlignedCriterion(Criterion):
         self.auxiliary = auxiliary
         self.totals = totals
         self.class_weights = class_weights
-        self.assigner: Assigner[Predicted] = AlignedAssigner(options.top_k, options.alpha, options.beta)
-        self.cross_entropy = CrossEntropy(options.classification_positive_weight, options.focal_gamma)
+        self.assigner = self._assigner(options.assigner)
+        self.class_loss = CLASS_LOSSES[options.classification_loss](options)
+        self.overlap = box_overlap(options)
+
+    def at(self, epoch: int, epochs: int) -> Self:
+        """See :class:`Criterion`: the first `atss_epochs` assign by ATSS."""
+        made = copy.copy(self)
+        made.assigner = self._assigner("atss" if epoch < self.options.atss_epochs else self.options.assigner)
+        return made
 
     def __call__(self, raw: Sequence[Tensor], targets: Tensor, images: Tensor | None = None) -> LossResult:
         """Loss of a batch.
@@ -96,10 +104,14 @@ class AlignedCriterion(Criterion):
         cell inside, is ignored. Raises :class:`ModelError` if the maps are not those of the network, DataError for an
         unknown image or class.
         """
+        return self.with_matches(raw, targets)[0]
+
+    def with_matches(self, raw: Sequence[Tensor], targets: Tensor) -> tuple[LossResult, Matches]:
+        """The loss, as by a call, and the matches of all heads, for criteria that add terms at the positives."""
         heads, known = self._check(raw), Targets.of(targets, raw[0].device)
         matches = self._matches(raw, known, heads)
         assert matches.weight is not None
-        rows, negatives = read_maps(raw, matches, self.channels, self.cross_entropy)  # (P, R + C), (H * L,)
+        rows, negatives = read_maps(raw, matches, self.channels, self.class_loss)  # (P, R + C), (H * L,)
         box_rows, logits = rows.split((self.channels, self.num_classes), 1)
         maps, _, _, row, column, target = matches.lines
         head = torch.div(maps, len(self.strides), rounding_mode="floor")
@@ -116,9 +128,9 @@ class AlignedCriterion(Criterion):
         distribution = self.options.dfl * (weight * dfl).sum()
         classes = (negatives.unflatten(0, (heads, -1)).sum(1) * share).sum() + (change * share_of).sum()
         classification = self.options.classification * classes
-        total = (box + distribution + classification) * batch
+        total = (box + distribution + classification) * (batch if self.options.times_images else 1.0)
         named = zip(self.parts, (box.detach(), distribution.detach(), classification.detach()), strict=True)
-        return LossResult(total, dict(named))
+        return LossResult(total, dict(named)), matches
 
     def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
         """See :class:`Criterion`; the slot is 0."""
@@ -138,6 +150,12 @@ class AlignedCriterion(Criterion):
     def levels(self) -> tuple[LevelPicture, ...]:
         """See :class:`Criterion`."""
         return tuple(LevelPicture(stride) for stride in self.strides)
+
+    def _assigner(self, name: str) -> Assigner[Predicted]:
+        options = self.options
+        if name == "atss":
+            return AtssAssigner()
+        return AlignedAssigner(options.top_k, options.alpha, options.beta, options.overlap)
 
     def _check(self, raw: Sequence[Tensor]) -> int:
         """H, the number of heads in these maps."""
@@ -170,9 +188,12 @@ class AlignedCriterion(Criterion):
         flat = (maps.flatten(2).split((self.channels, self.num_classes), 1) for maps in raw)
         box, logits = zip(*flat, strict=True)
         cells = self._cells(raw)
-        sides = self._sides(torch.cat(box, 2).float())
-        boxes = torch.addcmul(cells.corners, sides.transpose(1, 2), cells.reach)  # (B, N, 4)
+        boxes = self._decoded(torch.cat(box, 2).float(), cells)
         return self.assigner(Predicted(boxes, logits, cells, heads), targets)
+
+    def _decoded(self, box: Tensor, cells: Cells) -> Tensor:
+        """Boxes (B, N, 4) in pixels, without gradient; overwrites the box channels (B, R, N)."""
+        return torch.addcmul(cells.corners, self._sides(box).transpose(1, 2), cells.reach)
 
     def _sides(self, box: Tensor) -> Tensor:
         """Distances (B, 4, N) to the sides in strides, without gradient; overwrites the box channels (B, R, N).
@@ -195,21 +216,22 @@ class AlignedCriterion(Criterion):
             figures = self.totals(torch.cat((sums.double().cpu(), torch.tensor([float(images)], dtype=torch.float64))))
             sums, batch = figures[:-1].to(sums), float(figures[-1])
         weights = cached_constant((1.0,) + (self.options.auxiliary_weight,) * (heads - 1), np.float32, scores.device)
-        if heads > 1 and self.options.auxiliary == "lead-guided" and self.options.least_score_sum is None:
-            return batch, weights / torch.where(sums > 0, sums, 1.0)
-        return batch, weights / sums.clamp(min=self.options.least_score_sum or 1.0)
+        least = self.options.least_score_sum
+        if least is None:
+            least = 0.0 if heads > 1 and self.options.auxiliary == "lead-guided" else 1.0
+        return batch, weights / (sums.clamp(min=least) if least else torch.where(sums > 0, sums, 1.0))
 
     def _boxes(self, raw: Tensor, cells: Cells, cell: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """1 - CIoU and distribution loss (P,) of the box channels (P, R) of these cells, in strides."""
+        """1 - overlap and distribution loss (P,) of the box channels (P, R) of these cells, in strides."""
         reach = cells.reach[cell]  # (P, 4), -/+ the stride
         stride = reach[:, 3:]
         centre, wanted, outwards = cells.corners[cell] / stride, targets / stride, reach / stride
         if not self.bins:
-            overlap = 1 - ciou(torch.addcmul(centre, raw, outwards), wanted)
+            overlap = 1 - self.overlap(torch.addcmul(centre, raw, outwards), wanted)
             return overlap, torch.zeros_like(overlap)
         logits = raw.unflatten(1, (4, self.bins))
         sides = (logits.softmax(2) * _bins(self.bins, raw.device)).sum(2)
-        overlap = 1 - ciou(torch.addcmul(centre, sides, outwards), wanted)
+        overlap = 1 - self.overlap(torch.addcmul(centre, sides, outwards), wanted)
         return overlap, distribution_loss(logits, (wanted - centre) * outwards)
 
     def _change(self, rows: Tensor, label: Tensor, scores: Tensor) -> Tensor:
@@ -217,16 +239,17 @@ class AlignedCriterion(Criterion):
 
         `label` (P, 1), `scores` (P,). The target is 0 for all other classes and cells.
         """
-        scores = scores[:, None]
-        if self.options.label_smoothing or self.class_weights is not None:
-            at, smoothing = rows, self.options.label_smoothing
+        scores, smoothing = scores[:, None], self.options.label_smoothing
+        weights = None if self.class_weights is None else self.class_weights.to(scores)[label]  # (P, 1)
+        at, wanted = rows.gather(1, label), scores
+        if smoothing:
+            at = rows
             wanted = (smoothing / 2 * scores).expand_as(rows).scatter(1, label, (1 - smoothing / 2) * scores)
-        else:
-            at, wanted = rows.gather(1, label), scores
-        given = self.cross_entropy(at, wanted)
-        if self.class_weights is not None:
-            given = given * self.class_weights.to(given)[label]
-        return (given - self.cross_entropy.negative(at)).sum(1)
+        given = self.class_loss(at, wanted)
+        if weights is None:
+            return (given - self.class_loss.negative(at)).sum(1)
+        change = (weights * (given - self.class_loss.negative(at))).sum(1)
+        return change + ((weights - 1) * self.class_loss.negative(rows)).sum(1)
 
 
 def _bins(count: int, device: torch.device) -> Tensor:

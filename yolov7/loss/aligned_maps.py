@@ -16,29 +16,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from yolov7.assign import Matches
-from yolov7.loss.cross_entropy import CrossEntropy
+from yolov7.loss.class_losses import ClassLoss
 
 
-def read_maps(raw: Sequence[Tensor], matches: Matches, channels: int, entropy: CrossEntropy) -> tuple[Tensor, Tensor]:
-    """From K maps (B, R + C, h, w) the rows (P, R + C) of the matches and, for each map, the cross-entropy of all its
-    classes with the target 0, summed: (K,). Differentiable, and float32, float64 where the maps are.
+def read_maps(raw: Sequence[Tensor], matches: Matches, channels: int, loss: ClassLoss) -> tuple[Tensor, Tensor]:
+    """From K maps (B, R + C, h, w) the rows (P, R + C) of the matches and, for each map, the loss of all its
+    classes as negatives, summed: (K,). Differentiable, and float32, float64 where the maps are.
 
     `channels`: R.
     """
-    rows, negatives = _Read.apply(matches, channels, entropy, *raw)
+    rows, negatives = _Read.apply(matches, channels, loss, *raw)
     return rows, negatives
 
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, matches: Matches, channels: int, entropy: CrossEntropy, *raw: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, matches: Matches, channels: int, loss: ClassLoss, *raw: Tensor) -> tuple[Tensor, Tensor]:
         places = [(image, row, column) for image, _, row, column in matches.places()]
-        ctx.places, ctx.counts, ctx.channels, ctx.entropy = places, matches.counts, channels, entropy
+        ctx.places, ctx.counts, ctx.channels, ctx.loss = places, matches.counts, channels, loss
         ctx.save_for_backward(*raw)
         rows = torch.cat([maps.movedim(1, 3)[at] for maps, at in zip(raw, places, strict=True)])
-        sums = [entropy.negative(_full(maps[:, channels:])).sum() for maps in raw]
+        sums = [loss.negative(_full(maps[:, channels:])).sum() for maps in raw]
         return _full(rows), torch.stack(sums)
 
     @staticmethod
@@ -51,9 +49,9 @@ class _Read(torch.autograd.Function):
             gradient[:, : ctx.channels].zero_()
             logits = maps[:, ctx.channels :]
             if maps.dtype == share.dtype:
-                ctx.entropy.negative_slope(logits, out=gradient[:, ctx.channels :]).mul_(share)
+                ctx.loss.negative_slope(logits, out=gradient[:, ctx.channels :]).mul_(share)
             else:
-                gradient[:, ctx.channels :] = ctx.entropy.negative_slope(_full(logits)).mul_(share)
+                gradient[:, ctx.channels :] = ctx.loss.negative_slope(_full(logits)).mul_(share)
             gradient.movedim(1, 3).index_put_(at, row.to(maps.dtype), accumulate=True)
             gradients.append(gradient)
         return None, None, None, *gradients

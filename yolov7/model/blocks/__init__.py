@@ -19,13 +19,15 @@ from yolov7.model.blocks.down import (
     StridedConv,
 )
 from yolov7.model.blocks.elan import Elan, ElanModule
+from yolov7.model.blocks.fusion import BiFusion, BiFusionModule
 from yolov7.model.blocks.gelan import Gelan, GelanModule
 from yolov7.model.blocks.implicit import Implicit, ImplicitAdd, ImplicitConvUnit, ImplicitMultiply
 from yolov7.model.blocks.layers import activation, batch_norm
 from yolov7.model.blocks.linear_add import LinearAdd, LinearAddModule
 from yolov7.model.blocks.merge import Concat, LearntScale, LearntScaleModule, SliceSum, Sum
 from yolov7.model.blocks.rep import RepConv, RepConvModule, RepVgg
-from yolov7.model.blocks.spp import PoolPyramid, SppCspc, SppElan, TinySpp
+from yolov7.model.blocks.spp import PoolPyramid, SppCsp, SppCspc, SppElan, TinySpp
+from yolov7.model.blocks.stacks import CspStack, CspStackModule, Mode, PairUnit, RepStack, block_of, mode_of
 from yolov7.model.blocks.unit import ConvUnit, FusedConv
 from yolov7.model.blocks.up import TransposedConv, UpConcat, Upsample
 from yolov7.model.spec import Block
@@ -33,8 +35,10 @@ from yolov7.model.spec import Block
 KINDS: tuple[type[Block], ...] = (
     AvgConv,
     AvgDown,
+    BiFusion,
     Concat,
     Conv,
+    CspStack,
     DownC,
     Elan,
     Gelan,
@@ -43,9 +47,11 @@ KINDS: tuple[type[Block], ...] = (
     MaxPool,
     MpConv,
     RepConv,
+    RepStack,
     RepVgg,
     SliceSum,
     SpaceToDepth,
+    SppCsp,
     SppCspc,
     SppElan,
     StridedConv,
@@ -61,10 +67,14 @@ __all__ = [
     "KINDS",
     "AvgConv",
     "AvgDown",
+    "BiFusion",
+    "BiFusionModule",
     "Concat",
     "Conv",
     "ConvBlock",
     "ConvUnit",
+    "CspStack",
+    "CspStackModule",
     "Down",
     "DownC",
     "Elan",
@@ -81,14 +91,18 @@ __all__ = [
     "LinearAdd",
     "LinearAddModule",
     "MaxPool",
+    "Mode",
     "MpConv",
+    "PairUnit",
     "PoolPyramid",
     "RepConv",
     "RepConvModule",
+    "RepStack",
     "RepVgg",
     "SliceSum",
     "SpaceToDepth",
     "SpaceToDepthModule",
+    "SppCsp",
     "SppCspc",
     "SppElan",
     "StridedConv",
@@ -99,4 +113,6 @@ __all__ = [
     "Upsample",
     "activation",
     "batch_norm",
+    "block_of",
+    "mode_of",
 ]

@@ -49,25 +49,54 @@ class SppCspc(ConvBlock):
         return SppCspcModule(channels[0], self.out, self.pools, act=self.act or act)
 
 
-class SppCspcModule(nn.Module):
-    """Spatial pyramid pooling in a cross-stage-partial frame; hidden width = output width."""
+@dataclass(frozen=True)
+class SppCsp(ConvBlock):
+    """SPPCSPC of YOLOv6 3.0: `hidden` wide inside, and the other way round in the last concatenation."""
 
-    def __init__(self, in_channels: int, out_channels: int, pools: Sequence[int] = (5, 9, 13), *, act: str = "silu"):
+    transitions: ClassVar[tuple[str, ...]] = ("out", "hidden")
+
+    out: int
+    hidden: int
+    pools: tuple[int, ...] = (5, 9, 13)
+
+    def output(self, maps: Sequence[Map]) -> Map:
+        return Map(self.out, self.single(maps).stride)
+
+    def build(self, channels: Sequence[int], act: str, *, merged: bool) -> nn.Module:
+        act = self.act or act
+        return SppCspcModule(channels[0], self.out, self.pools, hidden=self.hidden, shortcut_first=True, act=act)
+
+
+class SppCspcModule(nn.Module):
+    """Spatial pyramid pooling in a cross-stage-partial frame; the hidden width is that of the output unless given."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pools: Sequence[int] = (5, 9, 13),
+        *,
+        hidden: int | None = None,
+        shortcut_first: bool = False,
+        act: str = "silu",
+    ):
         super().__init__()
-        c = out_channels
+        c = out_channels if hidden is None else hidden
+        self.shortcut_first = shortcut_first
         self.cv1 = ConvUnit(in_channels, c, act=act)
         self.cv2 = ConvUnit(in_channels, c, act=act)
         self.cv3 = ConvUnit(c, c, 3, act=act)
         self.cv4 = ConvUnit(c, c, act=act)
         self.cv5 = ConvUnit((1 + len(pools)) * c, c, act=act)
         self.cv6 = ConvUnit(c, c, 3, act=act)
-        self.cv7 = ConvUnit(2 * c, c, act=act)
+        self.cv7 = ConvUnit(2 * c, out_channels, act=act)
         self.pools = PoolPyramid(pools)
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.cv4(self.cv3(self.cv1(x)))
         v = self.cv6(self.cv5(torch.cat((u, *self.pools(u)), 1)))
-        out: Tensor = self.cv7(torch.cat((v, self.cv2(x)), 1))
+        shortcut = self.cv2(x)
+        out: Tensor = self.cv7(torch.cat((shortcut, v) if self.shortcut_first else (v, shortcut), 1))
         return out
 
 

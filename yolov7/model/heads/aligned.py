@@ -73,6 +73,12 @@ class AlignedHead(Head):
             raise ModelError(f"bins: 0, or at least 2, got {self.bins}")
         lead = self.branches(self.lead, maps, act, num_classes)
         auxiliary = self.branches(self.auxiliary, maps, act, num_classes) if self.auxiliary else []
+        return self.assembled(lead, auxiliary, strides, num_classes)
+
+    def assembled(
+        self, lead: list[nn.Module], auxiliary: list[nn.Module], strides: tuple[int, ...], num_classes: int
+    ) -> AlignedHeadModule:
+        """The head's module, of these branches."""
         return AlignedHeadModule(lead, auxiliary, self.bins, strides, num_classes)
 
     def branches(self, names: Sequence[str], maps: Mapping[str, Map], act: str, num_classes: int) -> list[nn.Module]:

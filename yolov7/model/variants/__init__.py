@@ -14,6 +14,7 @@ from yolov7.errors import ModelError, nearest
 from yolov7.model.pgi import with_pgi
 from yolov7.model.spec import Network
 from yolov7.model.variants.records import Family, Published, Variant
+from yolov7.model.variants.yolov6 import FAMILY as YOLOV6
 from yolov7.model.variants.yolov7 import FAMILY as YOLOV7
 from yolov7.model.variants.yolov7 import (
     yolov7,
@@ -52,7 +53,7 @@ __all__ = [
     "yolov7_x_light",
 ]
 
-FAMILIES: tuple[Family, ...] = (YOLOV7, YOLOV9)
+FAMILIES: tuple[Family, ...] = (YOLOV7, YOLOV9, YOLOV6)
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {name: variant for family in FAMILIES for name, variant in family.variants.items()}
