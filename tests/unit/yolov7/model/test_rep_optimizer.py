@@ -12,6 +12,7 @@ from yolov7.files import sha256_file
 from yolov7.model import create_model, save_checkpoint
 from yolov7.model.block_specs import Conv, LinearAdd, RepVgg
 from yolov7.model.blocks import LinearAddModule
+from yolov7.model.cost import count_parameters
 from yolov7.model.rep_optimizer import (
     check_scales,
     draw_kernels,
@@ -22,6 +23,7 @@ from yolov7.model.rep_optimizer import (
     target,
 )
 from yolov7.model.spec_json import network_from_json, network_to_json
+from yolov7.model.variants import find_variant
 
 NETWORK = small_rep_network()
 
@@ -123,3 +125,34 @@ def test_files_that_are_not_the_scales_of_the_network(tmp_path):
             ModelError, match=r"small-rep: backbone\.stem is not a 3x3 convolution of 8, as in the scales"
         ):
             kernels_of(model, scales_of(searched()))
+
+
+@pytest.mark.parametrize(
+    ("variant", "searching", "target_parameters"),
+    [
+        ("yolov6-n", 4_734_910, 4_321_742),
+        ("yolov6-t", 10_625_038, 9_702_310),
+        ("yolov6-s", 18_863_710, 17_229_438),
+    ],
+)
+def test_parameters_of_both_networks(variant, searching, target_parameters):
+    """Reference sheet: yolov6-training, section 10."""
+    network = find_variant(variant)
+    first, second, deployed = (
+        create_model(one, device="meta") for one in (hyper_search(network), target(network), network)
+    )
+    assert count_parameters(first) == searching and count_parameters(second) == target_parameters
+    assert count_parameters(second.reparameterize()) == count_parameters(deployed.reparameterize())
+    scales = scales_of(first)
+    assert (len(scales), sum(2 + (block.identity is not None) for block in scales.values())) == (35, 98)
+    assert list(kernels_of(second, scales)) == list(scales)
+
+
+def test_blocks_inside_cross_stage_partial_stages_are_replaced_too():
+    network = find_variant("yolov6-m")
+    scales = scales_of(create_model(hyper_search(network), device="meta"))
+    assert len(scales) == 5 + 2 * (2 + 3 + 5 + 2 + 4 * 3)
+    assert len(kernels_of(create_model(target(network), device="meta"), scales)) == len(scales)
+    for name in ("yolov6-l", "yolov9-t"):  # plain convolutions; no such block
+        with pytest.raises(ModelError, match=f"{name}: RepOptimizer replaces RepVGG blocks"):
+            hyper_search(find_variant(name))
