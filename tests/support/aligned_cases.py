@@ -1,4 +1,4 @@
-"""Task-aligned assignment on dense tables, image by image, and batches to try it on."""
+"""Task-aligned assignment and ATSS on dense tables, image by image, and batches to try them on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from yolov7.assign import Cells, Predicted, cells_of
-from yolov7.boxes import ciou
+from yolov7.boxes import ciou, pairwise_iou
 
 STRIDES = (8, 16, 32)
 
@@ -64,7 +64,13 @@ def predictions_of(boxes: Tensor, logits: Tensor, cells: Cells, heads: int = 1) 
 
 
 def plain_aligned(
-    predicted: Predicted, targets: Tensor, *, top_k: int = 10, alpha: float = 0.5, beta: float = 6.0
+    predicted: Predicted,
+    targets: Tensor,
+    *,
+    top_k: int = 10,
+    alpha: float = 0.5,
+    beta: float = 6.0,
+    overlap: str = "ciou",
 ) -> dict[tuple[int, int, int], tuple[int, float]]:
     """(head, image, cell) -> (row of targets, target score); the cells of each head are numbered from 0."""
     found = {}
@@ -75,21 +81,23 @@ def plain_aligned(
         for head in range(predicted.heads):
             mine = slice(head * own, head * own + own)
             centres = predicted.cells.centres[mine]
-            best = _one_image(
-                predicted.boxes[image, mine], logits[image, mine], centres, targets, rows, top_k, alpha, beta
-            )
+            rule = top_k, alpha, beta, overlap
+            best = _one_image(predicted.boxes[image, mine], logits[image, mine], centres, targets, rows, *rule)
             for cell, (row, score) in best.items():
                 found[head, image, cell] = row, score
     return found
 
 
-def _one_image(boxes, logits, centres, targets, rows, top_k, alpha, beta):  # type: ignore[no-untyped-def]
+def _one_image(boxes, logits, centres, targets, rows, top_k, alpha, beta, kind):  # type: ignore[no-untyped-def]
     if not rows:
         return {}
     overlaps, alignments, wanted = [], [], []
     for row in rows:
         low, high = targets[row, 2:4], targets[row, 4:6]
-        overlap = ciou(boxes, targets[row, 2:].expand_as(boxes)).clamp(min=0)
+        if kind == "iou":
+            overlap = pairwise_iou(boxes, targets[row, 2:][None])[:, 0]
+        else:
+            overlap = ciou(boxes, targets[row, 2:].expand_as(boxes)).clamp(min=0)
         alignment = logits[:, int(targets[row, 1])].sigmoid() ** alpha * overlap**beta
         inside = torch.cat((centres - low, high - centres), 1).amin(1) > 1e-9
         masked = alignment * inside
@@ -108,3 +116,38 @@ def _one_image(boxes, logits, centres, targets, rows, top_k, alpha, beta):  # ty
     most_overlap = (overlap * final).amax(1)
     score = alignment * (most_overlap / (most_aligned + 1e-9))[:, None]
     return {int(cell): (rows[int(owner[cell])], float(score[owner[cell], cell])) for cell in cells}
+
+
+def plain_atss(predicted: Predicted, targets: Tensor) -> dict[tuple[int, int, int], tuple[int, float]]:
+    """(head, image, cell) -> (row of targets, target score), as :func:`plain_aligned`; in float64."""
+    own = len(predicted.cells) // predicted.heads
+    centres, stride = predicted.cells.centres[:own].double(), predicted.cells.stride[:own].double()
+    anchors = torch.cat((centres - 2.5 * stride, centres + 2.5 * stride), 1)
+    found = {}
+    for image in range(len(predicted.boxes)):
+        rows = [row for row in range(len(targets)) if int(targets[row, 0]) == image]
+        if not rows:
+            continue
+        overlap = pairwise_iou(targets[rows, 2:].double(), anchors)  # (G, N)
+        wanted = torch.stack([_wanted(targets[row, 2:].double(), centres, stride[:, 0], overlap[n])
+                              for n, row in enumerate(rows)])  # fmt: skip
+        owner = torch.where(wanted.sum(0) > 1, overlap.argmax(0), wanted.int().argmax(0))
+        for cell in wanted.any(0).nonzero()[:, 0].tolist():
+            row = rows[int(owner[cell])]
+            for head in range(predicted.heads):
+                box = predicted.boxes[image, head * own + cell][None].double()
+                found[head, image, cell] = row, float(pairwise_iou(box, targets[row, 2:][None].double()))
+    return found
+
+
+def _wanted(box: Tensor, centres: Tensor, stride: Tensor, overlap: Tensor) -> Tensor:
+    """(N,) the cells that a target chooses."""
+    middle = (box[:2] + box[2:]) / 2
+    distance = (centres - middle).square().sum(1)
+    considered = torch.zeros_like(distance, dtype=torch.bool)
+    for value in stride.unique():
+        level = (stride == value).nonzero()[:, 0]
+        considered[level[distance[level].sort(stable=True).indices[:9]]] = True
+    some = overlap[considered]
+    inside = ((centres > box[:2]) & (centres < box[2:])).all(1)
+    return considered & inside & (overlap > some.mean() + some.std())

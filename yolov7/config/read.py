@@ -11,7 +11,7 @@ from yolov7.config.group import Group
 from yolov7.config.loss import AlignedLoss, AnchorLoss, LossParameters
 from yolov7.config.train import PGI, Train
 from yolov7.errors import ConfigError, nearest
-from yolov7.presets import PRESETS
+from yolov7.presets import PRESETS, merge
 
 G = TypeVar("G", bound=Group)
 
@@ -64,7 +64,7 @@ def _as_written(values: Any, written: Any, texts: set[tuple[str | int, ...]], at
     return values if keep else written
 
 
-LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss, "yolov9": AlignedLoss}
+LOSSES: Mapping[str, type[LossParameters]] = {"yolov7": AnchorLoss, "yolov9": AlignedLoss, "yolov6": AlignedLoss}
 """The loss group of each family in :data:`yolov7.presets.PRESETS`."""
 
 
@@ -133,16 +133,6 @@ def recipe_loss(group: type[LossParameters], recipe: str) -> dict[str, Any]:
         if recipe in presets and LOSSES[family] is group:
             return dict(presets[recipe].get("loss", {}))
     return {}
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `over` laid on top, mappings merged key by key."""
-    result = dict(base)
-    for key, value in over.items():
-        present = result.get(key)
-        both = isinstance(present, Mapping) and isinstance(value, Mapping)
-        result[key] = merge(present, value) if both else value  # type: ignore[arg-type]
-    return result
 
 
 def _explain(group: type[Group], item: Any, where: str, loss: type[LossParameters]) -> str:

@@ -1,18 +1,22 @@
 """Training losses: :func:`create_criterion` builds the :class:`Criterion` that fits a model's head."""
 
-from yolov7.loss.aligned import AlignedCriterion, aligned_criterion
+from yolov7.loss.aligned import AlignedCriterion
 from yolov7.loss.anchor import AnchorCriterion, AnchorLossResult, anchor_criterion
-from yolov7.loss.create import CRITERIA, create_criterion
+from yolov7.loss.anchor_aided import AnchorAidedCriterion
+from yolov7.loss.create import CRITERIA, aligned_criterion, create_criterion
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
+from yolov7.loss.simota import SimOtaCriterion
 
 __all__ = [
     "CRITERIA",
     "AlignedCriterion",
+    "AnchorAidedCriterion",
     "AnchorCriterion",
     "AnchorLossResult",
     "Criterion",
     "LevelPicture",
     "LossResult",
+    "SimOtaCriterion",
     "Totals",
     "aligned_criterion",
     "anchor_criterion",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -30,29 +30,8 @@ from yolov7.loss.aligned_maps import read_maps
 from yolov7.loss.box_losses import box_overlap
 from yolov7.loss.class_losses import CLASS_LOSSES
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
-from yolov7.model.spec import Network
 
 REACH = 0.01  # strides that a distance stays below the last bin
-
-
-class AlignedModel(Protocol):
-    """The facts about a model that its criterion depends on."""
-
-    @property
-    def spec(self) -> Network:
-        """The network as data."""
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        """Pixels per cell side of each level, small to large."""
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-
-    @property
-    def has_auxiliary(self) -> bool:
-        """True if raw maps of auxiliary levels follow those of the lead levels."""
 
 
 class AlignedCriterion(Criterion):
@@ -63,7 +42,7 @@ class AlignedCriterion(Criterion):
     gradients is that of one process with the whole batch. None: there is one process.
     """
 
-    parts = ("box", "dfl", "classification")
+    parts: tuple[str, ...] = ("box", "dfl", "classification")
 
     def __init__(
         self,
@@ -129,8 +108,8 @@ class AlignedCriterion(Criterion):
         classes = (negatives.unflatten(0, (heads, -1)).sum(1) * share).sum() + (change * share_of).sum()
         classification = self.options.classification * classes
         total = (box + distribution + classification) * (batch if self.options.times_images else 1.0)
-        named = zip(self.parts, (box.detach(), distribution.detach(), classification.detach()), strict=True)
-        return LossResult(total, dict(named)), matches
+        named = {"box": box, "dfl": distribution, "classification": classification}
+        return LossResult(total, {name: part.detach() for name, part in named.items()}), matches
 
     def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
         """See :class:`Criterion`; the slot is 0."""
@@ -267,28 +246,3 @@ def distribution_loss(logits: Tensor, distances: Tensor) -> Tensor:
     reach = distances.clamp(0, bins - 1 - REACH)[..., None]
     share = (1 - (reach - _bins(bins, logits.device)).abs()).clamp(min=0)  # 0 but for the two bins beside it
     return -(share * logits.log_softmax(2)).sum(2).mean(1)
-
-
-def aligned_criterion(
-    model: AlignedModel,
-    parameters: AlignedLoss | None = None,
-    *,
-    image_size: int,
-    totals: Totals | None = None,
-    class_weights: Sequence[float] | None = None,
-) -> AlignedCriterion:
-    """The criterion of an aligned head; see :func:`yolov7.loss.create_criterion`. None: the defaults of the group."""
-    weights = None
-    if class_weights is not None:
-        if len(class_weights) != model.num_classes:
-            raise ModelError(f"{len(class_weights)} class weights given for {model.num_classes} classes")
-        weights = torch.tensor(list(class_weights), dtype=torch.float32)
-    return AlignedCriterion(
-        parameters or AlignedLoss(),
-        strides=model.strides,
-        num_classes=model.num_classes,
-        bins=model.spec.head.bins,  # type: ignore[attr-defined]
-        auxiliary=model.has_auxiliary,
-        totals=totals,
-        class_weights=weights,
-    )

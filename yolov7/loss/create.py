@@ -3,15 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from yolov7.config import AlignedLoss, AnchorLoss, LossParameters, parse, recipe_loss
 from yolov7.errors import ModelError
-from yolov7.loss.aligned import aligned_criterion
+from yolov7.loss.aligned import AlignedCriterion
 from yolov7.loss.anchor import anchor_criterion
+from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.criterion import Criterion, Totals
 from yolov7.model import Detector
+from yolov7.model.spec import Network
 from yolov7.model.variants import recipe_of
+
+
+class AlignedModel(Protocol):
+    """The facts about a model that its criterion depends on."""
+
+    @property
+    def spec(self) -> Network:
+        """The network as data."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels per cell side of each level, small to large."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+
+    @property
+    def has_auxiliary(self) -> bool:
+        """True if raw maps of auxiliary levels follow those of the lead levels."""
+
+
+def aligned_criterion(
+    model: AlignedModel,
+    parameters: AlignedLoss | None = None,
+    *,
+    image_size: int,
+    totals: Totals | None = None,
+    class_weights: Sequence[float] | None = None,
+) -> AlignedCriterion:
+    """The criterion of an aligned head; see :func:`create_criterion`. None: the defaults of the group."""
+    weights = None
+    if class_weights is not None:
+        if len(class_weights) != model.num_classes:
+            raise ModelError(f"{len(class_weights)} class weights given for {model.num_classes} classes")
+        weights = torch.tensor(list(class_weights), dtype=torch.float32)
+    head: Any = model.spec.head
+    facts: dict[str, Any] = {
+        "strides": model.strides,
+        "num_classes": model.num_classes,
+        "bins": head.bins,
+        "totals": totals,
+        "class_weights": weights,
+    }
+    parameters = parameters or AlignedLoss()
+    if getattr(head, "anchor_aided", False):  # a head of YOLOv6
+        return AnchorAidedCriterion(parameters, anchors=head.anchors, **facts)
+    return AlignedCriterion(parameters, auxiliary=model.has_auxiliary, **facts)
+
 
 CRITERIA: Mapping[type[LossParameters], Callable[..., Criterion]] = {
     AnchorLoss: anchor_criterion,

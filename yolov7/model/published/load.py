@@ -181,7 +181,10 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
     _check_names(file, keys, model)
     same_branch = (held_network.auxiliary, held_network.head) == (network.auxiliary, network.head)
     transfer = _copied(file, keys, model, model.state_of(network), same_branch=same_branch)
-    file.layout.finish(transfer, weights.tensors, model, keys)
+    try:
+        file.layout.finish(transfer, weights.tensors, model, keys)
+    except ModelError as error:
+        raise ModelError(f"{weights.path}: {error}") from None
     model.adapt(network)
     model.load_state_dict(transfer.values, strict=False)
     given, held = transfer.values.keys() | transfer.kept, model.state_dict()

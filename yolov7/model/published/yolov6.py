@@ -311,9 +311,9 @@ def _parts(network: Network, naming: Naming) -> Iterator[Part]:
     for wire in network.wires():
         name, block = wire.stage.name, wire.stage.block
         channels = [maps[source].channels for source in wire.inputs]
-        single = name == "stem" or name.startswith("D")
+        prefix, single = _prefix(name, top, naming), name == "stem" or name.startswith("D")
         for part in _single(block) if single else parts(block, channels, naming.release):
-            theirs = ".".join(filter(None, (_prefix(name, top, naming), part.theirs)))
+            theirs = ".".join(filter(None, (prefix, part.theirs)))
             yield replace(part, theirs=theirs, ours=".".join(filter(None, (wire.part, name, part.ours))))
     yield from _head(network)
 

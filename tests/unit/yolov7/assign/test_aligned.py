@@ -59,9 +59,17 @@ def test_contested_cells_are_among_the_cases():
     assert contested > 20
 
 
-@pytest.mark.parametrize("rule", [{"top_k": 1}, {"top_k": 13, "alpha": 1.0}, {"top_k": 500, "beta": 2.0}])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"top_k": 1},
+        {"top_k": 13, "alpha": 1.0},
+        {"top_k": 500, "beta": 2.0},
+        {"top_k": 13, "alpha": 1.0, "overlap": "iou"},
+    ],
+)
 def test_other_rules(rule):
-    predicted, rows = random_batch(3)
+    predicted, rows = random_batch(3, objects=10)
     check_equal(assigned(predicted, rows, **rule), plain_aligned(predicted, rows, **rule))
 
 
