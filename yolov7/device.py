@@ -81,6 +81,11 @@ def has_fused_sgd(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """The type for sums of very many terms: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def allow_tf32(device: torch.device, allowed: bool) -> None:
     """Allow or forbid TF32 (10 bits of mantissa) for float32 products, on devices that have it."""
     if device.type == "cuda":

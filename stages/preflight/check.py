@@ -10,7 +10,7 @@ from stages.preflight.findings import Findings
 from stages.preflight.machine import check_folders, check_keys, check_space, check_state_remote
 from stages.preflight.outputs import check_evaluation, check_formats, check_opset
 from stages.preflight.records import check_addresses, check_records
-from stages.preflight.trainings import check_classes, check_weights
+from stages.preflight.trainings import check_classes, check_teachers, check_weights
 from stages.project.params import Params
 from stages.project.redaction import redacted
 from yolov7.errors import ConfigError
@@ -31,7 +31,7 @@ def look_ahead(params: Params) -> Findings:
 
 def check(params: Params, variants: Sequence[str], *, space: bool = True) -> Findings:
     """Everything that can be known before these variants are trained. `space`: measure the disk against the networks,
-    and look for the classes that settings name, which needs the ingested data."""
+    and look for the classes that settings name and for teachers, which needs the ingested data."""
     found = look_ahead(params)
     check_opset(params.export, found)
     check_folders(variants, found)
@@ -42,6 +42,7 @@ def check(params: Params, variants: Sequence[str], *, space: bool = True) -> Fin
         for variant in variants:
             check_space(params, variant, found)
         check_classes(params, variants, found)
+        check_teachers(params, variants, found)
     return found
 
 

@@ -46,6 +46,8 @@ ARTEFACT_VERIFICATION, DATA_VALIDATION, PASSED = "artefact_verification", "data_
 SIGNATURE = "signature"
 """Tag of a version: its signature (:mod:`yolov7.signature`), in base64."""
 DOWNLOADS = Path(".local/models")
+CHECKPOINT = "checkpoint/best.safetensors"
+"""Path of the best weights among the artifacts of a training's run."""
 _URI = re.compile(r"models:/(?P<name>[^/@:]+)(?:@(?P<alias>[\w.-]+)|/(?P<version>\d+))")
 
 
@@ -168,6 +170,17 @@ class ModelRegistry:
             except DocumentError as error:
                 raise ModelError(f"{version}: {path} of its run is not readable as JSON ({error})") from None
         return None
+
+    def checkpoint(self, version: Version, folder: Path) -> Path:
+        """The best weights of the training that the version was exported from, in training form, fetched into `folder`.
+
+        Raises :class:`ModelError` where its run does not have them.
+        """
+        with reported(absent=None):
+            kept = self.client.list_artifacts(version.run_id or "", str(Path(CHECKPOINT).parent))
+            if CHECKPOINT in [entry.path for entry in kept]:
+                return Path(self.client.download_artifacts(version.run_id, CHECKPOINT, str(folder)))
+        raise ModelError(f"{version}: its run does not have the weights of the training ({CHECKPOINT})")
 
     def register(
         self,

@@ -21,6 +21,7 @@ from stages.training.processes import loader_workers, stop_requests
 from stages.training.recorder import Recorder
 from stages.training.run_identity import fingerprint, refuse_changed, run_identity, start_scales, start_weights
 from stages.training.state_remote import StateRemote, state_remote
+from stages.training.teacher import teacher_file
 from yolov7.config import Train
 from yolov7.model import ModelMetadata
 from yolov7.train.distributed import Processes
@@ -29,6 +30,7 @@ from yolov7.train.loop import Trainer
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.records import Outcome
 from yolov7.train.state import StateFolder, prune
+from yolov7.train.teacher import load_teacher
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,7 @@ class TrainingRun:
         """The run with these parameters on the ingested data."""
         if first is None:
             start_scales(train)
+            teacher_file(train)  # before anything is made for a training that cannot begin
         identity = run_identity(variant, train, data, start_weights(train), first=first.key if first else None)
         folder = STATES / variant / fingerprint(identity)
         remote = state_remote(params.flow, folder, _journal_of(folder))
@@ -186,6 +189,7 @@ class TrainingRun:
             image_size=self.train.image_size,
             extra={"data_sha256": self.data["sha256"]},
         )
+        teacher = load_teacher(self.train, model.spec, metadata.class_names, teacher_file(self.train))
         if journal is not None and journal.empty:
             self._describe(journal, device, processes)
         display = ProgressDisplay()
@@ -203,6 +207,7 @@ class TrainingRun:
                 workers=loader_workers(device),
                 stop=stop,
                 processes=processes,
+                teacher=teacher,
             )
             try:
                 outcome = trainer.fit()

@@ -24,6 +24,7 @@ _NOT_IDENTITY = (
     "weights_sha256",  # the digest of the file itself is in the identity
     "scales",  # its digest is in the identity
     "first_epochs",  # of the first of two trainings, whose `epochs` they are
+    "distill_from",  # its digest is in the identity
 )
 """Parameters that leave the result as it is, so that a run may resume with others."""
 

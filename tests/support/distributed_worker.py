@@ -31,6 +31,7 @@ from yolov7.train.distributed import Processes, join_processes
 from yolov7.train.loop import Trainer
 from yolov7.train.state import StateFolder
 from yolov7.train.sync_batchnorm import SynchronizedBatchNorm
+from yolov7.train.teacher import frozen
 
 
 def parameters(recipe: str = "p5", **over) -> Train:
@@ -46,6 +47,9 @@ def parameters(recipe: str = "p5", **over) -> Train:
         "optimizer": {"nominal_batch": 8, "learning_rate": 0.002, "warmup_iterations": 2, "warmup_epochs": 0},
     }
     return train_parameters(values | over, recipe=recipe)
+
+
+TAUGHT = {"aligned": True, "taught": True, "params": {"distillation": {"features": 1.0}, "epochs": 2}}
 
 
 class Curve:
@@ -71,6 +75,7 @@ def trainer(folder: Path, states: Path, processes: Processes, **over) -> tuple[T
     make = small_gelan_detector if over.pop("aligned", False) else small_detector
     model, curve = make(seed=processes.rank), Curve()  # only the weights of the first process count
     recipe = "yolov9" if make is small_gelan_detector else "p5"
+    teacher = frozen(small_gelan_detector(seed=7), "batch") if over.pop("taught", False) else None
     run = Trainer(
         model,
         train_index=index,
@@ -80,6 +85,7 @@ def trainer(folder: Path, states: Path, processes: Processes, **over) -> tuple[T
         metadata=metadata_of(model),
         listeners=[curve],
         processes=processes,
+        teacher=teacher,
         **over,
     )
     return run, curve
@@ -199,6 +205,7 @@ def everything(folder: Path, processes: Processes) -> dict:
     return {
         "synchronized": train(folder, own / "synchronized", processes),
         "aligned": train(folder, own / "aligned", processes, aligned=True),
+        "taught": train(folder, own / "taught", processes, **TAUGHT),
         "plain": train(folder, own / "plain", processes, params={"sync_batchnorm": False}),
         "resumed": stopped_and_resumed(folder, own / "resumed", processes),
         "broken": broken_on_one(folder, own / "broken", processes),

@@ -9,7 +9,7 @@ in :mod:`yolov7.presets`. :func:`train_parameters` overrides a preset with the u
 from yolov7.config.group import AddedLater, Group, identity_of
 from yolov7.config.loss import AlignedLoss, AnchorLoss, Loss, LossParameters
 from yolov7.config.read import LOSSES, merge, parse, recipe_loss, train_parameters
-from yolov7.config.train import PGI, Augment, Ema, HeadOptions, Optimizer, Train
+from yolov7.config.train import PGI, Augment, Distillation, Ema, HeadOptions, Optimizer, Train
 
 __all__ = [
     "LOSSES",
@@ -18,6 +18,7 @@ __all__ = [
     "AlignedLoss",
     "AnchorLoss",
     "Augment",
+    "Distillation",
     "Ema",
     "Group",
     "HeadOptions",

@@ -130,6 +130,24 @@ class Ema(Group):
     """Number of updates over which the decay comes up."""
 
 
+class Distillation(Group):
+    """Learning from a teacher's predictions (reference sheet: yolov6-training, 7.5)."""
+
+    classification: float = Field(default=1.0, ge=0.0)
+    """Weight of the class term, inside the gain `loss.classification`; published: 1, for YOLOv6-L 2."""
+    dfl: float | None = Field(default=None, ge=0.0)
+    """Weight of the term of the distances' distributions, inside the gain `loss.dfl`; empty: 1, as published, where the
+    network predicts distributions, else 0."""
+    features: float = Field(default=0.0, ge=0.0)
+    """Weight of the channel-wise term of the neck's maps; published: 0, in quantisation-aware training 10."""
+    temperature: float = Field(default=20.0, ge=1.0)
+    """Divisor of class scores and of the logits of distances."""
+    last_factor: float = Field(default=0.01, ge=0.0, le=1.0)
+    """All weights fall to this share along a half cosine over the run; 1: they stay."""
+    statistics: Literal["batch", "running"] = "batch"
+    """Statistics of the teacher's batch norms: those of the batch, as published, or its running ones."""
+
+
 class HeadOptions(Group):
     """Properties of YOLOv6's head in training (reference sheet: yolov6-training, 7.6 and 7.7)."""
 
@@ -183,6 +201,14 @@ class Train(Group):
     """sha256 of that file, which the train stage requires."""
     first_epochs: Annotated[int, AddedLater()] = Field(default=0, ge=0)
     """Epochs of the first of two chained trainings (0: as many as `epochs`)."""
+    distill_from: Annotated[str, AddedLater()] = ""
+    """Teacher to learn from besides the labels: `self`, the same network, which is trained first; a .safetensors file
+    of a training; `models:/NAME@ALIAS` or `models:/NAME/VERSION`, whose training's best weights are taken; empty: none
+    (docs/training.md)."""
+    distill_sha256: Annotated[str, AddedLater()] = Field(default="", pattern="^([0-9a-f]{64})?$")
+    """sha256 of that file. The train stage requires it, except for `self`."""
+    distillation: Annotated[Distillation, AddedLater()] = Distillation()
+    """Weights of what is learned from the teacher."""
     freeze: tuple[str, ...] = ()
     """Name groups whose parameters and BN statistics stay as they are, for example `backbone`."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

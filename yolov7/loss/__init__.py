@@ -5,6 +5,7 @@ from yolov7.loss.anchor import AnchorCriterion, AnchorLossResult, anchor_criteri
 from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.create import CRITERIA, aligned_criterion, create_criterion
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
+from yolov7.loss.distillation import DistillationCriterion, distilled, require_fit
 from yolov7.loss.simota import SimOtaCriterion
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "AnchorCriterion",
     "AnchorLossResult",
     "Criterion",
+    "DistillationCriterion",
     "LevelPicture",
     "LossResult",
     "SimOtaCriterion",
@@ -21,4 +23,6 @@ __all__ = [
     "aligned_criterion",
     "anchor_criterion",
     "create_criterion",
+    "distilled",
+    "require_fit",
 ]

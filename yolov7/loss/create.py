@@ -8,11 +8,12 @@ from typing import Any, Protocol
 import torch
 
 from yolov7.config import AlignedLoss, AnchorLoss, LossParameters, parse, recipe_loss
-from yolov7.errors import ModelError
+from yolov7.errors import ConfigError, ModelError
 from yolov7.loss.aligned import AlignedCriterion
 from yolov7.loss.anchor import anchor_criterion
 from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.criterion import Criterion, Totals
+from yolov7.loss.distributions import DistributionsCriterion
 from yolov7.model import Detector
 from yolov7.model.spec import Network
 from yolov7.model.variants import recipe_of
@@ -61,7 +62,11 @@ def aligned_criterion(
         "class_weights": weights,
     }
     parameters = parameters or AlignedLoss()
-    if getattr(head, "anchor_aided", False):  # a head of YOLOv6
+    if getattr(head, "distributions", False):  # a head of YOLOv6, as the next
+        if head.anchor_aided:
+            raise ConfigError("train.head: anchor_aided and distributions exclude each other; set one of them to false")
+        return DistributionsCriterion(parameters, **{**facts, "bins": head.distribution_maps[1]})
+    if getattr(head, "anchor_aided", False):
         return AnchorAidedCriterion(parameters, anchors=head.anchors, **facts)
     return AlignedCriterion(parameters, auxiliary=model.has_auxiliary, **facts)
 

@@ -142,7 +142,17 @@ class Detector(nn.Module):
 
     def raw(self, images: Tensor) -> list[Tensor]:
         """Raw maps of the head before any sigmoid or softmax: lead levels, then auxiliary levels (training form)."""
-        return self._head.raw(self._maps(images, self.form))
+        return self.raw_and_features(images)[0]
+
+    def raw_and_features(self, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The raw maps, and the maps that they are made of by name."""
+        maps = self._maps(images, self.form)
+        return self._head.raw(maps), maps
+
+    def leads_and_features(self, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The same for the lead levels alone: nothing is computed that only training needs."""
+        maps = self.features(images)
+        return self._head.leads(maps), maps
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Predictions in eval mode, raw maps in train mode; see the class."""

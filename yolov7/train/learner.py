@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from yolov7.config import Train
 from yolov7.device import autocast, autocast_dtype, gradient_scaler, has_fused_sgd
-from yolov7.loss import create_criterion
+from yolov7.loss import Criterion, create_criterion, distilled
 from yolov7.model import Detector
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
@@ -23,7 +23,7 @@ class Learner:
     """`model` on `device` with the criterion of its head, its optimiser and the average of its weights.
 
     `class_weights` (C,) multiply the class loss. Of several `processes` each has a learner; their gradients and
-    weights are the same.
+    weights are the same. A frozen `teacher` (:func:`yolov7.train.teacher.load_teacher`) is learned from too.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Learner:
         class_weights: Sequence[float] | None,
         device: torch.device,
         processes: Processes,
+        teacher: Detector | None = None,
     ):
         self.params, self.device, self.processes = params, device, processes
         self.model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -42,13 +43,7 @@ class Learner:
         if self.synchronized:
             synchronize_batchnorm(self.model, device)
         self.frozen = freeze(self.model, params.freeze)
-        self.criterion = create_criterion(
-            self.model,
-            image_size=params.image_size,
-            class_weights=class_weights,
-            totals=processes.totals,
-            **params.loss.model_dump(),
-        )
+        self.criterion = self._criterion(class_weights, teacher)
         self.network = processes.wrap(self.criterion.wrap(self.model))
         if params.compile:
             self.network = torch.compile(self.network)  # type: ignore[assignment]
@@ -58,6 +53,23 @@ class Learner:
         self.dtype = autocast_dtype(device, params.precision)
         self.scaler = gradient_scaler(device, self.dtype)
         self.average = AveragedModel(self.model, params.ema)
+
+    def _criterion(self, class_weights: Sequence[float] | None, teacher: Detector | None) -> Criterion:
+        """The criterion of the head; with a teacher, which moves to the device, that of both."""
+        params = self.params
+        criterion = create_criterion(
+            self.model,
+            image_size=params.image_size,
+            class_weights=class_weights,
+            totals=self.processes.totals,
+            **params.loss.model_dump(),
+        )
+        if teacher is None:
+            return criterion
+        teacher = teacher.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.synchronized:
+            synchronize_batchnorm(teacher, self.device)
+        return distilled(criterion, self.model.spec, teacher, params.distillation)
 
     def train(self) -> None:
         """Put the model into training mode; frozen parts keep their statistics."""

@@ -49,7 +49,7 @@ class Trainer:
     """Trains `model` on `train_index` and selects by COCO AP on `val_index`.
 
     One of several `processes` takes its share of every batch and of the evaluation. The first of them alone reads and
-    writes states, writes weights and has listeners.
+    writes states, writes weights and has listeners. `teacher` is what `params.distill_from` names, loaded.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Trainer:
         workers: int = 0,
         stop: Callable[[], bool] = lambda: False,
         processes: Processes | None = None,
+        teacher: Detector | None = None,
     ):
         _check_side(params.image_size, model.stride)
         self.params = params
@@ -91,6 +92,7 @@ class Trainer:
             class_weights=class_weights(params.class_weights, train_index),
             device=self.device,
             processes=self.processes,
+            teacher=teacher,
         )
         self.model = self.learner.model
         told, parts = listeners if self.processes.main else (), self.learner.criterion.parts

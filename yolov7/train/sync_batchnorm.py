@@ -54,12 +54,15 @@ class SynchronizedBatchNorm(nn.BatchNorm2d):
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
+        self.track_running_stats = norm.track_running_stats
         self.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
         y, mean, variance = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        if not self.track_running_stats:
+            return y
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         with torch.no_grad():

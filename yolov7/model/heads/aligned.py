@@ -90,6 +90,13 @@ class AlignedHead(Head):
         """R, channels before the class logits."""
         return 4 * max(self.bins, 1)
 
+    @property
+    def distribution_maps(self) -> tuple[int, int]:
+        """The raw maps that begin with distributions, by how many groups of a map for each level come before them, and
+        K; (0, 0) without any.
+        """
+        return 0, self.bins
+
 
 class AlignedHeadModule(nn.Module):
     """The branches of all levels, and the numbers that the bins stand for."""

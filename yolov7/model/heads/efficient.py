@@ -79,6 +79,11 @@ class EfficientHead(AlignedHead):
             ]
         return EfficientHeadModule(lead, auxiliary, self.bins, strides, num_classes)
 
+    @property
+    def distribution_maps(self) -> tuple[int, int]:
+        """See :class:`AlignedHead`: with `distributions` they are the last group."""
+        return (1 + self.anchor_aided, BINS) if self.distributions else (0, self.bins)
+
     def check(self) -> None:
         """Raise :class:`ModelError` for options that contradict each other or the number of levels."""
         levels = len(self.lead)

@@ -15,7 +15,7 @@ from pathlib import Path
 import distributed_worker
 import pytest
 import torch
-from distributed_worker import find, normalize, train
+from distributed_worker import TAUGHT, find, normalize, train
 from safetensors.torch import load_file
 from small_detector import small_detector
 from small_training import training_data
@@ -104,6 +104,18 @@ def test_two_processes_train_a_yolov9_as_one_does(folder, one_aligned, two):
     for name, tensor in alone.items():
         assert torch.allclose(trained[name], tensor, rtol=1e-3, atol=1e-4), name
     assert same(trained, weights(folder / "rank-1/aligned"))
+
+
+def test_two_processes_learn_from_a_teacher_as_one_does(folder, two):
+    """The teacher has the statistics of the whole batch, and the terms are means over all matches and images."""
+    alone = train(folder, folder / "alone-taught", Processes(), **TAUGHT)
+    assert len(alone["curve"]) == 4 and all(losses["distill_classification"] > 0 for losses in alone["curve"])
+    for ours, theirs in zip(two[0]["taught"]["curve"], alone["curve"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    trained, wanted = weights(folder / "rank-0/taught"), weights(folder / "alone-taught")
+    for name, tensor in wanted.items():
+        assert torch.allclose(trained[name], tensor, rtol=1e-3, atol=1e-4), name
+    assert same(trained, weights(folder / "rank-1/taught"))
 
 
 @pytest.mark.parametrize("kind", ["synchronized", "plain"])
