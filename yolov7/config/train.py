@@ -264,6 +264,8 @@ class Train(Group):
             raise ValueError("rep_optimizer: target needs `scales`, the checkpoint of a hyper-search; `chain` trains both")
         if mode != "target" and self.scales:
             raise ValueError("scales: only `rep_optimizer: target` reads them")
+        if mode == "chain" and self.distill_from == "self":
+            raise ValueError("rep_optimizer: chain and `distill_from: self` each train twice; train one after the other")
         if mode == "chain" and self.weights:
             raise ValueError("rep_optimizer: chain draws the kernels from its scales; `weights` go with `target` only")
         if mode and self.optimizer.name != "sgd":

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from small_detector import SIDE
 from small_training import same_weights, training_data
 
@@ -36,14 +37,19 @@ TRAIN = {
     "first_epochs": 2,
     "evaluate_every": 1,
     "checkpoint_minutes": 0.0,
-    "anchors": "keep",
-    "rep_optimizer": "chain",
-    "network": "small_rep:small_rep_network",
+    "preset": "yolov6-n",
+    "network": "small_efficient:small_efficient",
     "optimizer": {"nominal_batch": 4, "warmup_iterations": 2, "warmup_epochs": 0},
     "augment": {"mosaic": 0.0, "mixup": 0.0, "paste_in": 0.0},
 }
+CHAINS = {
+    "hyper-search": {"rep_optimizer": "chain", "optimizer": {**TRAIN["optimizer"], "rate_batch": 0}},
+    "teacher": {"distill_from": "self"},
+}
+"""Parameters by the role of the first training."""
+WEIGHTS = {"hyper-search": "last.safetensors", "teacher": "best.safetensors"}
 DOCUMENT = {"sha256": "d" * 64}
-VARIANT = "small-rep"
+VARIANT = "small-efficient"
 ARGUMENTS = argparse.Namespace(variant=VARIANT, fresh=False)
 
 
@@ -65,11 +71,11 @@ def project(tmp_path: Path, images, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.setattr(stages.train, "require", lambda *_: None)
     monkeypatch.setattr(stages.training.run, "open_index", lambda split: images)
     monkeypatch.setattr(stages.training.chain, "dataset_document", lambda: DOCUMENT)
-    return params_with()
+    return params_with("hyper-search")
 
 
-def params_with(**train) -> Params:
-    values = {"variants": (VARIANT,), "train": {**TRAIN, **train}, "per_variant": {VARIANT: {}}}
+def params_with(role: str, **train) -> Params:
+    values = {"variants": (VARIANT,), "train": {**TRAIN, **CHAINS[role], **train}, "per_variant": {VARIANT: {}}}
     return Params.model_validate({**values, "flow": {"state_remote": "copies", "state_every_minutes": 0.0}})
 
 
@@ -101,24 +107,25 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_each_with_its_own_records(project):
-    record = trained(project)
+@pytest.mark.parametrize("role", CHAINS)
+def test_two_runs_each_with_its_own_records(project, role):
+    record = trained(params_with(role))
     first, second = folders()
     assert record["fingerprint"] == second.name
-    scales = first / "last.safetensors"
+    scales = first / WEIGHTS[role]
     assert record["first"] == {
-        "role": "hyper-search",
+        "role": role,
         "key": first.name,
         "sha256": sha256_file(scales),
         "run_id": None,  # MLflow is away
     }
-    assert len(scales_of(load_checkpoint(scales)[0])) == 5
+    assert bool(scales_of(load_checkpoint(scales)[0])) is (role == "hyper-search")
     model, metadata = load_checkpoint(f"models/{VARIANT}/train/best.safetensors")
     assert not scales_of(model) and metadata.variant == VARIANT
     assert len((first / "history.csv").read_text().splitlines()) == 3
     assert len(Path(f"models/{VARIANT}/train/history.csv").read_text().splitlines()) == 4
     heads = [json.loads((JOURNALS / f"{VARIANT}-{key.name}.json").read_text()) for key in (first, second)]
-    assert [head["run_name"] for head in heads] == ["small-rep hyper-search", "small-rep"]
+    assert [head["run_name"] for head in heads] == [f"{VARIANT} {role}", VARIANT]
     events = [json.loads(line) for line in (JOURNALS / f"{VARIANT}-{second.name}.jsonl").read_text().splitlines()]
     tags = {k: v for event in events if event["kind"] == "tags" for k, v in event["values"].items()}
     assert tags["first_fingerprint"] == first.name and tags["first_sha256"] == sha256_file(scales)
@@ -126,7 +133,9 @@ def test_two_runs_each_with_its_own_records(project):
 
 
 @pytest.mark.slow
-def test_a_kill_in_either_half_resumes_there_and_changes_nothing(project, monkeypatch, tmp_path):
+@pytest.mark.parametrize("role", CHAINS)
+def test_a_kill_in_either_half_resumes_there_and_changes_nothing(project, monkeypatch, tmp_path, role):
+    project = params_with(role)
     trained(project)
     undisturbed = tmp_path / "undisturbed"
     undisturbed.mkdir()
@@ -150,7 +159,7 @@ def test_a_kill_in_either_half_resumes_there_and_changes_nothing(project, monkey
         trained(project)
         # A change of the second training alone leaves the first one as it is.
         with pytest.raises(Killed):
-            stages.train.main(params_with(epochs=4), ARGUMENTS)
+            stages.train.main(params_with(role, epochs=4), ARGUMENTS)
     assert len(folders()) == 3
 
 
@@ -208,6 +217,13 @@ def test_the_first_training_of_a_chain_lasts_as_long_as_its_epochs_say():
     )
     assert second.optimizer.rate_batch == 0 and link.first.optimizer.rate_batch == 32
     Train.model_validate(second.model_dump() | {"loss": {}})
+    with pytest.raises(ValidationError, match="each train twice"):
+        Train(rep_optimizer="chain", distill_from="self")
+    link = link_of(Train(distill_from="self", epochs=9, first_epochs=4))
+    assert link is not None and (link.role, link.first) == ("teacher", Train(epochs=4))
+    student = link.second("best.safetensors", "0" * 64)
+    assert (student.distill_from, student.distill_sha256, student.epochs) == ("best.safetensors", "0" * 64, 9)
+    assert link_of(student) is None
     assert link_of(Train()) is None and link_of(Train(rep_optimizer="hyper-search")) is None
 
 
