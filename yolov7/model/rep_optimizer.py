@@ -123,7 +123,7 @@ def read_scales(path: str | Path, *, sha256: str = "", network: str = "") -> dic
 
 
 def check_scales(scales: Scales, searching: Network, *, of: str) -> None:
-    """Raise :class:`ModelError` unless the scales are of the hyper-search network `searching`; `of` names their file."""
+    """Raise :class:`ModelError` unless the scales are those of the network `searching`; `of` names their file."""
     wanted = {name: block.shape for name, block in scales_of(create_model(searching, 1, device="meta")).items()}
     found = {name: block.shape for name, block in scales.items()}
     if found == wanted:
@@ -153,7 +153,9 @@ def kernels_of(model: Detector, scales: Scales) -> dict[str, nn.Parameter]:
         unit = modules.get(name)
         kernel = unit.conv.weight if isinstance(unit, ConvUnit) else None
         if kernel is None or (kernel.shape[0], *kernel.shape[2:]) != (len(block.dense), 3, 3):
-            raise ModelError(f"{model.variant}: {name} is not a 3x3 convolution of {len(block.dense)}, as in the scales")
+            raise ModelError(
+                f"{model.variant}: {name} is not a 3x3 convolution of {len(block.dense)}, as in the scales"
+            )
         kernels[name] = kernel
     return kernels
 

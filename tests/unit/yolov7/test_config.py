@@ -260,7 +260,10 @@ def write(tmp_path: Path, change: dict) -> Path:
         ({"data": {"digits": {"digits_per_image": [4, 2]}}}, ["digits_per_image"]),
         ({"train": {"preset": "p7"}}, ["preset", "p7"]),
         ({"train": {"pgi": "icm"}}, ["train.pgi: unknown part of PGI", "'icm'", "did you mean 'icn'"]),
-        ({"per_variant": {"yolov7-tiny": {"rep_optimizer": "chain", "optimizer": {"name": "sgd"}}}}, ["yolov7-tiny).rep_optimizer", "has none"]),
+        (
+            {"per_variant": {"yolov7-tiny": {"rep_optimizer": "chain", "optimizer": {"name": "sgd"}}}},
+            ["yolov7-tiny).rep_optimizer", "has none"],
+        ),
         ({"per_variant": {"yolov7-tiny": {"pgi": "pan"}}}, ["yolov7-tiny).pgi", "needs the head of YOLOv9"]),
         ({"flow": {"retries": "many"}}, ["flow.retries", "many"]),
     ],
