@@ -17,20 +17,24 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.pipeline.servers import wait_for
-from tests.pipeline.test_resume import copy_data, environment, project, stage
+from tests.pipeline.test_resume import ROOT, copy_data, environment, project, stage
 
-VARIANT = "yolov6-n"
+VARIANT = "chained"
+NETWORK = "small_rep:small_rep_network"
 TRAIN = ["stages.train", "--variant", VARIANT]
 SGD = {"name": "sgd", "learning_rate": 0.01, "nominal_batch": 8, "warmup_iterations": 2, "warmup_epochs": 0}
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
 
 
+SUPPORT = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests/support")))}
+
+
 def chained(folder: Path) -> Path:
     """A project whose stage trains a hyper-search of one epoch, and a target of two with its scales."""
     made = project(folder, epochs=2, first_epochs=1, rep_optimizer="chain", optimizer=SGD)
     values = yaml.safe_load((made / "params.yaml").read_text())
-    values |= {"variants": [VARIANT], "per_variant": {VARIANT: {}}}
+    values |= {"variants": [VARIANT], "per_variant": {VARIANT: {"network": NETWORK}}}
     values["train"].pop("anchor_scale", None)
     (made / "params.yaml").write_text(yaml.safe_dump(values))
     return made
@@ -72,7 +76,7 @@ def straight(tmp_path_factory) -> Path:
     """The project after an undisturbed stage."""
     folder = chained(tmp_path_factory.mktemp("straight") / "project")
     for name in (["stages.ingest"], ["stages.validate"], TRAIN):
-        done = stage(folder, *name)
+        done = stage(folder, *name, **SUPPORT)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -84,7 +88,11 @@ def test_killed_in_both_halves_equals_undisturbed(straight, tmp_path):
     for run, before in ((0, 1), (1, 0), (1, 3)):
         with (tmp_path / "log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *TRAIN], cwd=folder, env=environment(), stderr=log, start_new_session=True
+                [sys.executable, "-m", *TRAIN],
+                cwd=folder,
+                env=environment(**SUPPORT),
+                stderr=log,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 200
         while process.poll() is None and not saved(folder, before, run) and time.monotonic() < deadline:
@@ -92,9 +100,9 @@ def test_killed_in_both_halves_equals_undisturbed(straight, tmp_path):
         assert process.poll() is None, (tmp_path / "log").read_text()
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(60)
-    done = stage(folder, *TRAIN)
+    done = stage(folder, *TRAIN, **SUPPORT)
     assert done.returncode == 0, done.stderr
-    assert "the hyper-search of yolov6-n is finished: nothing to train" in done.stderr
+    assert "the hyper-search of chained is finished: nothing to train" in done.stderr
     assert len(runs(folder)) == 2
     assert_same_result(straight, folder)
 
@@ -104,7 +112,7 @@ def test_two_processes_of_which_one_is_killed_in_either_half(straight, tmp_path)
     for folder in (alone, killed):
         (folder / "data").mkdir()
         copy_data(straight, folder)
-    two = {"YOLOV7_PROCESSES": "2", "YOLOV7_RESTARTS": "2"}
+    two = {"YOLOV7_PROCESSES": "2", "YOLOV7_RESTARTS": "2", **SUPPORT}
     done = stage(alone, *TRAIN, **two)
     assert done.returncode == 0, done.stderr
     log = tmp_path / "log"
