@@ -24,6 +24,7 @@ from yolov7.errors import TrainingError
 from yolov7.files import atomic_path, sha256_file
 from yolov7.train.distributed import Processes
 from yolov7.train.loop import BEST, LAST
+from yolov7.train.teacher import SELF, student_parameters, teacher_parameters
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +46,22 @@ def link_of(train: Train) -> Link | None:
     """How the two trainings are linked that these parameters ask for; None where they ask for one."""
     if train.rep_optimizer == "chain":
         # Averaged weights of the last epoch: the AP of a hyper-search, which decides what is best, has no meaning.
-        return Link("hyper-search", LAST, _first_of(train, rep_optimizer="hyper-search"), partial(_target, train))
+        first = train.model_copy(update={"rep_optimizer": "hyper-search"})
+        return Link("hyper-search", LAST, _first_of(first), partial(_target, train))
+    if train.distill_from == SELF:
+        return Link("teacher", BEST, _first_of(teacher_parameters(train)), partial(student_parameters, train))
     return None
 
 
-def _first_of(train: Train, **values: Any) -> Train:
-    return train.model_copy(update={"epochs": train.first_epochs or train.epochs, "first_epochs": 0, **values})
+def _first_of(train: Train) -> Train:
+    return train.model_copy(update={"epochs": train.first_epochs or train.epochs, "first_epochs": 0})
 
 
 def _target(train: Train, path: str, sha256: str) -> Train:
     # Its learning rate is not scaled with the batch (reference sheet: yolov6-training, section 10).
     optimizer = train.optimizer.model_copy(update={"rate_batch": 0})
     named = {"rep_optimizer": "target", "scales": path, "scales_sha256": sha256}
-    return train.model_copy(update={**named, "first_epochs": 0, "optimizer": optimizer})
+    return train.model_copy(update={**named, "optimizer": optimizer})
 
 
 class Trainings:

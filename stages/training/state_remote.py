@@ -104,7 +104,7 @@ class StateRemote:
         remove(self._snapshots)  # left by a killed training
         try:
             self._known = self._attempt(self._read)
-            newest = int(self._known.get("iteration", 0))
+            newest = int(self._known.get("iteration", -1))
             if newest <= newest_iteration(self.folder):
                 return False
             log.info("%s holds a newer state (iteration %d); fetching it", self.store.address, newest)

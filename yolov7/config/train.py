@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from yolov7.config.group import AddedLater, Group
 from yolov7.config.loss import AnchorLoss, LossParameters
@@ -261,9 +269,15 @@ class Train(Group):
         """Refuse what RepOptimizer cannot be combined with (reference sheet: yolov6-training, section 10)."""
         mode = self.rep_optimizer
         if mode == "target" and not self.scales:
-            raise ValueError("rep_optimizer: target needs `scales`, the checkpoint of a hyper-search; `chain` trains both")
+            raise ValueError(
+                "rep_optimizer: target needs `scales`, the checkpoint of a hyper-search; `chain` trains both"
+            )
         if mode != "target" and self.scales:
             raise ValueError("scales: only `rep_optimizer: target` reads them")
+        if mode == "chain" and self.distill_from == "self":
+            raise ValueError(
+                "rep_optimizer: chain and `distill_from: self` each train twice; train one after the other"
+            )
         if mode == "chain" and self.weights:
             raise ValueError("rep_optimizer: chain draws the kernels from its scales; `weights` go with `target` only")
         if mode and self.optimizer.name != "sgd":

@@ -1,6 +1,6 @@
 """RepOptimizer: a plain network that trains as if it had the branches of RepVGG (YOLOv6 paper, section 2.5.1).
 
-A first training, the hyper-search, has a :class:`LinearAdd` in place of every RepVGG block. The scales that its branches
+A first training, the hyper-search, has LinearAdd blocks in place of those of RepVGG. The scales that its branches
 end with become constants of the second, the target: they give the initial kernels of a network of plain 3x3
 convolutions, and masks for their gradients (reference sheet: yolov6-training, section 10).
 """
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +18,11 @@ from torch import Tensor, nn
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.model import reparameterize as fold
-from yolov7.model.blocks import Conv, ConvUnit, RepVgg
-from yolov7.model.blocks.linear_add import LinearAdd, LinearAddModule, summed_kernel
+from yolov7.model.blocks import ConvUnit, CspStack, LinearAddModule, Mode, RepStack, RepVgg, block_of
+from yolov7.model.blocks.linear_add import summed_kernel
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.detector import Detector, create_model
 from yolov7.model.spec import Block, Network, Stage
-
-Mode = Literal["conv", "linear-add"]
 
 
 @dataclass(frozen=True)
@@ -86,9 +83,10 @@ def _with_mode(network: Network, mode: Mode) -> Network:
 
 
 def _block_with_mode(block: Block, mode: Mode) -> Block:
+    if isinstance(block, RepStack | CspStack) and block.mode == "rep":
+        return replace(block, mode=mode)
     if isinstance(block, RepVgg) and block.groups == 1:
-        plain = LinearAdd(block.out, block.stride) if mode == "linear-add" else Conv(block.out, 3, block.stride)
-        return replace(plain, act=block.act)
+        return replace(block_of(mode, block.out, block.stride), act=block.act)
     return block
 
 
@@ -125,7 +123,7 @@ def read_scales(path: str | Path, *, sha256: str = "", network: str = "") -> dic
 
 
 def check_scales(scales: Scales, searching: Network, *, of: str) -> None:
-    """Raise :class:`ModelError` unless the scales are of the hyper-search network `searching`; `of` names their file."""
+    """Raise :class:`ModelError` unless the scales are those of the network `searching`; `of` names their file."""
     wanted = {name: block.shape for name, block in scales_of(create_model(searching, 1, device="meta")).items()}
     found = {name: block.shape for name, block in scales.items()}
     if found == wanted:
@@ -155,7 +153,9 @@ def kernels_of(model: Detector, scales: Scales) -> dict[str, nn.Parameter]:
         unit = modules.get(name)
         kernel = unit.conv.weight if isinstance(unit, ConvUnit) else None
         if kernel is None or (kernel.shape[0], *kernel.shape[2:]) != (len(block.dense), 3, 3):
-            raise ModelError(f"{model.variant}: {name} is not a 3x3 convolution of {len(block.dense)}, as in the scales")
+            raise ModelError(
+                f"{model.variant}: {name} is not a 3x3 convolution of {len(block.dense)}, as in the scales"
+            )
         kernels[name] = kernel
     return kernels
 

@@ -14,6 +14,7 @@ from small_training import training_data
 import stages.evaluate
 import stages.export
 import stages.train
+import stages.training.chain
 import stages.training.run
 from stages.project.params import Params
 from stages.project.workspace import model_dir, reports
@@ -69,6 +70,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.setenv("YOLOV7_DEVICE", "cpu")
     for stage in (stages.training.run, stages.export, stages.evaluate):
         monkeypatch.setattr(stage, "open_index", lambda split: index)
+    for stage in (stages.training.chain, stages.export, stages.evaluate):
         monkeypatch.setattr(stage, "dataset_document", lambda **_: DOCUMENT)
     return Params.model_validate(
         {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from yolov7.errors import ModelError
 from yolov7.model.blocks.base import ConvBlock
 from yolov7.model.blocks.conv import Conv
+from yolov7.model.blocks.linear_add import LinearAdd, LinearAddModule
 from yolov7.model.blocks.rep import RepConvModule, RepVgg
 from yolov7.model.blocks.unit import ConvUnit
 from yolov7.model.spec import Block, Map, Scaling, widened
@@ -35,14 +36,19 @@ def _conv(in_channels: int, out_channels: int, stride: int, act: str, bias: bool
     return ConvUnit(in_channels, out_channels, 3, stride, act=act, bias=bias)
 
 
+def _linear_add(in_channels: int, out_channels: int, stride: int, act: str, bias: bool | None) -> nn.Module:
+    return LinearAddModule(in_channels, out_channels, stride, act=act)
+
+
 MODULES: Mapping[str, Callable[[int, int, int, str, bool | None], nn.Module]] = MappingProxyType(
-    {"rep": _rep, "conv": _conv}
+    {"rep": _rep, "conv": _conv, "linear-add": _linear_add}
 )
 """Builders by mode: input width, output width, stride, activation, bias of a plain convolution."""
 SPECS: Mapping[str, Callable[[int, int, bool | None], ConvBlock]] = MappingProxyType(
     {
         "rep": lambda out, stride, bias: RepVgg(out, stride),
         "conv": lambda out, stride, bias: Conv(out, 3, stride, bias=bias),
+        "linear-add": lambda out, stride, bias: LinearAdd(out, stride),
     }
 )
 """Specs of single blocks by mode: output width, stride, bias of a plain convolution."""
@@ -66,6 +72,8 @@ def mode_of(block: Block) -> Mode | None:
         return block.mode
     if isinstance(block, Conv):
         return "conv" if block.kernel == 3 else None
+    if isinstance(block, LinearAdd):
+        return "linear-add"
     return "rep" if isinstance(block, RepVgg) else None
 
 

@@ -15,6 +15,8 @@ FAULTS = [
     ({"weights": "missing.safetensors", "weights_sha256": "0" * 64}, "missing.safetensors: no such file"),
     ({"weights": "there.safetensors"}, "weights_sha256: missing"),
     ({"weights": "there.safetensors", "weights_sha256": "0" * 64}, "params.yaml expects"),
+    ({"rep_optimizer": "target", "scales": "missing.safetensors"}, "train.scales: missing.safetensors: no such file"),
+    ({"rep_optimizer": "target", "scales": "there.safetensors"}, "scales_sha256: missing"),
     ({"class_weights": {"dogs": 2.0}}, "no class 'dogs' in the data (did you mean 'dog'?)"),
 ]
 
@@ -26,7 +28,8 @@ def test_a_fault_of_a_later_variant(tmp_path, monkeypatch, settings, fault):
     Path("data/ingested").mkdir(parents=True)
     Path("data/ingested/dataset.json").write_text('{"classes": ["dog", "cat"]}')
     variants = ["yolov7-tiny", "yolov7"]
-    values = {"variants": variants, "per_variant": {"yolov7-tiny": {}, "yolov7": settings}}
+    own = {"network": "small_rep:small_rep_network"} if "rep_optimizer" in settings else {}
+    values = {"variants": variants, "per_variant": {"yolov7-tiny": {}, "yolov7": settings | own}}
     Path("params.yaml").write_text(yaml.safe_dump(values))
     params = params_module.load()
     for chosen in (variants, ["yolov7-tiny"]):

@@ -181,3 +181,21 @@ def test_old_runs_are_removed_but_never_the_current_one(tmp_path):
     (tmp_path / "refused").mkdir()  # newer than all, and without a state
     prune(tmp_path, 3, folders[0])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c", "d", "refused"]
+
+
+def test_a_run_that_another_one_needs_is_kept_with_it(tmp_path):
+    """b needs a, d needs c, f needs e, which is about to be trained again."""
+    for age, name in enumerate("abcdefg"):
+        needs = {"b": {"first": "a"}, "d": {"first": "c"}, "f": {"first": "e"}}.get(name, {})
+        states = StateFolder(tmp_path / name, needs)
+        states.save(TrainingState({}, {"position": {"finished": True}}), 1)
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+    prune(tmp_path, 3, tmp_path / "e")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "f", "g"]
+    for age, name in enumerate("abcd"):
+        states = StateFolder(tmp_path / name, {"b": {"first": "a"}, "d": {"first": "c"}}.get(name, {}))
+        states.save(TrainingState({}, {"position": {"finished": True}}), 1)
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+    os.utime(tmp_path / "d", (2000, 2000))
+    prune(tmp_path, 2, tmp_path / "f", needs="e")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "d", "e", "f"]

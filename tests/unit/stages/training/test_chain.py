@@ -1,0 +1,258 @@
+"""Two trainings in one stage: their own runs, resumed where they were stopped, and never trained twice."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from small_detector import SIDE
+from small_training import same_weights, training_data
+
+import stages.train
+import stages.training.chain
+import stages.training.run
+from stages.project.params import Params
+from stages.registry.journal import JOURNALS, RunJournal
+from stages.training.chain import Trainings, hand_out, link_of
+from stages.training.run import STATES
+from stages.training.run_identity import fingerprint, run_identity
+from yolov7.config import Train
+from yolov7.errors import TrainingError
+from yolov7.files import sha256_file
+from yolov7.model import load_checkpoint
+from yolov7.model.rep_optimizer import scales_of
+from yolov7.train.distributed import Processes
+from yolov7.train.state import StateFolder
+
+TRAIN = {
+    "cache": "none",
+    "image_size": SIDE,
+    "batch_size": 2,
+    "epochs": 2,
+    "first_epochs": 1,
+    "evaluate_every": 1,
+    "checkpoint_minutes": 0.0,
+    "optimizer": {"nominal_batch": 4, "warmup_iterations": 2, "warmup_epochs": 0},
+    "augment": {"mosaic": 0.0, "mixup": 0.0, "paste_in": 0.0},
+}
+CHAINS = {
+    "hyper-search": {"rep_optimizer": "chain", "network": "small_rep:small_rep_network"},
+    "teacher": {"distill_from": "self", "network": "small_efficient:small_efficient", "preset": "yolov6-n"},
+}
+"""Parameters by the role of the first training."""
+WEIGHTS = {"hyper-search": "last.safetensors", "teacher": "best.safetensors"}
+DOCUMENT = {"sha256": "d" * 64}
+VARIANT = "chained"
+ARGUMENTS = argparse.Namespace(variant=VARIANT, fresh=False)
+
+
+class Killed(BaseException):
+    """Ends a training as a kill does: nothing is caught, nothing is saved."""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return training_data(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def project(tmp_path: Path, images, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A workspace with data, whose MLflow is away."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(RunJournal, "deliver", lambda self, force=False: False)
+    monkeypatch.setenv("YOLOV7_DEVICE", "cpu")
+    monkeypatch.setattr(stages.train, "require", lambda *_: None)
+    monkeypatch.setattr(stages.training.run, "open_index", lambda split: images)
+    monkeypatch.setattr(stages.training.chain, "dataset_document", lambda: DOCUMENT)
+    return params_with("hyper-search")
+
+
+def params_with(role: str, **train) -> Params:
+    values = {"variants": (VARIANT,), "train": {**TRAIN, **CHAINS[role], **train}, "per_variant": {VARIANT: {}}}
+    return Params.model_validate({**values, "flow": {"state_remote": "copies", "state_every_minutes": 0.0}})
+
+
+def trained(params: Params) -> dict:
+    stages.train.main(params, ARGUMENTS)
+    return json.loads((Path("models") / VARIANT / "train/run.json").read_text())
+
+
+def folders() -> list[Path]:
+    return sorted((STATES / VARIANT).iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+def killed(*_: object, **__: object) -> None:
+    raise Killed
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
+    """Let the training end, as if killed, when it would save for this time."""
+    left, save = saves, StateFolder.save
+
+    def counted(self: StateFolder, *arguments: object) -> Path:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        return save(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StateFolder, "save", counted)
+
+
+@pytest.mark.slow
+def test_two_runs_each_with_its_own_records(project, role="hyper-search"):
+    record = trained(project)
+    first, second = folders()
+    assert record["fingerprint"] == second.name
+    scales = first / WEIGHTS[role]
+    assert record["first"] == {
+        "role": role,
+        "key": first.name,
+        "sha256": sha256_file(scales),
+        "run_id": None,  # MLflow is away
+    }
+    assert bool(scales_of(load_checkpoint(scales)[0])) is (role == "hyper-search")
+    model, metadata = load_checkpoint(f"models/{VARIANT}/train/best.safetensors")
+    assert not scales_of(model) and metadata.variant == VARIANT
+    assert len((first / "history.csv").read_text().splitlines()) == 2
+    assert len(Path(f"models/{VARIANT}/train/history.csv").read_text().splitlines()) == 3
+    heads = [json.loads((JOURNALS / f"{VARIANT}-{key.name}.json").read_text()) for key in (first, second)]
+    assert [head["run_name"] for head in heads] == [f"{VARIANT} {role}", VARIANT]
+    events = [json.loads(line) for line in (JOURNALS / f"{VARIANT}-{second.name}.jsonl").read_text().splitlines()]
+    tags = {k: v for event in events if event["kind"] == "tags" for k, v in event["values"].items()}
+    assert tags["first_fingerprint"] == first.name and tags["first_sha256"] == sha256_file(scales)
+    assert events[-1]["kind"] == "end"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", CHAINS)
+def test_a_kill_in_either_half_resumes_there_and_changes_nothing(project, monkeypatch, tmp_path, role):
+    project = params_with(role)
+    assert trained(project)["first"]["role"] == role
+    undisturbed = tmp_path / "undisturbed"
+    undisturbed.mkdir()
+    for name in ("models", ".state"):
+        shutil.move(name, undisturbed / name)
+    shutil.rmtree("copies")
+    for saves, runs in ((3, 1), (5, 2), (4, 2)):  # an epoch saves five times
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            killed_at(patch, saves)
+            stages.train.main(project, ARGUMENTS)
+        assert len([folder for folder in folders() if list(folder.glob("state-*"))]) == runs
+    trained(project)
+    for name in ("best.safetensors", "last.safetensors"):
+        out = Path("models") / VARIANT / "train" / name
+        assert same_weights(out, undisturbed / out), name
+    assert {path.name for path in folders()} == {path.name for path in (undisturbed / STATES / VARIANT).iterdir()}
+    # Another machine has the data and the copies of the states: what is finished is not trained again.
+    shutil.rmtree(".state")
+    with monkeypatch.context() as patch:
+        killed_at(patch, 1)
+        trained(project)
+        # A change of the second training alone leaves the first one as it is.
+        with pytest.raises(Killed):
+            stages.train.main(params_with(role, epochs=3), ARGUMENTS)
+    assert len(folders()) == 3
+
+
+@pytest.mark.slow
+def test_a_kill_between_the_halves_completes_the_records_of_the_first(project, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(stages.training.run, "write_records", killed)
+        stages.train.main(project, ARGUMENTS)
+    (first,) = folders()
+    assert not (first / "history.csv").exists()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, 1)
+        stages.train.main(project, ARGUMENTS)
+    assert (first / "history.csv").exists()
+    (first / "last.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"last\.safetensors: missing, though the hyper-search is finished"):
+        stages.train.main(project, ARGUMENTS)
+    # To start over is to start both over.
+    Trainings(project, VARIANT).start_over()
+    assert not list(first.glob("state-*"))
+
+
+@pytest.mark.slow
+def test_changed_code_trains_both_again_once_the_second_is_finished(project, monkeypatch):
+    def prepared(code: str) -> bool:
+        monkeypatch.setattr(stages.training.run, "stage_code", lambda stage: code)
+        first = Trainings(project, VARIANT).first()
+        return first.prepare(fresh=False)
+
+    monkeypatch.setattr(stages.training.run, "stage_code", lambda stage: "one")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_at(patch, 8)  # in the second training
+        stages.train.main(project, ARGUMENTS)
+    assert len(folders()) == 2
+    assert prepared("two") is False, "the change may be what the second was stopped for"
+    trained(project)  # both under the new code, as far as they were not finished
+    assert prepared("two") is False
+    assert prepared("three") is True
+
+
+def test_the_first_training_of_a_chain_lasts_as_long_as_its_epochs_say():
+    link = link_of(Train(rep_optimizer="chain", epochs=9, optimizer={"rate_batch": 32}))
+    assert link is not None and (link.role, link.first.epochs, link.first.rep_optimizer) == (
+        "hyper-search",
+        9,
+        "hyper-search",
+    )
+    assert link_of(Train(rep_optimizer="chain", epochs=9, first_epochs=4)).first.epochs == 4
+    second = link.second("scales.safetensors", "0" * 64)
+    assert (second.rep_optimizer, second.scales, second.scales_sha256, second.epochs) == (
+        "target",
+        "scales.safetensors",
+        "0" * 64,
+        9,
+    )
+    assert second.optimizer.rate_batch == 0 and link.first.optimizer.rate_batch == 32
+    Train.model_validate(second.model_dump() | {"loss": {}})
+    with pytest.raises(ValidationError, match="each train twice"):
+        Train(rep_optimizer="chain", distill_from="self")
+    link = link_of(Train(distill_from="self", epochs=9, first_epochs=4))
+    assert link is not None and (link.role, link.first) == ("teacher", Train(epochs=4))
+    student = link.second("best.safetensors", "0" * 64)
+    assert (student.distill_from, student.distill_sha256, student.epochs) == ("best.safetensors", "0" * 64, 9)
+    assert link_of(student) is None
+    assert link_of(Train()) is None and link_of(Train(rep_optimizer="hyper-search")) is None
+
+
+def test_the_digest_of_the_scales_identifies_the_second_run_and_their_place_does_not():
+    def key(**values):
+        return fingerprint(run_identity("v", Train(rep_optimizer="target", **values), DOCUMENT, None))
+
+    one = key(scales="a", scales_sha256="0" * 64)
+    assert one == key(scales="b", scales_sha256="0" * 64)
+    assert one != key(scales="a", scales_sha256="1" * 64)
+
+
+class Other(Processes):
+    """A process on another machine, which the first tells what it asks for."""
+
+    rank = 1
+
+    def __init__(self, content: bytes):
+        self.content, self.asked = content, 0
+
+    def on_main(self, work):
+        self.asked += 1
+        return self.content
+
+
+def test_a_machine_without_the_file_of_the_first_process_gets_it(tmp_path):
+    path, content = tmp_path / "run/last.safetensors", b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    other = Other(content)
+    hand_out(path, digest, other)
+    hand_out(path, digest, other)
+    assert path.read_bytes() == content and other.asked == 1
+    path.write_bytes(b"of an older run")
+    hand_out(path, digest, other)
+    assert path.read_bytes() == content and other.asked == 2
