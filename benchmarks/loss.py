@@ -3,9 +3,9 @@
 One line for each case: milliseconds of forward (assignment and loss) and of backward down to the raw maps, dispatched
 operations (views included), and, with `--share`, the share in a training step of yolov7-tiny on the same images.
 
-Then YOLOv9's (`--aligned-only`: nothing else) beside the same on dense tables (`dense_aligned.py`), each in a process
-of its own: least processor milliseconds, peak memory above that of the maps (their gradients included), and operations.
-It fails if the positives differ, or the losses by more than 1e-5.
+Then YOLOv9's beside the same on dense tables (`dense_aligned.py`), each in a process of its own: least processor
+milliseconds, peak memory above that of the maps (their gradients included), and operations. It fails if the positives
+differ, or the losses by more than 1e-5. Then the same figures of YOLOv6's. `--aligned-only`: these two alone.
 """
 
 from __future__ import annotations
@@ -152,10 +152,20 @@ class Aligned:
     """Head, image, cell, target."""
 
 
-def ours(heads: int) -> Callable[[list[Tensor], Tensor], tuple[Tensor, list[Tensor]]]:
-    criterion = AlignedCriterion(
-        AlignedLoss(), strides=STRIDES, num_classes=80, bins=BINS, auxiliary=heads > 1
-    )  # the published gains
+YOLOV6 = {"top_k": 13, "alpha": 1.0, "overlap": "iou", "box_epsilon": 1e-10, "classification_loss": "varifocal"}
+FIELDS: dict[str, tuple[dict[str, object], int]] = {
+    "YOLOv9": ({}, BINS),
+    "YOLOv6, SIoU": ({**YOLOV6, "box_loss": "siou"}, 0),
+    "YOLOv6, GIoU and 17 bins": ({**YOLOV6, "box_loss": "giou"}, 17),
+    "YOLOv6, first epochs (ATSS)": ({**YOLOV6, "box_loss": "siou", "assigner": "atss"}, 0),
+}
+"""Loss parameters and bins."""
+
+
+def ours(
+    heads: int, fields: dict[str, object], bins: int
+) -> Callable[[list[Tensor], Tensor], tuple[Tensor, list[Tensor]]]:
+    criterion = AlignedCriterion(AlignedLoss(**fields), strides=STRIDES, num_classes=80, bins=bins, auxiliary=heads > 1)
     assigner = criterion.assigner
     seen: list[Matches] = []
     criterion.assigner = lambda *given: seen.append(assigner(*given)) or seen[-1]  # type: ignore[func-returns-value]
@@ -170,14 +180,17 @@ def ours(heads: int) -> Callable[[list[Tensor], Tensor], tuple[Tensor, list[Tens
     return loss
 
 
-def measure_aligned(dense: bool, heads: int, images: int, side: int, objects: int, repeats: int) -> Aligned:
+def measure_aligned(
+    dense: bool, heads: int, images: int, side: int, objects: int, repeats: int, name: str = "YOLOv9"
+) -> Aligned:
     """In a fresh process, because its peak memory counts."""
     torch.set_num_threads(1)
-    loss = (lambda raw, targets: dense_loss(raw, targets, STRIDES)) if dense else ours(heads)
+    fields, bins = FIELDS[name]
+    loss = (lambda raw, targets: dense_loss(raw, targets, STRIDES)) if dense else ours(heads, fields, bins)
 
     def batch(images: int, side: int, objects: int) -> tuple[list[Tensor], Tensor]:
         generator = torch.Generator().manual_seed(0)
-        shapes = [(images, 4 * BINS + 80, side // s, side // s) for s in STRIDES * heads]
+        shapes = [(images, 4 * max(bins, 1) + 80, side // s, side // s) for s in STRIDES * heads]
         raw = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
         return raw, Case(images, objects, side).targets()
 
@@ -201,17 +214,33 @@ def measure_aligned(dense: bool, heads: int, images: int, side: int, objects: in
     return Aligned(forward, backward, 1024 * peak, count.operations, total.item(), found)
 
 
+def alone(*given: bool | int | str) -> Aligned:
+    """`measure_aligned`, in a process that measures nothing else."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure_aligned, *given).result()  # type: ignore[arg-type]
+
+
+def row(found: Aligned) -> str:
+    figures = 1e3 * found.forward, 1e3 * found.backward, 1e3 * (found.forward + found.backward), found.peak
+    return " ".join(f"{value:9.0f}" for value in figures) + f" {found.operations:4d}"
+
+
+def list_aligned(repeats: int) -> None:
+    print("one head, 16 images of 640 px, 20 objects each, 80 classes")
+    print("                             forward ms backward ms  sum  peak MiB  ops  positives")
+    for name in FIELDS:
+        found = alone(False, 1, 16, 640, 20, repeats, name)
+        print(f"{name:28} {row(found)} {len(found.positives):9d}", flush=True)
+
+
 def compare_aligned(repeats: int) -> None:
     print("YOLOv9, 16 images of 640 px, 20 objects each, 80 classes")
     print("heads  method forward ms backward ms  sum  peak MiB  ops")
     for heads in (1, 2):
         results = []
         for dense in (True, False):
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                found = pool.submit(measure_aligned, dense, heads, 16, 640, 20, repeats).result()
-            figures = 1e3 * found.forward, 1e3 * found.backward, 1e3 * (found.forward + found.backward), found.peak
-            line = " ".join(f"{value:9.0f}" for value in figures)
-            print(f"{heads:5d} {'dense' if dense else 'ours':>7} {line} {found.operations:4d}", flush=True)
+            found = alone(dense, heads, 16, 640, 20, repeats)
+            print(f"{heads:5d} {'dense' if dense else 'ours':>7} {row(found)}", flush=True)
             results.append(found)
         plain, own = results
         assert plain.positives == own.positives, f"{len(plain.positives ^ own.positives)} positives differ"
@@ -225,12 +254,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--share", action="store_true", help="compare with training steps of yolov7-tiny (slow at 640)")
-    parser.add_argument("--aligned-only", action="store_true", help="YOLOv9 alone")
+    parser.add_argument("--aligned-only", action="store_true", help="YOLOv9 and YOLOv6 alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not arguments.aligned_only:
         compare_cases(arguments.repeats, arguments.share)
     compare_aligned(arguments.repeats)
+    list_aligned(arguments.repeats)
 
 
 def compare_cases(repeats: int, share: bool) -> None:

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from flows.markdown import duration
 from flows.promotion.models import variant_of
 from flows.runner.pipeline import Log, Pipeline, StageError
-from flows.runner.worktree import bring, bring_weights, commit_of, hashes_of, worktree
+from flows.runner.worktree import bring, bring_files, commit_of, hashes_of, worktree
 from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY
 from stages.project.provenance import DIRTY, UNKNOWN, UNTRACKED
@@ -140,7 +140,7 @@ def reproduce(uri: str, *, root: Path | None = None, keep: bool = False, log: Lo
         limit = params.flow.stage_timeout_hours * 3600
         with Pipeline(folder, timeout_seconds=limit, variables=variables) as pipeline:
             _warn_of_packages(origin, folder, log)
-            bring_weights(pipeline, origin.variant, log)
+            bring_files(pipeline, origin.variant, log)
             _bring_data(pipeline, origin, log)
             seconds = 0.0
             for stage in STAGES:

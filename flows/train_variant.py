@@ -27,9 +27,9 @@ from flows.runner import remote as dvc_remote
 from flows.runner.pipeline import LOGS, Log, Pipeline, StageError, StageOutcome, StageResult
 from flows.runner.worktree import (
     DataHashes,
-    added_weights,
+    added_files,
     bring,
-    bring_weights,
+    bring_files,
     commit_of,
     hashes_of,
     variants_at,
@@ -110,8 +110,8 @@ def find_commit(root: Path, revision: str) -> str:
 
 @task(name="bring", task_run_name="bring", cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def bring_data(pipeline: Pipeline, variant: str, hashes: DataHashes) -> None:
-    """Bring data and initial weights into the worktree, from DVC's cache or a remote."""
-    bring_weights(pipeline, variant, get_run_logger())
+    """Bring data and the files that the training starts from into the worktree, from DVC's cache or a remote."""
+    bring_files(pipeline, variant, get_run_logger())
     bring(pipeline, hashes, get_run_logger())
 
 
@@ -142,8 +142,7 @@ def train_elsewhere(pipeline: Pipeline, params: Params, stage: str, fresh: bool 
         return StageResult(stage, StageOutcome.UNCHANGED, 0.0)
     revision = _committed(stage)
     variant = stage.partition("@")[2]
-    weights = added_weights(pipeline.root, variant)
-    wanted = (*DATA_STAGES, *([weights] if weights else []))
+    wanted = (*DATA_STAGES, *added_files(pipeline.root, variant))
     dvc_remote.push(pipeline, log, *wanted, name=f"push-data@{variant}")  # other variants may push at the same time
     hours = params.flow.stage_timeout_hours
     parameters = {"variant": variant, "revision": revision, "timeout_hours": hours}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate
 from yolov7.evaluate.left_out import images_cut_short
 from yolov7.files import sha256_file, write_json, write_text
+from yolov7.letterbox import Border
+from yolov7.model.variants.borders import published_border
 from yolov7.predict import AugmentedRuntime, Predictor, load_detector
 from yolov7.predict.augmented import Views
 from yolov7.report.evaluation import Analysis, analyse, render_report
@@ -44,6 +47,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     result = run_evaluation(predictor, index, params.evaluate)
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
     figures = _figures(predictor, result, analysis, index, document, None if args.model else sha256_file(model))
+    figures |= _framing(predictor, params.evaluate)
     if args.output:
         write_json(args.output, figures)
     else:
@@ -76,7 +80,21 @@ def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Ev
         iou=settings.iou,
         max_detections=settings.max_detections,
         rectangular=settings.rectangular,
+        border=border_of(predictor, settings),
     )
+
+
+def border_of(predictor: Predictor, settings: Evaluate) -> Border:
+    """The grey border of `params.yaml` for this model."""
+    given = settings.border
+    pixels = published_border(predictor.metadata.variant) if given.pixels == "published" else given.pixels
+    return Border(pixels, given.integer_offset, given.exact_scale, given.spare)
+
+
+def _framing(predictor: Predictor, settings: Evaluate) -> dict[str, Any]:
+    """The border among the figures, where it is not the usual one."""
+    border = border_of(predictor, settings)
+    return {} if border == Border() else {"border": asdict(border)}
 
 
 def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedRuntime:
@@ -126,8 +144,17 @@ def _facts(
         "Test data": document["splits"]["test"]["sha256"],
         "Settings": f"confidence {settings.confidence:g}, IoU {settings.iou:g}, {settings.max_detections} detections"
         + (", rectangular batches" if settings.rectangular else "")
+        + _border_words(border_of(predictor, settings))
         + (f", augmented: {'all' if settings.augment is True else settings.augment}" if settings.augment else ""),
     }
+
+
+def _border_words(border: Border) -> str:
+    words = [f"border of {border.pixels} pixels"] if border.pixels else []
+    words += [] if border.integer_offset else ["offset in halves"]
+    words += [] if border.exact_scale else ["scale of the height for both axes"]
+    words += [] if border.spare == Border().spare else [f"{border.spare:g} strides to spare"]
+    return "".join(f", {each}" for each in words)
 
 
 def _left_out(result: Evaluation, settings: Evaluate) -> dict[str, str]:

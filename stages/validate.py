@@ -19,7 +19,7 @@ from stages.project.command import run_stage
 from stages.project.folders import replace_folder
 from stages.project.params import Params, Validation
 from stages.project.redaction import redacted
-from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT, dataset_document
+from stages.project.workspace import INDEX, INDEXED, INGESTED, VALIDATION_REPORT, dataset_document
 from stages.validation.check import Finding, RuleOutcome, findings_document, results_document
 from stages.validation.images import ImageCheck, check_images
 from stages.validation.judge import Verdict, dropped_counts, dropped_document, judge_data
@@ -83,6 +83,7 @@ def validate(
     with replace_folder(index) as folder:
         for split, coco in verdict.kept.items():
             build_index(coco, images_folder(ingested, split), folder / split)
+        write_json(folder / INDEXED.name, {"sha256": dataset["sha256"]})
     images = sum(len(coco.images) for coco in verdict.kept.values())
     held = sum(outcome.passed for outcome in verdict.outcomes)
     logger.info("%d rules hold for %d images; report: %s", held, images, report / "index.html")

@@ -144,6 +144,13 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--rectangular", action="store_true", help="use the smallest rectangle instead of the square input"
     )
     parser.add_argument(
+        "--border",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pixels of grey along the image's long side, as `evaluate: {border: {pixels: N}}` measures (0)",
+    )
+    parser.add_argument(
         "--pixel-range",
         nargs=2,
         type=float,
@@ -295,6 +302,7 @@ def _predict(args: argparse.Namespace) -> None:
     predictor = _load(
         args,
         rectangular=args.rectangular,
+        border=args.border,
         batch_size=args.batch_size,
         augment=args.augment or False,
     )

@@ -160,34 +160,42 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
     _bring(pipeline, list(hashes), {path: value for outputs in hashes.values() for path, value in outputs.items()}, log)
 
 
-def added_weights(root: Path, variant: str) -> str | None:
-    """The .dvc file of the initial weights of `variant`; None without weights, or if they have no such file."""
-    target = f"{_weights(root, variant)}.dvc"
-    return target if (root / target).is_file() else None
+FILES = ("weights", "scales", "distill_from")
+"""Parameters of a training that may name a file."""
+NO_FILES = ("self", "models:/")
+"""Beginnings of what they may name besides."""
 
 
-def bring_weights(pipeline: Pipeline, variant: str, log: Log) -> None:
-    """Bring the initial weights of `variant` into the worktree, if they are not in git.
+def added_files(root: Path, variant: str) -> list[str]:
+    """The .dvc files of the files that the training of `variant` starts from, of those that have one."""
+    targets = [f"{name}.dvc" for name in _files(root, variant).values()]
+    return [target for target in targets if (root / target).is_file()]
+
+
+def bring_files(pipeline: Pipeline, variant: str, log: Log) -> None:
+    """Bring the files that the training of `variant` starts from into the worktree, if they are not in git.
 
     Raises :class:`ConfigError` if they are not in DVC either; otherwise as :func:`bring`.
     """
-    weights, target = _weights(pipeline.root, variant), added_weights(pipeline.root, variant)
-    if not weights or (pipeline.root / weights).is_file():
-        return
-    if target is None:
-        raise ConfigError(
-            f"train.weights: {weights} is not in a checkout of this revision: it is neither in git nor added to DVC; "
-            f"`dvc add {weights}`, commit {weights}.dvc, and `dvc push` where other machines train"
-        )
-    document = _document(pipeline.root / target)
-    _bring(pipeline, [target], {weights: str(document["outs"][0]["md5"])}, log)
+    added = added_files(pipeline.root, variant)
+    for key, name in _files(pipeline.root, variant).items():
+        if (pipeline.root / name).is_file():
+            continue
+        if f"{name}.dvc" not in added:
+            raise ConfigError(
+                f"train.{key}: {name} is not in a checkout of this revision: it is neither in git nor added to DVC; "
+                f"`dvc add {name}`, commit {name}.dvc, and `dvc push` where other machines train"
+            )
+        document = _document(pipeline.root / f"{name}.dvc")
+        _bring(pipeline, [f"{name}.dvc"], {name: str(document["outs"][0]["md5"])}, log)
 
 
-def _weights(root: Path, variant: str) -> str:
-    """Path of the initial weights, read from the plain file: an old revision may have other parameters than today."""
+def _files(root: Path, variant: str) -> dict[str, str]:
+    """Paths by parameter, read from the plain file: an old revision may have other parameters than today."""
     values = _document(root / PARAMS_FILE)
-    own = (values.get("per_variant") or {}).get(variant) or {}
-    return str(own.get("weights", (values.get("train") or {}).get("weights", "")))
+    own, common = (values.get("per_variant") or {}).get(variant) or {}, values.get("train") or {}
+    named = {key: str(own.get(key, common.get(key, ""))) for key in FILES}
+    return {key: name for key, name in named.items() if name and not name.startswith(NO_FILES)}
 
 
 def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], log: Log) -> None:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from stages.preflight.findings import Findings
 from stages.project.params import Export, Params
+from yolov7.model.variants.borders import published_border
 from yolov7.predict.augmented import VIEWS
 
 _ALWAYS = ("onnx", "onnxruntime", "onnxscript", "pycocotools", "mlflow", "pandas")
@@ -51,7 +52,13 @@ def check_opset(export: Export, found: Findings) -> None:
 
 
 def check_evaluation(params: Params, found: Findings) -> None:
-    """Settings of `evaluate` that a file with fixed sides cannot serve."""
+    """A border without room for an image, and settings of `evaluate` that a file with fixed sides cannot serve."""
+    for variant, training in params.trainings.items():
+        given = params.evaluate.border.pixels
+        pixels = published_border(variant) if given == "published" else given
+        if pixels >= training.image_size:
+            side = training.image_size
+            found.problem(f"params.yaml: evaluate.border.pixels: {pixels} leave no room in {variant}'s input of {side}")
     if params.export.dynamic:
         return
     settings = params.evaluate

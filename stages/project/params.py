@@ -96,6 +96,35 @@ class Export(Group):
     """Largest difference in AP between any two forms on the verification images."""
 
 
+def _border_width(value: Any) -> Any:
+    """Refuse what is neither a width nor the word, in one line instead of one for each type."""
+    if value != "published" and not (type(value) is int and value >= 0):
+        raise ValueError("a whole number of pixels, or `published`, is expected")
+    return value
+
+
+class GreyBorder(Group):
+    """Grey around the images of an evaluation, and the way back (docs/evaluation.md; yolov7.letterbox.Border)."""
+
+    pixels: Annotated[int | Literal["published"], BeforeValidator(_border_width)] = 0
+    """Grey along the image's long side, half of it on each end: that side is the input's minus this. `published`: as
+    the figures of the variant were measured (0 for networks without such a border, and for your own)."""
+    integer_offset: bool = True
+    """Boxes find back from the corner that the image was placed at. False: from half of the grey, which is half a pixel
+    off where the grey is odd."""
+    exact_scale: bool = True
+    """Boxes find back by the scale of each axis. False: by that of the height."""
+    spare: float = Field(default=0.5, ge=0.0, le=1.0)
+    """With `rectangular`: strides added to each side of a batch before it is rounded up to whole ones."""
+
+    @property
+    def conditions(self) -> str:
+        """What differs from the defaults, as in :attr:`Evaluate.conditions`."""
+        default = GreyBorder()
+        differs = [name for name in type(self).model_fields if getattr(self, name) != getattr(default, name)]
+        return "".join(f" border.{name}={getattr(self, name)}" for name in differs)
+
+
 class Evaluate(Group):
     """COCO evaluation of the ONNX artefact (training sheet, section 9)."""
 
@@ -110,6 +139,9 @@ class Evaluate(Group):
     rectangular: bool = False
     """Batches of similar shape with little border instead of squares, the setting of the published figures; needs
     export.dynamic."""
+    border: GreyBorder = GreyBorder()
+    """More grey around the images, as YOLOv6's published figures have it. Measures a detector that is used this way:
+    `yolov7 predict` takes the same `--border`; served models have none."""
     augment: bool | Literal["all", "scales", "flip"] = False
     """Test-time augmentation: each image is seen several times, smaller and mirrored (true: `all`; `scales`: not
     mirrored). Measures the AP of a detector that is used this way, several times slower; all but `flip` need
@@ -124,6 +156,7 @@ class Evaluate(Group):
         """The settings that AP depends on, in one line: AP is comparable only between equal ones."""
         text = f"confidence={self.confidence:g} iou={self.iou:g} max_detections={self.max_detections}"
         text += f" rectangular={self.rectangular}" if self.rectangular else ""
+        text += self.border.conditions
         return text + (f" augment={self.augment}" if self.augment else "")
 
 

@@ -16,6 +16,8 @@ INGESTED = Path("data/ingested")
 """The data set in the pipeline's layout (`stages.dataset.layout`)."""
 INDEX = Path("data/index")
 """The index of the validated data, a folder per split."""
+INDEXED = INDEX / "dataset.json"
+"""sha256 of the ingested data that the index was made of; absent in an index of earlier revisions."""
 VALIDATION_REPORT = Path("reports/validation")
 """Findings of the validate stage."""
 
@@ -45,10 +47,18 @@ def split_images(split: str) -> Path:
 
 
 def open_index(split: str) -> Index:
-    """The validated images and boxes of `split`. Raises :class:`DataError` where there is no readable index."""
+    """The validated images and boxes of `split`.
+
+    Raises :class:`DataError` where there is no readable index, or one of other data than those ingested last: a figure
+    would be of the old labels under the name of the new data.
+    """
     # Imported here: the stages that never open an index need not depend on its code (dvc.yaml).
     from yolov7.data.index import Index
 
+    if INDEXED.is_file():
+        validated = read_json(INDEXED, "dvc repro validate", needs=_IDENTITY)["sha256"]
+        if validated != dataset_document()["sha256"]:
+            raise DataError(f"{INGESTED} has changed since it was validated; run `dvc repro validate`", path=INDEX)
     return Index.open(INDEX / split, image_root=split_images(split))
 
 

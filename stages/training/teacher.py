@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from stages.project.home import home
 from stages.project.locks import file_lock
 from yolov7.config import Train
 from yolov7.errors import ConfigError
@@ -13,7 +14,7 @@ from yolov7.train.teacher import SELF
 
 ADDRESS = "models:/"
 TEACHERS = Path(".local/teachers")
-"""Weights that were fetched, named by their sha256."""
+"""Weights that were fetched, named by their sha256; in the home, so that copies of the project have them too."""
 
 
 def teacher_file(train: Train) -> Path | None:
@@ -50,16 +51,17 @@ def _require(found: str, digest: str, name: str) -> None:
 
 def _fetched(address: str, digest: str) -> Path:
     """The best weights of the training behind a version."""
-    path = TEACHERS / f"{digest}.safetensors"
+    folder = home() / TEACHERS
+    path = folder / f"{digest}.safetensors"
     if _is_whole(path, digest):
         return path
     from stages.registry.versions import ModelRegistry
 
-    with file_lock(TEACHERS / ".lock"):  # of several processes one fetches
+    with file_lock(folder / ".lock"):  # of several processes one fetches
         if not _is_whole(path, digest):
             registry = ModelRegistry()
-            with tempfile.TemporaryDirectory(dir=TEACHERS, prefix=".fetch-") as folder:
-                found = registry.checkpoint(registry.resolve(address), Path(folder))
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+                found = registry.checkpoint(registry.resolve(address), Path(temporary))
                 _require(sha256_file(found), digest, address)
                 found.replace(path)
     return path

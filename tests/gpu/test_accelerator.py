@@ -56,6 +56,27 @@ def test_the_loss_and_its_gradients_are_the_same(device, assigner, auxiliary):
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("variant", "epoch"), [("yolov9-t", 0), ("yolov6-n", 0), ("yolov6-n", 9), ("yolov6-m", 9)])
+def test_the_loss_without_anchors_and_its_gradients_are_the_same(device, variant, epoch):
+    """The first epochs of YOLOv6 assign by ATSS."""
+    model = create_model(variant, 20, device="meta")
+    criterion = create_criterion(model, image_size=256).at(epoch, 300)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, criterion.channels + 20, 256 // s, 256 // s) for s in model.strides * (1 + model.has_auxiliary)]
+    maps = [torch.randn(shape, generator=generator) + 0.5 for shape in shapes]
+    targets = random_targets(6, 12, 256, 256, 20)
+    results = []
+    for place in (torch.device("cpu"), device):
+        there = on(place, maps)
+        loss = criterion(there, targets.to(place))
+        loss.total.backward()
+        results.append((loss.total.detach().cpu(), [one.grad.cpu() for one in there]))
+    (ours, our_gradients), (theirs, their_gradients) = results
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+    for one, other in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("images", [4, 64])
 def test_assignment_and_loss_wait_for_the_device_at_most_eight_times(device, images):
     if device.type != "cuda":

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from yolov7.assign import Targets
+from yolov7.config import SimOtaLoss
 from yolov7.loss import SimOtaCriterion, create_criterion
 from yolov7.model import create_model
 from yolov7.model.heads.efficient import with_options
@@ -20,19 +21,6 @@ GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "v6"
 NAMES = sorted(path.stem.removeprefix("loss_") for path in GOLDEN.glob("loss_*.npz"))
 ALIGNED = [name for name in NAMES if "distill" not in name and "simota" not in name]
 STRIDES = (8, 16, 32)
-RECIPE = {
-    "atss_epochs": 4,
-    "top_k": 13,
-    "alpha": 1.0,
-    "overlap": "iou",
-    "box_epsilon": 1e-10,
-    "box": 2.5,
-    "dfl": 0.5,
-    "classification_loss": "varifocal",
-    "classification": 1.0,
-    "least_score_sum": 0.0,
-    "times_images": False,
-}
 BOX_LOSSES = ("siou", "giou", "ciou", "diou", "iou")
 
 
@@ -55,15 +43,13 @@ def built(name, arrays):
     raw = [torch.from_numpy(np.concatenate((arrays[f"box{i}"], arrays[f"cls{i}"]), 1)).float() for i in range(3)]
     bins, classes = 17 if "dfl" in words else 0, arrays["cls0"].shape[1]
     aided = "ab" in words
-    fields = {**RECIPE, "box_loss": next(word for word in words if word in BOX_LOSSES)}
-    if "v3" in words:
-        fields |= {"atss_epochs": 0, "least_score_sum": 1.0}
+    box_loss = next(word for word in words if word in BOX_LOSSES)  # the rest is the recipe of the variant
     if aided:
         for level in range(3):
             parts = (arrays[f"{part}_ab{level}"].astype(np.float32) for part in ("box", "cls"))
             slots = [part.reshape(len(part), 3, -1, *part.shape[2:]) for part in parts]
             raw.append(torch.from_numpy(np.concatenate(slots, 2)).flatten(1, 2))
-    made = create_criterion(network(bins, classes, aided), image_size=128, **fields)
+    made = create_criterion(network(bins, classes, aided), image_size=128, box_loss=box_loss)
     targets = pixels(arrays["targets"], raw[0])
     return made.at(0 if "atss" in words else 10, 300), [item.requires_grad_() for item in raw], targets
 
@@ -161,11 +147,8 @@ def test_simota_of_the_first_release(name):
         pytest.skip("the golden losses of YOLOv6 (../shared) are not here")
     arrays = dict(np.load(GOLDEN / f"loss_{name}.npz"))
     raw = [torch.from_numpy(arrays[f"raw{level}"]).float().requires_grad_() for level in range(3)]
-    criterion = SimOtaCriterion(
-        strides=STRIDES,
-        num_classes=raw[0].shape[1] - 5,
-        box_loss=next(word for word in name.split("_") if word in BOX_LOSSES),
-    )
+    options = SimOtaLoss(box_loss=next(word for word in name.split("_") if word in BOX_LOSSES))
+    criterion = SimOtaCriterion(options, strides=STRIDES, num_classes=raw[0].shape[1] - 5)
     targets = pixels(arrays["targets"], raw[0])
     _, cells, matches, overlap = criterion._assigned(raw, Targets.of(targets, raw[0].device))
     maps, image, _, row, column, target = matches.lines

@@ -102,6 +102,7 @@ RUN_ELSEWHERE = {
     "docs/operations.md: export MLFLOW_TRACKING_URI": "tests/pipeline/test_serving_load.py",
     "docs/operations.md: python -m flows.reproduce": "tests/pipeline/test_reproduce.py",
     "docs/operations.md: createdb mlflow": "tests/pipeline/test_postgresql.py",
+    "docs/evaluation.md: python -m yolov7.figures.border": "tests/unit/yolov7/figures/test_border.py",
     "docs/paper-map.md: python -m yolov7.figures.information": "tests/unit/yolov7/figures/test_information.py",
     "docs/paper-map.md: python -m yolov7.figures.attention": "tests/unit/yolov7/figures/test_attention.py",
     "docs/training.md: dvc add weights/yolov7-tiny.pt": "tests/unit/stages/test_start_weights.py",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools.coco import COCO
 
-from yolov7.data.evaluation import EvalBatch, evaluation_batches
+from yolov7.data.evaluation import NO_BORDER, EvalBatch, evaluation_batches
 from yolov7.data.index import Index
 from yolov7.data.tally import Tally
 from yolov7.data.workers import lost_workers_explained
@@ -18,8 +18,9 @@ from yolov7.evaluate.coco import Result, Scores, evaluate_detections, ground_tru
 from yolov7.evaluate.curves import PrecisionRecall
 from yolov7.evaluate.left_out import uncounted_objects
 from yolov7.evaluate.matches import Matching
+from yolov7.letterbox import Border
 from yolov7.model.checkpoint import ModelMetadata
-from yolov7.nms import Detections, Thresholds, select
+from yolov7.nms import Thresholds, select
 from yolov7.predict.predictor import Predictor, input_sides
 from yolov7.predict.runtimes import DetectingRuntime, Runtime
 
@@ -58,6 +59,7 @@ def evaluate(
     iou: float = EVALUATION.iou,
     max_detections: int = EVALUATION.max_detections,
     rectangular: bool = False,
+    border: Border = NO_BORDER,
     workers: int = 0,
     truth: COCO | None = None,
     progress: Progress | None = None,
@@ -65,13 +67,14 @@ def evaluate(
     """Evaluate on every image of `index` as the published figures were (training sheet, section 9).
 
     Images are fitted to the square of `image_size` (default: as trained), or with `rectangular` to the smallest shape
-    of their batch; a file whose sides were fixed when it was exported gets those. Every class of a box above
+    of their batch; a file whose sides were fixed when it was exported gets those. `border` surrounds them with more
+    grey and says how boxes find back, as YOLOv6's published figures need it. Every class of a box above
     `confidence` counts; of the `max_detections` kept of an image the COCO tool looks at 100; there is no time limit. A
     file with the suppression inside is measured with its own thresholds, which leave out low scores that AP would
     count. `truth` saves building the ground truth again.
     Raises :class:`ModelError` if the model's classes are not the data set's, or its sides are fixed to others,
-    :class:`ConfigError` for thresholds out of range, :class:`DataError` for an image that is unreadable or not of the
-    annotated size.
+    :class:`ConfigError` for thresholds or a border out of range, :class:`DataError` for an image that is unreadable or
+    not of the annotated size.
     """
     results = find_results(
         detector,
@@ -80,6 +83,7 @@ def evaluate(
         batch_size=batch_size,
         thresholds=Thresholds(confidence, iou, max_detections),
         rectangular=rectangular,
+        border=border,
         workers=workers,
         progress=progress,
     )
@@ -96,6 +100,7 @@ def find_results(
     batch_size: int = 16,
     thresholds: Thresholds = EVALUATION,
     rectangular: bool = False,
+    border: Border = NO_BORDER,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -108,7 +113,6 @@ def find_results(
     """
     check_classes(detector.metadata, index)
     predictor = detector if isinstance(detector, Predictor) else Predictor(detector)
-    inside = predictor.suppression_inside is not None
     results: list[Result] = []
     done = 0
     batches = evaluation_batches(
@@ -117,18 +121,14 @@ def find_results(
         batch_size=batch_size,
         stride=predictor.stride,
         rectangular=rectangular,
+        border=border,
         workers=workers,
         rank=rank,
         world_size=world_size,
     )
     with lost_workers_explained(), closing(batches):  # no worker outlives this, however it ends
         for batch in batches:
-            if inside:
-                found = predictor.detect(batch.images)
-            else:
-                decoded, several = predictor.decoded(batch.images), len(index.class_names) > 1
-                found = select(decoded, thresholds, scoring=predictor.scoring, multi_label=several)
-            results += _results_of_batch(batch, found, index.category_ids)
+            results += batch_results(predictor, batch, index, thresholds)
             done += len(batch)
             if progress is not None:
                 progress(done, len(index))
@@ -171,9 +171,15 @@ def coco_results(
     ]
 
 
-def _results_of_batch(batch: EvalBatch, found: Sequence[Detections], category_ids: Sequence[int]) -> list[Result]:
+def batch_results(predictor: Predictor, batch: EvalBatch, index: Index, thresholds: Thresholds) -> list[Result]:
+    """COCO result records of one batch. A file with the suppression inside applies its own thresholds."""
+    if predictor.suppression_inside is not None:
+        found = predictor.detect(batch.images)
+    else:
+        decoded, several = predictor.decoded(batch.images), len(index.class_names) > 1
+        found = select(decoded, thresholds, scoring=predictor.scoring, multi_label=several)
     results: list[Result] = []
     for position, (image_id, detections) in enumerate(zip(batch.image_ids, found, strict=True)):
         boxes, scores, labels = detections.to_numpy()
-        results += coco_results(image_id, batch.to_original(position, boxes), scores, labels, category_ids)
+        results += coco_results(image_id, batch.to_original(position, boxes), scores, labels, index.category_ids)
     return results

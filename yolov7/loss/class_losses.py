@@ -9,7 +9,7 @@ With p = sigmoid(logit), t the target score of a match (its own class), BCE(p, t
 * `quality-focal`: |t - p|^2 * BCE(p, t) (generalised focal loss paper, section 3.1).
 * `focal`: alpha_t * (1 - p_t)^2 * BCE(p, t), alpha 0.25 (focal loss paper, section 3), with p_t and alpha_t between
   those of the two classes where 0 < t < 1.
-* `poly`: that, plus epsilon * alpha_t * (1 - p_t)^3 (PolyLoss paper, "Poly-1"). Its epsilon is tuned to the task, and what
+* `poly`: that, plus epsilon * alpha_t * (1 - p_t)^3 (PolyLoss paper, "Poly-1"). Epsilon is tuned to the task, and what
   the YOLOv6 paper took for its table 8 is not published. Ours, -1, takes the first polynomial term away.
 """
 

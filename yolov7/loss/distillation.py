@@ -57,6 +57,9 @@ class DistillationCriterion(Criterion):
     """K of the distributions that are compared; 0: none are."""
     distributions: int
     """Place of the first of L student maps whose first 4 * K channels are the distributions."""
+    gpus: int = 1
+    """What training multiplies the loss by for means that each GPU of a published run took by itself
+    (`train.optimizer.published_gpus`). The class term is a sum, which the published GPUs together had once."""
     factor: float = 1.0
     """Share of the weights that the epoch leaves."""
 
@@ -68,7 +71,7 @@ class DistillationCriterion(Criterion):
     def _weights(self) -> dict[str, float]:
         """Weight of each term in use, gain included, before the cosine factor."""
         gains, options = self.labels.options, self.options
-        weights = {CLASSIFICATION: gains.classification * options.classification}
+        weights = {CLASSIFICATION: gains.classification * options.classification / self.gpus}
         if self.bins:
             weights[DFL] = gains.dfl * (1.0 if options.dfl is None else options.dfl)
         weights[FEATURES] = options.features
@@ -195,8 +198,10 @@ def cosine_factor(epoch: int, epochs: int, last: float) -> float:
     return (1 - math.cos(math.pi * epoch / epochs)) / 2 * (last - 1) + 1
 
 
-def distilled(labels: Criterion, student: Network, teacher: Detector, options: Distillation) -> DistillationCriterion:
-    """The criterion of a `student`, made of that of the labels, which also learns from `teacher`.
+def distilled(
+    labels: Criterion, student: Network, teacher: Detector, options: Distillation, *, gpus: int = 1
+) -> DistillationCriterion:
+    """The criterion of a `student`, made of that of the labels, which also learns from `teacher`; see the class.
 
     Raises :class:`ConfigError` as :func:`require_fit` does.
     """
@@ -210,6 +215,7 @@ def distilled(labels: Criterion, student: Network, teacher: Detector, options: D
         channels=head.box_channels,
         bins=bins if options.dfl is None or options.dfl > 0 else 0,
         distributions=group * len(head.lead),
+        gpus=gpus,
     )
 
 

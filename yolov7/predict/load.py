@@ -55,6 +55,7 @@ def load_detector(
     max_detections: int | None = None,
     image_size: int | None = None,
     rectangular: bool = False,
+    border: int = 0,
     batch_size: int = 8,
     augment: bool | Views = False,
     device: str = "cpu",
@@ -86,6 +87,7 @@ def load_detector(
         max_detections=max_detections,
         image_size=image_size,
         rectangular=rectangular,
+        border=border,
         batch_size=batch_size,
         augment=augment,
     )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from yolov7.errors import ConfigError, DataError, ModelError
-from yolov7.letterbox import Fitted, fit
+from yolov7.letterbox import Fitted, check_border, fit
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.nms import Detections, Thresholds, select
 from yolov7.predict.about import require_finite
@@ -36,7 +36,8 @@ class Predictor:
     Thresholds default to those the model was exported with; :class:`ConfigError` for values out of range,
     :class:`ModelError` for those that contradict a file with the suppression inside. Only the best class of a box is
     reported. `image_size` is the side of the square input (default: as trained); with `rectangular` an image gets the
-    smallest rectangle of stride multiples around it instead, which is less work for long images. `augment` is test-time
+    smallest rectangle of stride multiples around it instead, which is less work for long images. `border` is grey along
+    the image's long side, in pixels of the input (:class:`yolov7.letterbox.Border`). `augment` is test-time
     augmentation: the network sees each image several times (True: all views of yolov7/predict/augmented.py).
     """
 
@@ -49,6 +50,7 @@ class Predictor:
         max_detections: int | None = None,
         image_size: int | None = None,
         rectangular: bool = False,
+        border: int = 0,
         batch_size: int = 8,
         augment: bool | Views = False,
     ):
@@ -68,6 +70,7 @@ class Predictor:
         self.canvas = input_sides(runtime, image_size)
         if any(side < 1 or side % self.stride for side in self.canvas):
             raise ConfigError(f"image_size {self.canvas[0]} is not a multiple of the network's stride {self.stride}")
+        self.border = check_border(border, self.canvas)
 
     @property
     def confidence(self) -> float:
@@ -154,7 +157,7 @@ class Predictor:
 
     def prepare(self, image: np.ndarray) -> Fitted:
         """Fit an image, uint8 (h, w, 3) RGB, to the network's input, as evaluation does."""
-        return fit(image, *self.canvas_for(image.shape[0], image.shape[1]))
+        return fit(image, *self.canvas_for(image.shape[0], image.shape[1]), border=self.border)
 
     def detect(self, batch: Tensor) -> list[Detections]:
         """Detections of prepared images, uint8 (B, 3, H, W), in pixels of that input."""
@@ -170,8 +173,9 @@ class Predictor:
         """(height, width) of the input an image of this size is fitted into."""
         if not self.rectangular:
             return self.canvas
-        ratio = min(self.canvas[0] / height, self.canvas[1] / width)
-        tall, wide = (-(-max(int(side * ratio), 1) // self.stride) * self.stride for side in (height, width))
+        ratio = min((self.canvas[0] - self.border) / height, (self.canvas[1] - self.border) / width)
+        sides = (max(int(side * ratio), 1) + self.border for side in (height, width))
+        tall, wide = (-(-side // self.stride) * self.stride for side in sides)
         return min(tall, self.canvas[0]), min(wide, self.canvas[1])
 
     def _batches(self, shapes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:

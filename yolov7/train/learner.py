@@ -69,7 +69,8 @@ class Learner:
         teacher = teacher.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.synchronized:
             synchronize_batchnorm(teacher, self.device)
-        return distilled(criterion, self.model.spec, teacher, params.distillation)
+        gpus = params.optimizer.published_gpus
+        return distilled(criterion, self.model.spec, teacher, params.distillation, gpus=gpus)
 
     def train(self) -> None:
         """Put the model into training mode; frozen parts keep their statistics."""

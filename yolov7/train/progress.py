@@ -50,7 +50,7 @@ class ProgressDisplay:
 
     def stepped(self, report: StepReport) -> None:
         """Move the bar; without a terminal, a line a minute, so that a log shows progress within long epochs."""
-        losses = " ".join(f"{name[:3]} {value:.4f}" for name, value in report.losses.items())
+        losses = " ".join(f"{_short(name)} {value:.4f}" for name, value in report.losses.items())
         memory = f"{report.memory_gib:.1f} GiB, " if math.isfinite(report.memory_gib) else ""
         text = (
             f"{losses} lr {report.learning_rate:.2e} {report.images_per_second:.0f} img/s "
@@ -95,3 +95,8 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes:02d}m"
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _short(name: str) -> str:
+    """Three letters of each word: `cla`, `dis-cla`."""
+    return "-".join(word[:3] for word in name.split("_"))

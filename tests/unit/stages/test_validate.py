@@ -26,6 +26,7 @@ from stages.dataset.layout import SourceReport, describe
 from stages.ingest import ingest
 from stages.project.params import Validation
 from stages.project.params_data import Data
+from stages.project.workspace import open_index
 from stages.validate import validate
 from stages.validation.check import list_findings, run_rules
 from stages.validation.images import ImageCheck, check_images
@@ -406,6 +407,31 @@ def test_an_empty_split_is_refused(tmp_path, key):
     rule = {"images": "split-has-images", "annotations": "split-has-boxes", "categories": "split-has-categories"}[key]
     with pytest.raises(DataError, match=rule):
         run(tmp_path, check_images=False)
+
+
+def test_an_index_of_labels_that_were_edited_since_is_refused(tmp_path, monkeypatch):
+    """By the stages that measure or train, where one is run by hand; `dvc repro` makes the index again."""
+    monkeypatch.chdir(tmp_path)
+    documents = sound_documents()
+    write_ingested(Path("data/ingested"), documents)
+    index = Path("data/index")
+
+    def made() -> None:
+        suite = rules_of_their_own(tmp_path / "rules")
+        validate(Validation(suite=suite, severity=FEW), Path("data/ingested"), tmp_path / "report", index)
+
+    made()
+    assert len(open_index("test")) == 4
+    documents["test"]["annotations"][0]["category_id"] = 4
+    write_ingested(Path("data/ingested"), documents)
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match="data/ingested has changed since it was validated; run `dvc repro val"):
+            open_index(split)
+    made()
+    assert len(open_index("test")) == 4
+    (index / "dataset.json").unlink()  # as earlier revisions left it
+    write_ingested(Path("data/ingested"), sound_documents())
+    assert len(open_index("test")) == 4
 
 
 def test_without_image_checks_pixels_are_not_judged_but_missing_files_are(tmp_path):

@@ -47,15 +47,17 @@ def test_info_as_table_and_json(capsys):
     assert code == 0 and row["parameters_training"] == 6_228_762 and row["strides"] == [8, 16, 32]
 
 
-def test_predict_writes_pictures_and_a_coco_json(capsys, exported, images, tmp_path):
+@pytest.mark.parametrize("border", [0, 6])
+def test_predict_writes_pictures_and_a_coco_json(capsys, exported, images, tmp_path, border):
     out = tmp_path / "out"
-    code, printed, err = run(capsys, "predict", images, "--model", exported, "-o", out, "--confidence", "0.3")
+    how = ("--confidence", "0.3", "--border", str(border))
+    code, printed, err = run(capsys, "predict", images, "--model", exported, "-o", out, *how)
     assert code == 0 and err == ""
     document = json.loads((out / "detections.json").read_text())
     assert printed == f"3 images, {len(document['annotations'])} detections: {out / 'detections.json'}\n"
     assert [image["file_name"] for image in document["images"]] == ["0.png", "1.png", "2.png"]
     assert document["categories"] == [{"id": 10 + i, "name": f"kind {i}"} for i in range(3)]
-    found = load_detector(exported, confidence=0.3).predict(pictures(3))
+    found = load_detector(exported, confidence=0.3, border=border).predict(pictures(3))
     assert len(document["annotations"]) == sum(map(len, found)) > 10
     first = document["annotations"][0]
     left, top, right, bottom = found[0].boxes[0].tolist()

@@ -13,7 +13,7 @@ import pytest
 
 from flows.runner import worktree as worktree_module
 from flows.runner.pipeline import Pipeline, StageError
-from flows.runner.worktree import added_weights, bring, bring_weights, commit_of
+from flows.runner.worktree import added_files, bring, bring_files, commit_of
 from yolov7.errors import ConfigError, DataError
 
 LOG = logging.getLogger("test")
@@ -98,20 +98,33 @@ def test_start_weights_come_into_a_worktree_by_their_dvc_file(tmp_path: Path) ->
         with pytest.raises(
             ConfigError, match=r"start\.pt is not in a checkout .*`dvc add start\.pt`, commit start\.pt\.dvc"
         ):
-            bring_weights(pipeline, "v", LOG)
-        assert added_weights(tmp_path, "v") is None
+            bring_files(pipeline, "v", LOG)
+        assert added_files(tmp_path, "v") == []
         (tmp_path / "start.pt.dvc").write_text(f"outs:\n- {{md5: {md5}, size: 7, hash: md5, path: start.pt}}\n")
-        assert added_weights(tmp_path, "v") == "start.pt.dvc"
+        assert added_files(tmp_path, "v") == ["start.pt.dvc"]
         with pytest.raises(DataError, match=rf"start\.pt \({md5}\) is neither in DVC's cache nor in a remote"):
-            bring_weights(pipeline, "v", LOG)
+            bring_files(pipeline, "v", LOG)
         stored = tmp_path / "store/files/md5" / md5[:2] / md5[2:]
         stored.parent.mkdir(parents=True)
         stored.write_bytes(b"kernels")
-        bring_weights(pipeline, "v", LOG)
+        bring_files(pipeline, "v", LOG)
         assert weights.read_bytes() == b"kernels"
         weights.unlink()
         shutil.rmtree(tmp_path / "store")
-        bring_weights(pipeline, "v", LOG)
+        bring_files(pipeline, "v", LOG)
         assert weights.read_bytes() == b"kernels", "from the cache of the clone"
     (tmp_path / "params.yaml").write_text("variants: [v]\n")
-    bring_weights(pipeline, "v", LOG)  # nothing to start from
+    bring_files(pipeline, "v", LOG)  # nothing to start from
+
+
+def test_a_teacher_in_a_file_comes_along_and_others_are_no_file(tmp_path: Path) -> None:
+    for name, files in (("self", []), ("models:/v@champion", []), ("best.safetensors", ["best.safetensors.dvc"])):
+        (tmp_path / "params.yaml").write_text(f"train: {{distill_from: '{name}'}}\n")
+        (tmp_path / "best.safetensors.dvc").touch()
+        assert added_files(tmp_path, "v") == files
+    (tmp_path / "best.safetensors.dvc").unlink()
+    with (
+        Pipeline(tmp_path) as pipeline,
+        pytest.raises(ConfigError, match=r"train\.distill_from: best\.safetensors is not in a checkout"),
+    ):
+        bring_files(pipeline, "v", LOG)

@@ -197,6 +197,22 @@ def test_shares_are_of_the_image_as_it_is_seen(yolo, tmp_path):
     assert train.annotations[0]["bbox"] == [7.5, 10, 15, 20]
 
 
+def test_labels_are_paired_by_name_however_the_names_sort(yolo, tmp_path):
+    """With their extensions, and without, these names sort in different orders."""
+    names = ["a.jpg", "a-1.bmp", "a.b.jpg", "a b.bmp", "A.jpg"]
+    for number, name in enumerate(names):
+        put(yolo / "images/train" / name, picture(40, 20 + number, Path(name).suffix, seed=number))
+        put(yolo / "labels/train" / f"{Path(name).stem}.txt", f"{number} 0.5 0.5 0.5 0.5\n")
+    ingest(yolo_data(yolo, names=list("vwxyz")), tmp_path / "out")
+    train = records(tmp_path / "out", "train")
+    heights = {image["id"]: image["height"] for image in train.images if "/" not in image["file_name"]}
+    found = [(heights[a["image_id"]], a["category_id"]) for a in train.annotations if a["image_id"] in heights]
+    assert sorted(found) == [(20 + number, 1 + number) for number in range(5)]
+    put(yolo / "images/train/a.png", picture(40, 30, ".png", seed=9))
+    with pytest.raises(DataError, match=r"'a\.jpg' and 'a\.png' share the labels of 'a'"):
+        ingest(yolo_data(yolo, names=list("vwxyz")), tmp_path / "again")
+
+
 def test_a_repeated_row_is_noted_in_dataset_json(yolo, tmp_path):
     put(yolo / "labels/train/sub/a.txt", "0 .5 .5 .5 .5\n0 .5 .5 .5 .5\n")
     ingest(yolo_data(yolo), tmp_path / "out")

@@ -9,7 +9,8 @@ import pytest
 from yolov7.data.evaluation import evaluation_batches
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
-from yolov7.errors import DataError
+from yolov7.errors import ConfigError, DataError
+from yolov7.letterbox import Border
 
 SIZES = [(48, 64), (64, 48), (100, 200), (37, 53), (64, 64), (20, 90), (91, 30)]
 
@@ -53,9 +54,10 @@ def _interleaved(index, rectangular):
     return [ranks[0][0], ranks[1][0], ranks[0][1]]
 
 
+@pytest.mark.parametrize("pixels", [0, 7])
 @pytest.mark.parametrize("rectangular", [False, True])
-def test_boxes_point_at_the_same_pixels_before_and_after(index, rectangular):
-    for batch in batches(index, rectangular=rectangular):
+def test_boxes_point_at_the_same_pixels_before_and_after(index, rectangular, pixels):
+    for batch in batches(index, rectangular=rectangular, border=Border(pixels)):
         assert batch.images.dtype.is_floating_point is False and batch.images.is_contiguous()
         for row, i in enumerate(batch.indices):
             assert batch.image_ids[row] == index.image_id(i)
@@ -84,6 +86,34 @@ def test_rectangular_batches_follow_the_ratios(index):
     # Mixed: square, 3 strides each. Tall: 91/30: ceil(30/91 * 2 + 0.5) = 2.
     assert alone[1].images.shape[2:] == (96, 96)
     assert alone[2].images.shape[2:] == (96, 64)
+
+
+def test_a_border_shortens_the_long_side_and_leaves_the_shapes(index):
+    for batch in batches(index, border=Border(6)):
+        assert batch.images.shape[1:] == (3, 64, 64)
+        assert (batch.images[:, :, :3] == 114).all() and (batch.images[:, :, :, -3:] == 114).all()
+    # The same ratios, so the same shapes; ceil(0.698 * 2) = 2 and ceil(1 * 2) = 2 without anything to spare.
+    alone = batches(index, rectangular=True, border=Border(6))
+    assert [batch.images.shape[2:] for batch in alone] == [(64, 96), (96, 96), (96, 64)]
+    least = batches(index, rectangular=True, border=Border(spare=0))
+    assert [batch.images.shape[2:] for batch in least] == [(64, 64), (64, 64), (64, 32)]
+    for batch, bordered in zip(least, batches(index, rectangular=True, border=Border(6, spare=0)), strict=True):
+        assert batch.images.shape == bordered.images.shape
+        assert (batch.scales.max(1) > bordered.scales.max(1)).all()
+
+
+def test_the_way_back_in_halves_of_one_scale(index):
+    released = Border(integer_offset=False, exact_scale=False)
+    for ours, theirs in zip(batches(index), batches(index, border=released), strict=True):
+        np.testing.assert_array_equal(ours.images.numpy(), theirs.images.numpy())
+        np.testing.assert_array_equal(theirs.scales, ours.scales[:, [1, 1]])
+        assert set((theirs.pads - ours.pads).ravel()) <= {0, 0.5}
+    assert theirs.pads.tolist() == [[(64 - 30 * 64 // 91) / 2, 0]] == [[21.5, 0]]
+
+
+def test_a_border_without_room_for_an_image(index):
+    with pytest.raises(ConfigError, match="a border of 0 to 63 pixels is expected for this input, got 64"):
+        batches(index, border=Border(64))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

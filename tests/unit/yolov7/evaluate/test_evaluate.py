@@ -12,9 +12,10 @@ import torch
 from small_detector import metadata_of, pictures, small_detector, small_index
 
 from yolov7.data.evaluation import evaluation_batches
-from yolov7.errors import DataError, ModelError
+from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.evaluate import METRICS, evaluate, evaluate_detections, ground_truth, write_curves, write_results
 from yolov7.export import export_onnx
+from yolov7.letterbox import Border
 from yolov7.model import create_model
 from yolov7.nms import Thresholds, select
 from yolov7.predict import Predictor, TorchRuntime, benchmark, load_detector
@@ -84,6 +85,24 @@ def test_prediction_prepares_images_as_evaluation_does(runtime, index):
         assert prepared.size == tuple(batch.original_sizes[0])
 
 
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_prediction_with_a_border_finds_what_was_measured_with_it(runtime, index, rectangular):
+    predictor = Predictor(runtime, confidence=0.2, border=10, rectangular=rectangular)
+    shapes = [predictor.prepare(image).image.shape for image in IMAGES]
+    assert all(shape == (96, 96, 3) for shape in shapes) is not rectangular
+    for image, batch in zip(IMAGES, batches_of(index, border=Border(10)), strict=True):
+        prepared = predictor.prepare(image)
+        assert prepared.scale == pytest.approx(tuple(batch.scales[0]), abs=1e-12 if not rectangular else 0.03)
+        grey = (prepared.image == 114).all(2)
+        assert (~grey).any(1).sum() <= prepared.image.shape[0] - 10
+        assert (~grey).any(0).sum() <= prepared.image.shape[1] - 10
+        if not rectangular:
+            np.testing.assert_array_equal(prepared.image.transpose(2, 0, 1), batch.images[0].numpy())
+    assert sum(len(found) for found in predictor.predict(IMAGES)) > 0
+    with pytest.raises(ConfigError, match="a border of 0 to 95 pixels is expected for this input, got 96"):
+        Predictor(runtime, border=96)
+
+
 def test_one_class_counts_objectness_alone(tmp_path):
     model = small_detector(1)
     runtime = TorchRuntime(model.reparameterize(), metadata_of(model))
@@ -97,8 +116,8 @@ def test_one_class_counts_objectness_alone(tmp_path):
     assert result.metrics["AP"] > 0
 
 
-def batches_of(index):
-    return evaluation_batches(index, image_size=96, batch_size=1, stride=8)
+def batches_of(index, **more):
+    return evaluation_batches(index, image_size=96, batch_size=1, stride=8, **more)
 
 
 def test_a_network_that_finds_nothing_scores_zero(index):

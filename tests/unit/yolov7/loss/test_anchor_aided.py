@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from aligned_cases import STRIDES, random_batch, sizes_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from yolov7.assign import AlignedAssigner, AtssAssigner
 from yolov7.config import AlignedLoss
@@ -155,3 +156,32 @@ def test_wrong_maps_are_refused():
         criterion()(maps[:2], targets)
     with pytest.raises(ModelError, match="3 class weights given for 4 classes"):
         criterion(class_weights=[1.0, 2.0, 3.0])
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses float64, as MPS does."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        assert not (isinstance(result, torch.Tensor) and result.dtype == torch.float64), function
+        return result
+
+
+@pytest.mark.parametrize("box_loss", ["siou", "giou", "ciou", "diou", "iou"])
+@pytest.mark.parametrize("assigner", ["aligned", "atss"])
+def test_float32_alone_and_the_same_under_autocast(assigner, box_loss):
+    maps, targets = case(2)
+    maps = [item.detach().float().requires_grad_() for item in maps]
+    made = criterion(assigner=assigner, box_loss=box_loss)
+    with NoFloat64():
+        plain = made(maps, targets)
+        plain.total.backward()
+    assert all(item.grad.abs().sum() > 0 for item in maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = made(maps, targets)
+    assert torch.equal(cast.total, plain.total) and cast.parts == plain.parts
+    half = [item.detach().bfloat16().requires_grad_() for item in maps]
+    loss = made(half, targets)
+    assert loss.total.dtype == torch.float32
+    loss.total.backward()
+    assert all(item.grad.dtype == torch.bfloat16 and torch.isfinite(item.grad).all() for item in half)

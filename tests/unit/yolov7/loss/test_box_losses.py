@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yolov7 import boxes
@@ -12,6 +12,7 @@ from yolov7.config import AlignedLoss
 from yolov7.loss.box_losses import BOX_LOSSES, box_overlap
 
 E = 1e-10
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine with other work
 side = st.floats(0.25, 40, width=32)
 place = st.floats(-20, 20, width=32)
 box = st.tuples(place, place, side, side).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
@@ -46,6 +47,7 @@ def plain(name, p, t):
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
+@BUSY
 @given(st.lists(st.tuples(box, box), min_size=1, max_size=8))
 def test_equals_the_sheet(name, pairs):
     p, t = (torch.tensor([pair[i] for pair in pairs], dtype=torch.float64) for i in (0, 1))
@@ -56,6 +58,7 @@ def test_equals_the_sheet(name, pairs):
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
+@BUSY
 @given(st.tuples(box, box))
 def test_the_gradient_is_that_of_the_value(name, pair):
     p, t = (torch.tensor([values], dtype=torch.float64) for values in pair)

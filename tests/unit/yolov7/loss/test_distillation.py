@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from small_aligned import small_aligned, small_aligned_network
 from small_detector import SIDE, small_detector
 
+from tests.unit.yolov7.loss.test_aligned import NoFloat64
 from yolov7.config import Distillation
 from yolov7.errors import ConfigError
 from yolov7.loss import create_criterion, distilled, require_fit
@@ -140,6 +141,17 @@ def test_the_terms_are_added_with_weight_gain_and_factor():
     assert criterion.factor == 1.0
 
 
+def test_the_sum_over_cells_is_not_multiplied_for_the_gpus_of_a_published_run():
+    """Each GPU took means over its own images, which add up to as many times that of all; its sum is a share."""
+    student, labels, one, network = pair()
+    eight = distilled(labels, student.spec, one.teacher, EVERYTHING, gpus=8)
+    raw = network(images())
+    alone, many = one(raw, TARGETS), eight(raw, TARGETS)
+    for name, value in alone.parts.items():
+        share = 8 if name == "distill_classification" else 1
+        assert many.parts[name].item() == pytest.approx(value.item() / share, rel=1e-6)
+
+
 def test_a_teacher_of_the_same_weights_adds_nothing():
     student, labels, criterion, network = pair(seed=3)
     student.eval()
@@ -157,6 +169,15 @@ def test_a_batch_without_targets():
     assert loss.total.isfinite() and loss.parts["distill_dfl"] == 0 and loss.parts["distill_classification"] > 0
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
     assert all(p.grad is None for p in criterion.teacher.parameters())
+
+
+def test_devices_without_float64_are_not_asked_for_it(monkeypatch):
+    monkeypatch.setattr("yolov7.loss.divergence.widest_float", lambda device: torch.float32)
+    student, _, criterion, network = pair()
+    raw = network(images())
+    with NoFloat64():
+        criterion(raw, TARGETS).total.backward()
+    assert any(parameter.grad.any() for parameter in student.parameters() if parameter.grad is not None)
 
 
 def test_only_the_terms_in_use_are_parts():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from dataclasses import replace
 
 import pytest
@@ -228,6 +230,38 @@ def test_files_of_repoptimizer_are_recognised(saved, kind, mode):
     assert f"its 3x3 blocks are those of a RepOptimizer {kind} ({mode}), not small-efficient's (rep)" in message
     whole = saved({"model": state(create_model(with_mode(find_variant("yolov6-n"), mode), 3), report.form)}, "n.pt")
     assert identify(whole) == ["yolov6-n"]
+
+
+# Whole modules
+
+
+def test_a_stripped_file_of_a_pickled_module_in_half_precision(saved, monkeypatch):
+    """As released: classes of the package `yolov6`, which are not here when the file is read."""
+    source = filled(small_efficient(expansion=1 / 2))
+    made = {name: type(name, (nn.Module,), {"__module__": "yolov6.models.yolo"}) for name in ("Model", "Part")}
+    with monkeypatch.context() as patch:
+        for name in ("yolov6", "yolov6.models", "yolov6.models.yolo"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        for name, kind in made.items():
+            setattr(sys.modules["yolov6.models.yolo"], name, kind)
+        root = made["Model"]()
+        for name, tensor in state(source, "2.0 training").items():
+            *path, last = name.split(".")
+            here = root
+            for part in path:
+                if part not in here._modules:
+                    here.add_module(part, made["Part"]())
+                here = here._modules[part]
+            if name.endswith(("alpha", "proj")):
+                here.register_parameter(last, nn.Parameter(tensor))
+            else:
+                here.register_buffer(last, tensor)
+        path = saved({"model": root.half(), "ema": None, "updates": None, "optimizer": None, "epoch": 299})
+    model = create_model(source.spec, 3)
+    report = model.load_official(path)
+    assert report.entry == "model" and report.complete and not report.left and not report.untouched
+    ours, theirs = model.state_dict(), source.state_dict()
+    assert all(torch.equal(value.half(), theirs[name].half()) for name, value in ours.items())
 
 
 # Damage

@@ -77,15 +77,16 @@ class Echo:
         return torch.tensor(rows, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("border", [0, 13])
 @pytest.mark.parametrize("rectangular", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (300, 200), (48, 300), (37, 53), (20, 21)])
-def test_boxes_come_back_to_where_things_are(trained, height, width, rectangular):
+def test_boxes_come_back_to_where_things_are(trained, height, width, rectangular, border):
     image = np.zeros((height, width, 3), np.uint8)
     left, top, right, bottom = width // 4, height // 3, width * 3 // 4, height
     image[top:bottom, left:right] = 255
-    predictor = Predictor(Echo(metadata_of(trained)), rectangular=rectangular)
+    predictor = Predictor(Echo(metadata_of(trained)), rectangular=rectangular, border=border)
     (found,) = predictor.predict(image)
-    pixel = max(height, width) / SIDE  # one pixel of the network's input
+    pixel = max(height, width) / (SIDE - border)  # one pixel of the network's input
     np.testing.assert_allclose(found.boxes.numpy(), [[left, top, right, bottom]], atol=1.5 * max(pixel, 1))
     assert float(found.boxes[0, 3]) <= height
 

@@ -100,7 +100,7 @@ def test_a_log_has_a_line_for_every_epoch_and_a_long_one_a_line_a_minute(monkeyp
     text = io.StringIO()
     display = ProgressDisplay(Console(file=text, width=200))
     report = StepReport(
-        epoch=1, epochs=3, batch=4, batches=9, losses={"box": 0.5, "objectness": 0.25, "classification": 0.125},
+        epoch=1, epochs=3, batch=4, batches=9, losses={"box": 0.5, "objectness": 0.25, "distill_classification": 0.125},
         learning_rate=0.01, images_per_second=37.6, seconds_left=7500, memory_gib=1.23,
     )  # fmt: skip
     display.stepped(report)
@@ -108,7 +108,15 @@ def test_a_log_has_a_line_for_every_epoch_and_a_long_one_a_line_a_minute(monkeyp
     monkeypatch.setattr("yolov7.train.progress._PLAIN_SECONDS", -1.0)
     display.stepped(report)
     line = text.getvalue()
-    for part in ("epoch 2/3 batch 4/9", "box 0.5000", "lr 1.00e-02", "38 img/s", "1.2 GiB", "2h05m left"):
+    for part in (
+        "epoch 2/3 batch 4/9",
+        "box 0.5000",
+        "dis-cla 0.1250",
+        "lr 1.00e-02",
+        "38 img/s",
+        "1.2 GiB",
+        "2h05m left",
+    ):
         assert part in line
     row = {"epoch": 1, "train/box": 0.5, "train/objectness": 0.25, "train/classification": 0.125}
     display.epoch_ended({**row, "images_per_second": 37.6, "val/AP": 0.41, "val/AP50": 0.7}, best=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from small_detector import small_detector
 from small_training import parameters, same_outcome, trainer, training_data
 from torch import nn
 
-from yolov7.config import Train, identity_of
+from yolov7.config import Distillation, Train, identity_of, train_parameters
 from yolov7.errors import ConfigError
 from yolov7.files import sha256_file
+from yolov7.loss import require_fit
 from yolov7.model import ModelMetadata, create_model, load_checkpoint, save_checkpoint
 from yolov7.model.heads.efficient import EfficientHead
-from yolov7.train.teacher import frozen, load_teacher, student_parameters, teacher_parameters
+from yolov7.model.trained import training_network
+from yolov7.train.teacher import frozen, load_teacher, require_self_fits, student_parameters, teacher_parameters
 
 NAMES = ("one", "two", "three")
 TERMS = ("distill_classification", "distill_dfl", "distill_features")
@@ -116,6 +119,16 @@ def test_in_half_precision(data, tmp_path, file):
     outcome = taught(data, tmp_path, file, epochs=1, precision="bfloat16").fit()
     (row,) = outcome.history
     assert outcome.skipped_steps == 0 and all(0 < row[f"train/{name}"] < 1e4 for name in TERMS)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_the_same_maps(data, tmp_path, file, monkeypatch):
+    # Traced whole but not made into machine code, which takes minutes: what could break is the tracing.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    eager, compiled = (taught(data, tmp_path, file, compile=how).learner for how in (False, True))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for ours, theirs in zip(compiled.raw(images), eager.raw(images), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_the_mode_of_the_student_is_not_that_of_the_teacher(data, tmp_path, file):
@@ -221,3 +234,39 @@ def test_the_first_of_two_trainings_is_one_without_a_teacher(tmp_path):
     assert identity_of(teacher_parameters(both)) == identity_of(plain)
     second = student_parameters(both, tmp_path / "best.safetensors", "0" * 64)
     assert second.distill_from == str(tmp_path / "best.safetensors") and second.distillation == both.distillation
+
+
+def of_yolov6(variant: str, **values) -> Train:
+    return train_parameters({"distill_from": "self", **values}, recipe=variant)
+
+
+@pytest.mark.parametrize(
+    ("variant", "head", "teacher", "student"),
+    [
+        ("yolov6-n", {}, (0, False, False), (0, False, False)),
+        ("yolov6-n", {"bins": 17}, (17, False, False), (17, False, False)),
+        ("yolov6-m", {}, (17, False, False), (17, False, False)),
+        ("yolov6v3-n", {"distributions": True}, (17, True, False), (0, False, True)),
+        ("yolov6v3-l", {}, (17, True, False), (17, False, False)),
+    ],
+)
+def test_the_heads_of_the_two_trainings_are_the_published_ones(variant, head, teacher, student):
+    params = of_yolov6(variant, head=head)
+    require_self_fits(variant, params)
+    both = teacher_parameters(params), student_parameters(params, "best.safetensors", "0" * 64)
+    heads = [training_network(variant, each).head for each in both]
+    assert [(each.bins, each.anchor_aided, each.distributions) for each in heads] == [teacher, student]
+
+
+def test_a_second_training_that_could_not_use_the_first_is_refused():
+    with pytest.raises(ConfigError, match=r"distillation\.dfl: 1, but yolov6-s predicts distances"):
+        require_self_fits("yolov6-s", of_yolov6("yolov6-s", distillation={"dfl": 1.0}))
+    with pytest.raises(ConfigError, match="yolov7-tiny has a head with anchors"):
+        require_self_fits("yolov7-tiny", train_parameters({"distill_from": "self"}))
+    require_self_fits("yolov7-tiny", train_parameters({}))
+
+
+def test_an_anchor_aided_student_is_refused_with_a_named_teacher():
+    aided = training_network("yolov6v3-m", of_yolov6("yolov6v3-m"))
+    with pytest.raises(ConfigError, match=r"head\.anchor_aided: yolov6v3-m: .* cannot be combined with distillation"):
+        require_fit(aided, aided, Distillation())
