@@ -292,7 +292,9 @@ def _check_rep_optimizer(variant: str, train: Train, where: str) -> None:
         if variant in list_variants():
             hyper_search(find_variant(variant, pgi=train.auxiliary_part))
     except ModelError as error:
-        raise ConfigError(f"{where}.rep_optimizer: {error}; set it under per_variant, for yolov6-n, -t and -s") from None
+        raise ConfigError(
+            f"{where}.rep_optimizer: {error}; set it under per_variant, for yolov6-n, -t and -s"
+        ) from None
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:

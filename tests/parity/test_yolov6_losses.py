@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from yolov7.assign import Targets
+from yolov7.config import SimOtaLoss
 from yolov7.loss import SimOtaCriterion, create_criterion
 from yolov7.model import create_model
 from yolov7.model.heads.efficient import with_options
@@ -146,11 +147,8 @@ def test_simota_of_the_first_release(name):
         pytest.skip("the golden losses of YOLOv6 (../shared) are not here")
     arrays = dict(np.load(GOLDEN / f"loss_{name}.npz"))
     raw = [torch.from_numpy(arrays[f"raw{level}"]).float().requires_grad_() for level in range(3)]
-    criterion = SimOtaCriterion(
-        strides=STRIDES,
-        num_classes=raw[0].shape[1] - 5,
-        box_loss=next(word for word in name.split("_") if word in BOX_LOSSES),
-    )
+    options = SimOtaLoss(box_loss=next(word for word in name.split("_") if word in BOX_LOSSES))
+    criterion = SimOtaCriterion(options, strides=STRIDES, num_classes=raw[0].shape[1] - 5)
     targets = pixels(arrays["targets"], raw[0])
     _, cells, matches, overlap = criterion._assigned(raw, Targets.of(targets, raw[0].device))
     maps, image, _, row, column, target = matches.lines

@@ -115,3 +115,18 @@ class AlignedLoss(LossParameters):
                     f"classification_positive_weight has no meaning with classification_loss {self.classification_loss}"
                 )
         return self
+
+
+class SimOtaLoss(LossParameters):
+    """Assignment and loss of YOLOv6 1.0 (reference sheet: yolov6-training, section 6.4), for a head of one's own."""
+
+    box_loss: Literal["ciou", "giou", "diou", "siou", "iou"] = "siou"
+    """Overlap in the box loss, which is 1 - overlap. N and T were published with `ciou`, S with `siou`."""
+    box: float = Field(default=5.0, ge=0.0)
+    """Gain of the box loss."""
+    l1: float = Field(default=1.0, ge=0.0)
+    """Gain of the absolute differences of the box channels."""
+    objectness: float = Field(default=1.0, ge=0.0)
+    """Gain of the objectness loss."""
+    classification: float = Field(default=1.0, ge=0.0)
+    """Gain of the class loss."""

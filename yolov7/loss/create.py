@@ -7,13 +7,14 @@ from typing import Any, Protocol
 
 import torch
 
-from yolov7.config import AlignedLoss, AnchorLoss, LossParameters, parse, recipe_loss
+from yolov7.config import AlignedLoss, AnchorLoss, LossParameters, SimOtaLoss, parse, recipe_loss
 from yolov7.errors import ConfigError, ModelError
 from yolov7.loss.aligned import AlignedCriterion
 from yolov7.loss.anchor import anchor_criterion
 from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.criterion import Criterion, Totals
 from yolov7.loss.distributions import DistributionsCriterion
+from yolov7.loss.simota import SimOtaCriterion
 from yolov7.model import Detector
 from yolov7.model.spec import Network
 from yolov7.model.variants import recipe_of
@@ -71,9 +72,25 @@ def aligned_criterion(
     return AlignedCriterion(parameters, auxiliary=model.has_auxiliary, **facts)
 
 
+def simota_criterion(
+    model: AlignedModel,
+    parameters: SimOtaLoss | None = None,
+    *,
+    image_size: int,
+    totals: Totals | None = None,
+    class_weights: Sequence[float] | None = None,
+) -> SimOtaCriterion:
+    """The criterion of a head like that of YOLOv6 1.0; see :func:`create_criterion`. Without class weights."""
+    if class_weights is not None:
+        raise ConfigError("class_weights: this loss (SimOTA) knows none; set them to none")
+    options = parameters or SimOtaLoss()
+    return SimOtaCriterion(options, strides=model.strides, num_classes=model.num_classes, totals=totals)
+
+
 CRITERIA: Mapping[type[LossParameters], Callable[..., Criterion]] = {
     AnchorLoss: anchor_criterion,
     AlignedLoss: aligned_criterion,
+    SimOtaLoss: simota_criterion,
 }
 """Builders of criteria by group of loss parameters."""
 

@@ -2,7 +2,7 @@
 6.4).
 
 No network of this package has its head; how SimOTA was attached to that of 2.0, for the tables 6 and 7 of the paper, is
-not published. The criterion is for networks of one's own that put out such maps.
+not published. A head of one's own that puts out such maps gets this loss by naming :class:`SimOtaLoss`.
 
 Legend: B images, L levels, C classes, N cells of an image, P matches.
 """
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from yolov7.assign import Cells, Matches, Targets, cells_of
 from yolov7.assign.simota import TINY, SimOtaAssigner
+from yolov7.config import SimOtaLoss
 from yolov7.errors import DataError, ModelError
 from yolov7.loss.box_losses import BOX_LOSSES
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
@@ -35,17 +36,16 @@ class SimOtaCriterion(Criterion):
 
     def __init__(
         self,
+        options: SimOtaLoss,
         *,
         strides: tuple[int, ...],
         num_classes: int,
-        box_loss: str = "siou",
-        box: float = 5.0,
         totals: Totals | None = None,
     ):
+        self.options = options
         self.strides = strides
         self.num_classes = num_classes
-        self.overlap = BOX_LOSSES[box_loss]
-        self.gain = box
+        self.overlap = BOX_LOSSES[options.box_loss]
         self.totals = totals
         self.assigner = SimOtaAssigner()
 
@@ -63,14 +63,15 @@ class SimOtaCriterion(Criterion):
         objectness = torch.zeros_like(values[..., 4]).index_put_((image, cell), values.new_ones(()))
         classes = torch.zeros_like(rows[:, 5:]).scatter(1, known.label[target], overlap.to(rows.dtype)[:, None])
         sums = {
-            "box": self.gain * (1 - self.overlap(_decoded(rows, corner, stride), boxes, EPSILON)).sum(),
+            "box": (1 - self.overlap(_decoded(rows, corner, stride), boxes, EPSILON)).sum(),
             "l1": (rows[:, :4] - wanted).abs().sum(),
             "objectness": F.binary_cross_entropy_with_logits(values[..., 4], objectness, reduction="sum"),
             "classification": F.binary_cross_entropy_with_logits(rows[:, 5:], classes, reduction="sum"),
         }
         count = torch.tensor([float(len(matches))], dtype=torch.float64)
         count = count if self.totals is None else self.totals(count)
-        parts = {name: part / max(count.item(), 1.0) for name, part in sums.items()}
+        least = max(count.item(), 1.0)
+        parts = {name: getattr(self.options, name) * part / least for name, part in sums.items()}
         total = torch.stack(list(parts.values())).sum()
         return LossResult(total, {name: part.detach() for name, part in parts.items()})
 

@@ -1,6 +1,7 @@
 """SimOTA and the loss of YOLOv6 1.0 beyond the golden files: a plain version, and its edges."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from aligned_cases import STRIDES, random_batch, sizes_of
 
 from yolov7.assign import cells_of
 from yolov7.assign.simota import SimOtaAssigner
-from yolov7.errors import DataError, ModelError
-from yolov7.loss import SimOtaCriterion
+from yolov7.config import SimOtaLoss
+from yolov7.errors import ConfigError, DataError, ModelError
+from yolov7.loss import create_criterion
 
 CLASSES = 4
 
@@ -21,8 +23,11 @@ def case(seed, images=3):
     return [item.double().requires_grad_() for item in maps], targets
 
 
-def criterion(**options):
-    return SimOtaCriterion(strides=STRIDES, num_classes=CLASSES, **options)
+def criterion(totals=None, **fields):
+    """Of a head of one's own, which names the group of its loss."""
+    spec = SimpleNamespace(head=SimpleNamespace(parameters=SimOtaLoss))
+    model = SimpleNamespace(variant="mine", spec=spec, strides=STRIDES, num_classes=CLASSES)
+    return create_criterion(model, image_size=128, totals=totals, **fields)
 
 
 def plain(boxes, scores, cells, targets):
@@ -86,8 +91,10 @@ def test_parts_gains_and_shares():
     maps, targets = case(1)
     loss = criterion()(maps, targets)
     assert loss.total.item() == pytest.approx(sum(part.item() for part in loss.parts.values()))
-    double = criterion(box=10.0)(maps, targets)
-    assert double.parts["box"].item() == pytest.approx(2 * loss.parts["box"].item())
+    for part in criterion().parts:
+        double = criterion(**{part: 2 * getattr(SimOtaLoss(), part)})(maps, targets)
+        ratios = [double.parts[name].item() / loss.parts[name].item() for name in loss.parts]
+        assert ratios == pytest.approx([2.0 if name == part else 1.0 for name in loss.parts])
     count = sum(cells.shape[1] for cells in criterion().assign(maps, targets))
     shares = [
         criterion(totals=lambda own: own * 0 + count)(
@@ -112,3 +119,5 @@ def test_wrong_maps_and_targets_are_refused():
     for wrong in ([[3.0, 1, 5, 5, 20, 20]], [[0.0, 4, 5, 5, 20, 20]]):
         with pytest.raises(DataError, match="an image beyond the 3 of the batch, or an unknown class"):
             criterion()(maps, torch.tensor(wrong))
+    with pytest.raises(ConfigError, match="class_weights: this loss"):
+        criterion(class_weights=[1.0] * CLASSES)

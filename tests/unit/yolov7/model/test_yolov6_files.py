@@ -215,19 +215,21 @@ def test_deploy_files_of_published_sizes_are_told_apart(saved):
 # RepOptimizer
 
 
-def test_files_of_repoptimizer_are_recognised(saved):
+@pytest.mark.parametrize(("kind", "mode"), [("target", "conv"), ("search", "linear-add")])
+def test_files_of_repoptimizer_are_recognised(saved, kind, mode):
     network = small_efficient()
-    plain = with_mode(network, "conv")
+    plain = with_mode(network, mode)
     source = filled(plain)
-    tensors = state(source, "2.0 RepOptimizer target")
+    tensors = state(source, f"2.0 RepOptimizer {kind}")
     assert "backbone.stem.conv.weight" in tensors and "neck.Rep_p4.block.0.bn.weight" in tensors
+    assert ("backbone.stem.scale_1x1.weight" in tensors) is (kind == "search")
     path = saved({"model": tensors})
     model = create_model(plain, 3)
     report = model.load_official(path)
-    assert report.form == "2.0 RepOptimizer target" and report.complete and same(model, source)
+    assert report.form == f"2.0 RepOptimizer {kind}" and report.complete and same(model, source)
     message = refusal(path, network)
-    assert "its 3x3 blocks are those of a RepOptimizer target (conv), not small-efficient's (rep)" in message
-    whole = saved({"model": state(create_model(with_mode(find_variant("yolov6-n"), "conv"), 3), report.form)}, "n.pt")
+    assert f"its 3x3 blocks are those of a RepOptimizer {kind} ({mode}), not small-efficient's (rep)" in message
+    whole = saved({"model": state(create_model(with_mode(find_variant("yolov6-n"), mode), 3), report.form)}, "n.pt")
     assert identify(whole) == ["yolov6-n"]
 
 
