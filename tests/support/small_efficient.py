@@ -17,12 +17,19 @@ from yolov7.model.variants.yolov6 import P5, Base, Size, bifusion, efficient
 
 
 def small_efficient(
-    release: str = "2.0", *, base: Base = P5, anchor_aided: bool = False, distributions: bool = False, **size: Any
+    release: str = "2.0",
+    *,
+    base: Base = P5,
+    anchor_aided: bool = False,
+    distributions: bool = False,
+    objectness: bool = False,
+    **size: Any,
 ) -> Network:
     """Widths of a sixteenth of the base's, two blocks or a unit in a stage; `size` are further fields of `Size`."""
     made = Size(**{"depth": 0.17, "width": 1 / 16, "csp_spp": release == "3.0"} | size)
     network = efficient(made, "small-efficient", base=base, top_down=bifusion if release == "3.0" else None)
-    return with_options(network, anchor_aided=anchor_aided, distributions=distributions)
+    options = {"anchor_aided": anchor_aided, "distributions": distributions, "objectness": objectness}
+    return with_options(network, **options)
 
 
 def small_efficient_detector(num_classes: int = 3, seed: int = 0, release: str = "2.0", **size: Any) -> Detector:

@@ -72,6 +72,8 @@ class Predicted:
     """The N cells of an image in all maps."""
     heads: int = 1
     """Heads that the maps belong to, as many to each."""
+    objects: Sequence[Tensor] = ()
+    """(B, 1, rows * columns) object logits for each map, where the score is objectness x class probability."""
 
     @property
     def classes(self) -> int:
@@ -79,12 +81,22 @@ class Predicted:
         return self.logits[0].shape[1]
 
     def logits_at(self, image: Tensor, label: Tensor, place: Tensor, counts: Sequence[int]) -> Tensor:
-        """(P,) float32 logits by image, class and number of the cell inside its map, (P,) each.
+        """(P,) float32 logits of the score by image, class and number of the cell inside its map, (P,) each.
 
         They are ordered by map, `counts` (K,) in each: the maps are read where they are.
         """
-        at = zip(*(part.split(list(counts)) for part in (image, label, place)), strict=True)
-        return torch.cat([maps[index] for maps, index in zip(self.logits, at, strict=True)]).float()
+        at = list(zip(*(part.split(list(counts)) for part in (image, label, place)), strict=True))
+        logits = torch.cat([maps[index] for maps, index in zip(self.logits, at, strict=True)]).float()
+        if not self.objects:
+            return logits
+        found = [maps[image, 0, place] for maps, (image, _, place) in zip(self.objects, at, strict=True)]
+        return product_logit(torch.cat(found).float(), logits)
+
+
+def product_logit(first: Tensor, second: Tensor) -> Tensor:
+    """Logit of the product of two probabilities, from their logits."""
+    # 1 / (p q) - 1 = e^-a + e^-b + e^-(a + b).
+    return -torch.logaddexp(torch.logaddexp(-first, -second), -first - second)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,8 @@ class AlignedLoss(LossParameters):
     """Kind of class loss: see :mod:`yolov7.loss.class_losses`."""
     classification: float = Field(default=0.5, ge=0.0)
     """Gain of the class loss."""
+    objectness: Annotated[float, AddedLater()] = Field(default=1.0, ge=0.0)
+    """Gain of the objectness loss of a head of YOLOv6 with `objectness`."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Class targets t of the positives become t * (1 - s) + s / 2. With `bce` and `focal` only."""
     focal_gamma: float = Field(default=0.0, ge=0.0)

@@ -166,6 +166,8 @@ class HeadOptions(Group):
     distributions: bool = False
     """Train distributions of 17 bins beside distances that are numbers, for distillation (3.0, N and S). They are
     dropped for deployment."""
+    objectness: Annotated[bool, AddedLater()] = False
+    """Predict objectness beside the classes (YOLOv6 paper, table 11: it lost AP), with neither of the two above."""
 
 
 class Train(Group):

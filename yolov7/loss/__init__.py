@@ -6,6 +6,7 @@ from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.create import CRITERIA, aligned_criterion, create_criterion
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
 from yolov7.loss.distillation import DistillationCriterion, distilled, require_fit
+from yolov7.loss.objectness import ObjectnessCriterion
 from yolov7.loss.simota import SimOtaCriterion
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "DistillationCriterion",
     "LevelPicture",
     "LossResult",
+    "ObjectnessCriterion",
     "SimOtaCriterion",
     "Totals",
     "aligned_criterion",

@@ -61,6 +61,7 @@ class AlignedCriterion(Criterion):
         self.num_classes = num_classes
         self.bins = bins
         self.channels = 4 * max(bins, 1)
+        self.columns: tuple[int, ...] = (self.channels, num_classes)  # R, then others if there are any, and C
         self.auxiliary = auxiliary
         self.totals = totals
         self.class_weights = class_weights
@@ -91,8 +92,8 @@ class AlignedCriterion(Criterion):
         heads, known = self._check(raw), Targets.of(targets, raw[0].device)
         matches = self._matches(raw, known, heads)
         assert matches.weight is not None
-        rows, negatives = read_maps(raw, matches, self.channels, self.class_loss)  # (P, R + C), (H * L,)
-        box_rows, logits = rows.split((self.channels, self.num_classes), 1)
+        rows, negatives = read_maps(raw, matches, sum(self.columns[:-1]), self.class_loss)  # (P, R + C), (H * L,)
+        box_rows, *_, logits = rows.split(self.columns, 1)
         maps, _, _, row, column, target = matches.lines
         head = torch.div(maps, len(self.strides), rounding_mode="floor")
         scores = matches.weight.to(rows.dtype)  # (P,)
@@ -143,7 +144,7 @@ class AlignedCriterion(Criterion):
         wanted = (levels, 2 * levels) if self.auxiliary else (levels,)
         if len(raw) not in wanted:
             raise ModelError(f"{len(raw)} raw maps given; {' or '.join(map(str, wanted))} are expected")
-        channels = self.channels + self.num_classes
+        channels = sum(self.columns)
         for maps, lead in zip(raw, (*raw[:levels], *raw[:levels]), strict=False):
             if maps.ndim != 4 or maps.shape[1] != channels:
                 raise ModelError(f"a raw map (B, {channels}, h, w) is expected, got {tuple(maps.shape)}")
@@ -165,11 +166,11 @@ class AlignedCriterion(Criterion):
         if heads > 1 and self.options.auxiliary == "lead-guided":
             matches = self._matches(raw[: len(self.strides)], targets, 1)
             return matches.then(matches)
-        flat = (maps.flatten(2).split((self.channels, self.num_classes), 1) for maps in raw)
-        box, logits = zip(*flat, strict=True)
+        flat = (maps.flatten(2).split(self.columns, 1) for maps in raw)
+        box, *objects, logits = zip(*flat, strict=True)
         cells = self._cells(raw)
         boxes = self._decoded(torch.cat(box, 2).float(), cells)
-        return self.assigner(Predicted(boxes, logits, cells, heads), targets)
+        return self.assigner(Predicted(boxes, logits, cells, heads, *objects), targets)
 
     def _decoded(self, box: Tensor, cells: Cells) -> Tensor:
         """Boxes (B, N, 4) in pixels, without gradient; overwrites the box channels (B, R, N)."""

@@ -14,6 +14,7 @@ from yolov7.loss.anchor import anchor_criterion
 from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.criterion import Criterion, Totals
 from yolov7.loss.distributions import DistributionsCriterion
+from yolov7.loss.objectness import ObjectnessCriterion
 from yolov7.loss.simota import SimOtaCriterion
 from yolov7.model import Detector
 from yolov7.model.spec import Network
@@ -69,6 +70,8 @@ def aligned_criterion(
         return DistributionsCriterion(parameters, **{**facts, "bins": head.distribution_maps[1]})
     if getattr(head, "anchor_aided", False):
         return AnchorAidedCriterion(parameters, anchors=head.anchors, **facts)
+    if getattr(head, "objectness", False):
+        return ObjectnessCriterion(parameters, **facts)
     return AlignedCriterion(parameters, auxiliary=model.has_auxiliary, **facts)
 
 

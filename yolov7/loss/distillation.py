@@ -227,6 +227,12 @@ def require_fit(student: Network, teacher: Network, options: Distillation) -> No
             f"train.head.anchor_aided: {student.name}: the anchor-aided branch cannot be combined with distillation; "
             "set it to false"
         )
+    for network in (student, teacher):
+        if getattr(_head(network), "objectness", False):
+            raise ConfigError(
+                f"train.head.objectness: {network.name}: objectness cannot be combined with distillation; set it to "
+                "false"
+            )
     levels, others = (
         tuple(network.maps()[name].stride for name in _head(network).lead) for network in (student, teacher)
     )

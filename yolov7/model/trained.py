@@ -17,6 +17,10 @@ def training_network(variant: str, params: Train) -> Network:
     network = find_variant(variant, source=params.network, pgi=params.auxiliary_part)
     head = params.head
     network = with_options(
-        network, bins=head.bins, anchor_aided=head.anchor_aided or None, distributions=head.distributions or None
+        network,
+        bins=head.bins,
+        anchor_aided=head.anchor_aided or None,
+        distributions=head.distributions or None,
+        objectness=head.objectness or None,
     )
     return REP_OPTIMIZER[params.rep_optimizer](network) if params.rep_optimizer else network

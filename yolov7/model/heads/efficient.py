@@ -1,14 +1,19 @@
 """YOLOv6's head: efficient and decoupled, with outputs that only training has (reference sheets: yolov6, sections 2 and
 5, and yolov6-training, sections 7.6 and 7.7).
 
-Dimension letters: B batch, c channels, h w cells of a level, C classes, S anchor slots, K bins.
+`objectness` is a study of the YOLOv6 paper (section 2.3.3 and table 11), which lost AP there. The paper defines neither
+branch nor loss. Ours, as FCOS and YOLOX have it: one more output on the features of the box branch.
+
+Dimension letters: B batch, c channels, h w cells of a level, C classes, S anchor slots, K bins, O = 1 with
+`objectness`, else 0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +21,12 @@ from torch import Tensor, nn
 from yolov7.errors import ModelError
 from yolov7.model.blocks import ConvUnit
 from yolov7.model.heads.aligned import AlignedHead, AlignedHeadModule, Bins, decode
-from yolov7.model.spec import Map, Network
+from yolov7.model.spec import ADDED, Map, Network
+from yolov7.predictions import Scoring
 
 BINS = 17
 """Bins of a distance where it is a distribution."""
-CLASS_PRIOR = -math.log((1 - 0.01) / 0.01)  # bias of the class logits: probability 0.01
+CLASS_PRIOR = -math.log((1 - 0.01) / 0.01)  # bias of class and object logits: probability 0.01
 BOX_PRIOR = 1.0  # bias of the box channels
 
 Anchors = tuple[tuple[tuple[float, float], ...], ...]
@@ -38,7 +44,7 @@ ANCHORS: Anchors = (
 class EfficientHead(AlignedHead):
     """A stem, a class branch and a box branch for each level; distances are numbers (`bins` 0) or distributions.
 
-    Raw maps: those of the lead levels, (B, R + C, h, w). In training form follow, with `anchor_aided`, a map
+    Raw maps: those of the lead levels, (B, R + O + C, h, w). In training form follow, with `anchor_aided`, a map
     (B, S * (4 + C), h, w) of each level, slot-major, in a slot the box channels x, y, w, h and then the class logits;
     then, with `distributions`, a map (B, 4 * 17, h, w) of each level. Deploy form has neither.
     """
@@ -54,6 +60,8 @@ class EfficientHead(AlignedHead):
     """Of the anchor-based predictions, for each level."""
     distributions: bool = False
     """Train with distributions of the distances beside the direct ones."""
+    objectness: bool = field(default=False, metadata=ADDED)
+    """Predict an object logit, between box channels and class logits: a score is objectness x class probability."""
 
     def build(self, maps: Mapping[str, Map], act: str, num_classes: int) -> AlignedHeadModule:
         """The training form. Raises :class:`ModelError` for options that contradict each other or the levels."""
@@ -63,7 +71,15 @@ class EfficientHead(AlignedHead):
     def branches(self, names: Sequence[str], maps: Mapping[str, Map], act: str, num_classes: int) -> list[nn.Module]:
         """A branch for each of the maps."""
         return [
-            EfficientBranch(maps[name].channels, width, self.box_channels, num_classes, name, self.act or act)
+            EfficientBranch(
+                maps[name].channels,
+                width,
+                self.box_channels,
+                num_classes,
+                name,
+                self.act or act,
+                objectness=self.objectness,
+            )
             for name, width in zip(names, self._widths(maps), strict=True)
         ]
 
@@ -77,7 +93,7 @@ class EfficientHead(AlignedHead):
                 AuxiliaryOutputs(branch.width, num_classes, count, self.distributions)  # type: ignore[arg-type]
                 for branch, count in zip(lead, slots, strict=True)
             ]
-        return EfficientHeadModule(lead, auxiliary, self.bins, strides, num_classes)
+        return EfficientHeadModule(lead, auxiliary, self.bins, strides, num_classes, objectness=self.objectness)
 
     @property
     def distribution_maps(self) -> tuple[int, int]:
@@ -95,6 +111,9 @@ class EfficientHead(AlignedHead):
             raise ModelError(f"anchor_aided: anchors of {levels} levels are needed, got those of {len(self.anchors)}")
         if self.distributions and self.bins:
             raise ModelError("distributions: the distances are distributions already; set bins to 0")
+        others = [name for name in ("anchor_aided", "distributions") if getattr(self, name)]
+        if self.objectness and others:
+            raise ModelError(f"objectness: not together with {' and '.join(others)}; set one of them to false")
 
     def _widths(self, maps: Mapping[str, Map]) -> tuple[int, ...]:
         return tuple(maps[name].channels for name in self.lead) if self.widths is None else self.widths
@@ -110,8 +129,11 @@ class EfficientHeadModule(AlignedHeadModule):
         bins: int,
         strides: tuple[int, ...],
         num_classes: int,
+        *,
+        objectness: bool = False,
     ):
         super().__init__(lead, auxiliary, bins, strides, num_classes)
+        self.objectness = objectness
         # The published networks hold the numbers twice, in every size, whether distances are distributions or not.
         self.lead_bins = Bins(bins or BINS)
         self.auxiliary_bins = None
@@ -138,11 +160,34 @@ class EfficientHeadModule(AlignedHeadModule):
         assert self.lead_bins is not None
         return decode(raw, self.strides, self.lead_bins.values if self.bins else None)
 
+    def scoring(self) -> Scoring:
+        """Objectness times class probability where there is one; a single class is trained too."""
+        return "objectness x class probability" if self.objectness else super().scoring()
+
+    def raw_contract(self) -> dict[str, Any]:
+        """See :class:`AlignedHeadModule`."""
+        contract = super().raw_contract()
+        if self.objectness:
+            batch, channels, *cells = contract["shape"]
+            values = contract["values"].replace("then class logits", "the object logit, then class logits")
+            contract |= {"shape": [batch, channels + 1, *cells], "values": values}
+        return contract
+
 
 class EfficientBranch(nn.Module):
-    """One level: (B, c, h, w) -> (B, R + C, h, w)."""
+    """One level: (B, c, h, w) -> (B, R + O + C, h, w)."""
 
-    def __init__(self, channels: int, width: int, box_channels: int, num_classes: int, reads: str, act: str):
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        box_channels: int,
+        num_classes: int,
+        reads: str,
+        act: str,
+        *,
+        objectness: bool = False,
+    ):
         super().__init__()
         self.reads = reads
         self.width = width
@@ -151,6 +196,7 @@ class EfficientBranch(nn.Module):
         self.classes = ConvUnit(width, width, 3, act=act)
         self.box_output = _output(width, box_channels)
         self.class_output = _output(width, num_classes)
+        self.object_output = _output(width, 1) if objectness else None
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -163,12 +209,16 @@ class EfficientBranch(nn.Module):
 
     def predict(self, box: Tensor, classes: Tensor) -> Tensor:
         """The raw map of these features."""
-        return torch.cat((self.box_output(box), self.class_output(classes)), 1)
+        if self.object_output is None:
+            return torch.cat((self.box_output(box), self.class_output(classes)), 1)
+        return torch.cat((self.box_output(box), self.object_output(box), self.class_output(classes)), 1)
 
     def set_prior(self, stride: int) -> None:
         """Set the outputs of a fresh network, which say nothing yet."""
         _set_prior(self.box_output, BOX_PRIOR)
         _set_prior(self.class_output, CLASS_PRIOR)
+        if self.object_output is not None:
+            _set_prior(self.object_output, CLASS_PRIOR)
 
 
 class AuxiliaryOutputs(nn.Module):
@@ -222,13 +272,18 @@ def _set_prior(output: ConvUnit, value: float) -> None:
 
 
 def with_options(
-    network: Network, *, bins: int | None = None, anchor_aided: bool | None = None, distributions: bool | None = None
+    network: Network,
+    *,
+    bins: int | None = None,
+    anchor_aided: bool | None = None,
+    distributions: bool | None = None,
+    objectness: bool | None = None,
 ) -> Network:
     """The network with these options of its head; None keeps its own.
 
     Raises :class:`ModelError` for a network with another head, and for options that contradict each other.
     """
-    given = {"bins": bins, "anchor_aided": anchor_aided, "distributions": distributions}
+    given = {"bins": bins, "anchor_aided": anchor_aided, "distributions": distributions, "objectness": objectness}
     changed = {name: value for name, value in given.items() if value is not None}
     if not changed:
         return network

@@ -102,6 +102,7 @@ class Yolov6Layout(PublishedLayout):
             head,
             anchor_aided=f"{HEAD}cls_preds_ab.0.weight" in names,
             distributions=f"{HEAD}reg_preds_dist.0.weight" in names,
+            objectness=False,
         )
         mode = MODES.get(FORMS[form].kind)
         return replace(network if mode is None else with_mode(network, mode), head=head)

@@ -197,7 +197,9 @@ def test_what_the_published_optimisers_never_step_takes_no_gradient():
 # The head
 
 
-@pytest.mark.parametrize("options", [{}, {"anchor_aided": True}, {"distributions": True}, {"bins": 17}])
+@pytest.mark.parametrize(
+    "options", [{}, {"anchor_aided": True}, {"distributions": True}, {"bins": 17}, {"objectness": True}]
+)
 def test_a_fresh_head_says_nothing_yet(options):
     model = create_model(small_efficient("3.0", **options), 2).eval()
     with torch.inference_mode():
@@ -236,12 +238,48 @@ def test_the_maps_that_only_training_has():
     assert all(torch.equal(one[name], value) for name, value in other.items())
 
 
+def test_objectness_is_one_output_on_the_features_of_the_box_branch():
+    for bins, channels in ((0, 4), (17, 68)):
+        network, plain = (small_efficient("3.0", bins=bins, objectness=on) for on in (True, False))
+        model = randomised(create_model(network, 2, seed=3), 3)
+        widths = [branch.width for branch in model.head.lead]
+        more = count_parameters(model) - count_parameters(create_model(plain, 2))
+        assert more == sum(width + 1 for width in widths)
+        branch, maps = model.head.lead[1], model.features(torch.rand(2, 3, 64, 96).double())
+        with torch.inference_mode():
+            raw = model.head.leads(maps)
+            assert [item.shape[1] for item in raw] == [channels + 1 + 2] * 3 and not model.has_auxiliary
+            box, classes = branch.features(maps[branch.reads])
+            assert torch.equal(raw[1][:, :channels], branch.box_output(box))
+            assert torch.equal(raw[1][:, channels : channels + 1], branch.object_output(box))
+            assert torch.equal(raw[1][:, channels + 1 :], branch.class_output(classes))
+            rows = model.head.decode(raw)
+        assert rows.shape == (2, 8 * 12 + 4 * 6 + 2 * 3, 5 + 2)
+        assert torch.equal(rows[:, 96:120, 4:], raw[1][:, channels:].flatten(2).transpose(1, 2).sigmoid())
+        assert network_from_json(json.loads(json.dumps(network_to_json(network)))) == network
+        assert "objectness" not in json.dumps(network_to_json(plain))
+        contract, usual = (create_model(item, 2).head.raw_contract() for item in (network, plain))
+        assert contract["shape"] == ["batch", channels + 3, "rows", "columns"]
+        assert contract["values"].endswith("; the bins of each), the object logit, then class logits")
+        assert usual["values"].endswith("; the bins of each), then class logits") and usual["shape"][1] == channels + 2
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_the_score_with_objectness_is_the_product_for_one_class_too(classes):
+    model = create_model(small_efficient(objectness=True), classes)
+    assert model.head.scoring() == "objectness x class probability"
+
+
 def test_options_that_contradict_each_other_or_the_network():
     network = find_variant("yolov6v3-n")
     assert with_options(network) is network and with_options(network, bins=17).head.bins == 17
     assert with_options(network, anchor_aided=True).head.anchors == ANCHORS
     with pytest.raises(ModelError, match="distributions: the distances are distributions already; set bins to 0"):
         with_options(find_variant("yolov6v3-m"), distributions=True)
+    with pytest.raises(ModelError, match="objectness: not together with anchor_aided; set one of them to false"):
+        with_options(network, objectness=True, anchor_aided=True)
+    with pytest.raises(ModelError, match="objectness: not together with distributions; set one of them to false"):
+        with_options(network, objectness=True, distributions=True)
     with pytest.raises(ModelError, match="anchors of 4 levels are needed, got those of 3"):
         with_options(find_variant("yolov6v3-n6"), anchor_aided=True)
     with pytest.raises(ModelError, match="yolov7-tiny: bins: options of YOLOv6's head, but its head is AnchorHead"):
@@ -285,6 +323,7 @@ KINDS = {
     "3.0 rep": {"release": "3.0", "anchor_aided": True, "distributions": True},
     "3.0 conv csp": {"release": "3.0", "expansion": 1 / 2, "mode": "conv", "act": "silu", "csp_spp": False},
     "3.0 p6": {"release": "3.0", "base": P6},
+    "objectness": {"objectness": True, "bins": 17},
 }
 
 
@@ -302,7 +341,7 @@ def test_reparameterized_equals_trained_whatever_the_statistics(kind, seed, clas
 
 
 def test_every_parameter_that_is_trained_gets_a_gradient():
-    for kind in ("rep csp", "3.0 rep"):
+    for kind in ("rep csp", "3.0 rep", "objectness"):
         model = create_model(small_efficient(**KINDS[kind]), 2).train()
         for name, parameter in model.named_parameters():
             if "output" in name or "auxiliary" in name:
