@@ -165,8 +165,8 @@ class TrainingRun:
     def _made_by_other_code(self) -> bool:
         """True if this run finished under code that has changed since: its result is out of date.
 
-        An unfinished run resumes, since the change may be the fix that it was stopped for; the log says so. The first of
-        two is kept until the second has finished, and is then as old as that.
+        An unfinished run resumes, since the change may be the fix that it was stopped for; the log says so. The first
+        of two is kept until the second has finished, and is then as old as that.
         """
         rest = self.rest(self)
         last = self.states.last() if rest is None else rest.brought()

@@ -142,7 +142,7 @@ def _described(shape: tuple[int, bool] | None) -> str:
     return f"{shape[0]} wide {'with' if shape[1] else 'without'} identity"
 
 
-def kernels_of(model: Detector, scales: Scales) -> dict[str, nn.Parameter]:
+def kernels_of(model: Detector, scales: Scales) -> dict[str, Tensor]:
     """The kernels of a target network that the scales belong to, by the name of the block.
 
     Raises :class:`ModelError` if the scales are of another network, or the network has no plain 3x3 in their places.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yolov7.config import Train
 from yolov7.model import Detector
@@ -19,7 +19,7 @@ from yolov7.model.rep_optimizer import Scales, kernels_of, read_scales
 class GradientMasks:
     """Pairs of a parameter and the factors of its gradient."""
 
-    def __init__(self, pairs: Sequence[tuple[nn.Parameter, Tensor]] = ()):
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]] = ()):
         # In the memory order of the parameters, as the gradients are.
         self._pairs = [(parameter, torch.empty_like(parameter).copy_(mask)) for parameter, mask in pairs]
 
@@ -42,6 +42,6 @@ def gradient_masks(model: Detector, params: Train) -> GradientMasks:
     return masks_of(kernels_of(model, scales), scales)
 
 
-def masks_of(kernels: Mapping[str, nn.Parameter], scales: Scales) -> GradientMasks:
+def masks_of(kernels: Mapping[str, Tensor], scales: Scales) -> GradientMasks:
     """The masks of these kernels, both by the name of the block."""
     return GradientMasks([(kernel, scales[name].mask(kernel.detach())) for name, kernel in kernels.items()])

@@ -205,7 +205,7 @@ def prune(parent: Path, keep: int, current: Path, *, needs: str | None = None) -
     folders = [path for path in parent.glob("*") if path != current and any(path.glob("state-*.safetensors"))]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     first_of = {path: _first_of(path) for path in folders}
-    kept = {path for path in folders[: max(keep - 1, 0)]} | {p for p in folders if first_of[p] == current.name}
+    kept = {*folders[: max(keep - 1, 0)], *(path for path in folders if first_of[path] == current.name)}
     needed = {needs, *(first_of[path] for path in kept)}
     for folder in folders:
         if folder in kept or folder.name in needed:

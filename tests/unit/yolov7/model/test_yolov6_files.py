@@ -18,6 +18,7 @@ from yolov7.model import Detector, create_model, load_checkpoint
 from yolov7.model.heads.efficient import with_options
 from yolov7.model.modes import with_mode
 from yolov7.model.published import yolov6 as published
+from yolov7.model.published import yolov6_names as names
 from yolov7.model.published.convert import identify, import_official
 from yolov7.model.spec import Network
 from yolov7.model.variants import find_variant
@@ -175,16 +176,16 @@ def test_a_file_becomes_one_of_ours(saved, tmp_path):
 
 def folded(model: Detector, release: str) -> dict[str, torch.Tensor]:
     """A file of the deploy form: the values of the re-parameterised network by the published names."""
-    naming = published.Naming(release, "deploy")
+    naming = names.Naming(release, "deploy")
     deploy = dict(model.reparameterize().named_modules())
     tensors = {}
-    for part in published._parts(model.spec, naming):
+    for part in names.parts_of(model.spec, naming):
         if part.what == "number":
             tensors[part.theirs] = model.state_dict()[part.ours].clone()
             continue
         conv = deploy[part.ours] if part.what == "plain" else deploy[part.ours].conv
         conv = getattr(conv, "conv", conv)
-        name = part.theirs if part.what == "plain" else published._folded(part, naming)
+        name = part.theirs if part.what == "plain" else names.folded_name(part, naming)
         tensors[f"{name}.weight"], tensors[f"{name}.bias"] = conv.weight.clone(), conv.bias.clone()
     return tensors
 
@@ -214,20 +215,36 @@ def test_deploy_files_of_published_sizes_are_told_apart(saved):
 # RepOptimizer
 
 
-def test_files_of_repoptimizer_are_recognised(saved):
+@pytest.mark.parametrize(("kind", "mode"), [("target", "conv"), ("search", "linear-add")])
+def test_files_of_repoptimizer_are_recognised(saved, kind, mode):
     network = small_efficient()
-    plain = with_mode(network, "conv")
+    plain = with_mode(network, mode)
     source = filled(plain)
-    tensors = state(source, "2.0 RepOptimizer target")
+    tensors = state(source, f"2.0 RepOptimizer {kind}")
     assert "backbone.stem.conv.weight" in tensors and "neck.Rep_p4.block.0.bn.weight" in tensors
+    assert ("backbone.stem.scale_1x1.weight" in tensors) is (kind == "search")
     path = saved({"model": tensors})
     model = create_model(plain, 3)
     report = model.load_official(path)
-    assert report.form == "2.0 RepOptimizer target" and report.complete and same(model, source)
+    assert report.form == f"2.0 RepOptimizer {kind}" and report.complete and same(model, source)
     message = refusal(path, network)
-    assert "its 3x3 blocks are those of a RepOptimizer target (conv), not small-efficient's (rep)" in message
-    whole = saved({"model": state(create_model(with_mode(find_variant("yolov6-n"), "conv"), 3), report.form)}, "n.pt")
+    assert f"its 3x3 blocks are those of a RepOptimizer {kind} ({mode}), not small-efficient's (rep)" in message
+    whole = saved({"model": state(create_model(with_mode(find_variant("yolov6-n"), mode), 3), report.form)}, "n.pt")
     assert identify(whole) == ["yolov6-n"]
+
+
+def test_a_file_of_the_search_holds_the_scales(saved):
+    network = with_mode(small_efficient(), "linear-add")
+    source = filled(network)
+    tensors = state(source, "2.0 RepOptimizer search")
+    block = {"conv", "conv_1x1", "scale_conv", "scale_1x1", "bn"}
+    assert {name.split(".")[2] for name in tensors if name.startswith("backbone.stem.")} == block
+    assert tensors["backbone.ERBlock_2.1.conv1.scale_identity.weight"].shape == (8,)
+    path = saved({"model": tensors})
+    model = create_model(network, 3)
+    report = model.load_official(path)
+    assert report.form == "2.0 RepOptimizer search" and report.complete and not report.left and same(model, source)
+    assert "RepOptimizer search (linear-add), not small-efficient's (rep)" in refusal(path, small_efficient())
 
 
 # Whole modules
