@@ -50,6 +50,9 @@ def main(params: Params, args: argparse.Namespace) -> None:
     }
     if params.evaluate.augment:
         facts["Latency"] += f"; with test-time augmentation ({params.evaluate.augment}), as AP"
+    borders = _borders(figures)
+    if borders:
+        facts["Grey border, of AP"] = borders
     absent = [variant for variant in params.variants if variant not in figures]
     if absent:
         facts["Not evaluated yet"] = ", ".join(absent)
@@ -74,6 +77,12 @@ def _evaluated(variants: tuple[str, ...], sha256: str) -> dict[str, dict[str, An
     if not figures:
         raise DataError("no variant is evaluated on the current test data; run `dvc repro` first", path="reports")
     return figures
+
+
+def _borders(figures: dict[str, dict[str, Any]]) -> str:
+    """The borders that the variants were measured with; empty where none has one."""
+    found = {variant: (metrics.get("border") or {}).get("pixels", 0) for variant, metrics in figures.items()}
+    return ", ".join(f"{variant} {pixels} pixels" for variant, pixels in found.items()) if any(found.values()) else ""
 
 
 def _keep(variants: list[str]) -> None:

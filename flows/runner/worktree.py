@@ -162,8 +162,8 @@ def bring(pipeline: Pipeline, hashes: DataHashes, log: Log) -> None:
 
 FILES = ("weights", "scales", "distill_from")
 """Parameters of a training that may name a file."""
-NO_FILES = ("self", "models:/")
-"""Beginnings of what they may name besides."""
+SELF, ADDRESS = "self", "models:/"
+"""What they may name besides: the whole of it, and its beginning (stages.training.teacher)."""
 
 
 def added_files(root: Path, variant: str) -> list[str]:
@@ -195,7 +195,7 @@ def _files(root: Path, variant: str) -> dict[str, str]:
     values = _document(root / PARAMS_FILE)
     own, common = (values.get("per_variant") or {}).get(variant) or {}, values.get("train") or {}
     named = {key: str(own.get(key, common.get(key, ""))) for key in FILES}
-    return {key: name for key, name in named.items() if name and not name.startswith(NO_FILES)}
+    return {key: name for key, name in named.items() if name and name != SELF and not name.startswith(ADDRESS)}
 
 
 def _bring(pipeline: Pipeline, targets: list[str], hashes: Mapping[str, str], log: Log) -> None:

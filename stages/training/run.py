@@ -29,7 +29,7 @@ from yolov7.train.initial import initial_model
 from yolov7.train.loop import Trainer
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.records import Outcome
-from yolov7.train.state import StateFolder, prune
+from yolov7.train.state import Last, StateFolder, prune
 from yolov7.train.teacher import load_teacher
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,14 @@ class TrainingRun:
         return fresh
 
     def is_recorded(self) -> bool:
-        """True if the training is finished and its records are complete."""
+        """True if the training is finished and its records are complete; those that MLflow lacks are sent again."""
         last = self.states.last()
-        return last is not None and last.finished and self.open_journal(fresh=False).ended
+        if last is None or not last.finished:
+            return False
+        journal = self.open_journal(fresh=False)
+        if journal.ended:
+            journal.deliver(force=True)
+        return journal.ended
 
     def open_journal(self, *, fresh: bool) -> RunJournal:
         """The journal of the run's records for MLflow."""
@@ -150,6 +155,13 @@ class TrainingRun:
         if self.remote is not None:
             self.remote.forget()
 
+    def brought(self) -> Last | None:
+        """The newest state, of this machine or of the remote."""
+        if self.remote is not None:
+            with self.lock():
+                self.remote.bring()
+        return self.states.last()
+
     def _made_by_other_code(self) -> bool:
         """True if this run finished under code that has changed since: its result is out of date.
 
@@ -157,9 +169,14 @@ class TrainingRun:
         of two is kept until the second has finished, and is then as old as that.
         """
         rest = self.rest(self)
-        last = (rest or self).states.last()
-        if rest is not None and (last is None or not last.finished):
-            return False
+        last = self.states.last() if rest is None else rest.brought()
+        if rest is not None:
+            if last is None or not last.finished:
+                return False
+            own = self.states.last()
+            if own is None or own.code == self.states.code:
+                # Begun again already: until it ends, the weights of the training before lie beside its states.
+                return False
         if last is None or not last.code or not self.states.code or last.code == self.states.code:
             return False
         if last.finished:

@@ -28,6 +28,9 @@ _NOT_IDENTITY = (
 )
 """Parameters that leave the result as it is, so that a run may resume with others."""
 
+_OF_TEACHER = ("distillation", "distill_sha256")
+"""Parameters that change nothing without a teacher; the recipes of some variants set them."""
+
 
 def run_identity(
     variant: str, train: Train, data: dict[str, Any], weights: str | None, *, first: str | None = None
@@ -36,7 +39,8 @@ def run_identity(
 
     `first` is the fingerprint of the training whose weights this one needs.
     """
-    parameters = {k: v for k, v in identity_of(train).items() if k not in _NOT_IDENTITY}
+    without = _NOT_IDENTITY if train.distill_from else (*_NOT_IDENTITY, *_OF_TEACHER)
+    parameters = {k: v for k, v in identity_of(train).items() if k not in without}
     # A user's own network may change behind its name.
     network = network_to_json(find_variant(variant, source=train.network)) if train.network else None
     identity = {"variant": variant, "network": network, "train": parameters, "data": data["sha256"], "weights": weights}
@@ -95,10 +99,22 @@ def refuse_changed(variant: str, states: StateFolder) -> None:
     for folder in sorted(states.folder.parent.glob("*")):
         last = None if folder == states.folder else StateFolder(folder, {}).last()
         old = {} if last is None or last.finished else last.identity
+        if old.get(FIRST) == states.folder.name:
+            continue  # the second of two trainings, whose first this is: it resumes after it
         if old and old.get("data") == states.identity["data"]:
+            changes = differences(_comparable(old, states), states.identity)
             raise TrainingError(
                 f"{folder}: a training of {variant} with other parameters was stopped before its end "
-                f"({'; '.join(differences(old, states.identity))}); restore the old parameters to resume it "
+                f"({'; '.join(changes)}); restore the old parameters to resume it "
                 "(if params.yaml is unchanged, an upgrade changed defaults: docs/operations.md, Upgrade), "
                 f"or delete that folder or run `python -m stages.train --variant {variant} --fresh` to start over"
             )
+
+
+def _comparable(old: dict[str, Any], states: StateFolder) -> dict[str, Any]:
+    """Of the second of two trainings the identity of its first, where that is what is there now: the two of a pair
+    always differ in ways that nobody changed."""
+    if FIRST not in old or FIRST in states.identity:
+        return old
+    first = StateFolder(states.folder.parent / old[FIRST], {}).last()
+    return old if first is None else first.identity

@@ -26,6 +26,12 @@ def test_latency_is_of_the_views_that_ap_was_measured_with(exported, tmp_path, m
     assert timed["small"].rounds == 2
 
 
+def test_the_page_names_the_borders_that_ap_was_measured_with():
+    with_border = {"AP": 0.5, "border": {"pixels": 6}}
+    assert compare_variants._borders({"a": {"AP": 0.4}}) == ""
+    assert compare_variants._borders({"a": {"AP": 0.4}, "b": with_border}) == "a 0 pixels, b 6 pixels"
+
+
 def test_the_page_goes_to_the_runs_of_its_variants(tmp_path, monkeypatch, caplog, new_database):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -87,6 +87,15 @@ def test_missing_data_is_not_taken_for_an_unavailable_remote(tmp_path: Path) -> 
     assert not caught.value.lasting
 
 
+@pytest.mark.parametrize(
+    ("teacher", "target"), [("self", []), ("models:/yolov6-l@champion", []), ("self-made.pt", ["self-made.pt.dvc"])]
+)
+def test_a_teacher_that_is_a_file_comes_along(tmp_path: Path, teacher: str, target: list[str]) -> None:
+    (tmp_path / "params.yaml").write_text(f"train: {{distill_from: '{teacher}'}}\n")
+    (tmp_path / "self-made.pt.dvc").touch()
+    assert added_files(tmp_path, "v") == target
+
+
 @pytest.mark.slow
 def test_start_weights_come_into_a_worktree_by_their_dvc_file(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 from small_detector import SIDE
 from small_training import same_weights, training_data
@@ -19,15 +20,15 @@ import stages.training.run
 from stages.project.params import Params
 from stages.registry.journal import JOURNALS, RunJournal
 from stages.training.chain import Trainings, hand_out, link_of
-from stages.training.run import STATES
-from stages.training.run_identity import fingerprint, run_identity
+from stages.training.run import STATES, TrainingRun
+from stages.training.run_identity import fingerprint, refuse_changed, run_identity
 from yolov7.config import Train
 from yolov7.errors import TrainingError
 from yolov7.files import sha256_file
 from yolov7.model import load_checkpoint
 from yolov7.model.rep_optimizer import scales_of
 from yolov7.train.distributed import Processes
-from yolov7.train.state import StateFolder
+from yolov7.train.state import StateFolder, TrainingState
 
 TRAIN = {
     "cache": "none",
@@ -195,6 +196,66 @@ def test_changed_code_trains_both_again_once_the_second_is_finished(project, mon
     trained(project)  # both under the new code, as far as they were not finished
     assert prepared("two") is False
     assert prepared("three") is True
+
+
+def pair(params: Params, code: str) -> tuple[TrainingRun, TrainingRun]:
+    """The two runs as a finished stage leaves them, with their copies."""
+    trainings = Trainings(params, VARIANT)
+    first = trainings.first()
+    first.folder.mkdir(parents=True)
+    (first.folder / "last.safetensors").write_bytes(b"scales")
+    second = trainings.second(first, sha256_file(first.folder / "last.safetensors"))
+    for run in (first, second):
+        save(run, code, finished=True)
+        assert run.remote is not None
+        run.remote.close(finished=True)
+    return first, second
+
+
+def save(run: TrainingRun, code: str, *, finished: bool) -> None:
+    run.states.code = code
+    run.states.save(TrainingState({"weight": torch.zeros(1)}, {"position": {"finished": finished}}), 1)
+
+
+def test_a_first_training_begun_again_for_changed_code_resumes(project, monkeypatch):
+    """Until it ends, the weights that lie there are of the one before, whose second is finished."""
+    monkeypatch.setattr(stages.training.run, "stage_code", lambda stage: "two")
+    first, _ = pair(project, "one")
+    assert Trainings(project, VARIANT).first().prepare(fresh=False) is True
+    save(first, "two", finished=False)
+    assert Trainings(project, VARIANT).first().prepare(fresh=False) is False
+    assert first.states.last() is not None
+
+
+def test_changed_code_trains_both_again_on_another_machine_too(project, monkeypatch):
+    pair(project, "one")
+    shutil.rmtree(".state")
+    monkeypatch.setattr(stages.training.run, "stage_code", lambda stage: "one")
+    assert Trainings(project, VARIANT).first().prepare(fresh=False) is False
+    shutil.rmtree(".state")
+    monkeypatch.setattr(stages.training.run, "stage_code", lambda stage: "two")
+    assert Trainings(project, VARIANT).first().prepare(fresh=False) is True
+
+
+def test_changed_parameters_are_refused_in_their_own_words(project):
+    first, second = pair(project, "one")
+    save(second, "one", finished=False)
+    other = Trainings(params_with("hyper-search", batch_size=4), VARIANT).first()
+    with pytest.raises(TrainingError) as refused:
+        refuse_changed(VARIANT, other.states)
+    assert "before its end (train.batch_size: was 2, is now 4); restore" in str(refused.value)
+    assert str(second.folder) in str(refused.value)
+    # A first whose weights were lost is deleted as the error asks; the second that waits for it is no other training.
+    shutil.rmtree(first.folder)
+    refuse_changed(VARIANT, first.states)
+
+
+def test_records_of_the_first_that_mlflow_lacks_are_sent_when_it_is_next_needed(project, monkeypatch):
+    first, _ = pair(project, "one")
+    sent = []
+    first.open_journal(fresh=True).finish()
+    monkeypatch.setattr(RunJournal, "deliver", lambda self, force=False: sent.append(force))
+    assert first.is_recorded() and sent == [True]
 
 
 def test_the_first_training_of_a_chain_lasts_as_long_as_its_epochs_say():

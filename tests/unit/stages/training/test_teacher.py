@@ -13,7 +13,7 @@ from stages.preflight.trainings import check_teachers
 from stages.project import params as params_module
 from stages.training.run_identity import fingerprint, run_identity
 from stages.training.teacher import teacher_file
-from yolov7.config import Train, train_parameters
+from yolov7.config import Distillation, Train, train_parameters
 from yolov7.errors import ConfigError
 from yolov7.files import sha256_file
 from yolov7.model import ModelMetadata, save_checkpoint
@@ -49,6 +49,17 @@ def test_the_identity_has_the_teachers_digest_and_not_its_place(tmp_path: Path) 
     here, there = (student_parameters(both, tmp_path / name, "1" * 64) for name in ("a.safetensors", "b.safetensors"))
     assert key(here) == key(there) != key(student_parameters(both, tmp_path / "a.safetensors", "2" * 64))
     assert key(here) != key(teacher_parameters(both))
+
+
+def test_without_a_teacher_what_is_taken_from_it_is_not_in_the_identity() -> None:
+    plain, both = (train_parameters(given, recipe="yolov6-l") for given in ({}, {"distill_from": "self"}))
+    assert plain.distillation.classification == 2.0
+    assert key(teacher_parameters(both)) == key(plain), "a training made before is the teacher"
+    assert key(plain) == key(train_parameters({"distillation": {"features": 10}}, recipe="yolov6-l"))
+    assert key(plain) == key(train_parameters({"distill_sha256": "1" * 64}, recipe="yolov6-l"))
+    student = student_parameters(both, "best.safetensors", "1" * 64)
+    other = student.model_copy(update={"distillation": Distillation(features=10)})
+    assert key(student) != key(other)
 
 
 def findings(tmp_path: Path, **settings: object) -> list[str]:
