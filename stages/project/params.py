@@ -16,7 +16,7 @@ from stages.project.names import check_folder, check_line, check_model_name, che
 from stages.project.params_data import Data, check_address, check_data
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
-from yolov7.config import Group, Train, merge, parse, train_parameters
+from yolov7.config import Group, HeadOptions, Train, merge, parse, train_parameters
 from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, ModelError, nearest
 from yolov7.yaml_text import read_yaml
@@ -262,6 +262,8 @@ class Params(Group):
             _check_pgi(variant, train, where)
         if train.rep_optimizer and not train.network:
             _check_rep_optimizer(variant, train, where)
+        if train.head != HeadOptions() and not train.network:
+            _check_head(variant, train, where)
         return train
 
     @staticmethod
@@ -295,6 +297,18 @@ def _check_rep_optimizer(variant: str, train: Train, where: str) -> None:
         raise ConfigError(
             f"{where}.rep_optimizer: {error}; set it under per_variant, for yolov6-n, -t and -s"
         ) from None
+
+
+def _check_head(variant: str, train: Train, where: str) -> None:
+    """Raise :class:`ConfigError` for a variant whose head does not have the options of `train.head`."""
+    from yolov7.model.trained import training_network
+    from yolov7.model.variants import list_variants
+
+    try:
+        if variant in list_variants():
+            training_network(variant, train)
+    except ModelError as error:
+        raise ConfigError(f"{where}.head: {error}; set it under per_variant, for variants that it fits") from None
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:

@@ -286,9 +286,22 @@ class Train(Group):
             name = self.optimizer.name
             raise ValueError(f"rep_optimizer: {name} undoes its masks on the gradients; set `optimizer: {{name: sgd}}`")
         if mode and self.head.anchor_aided:
-            raise ValueError("rep_optimizer: not available with `head: {anchor_aided: true}`")
+            raise ValueError(
+                "rep_optimizer: not available with the anchor-aided branch, which presets of 3.0 have; set "
+                "`head: {anchor_aided: false}`"
+            )
         if mode == "target" and self.optimizer.rate_batch:
             raise ValueError("rep_optimizer: target does not scale the learning rate; set `optimizer: {rate_batch: 0}`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_head(self) -> Train:
+        """Refuse what one network cannot learn together; `self` gives one to the teacher and one to the student."""
+        if self.head.anchor_aided and self.head.distributions and self.distill_from != "self":
+            raise ValueError(
+                "head: anchor_aided, which presets of 3.0 set, and distributions exclude each other; set one of them "
+                "to false, or `distill_from: self`"
+            )
         return self
 
     @field_validator("loss", mode="before")

@@ -10,6 +10,7 @@ import yaml
 from stages.preflight.findings import Findings
 from stages.preflight.trainings import check_classes, check_weights
 from stages.project import params as params_module
+from yolov7.errors import ConfigError
 
 FAULTS = [
     ({"weights": "missing.safetensors", "weights_sha256": "0" * 64}, "missing.safetensors: no such file"),
@@ -38,6 +39,36 @@ def test_a_fault_of_a_later_variant(tmp_path, monkeypatch, settings, fault):
         check_classes(params, chosen, found)
         first = found.problems if "yolov7" in chosen else found.warnings
         assert len(found.problems + found.warnings) == 1 and fault in first[0]
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings", "fault"),
+    [
+        (
+            "yolov7-tiny",
+            {"head": {"bins": 17}},
+            r"train .*\.head: yolov7-tiny: bins: options of YOLOv6's head",
+        ),
+        ("yolov6-m", {"head": {"distributions": True}}, r"\.head: distributions: .* set bins to 0"),
+        ("yolov6v3-n6", {"preset": "yolov6v3-n"}, r"\.head: anchor_aided: anchors of 4 levels are needed"),
+        (
+            "yolov6v3-n",
+            {"head": {"distributions": True}},
+            "head: anchor_aided, .* exclude each other; .*from: self",
+        ),
+        ("yolov6v3-n", {"rep_optimizer": "chain"}, "rep_optimizer: not available with the anchor-aided branch"),
+        ("yolov6v3-n", {"head": {"distributions": True}, "distill_from": "self"}, None),
+        ("yolov6v3-n", {}, None),
+    ],
+)
+def test_options_that_a_head_does_not_have(tmp_path, monkeypatch, variant, settings, fault):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump({"variants": [variant], "per_variant": {variant: settings}}))
+    if fault is None:
+        assert params_module.load().trainings[variant].head.anchor_aided
+        return
+    with pytest.raises(ConfigError, match=fault):
+        assert params_module.load().trainings
 
 
 def test_classes_that_are_there_and_data_that_are_not_yet(tmp_path, monkeypatch):

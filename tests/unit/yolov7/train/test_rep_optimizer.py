@@ -115,7 +115,7 @@ def test_the_deployed_target_computes_what_was_trained(index, tmp_path, searched
             "rep_optimizer: adamw undoes its masks on the gradients",
         ),
         ({"rep_optimizer": "chain", "optimizer": {"name": "adam"}}, "rep_optimizer: adam undoes its masks"),
-        ({"rep_optimizer": "chain", "head": {"anchor_aided": True}}, "not available with `head: {anchor_aided: true}`"),
+        ({"rep_optimizer": "chain", "head": {"anchor_aided": True}}, "set `head: {anchor_aided: false}`"),
         ({"rep_optimizer": "chain", "weights": "a.pt"}, "chain draws the kernels from its scales"),
         (
             {"rep_optimizer": "target", "scales": "x", "optimizer": {"rate_batch": 32}},
