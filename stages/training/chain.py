@@ -96,6 +96,8 @@ class Trainings:
     def start_over(self) -> None:
         """Delete every state, here and in the remote, and begin new journals."""
         first = self.first()
+        if self._link is not None:
+            first.brought()  # its weights lead to the second, whose copy another machine would resume
         for run in (first.rest(first), first):
             if run is not None:
                 run.start_over()

@@ -22,6 +22,7 @@ from stages.registry.journal import JOURNALS, RunJournal
 from stages.training.chain import Trainings, hand_out, link_of
 from stages.training.run import STATES, TrainingRun
 from stages.training.run_identity import fingerprint, refuse_changed, run_identity
+from stages.training.state_remote import NEWEST
 from yolov7.config import Train
 from yolov7.errors import TrainingError
 from yolov7.files import sha256_file
@@ -235,6 +236,15 @@ def test_changed_code_trains_both_again_on_another_machine_too(project, monkeypa
     shutil.rmtree(".state")
     monkeypatch.setattr(stages.training.run, "stage_code", lambda stage: "two")
     assert Trainings(project, VARIANT).first().prepare(fresh=False) is True
+
+
+def test_to_start_over_on_another_machine_drops_the_copies_of_both(project):
+    runs = pair(project, "one")
+    shutil.rmtree(".state")
+    assert len(list(Path("copies").rglob(NEWEST))) == 2
+    Trainings(project, VARIANT).start_over()
+    assert not list(Path("copies").rglob(NEWEST))
+    assert [run.states.last() for run in runs] == [None, None]
 
 
 def test_changed_parameters_are_refused_in_their_own_words(project):
