@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from yolov7.config import AlignedLoss
-from yolov7.loss.cross_entropy import FOCAL_ALPHA, CrossEntropy
+from yolov7.loss.cross_entropy import FLOOR, FOCAL_ALPHA, CrossEntropy
 
 GAMMA = 2.0  # exponent of all papers
 VARIFOCAL_NEGATIVES = 0.75
@@ -47,6 +47,11 @@ class ClassLoss(Protocol):
         ...
 
 
+def _power(base: Tensor, gamma: float) -> Tensor:
+    """base^gamma for numbers not below 0, with a finite gradient at 0."""
+    return (base.clamp(min=FLOOR) if gamma < 1 else base) ** gamma
+
+
 @dataclass(frozen=True)
 class _Modulated:
     """Negatives weigh `weight` * p^`gamma`."""
@@ -56,7 +61,7 @@ class _Modulated:
 
     def negative(self, logits: Tensor) -> Tensor:
         """See :class:`ClassLoss`."""
-        return self.weight * torch.sigmoid(logits) ** self.gamma * F.softplus(logits)
+        return self.weight * _power(torch.sigmoid(logits), self.gamma) * F.softplus(logits)
 
     def negative_slope(self, logits: Tensor, out: Tensor | None = None) -> Tensor:
         """See :class:`ClassLoss`."""
@@ -84,7 +89,7 @@ class QualityFocal(_Modulated):
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """See :class:`ClassLoss`."""
         missing = (targets - torch.sigmoid(logits)).abs()
-        return missing**self.gamma * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return _power(missing, self.gamma) * F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 @dataclass(frozen=True)

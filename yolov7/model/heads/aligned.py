@@ -153,7 +153,7 @@ class AlignedHeadModule(nn.Module):
 
     def decoding_macs(self, height: int, width: int) -> int:
         """Multiply-accumulates of the expectations, which the published networks compute as convolutions."""
-        heads = 2 if self.auxiliary_levels else 1
+        heads = 1 if self.auxiliary_bins is None else 2
         return 4 * self.bins * self.predictions(height, width) * heads
 
     def raw_contract(self) -> dict[str, Any]:

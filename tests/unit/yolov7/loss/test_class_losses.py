@@ -58,16 +58,18 @@ def test_the_slope_of_negatives_is_their_derivative(kind, gamma):
     assert found is out
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_extreme_logits_give_finite_losses_and_gradients(kind):
+def test_extreme_logits_give_finite_losses_and_gradients(kind, gamma):
+    loss_of = made(kind, focal_gamma=gamma)
     logits = torch.tensor([-1e4, -200.0, -50.0, 0.0, 50.0, 200.0, 1e4], requires_grad=True)
     for loss in (
-        made(kind).negative(logits),
-        *(made(kind)(logits, torch.full_like(logits, t)) for t in (0.0, 0.5, 1.0)),
+        loss_of.negative(logits),
+        *(loss_of(logits, torch.full_like(logits, t)) for t in (0.0, 0.5, 1.0)),
     ):
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
-    assert torch.isfinite(made(kind).negative_slope(logits.detach())).all()
+    assert torch.isfinite(loss_of.negative_slope(logits.detach())).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

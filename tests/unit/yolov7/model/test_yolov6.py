@@ -116,6 +116,7 @@ def test_counts_with_the_outputs_that_only_training_has(variant):
     aided = create_model(with_options(network, anchor_aided=True), device="meta")
     assert count_parameters(aided) == ANCHOR_AIDED[variant] and aided.has_auxiliary
     assert count_parameters(aided.reparameterize()) == COUNTS[variant][1]
+    assert aided.decoding_macs(64, 64) == create_model(network, device="meta").decoding_macs(64, 64)  # has no bins
     if variant in DISTILLED:
         more = count_parameters(create_model(with_options(network, distributions=True), device="meta"))
         assert more - COUNTS[variant][0] == 17 * (DISTILLED[variant] - COUNTS[variant][0])
