@@ -219,6 +219,11 @@ def _copied(
         elif name not in ours:
             transfer.left.append((published, "of an auxiliary part that this network is trained without"))
         elif tensor.shape == ours[name].shape:
+            if ours[name].is_floating_point() and not tensor.is_floating_point():
+                raise ModelError(
+                    f"{file.weights.path}: {published}: floating-point values are expected, got {tensor.dtype}; the "
+                    "file is damaged"
+                )
             transfer.values[name] = tensor
             transfer.taken.append(published)
         else:

@@ -291,6 +291,8 @@ def test_a_stripped_file_of_a_pickled_module_in_half_precision(saved, monkeypatc
         ({"detect.stems.1.conv.weight": torch.zeros(8, 8, 1, 1)}, "detect.stems.1.conv.weight: (8, 8, 1, 1)"),
         ({"backbone.ERBlock_2.1.block.3.rbr_dense.conv.weight": torch.zeros(8, 8, 3, 3)}, "block.3"),
         ({"detect.reg_preds.2.weight": torch.zeros(68, 16, 1, 1)}, "detect.reg_preds.2.weight"),
+        ({"detect.cls_preds.1.bias": torch.zeros(3, dtype=torch.int64)}, "floating-point values are expected, got"),
+        ({"detect.cls_preds.1.bias": torch.zeros(3, dtype=torch.complex64)}, "got torch.complex64"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
