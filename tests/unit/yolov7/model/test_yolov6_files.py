@@ -73,7 +73,7 @@ def refusal(path, variant: str | Network, classes: int = 3) -> str:
     return message
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "objectness"])
 def test_every_tensor_has_a_place_and_loads(saved, kind):
     release = KINDS[kind].get("release", "2.0")
     source = filled(small_efficient(**KINDS[kind]))
@@ -279,6 +279,15 @@ def test_a_stripped_file_of_a_pickled_module_in_half_precision(saved, monkeypatc
     assert all(torch.equal(value.half(), theirs[name].half()) for name, value in ours.items())
 
 
+def test_no_published_file_has_objectness_so_its_outputs_stay_fresh(saved):
+    source = filled(small_efficient())
+    model = create_model(small_efficient(objectness=True), 3)
+    report = model.load_official(saved({"model": state(source, "2.0 training")}))
+    assert report.untouched and all(".object_output." in name for name in report.untouched)
+    theirs = source.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items() if name in theirs)
+
+
 # Damage
 
 
@@ -292,7 +301,6 @@ def test_a_stripped_file_of_a_pickled_module_in_half_precision(saved, monkeypatc
         ({"backbone.ERBlock_2.1.block.3.rbr_dense.conv.weight": torch.zeros(8, 8, 3, 3)}, "block.3"),
         ({"detect.reg_preds.2.weight": torch.zeros(68, 16, 1, 1)}, "detect.reg_preds.2.weight"),
         ({"detect.cls_preds.1.bias": torch.zeros(3, dtype=torch.int64)}, "floating-point values are expected, got"),
-        ({"detect.cls_preds.1.bias": torch.zeros(3, dtype=torch.complex64)}, "got torch.complex64"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
