@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.parity.test_yolov6_losses import GOLDEN, RECIPE, STRIDES, compare
-from yolov7.config import AlignedLoss, Distillation
+from tests.parity.test_yolov6_losses import GOLDEN, STRIDES, compare
+from yolov7.config import AlignedLoss, Distillation, recipe_loss
 from yolov7.loss import DistillationCriterion, aligned_criterion
 
 NAMES = sorted(path.stem.removeprefix("loss_") for path in Path(GOLDEN).glob("loss_*distill_*.npz"))
@@ -39,7 +39,8 @@ def built(name, arrays):
         bins=0 if twice else bins, anchor_aided=False, distributions=twice, distribution_maps=(int(twice), bins)
     )
     model = SimpleNamespace(spec=SimpleNamespace(head=head), strides=STRIDES, num_classes=classes, has_auxiliary=False)
-    fields = {**RECIPE, "box_loss": next(word for word in words if word in ("giou", "siou"))}
+    recipe = recipe_loss(AlignedLoss, "yolov6-m")
+    fields = {**recipe, "box_loss": next(word for word in words if word in ("giou", "siou"))}
     fields["atss_epochs"] = 0 if "v3" in words else 4
     labels = aligned_criterion(model, AlignedLoss(**fields), image_size=128)
     epoch, epochs, temperature = arrays["epoch_maxepoch_temperature"].tolist()

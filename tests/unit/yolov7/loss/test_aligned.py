@@ -397,8 +397,8 @@ def test_the_criterion_of_a_model_takes_the_fields_of_its_head_group():
     assert isinstance(made, AlignedCriterion)
     assert (made.options.box, made.options.dfl, made.options.auxiliary) == (3.0, 1.5, "lead-guided")
     assert made.assigner.top_k == 13 and made.auxiliary and made.bins == BINS
-    with pytest.raises(ConfigError, match="objectness: unknown key"):
-        create_criterion(model, image_size=64, objectness=1.0)
+    with pytest.raises(ConfigError, match="anchor_threshold: unknown key"):
+        create_criterion(model, image_size=64, anchor_threshold=4.0)
     with pytest.raises(ModelError, match="2 class weights given for 4 classes"):
         create_criterion(model, image_size=64, class_weights=[1.0, 2.0])
     assert AnchorLoss is not AlignedLoss
