@@ -144,11 +144,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--rectangular", action="store_true", help="use the smallest rectangle instead of the square input"
     )
     parser.add_argument(
-        "--border",
-        type=int,
-        default=0,
-        metavar="N",
-        help="pixels of grey along the image's long side, as `evaluate: {border: {pixels: N}}` measures (0)",
+        "--border", type=int, default=0, metavar="N", help="grey pixels along the image's long side (0)"
     )
     parser.add_argument(
         "--pixel-range",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -151,3 +152,10 @@ def _wanted(box: Tensor, centres: Tensor, stride: Tensor, overlap: Tensor) -> Te
     some = overlap[considered]
     inside = ((centres > box[:2]) & (centres < box[2:])).all(1)
     return considered & inside & (overlap > some.mean() + some.std())
+
+
+def check_equal(found, expected):
+    """Both are answers of a `plain_*` method: the same pairs, and scores equal within float32."""
+    assert {key: row for key, (row, _) in found.items()} == {key: row for key, (row, _) in expected.items()}
+    for key, (_, score) in found.items():
+        assert score == pytest.approx(expected[key][1], rel=1e-5, abs=1e-6)

@@ -10,6 +10,7 @@ Q contested cells. A cell of the batch has the number image * N + cell.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,7 +46,7 @@ class Pairs:
     """(K,) number of them in each map."""
 
 
-class Assignment:
+class Assignment(ABC):
     """One batch. Each head has its own copy of the targets: the number of a copy is head * T + target.
 
     A subclass chooses cells (`_chosen`), and says what overlap contested cells are settled by (`_overlap`) and what a
@@ -71,17 +72,17 @@ class Assignment:
         settled = self._settled((wanted > 1).nonzero()[:, 0])
         return self._graded(joined((target[alone], cell[alone], overlap[alone]), settled))
 
+    @abstractmethod
     def _chosen(self) -> Chosen:
         """The cells that each target chooses; no cell twice for one target."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _overlap(self, target: Tensor, cell: Tensor) -> Tensor:
         """(P,) overlap of pairs, not below 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _scores(self, pairs: Pairs) -> Tensor:
         """(P,) target scores."""
-        raise NotImplementedError
 
     def _unknown(self) -> Tensor:
         """(T,) bool: the image or class does not exist."""

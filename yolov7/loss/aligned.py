@@ -52,7 +52,7 @@ class AlignedCriterion(Criterion):
         strides: tuple[int, ...],
         num_classes: int,
         bins: int,
-        auxiliary: bool,
+        auxiliary: bool = False,
         totals: Totals | None = None,
         class_weights: Tensor | None = None,
     ):

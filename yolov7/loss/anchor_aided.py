@@ -52,7 +52,6 @@ class AnchorAidedCriterion(AlignedCriterion):
             strides=strides,
             num_classes=num_classes,
             bins=bins,
-            auxiliary=False,
             totals=totals,
             class_weights=class_weights,
         )
@@ -104,7 +103,6 @@ class AnchorBranch(AlignedCriterion):
             strides=tuple(stride for stride, count in zip(strides, self.slots, strict=True) for _ in range(count)),
             num_classes=num_classes,
             bins=0,
-            auxiliary=False,
             totals=totals,
             class_weights=class_weights,
         )

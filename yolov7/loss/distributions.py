@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from yolov7.assign import Matches
-from yolov7.config import AlignedLoss
 from yolov7.errors import ModelError
 from yolov7.loss.aligned import AlignedCriterion
-from yolov7.loss.criterion import LossResult, Totals
+from yolov7.loss.criterion import LossResult
 
 
 class DistributionsCriterion(AlignedCriterion):
@@ -25,26 +24,6 @@ class DistributionsCriterion(AlignedCriterion):
     The boxes of the distributions are assigned, and lose as usual. Those of the numbers lose at the same matches with
     the same weights; their loss is added to the part `box`.
     """
-
-    def __init__(
-        self,
-        options: AlignedLoss,
-        *,
-        strides: tuple[int, ...],
-        num_classes: int,
-        bins: int,
-        totals: Totals | None = None,
-        class_weights: Tensor | None = None,
-    ):
-        super().__init__(
-            options,
-            strides=strides,
-            num_classes=num_classes,
-            bins=bins,
-            auxiliary=False,
-            totals=totals,
-            class_weights=class_weights,
-        )
 
     def with_matches(self, raw: Sequence[Tensor], targets: Tensor) -> tuple[LossResult, Matches]:
         """See :meth:`AlignedCriterion.with_matches`."""

@@ -43,7 +43,6 @@ class ObjectnessCriterion(AlignedCriterion):
             strides=strides,
             num_classes=num_classes,
             bins=bins,
-            auxiliary=False,
             totals=totals,
             class_weights=class_weights,
         )

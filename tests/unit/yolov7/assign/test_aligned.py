@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from aligned_cases import STRIDES, plain_aligned, predictions_of, random_batch, sizes_of
+from aligned_cases import STRIDES, check_equal, plain_aligned, predictions_of, random_batch, sizes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,12 +30,6 @@ def assigned(predicted, rows, **rule):
     found = dict(zip(keys, values, strict=True))
     assert len(found) == len(values)
     return found
-
-
-def check_equal(found, expected):
-    assert {key: row for key, (row, _) in found.items()} == {key: row for key, (row, _) in expected.items()}
-    for key, (_, score) in found.items():
-        assert score == pytest.approx(expected[key][1], rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(12))

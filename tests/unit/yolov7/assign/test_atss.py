@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from aligned_cases import plain_atss, predictions_of, random_batch
+from aligned_cases import check_equal, plain_atss, predictions_of, random_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,12 +29,6 @@ def assigned(predicted, rows):
     found = dict(zip(keys, zip(target.tolist(), matches.weight.tolist(), strict=True), strict=True))
     assert len(found) == len(matches) == sum(matches.counts)
     return found
-
-
-def check_equal(found, expected):
-    assert {key: row for key, (row, _) in found.items()} == {key: row for key, (row, _) in expected.items()}
-    for key, (_, score) in found.items():
-        assert score == pytest.approx(expected[key][1], rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(12))
