@@ -93,6 +93,7 @@ RUN_ELSEWHERE = {
     "README.md: yolov7 predict path/to/images": "tests/unit/yolov7/test_cli.py",
     "README.md: mlflow ui": "tests/pipeline/test_serving.py",
     "docs/export.md: yolov7 benchmark --model models/V/export --compare": "tests/unit/yolov7/test_cli.py",
+    "docs/data.md: yolov7 predict new-images": "tests/unit/yolov7/test_cli.py",
     "docs/data.md: python -m stages.write_dataset": "tests/unit/stages/test_write_dataset.py",
     "docs/operations.md: # For `prefect server start`:": "tests/pipeline/test_postgresql.py",
     "docs/operations.md: python -m stages.preflight": "tests/unit/stages/preflight/test_local.py",
