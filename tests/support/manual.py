@@ -91,6 +91,7 @@ RUN_ELSEWHERE = {
     "README.md: make demo": "the release: `make demo`, `make test`",
     "README.md: source .venv/bin/activate": "tests/pipeline/test_dvc_stages.py",
     "README.md: yolov7 predict path/to/images": "tests/unit/yolov7/test_cli.py",
+    "README.md: python -m stages.try_model": "tests/pipeline/test_try_model.py",
     "README.md: mlflow ui": "tests/pipeline/test_serving.py",
     "docs/export.md: yolov7 benchmark --model models/V/export --compare": "tests/unit/yolov7/test_cli.py",
     "docs/data.md: yolov7 predict new-images": "tests/unit/yolov7/test_cli.py",
