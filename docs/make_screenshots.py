@@ -1,8 +1,8 @@
-"""Pictures of Prefect's and MLflow's pages for docs/images, taken by a headless Chromium after a run.
+"""Pictures of Prefect's and MLflow's pages, and of ours, for docs/images, taken by a headless Chromium after a run.
 
     python docs/make_screenshots.py [PROJECT] [--out docs/images] [--browser chromium]
 
-PROJECT is a folder in which `make demo` has run. Both servers are started on free ports of loopback, on the databases
+PROJECT is a folder in which `make demo` has run. The servers are started on free ports of loopback, on the databases
 of that folder, and stopped afterwards. Every picture waits until the expected content is on the page.
 """
 
@@ -46,6 +46,8 @@ class Page:
     height: int
     press: str = ""
     """Name of a tab that is pressed first."""
+    upload: Path | None = None
+    """An image that is given to the page first."""
 
 
 class Browser:
@@ -68,21 +70,44 @@ class Browser:
 
     def take(self, page: Page) -> bytes:
         """The page as a PNG."""
-        size = {"width": WIDTH, "height": page.height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
-        self.call("Page.navigate", url="about:blank")  # a mere change of the fragment would load nothing
-        self.call("Page.navigate", url=page.url)
+        self.open(page.url, WIDTH, page.height)
         if page.press:
             named = f"e.children.length === 0 && e.textContent.trim() === '{page.press}'"
             press = f"[...document.querySelectorAll('body *')].find(e => {named})"
-            wait(f"{page.press} of {page.url}", lambda: self._value(f"!!{press}"))
-            self._value(f"{press}.click()")
-        wait(f"{page.text!r} on {page.url}", lambda: page.text in str(self._value("document.body.innerText")))
+            wait(f"{page.press} of {page.url}", lambda: self.value(f"!!{press}"))
+            self.value(f"{press}.click()")
+        if page.upload:
+            wait(f"a model on {page.url}", lambda: "classes" in self.text())
+            self.upload("#file", page.upload)
+        wait(f"{page.text!r} on {page.url}", lambda: page.text in self.text())
         time.sleep(8)  # curves are drawn after the text has appeared
+        return self.picture()
+
+    def open(self, url: str, width: int, height: int) -> None:
+        """Load an address in a window of this size."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Page.navigate", url="about:blank")  # a mere change of the fragment would load nothing
+        self.call("Page.navigate", url=url)
+
+    def upload(self, selector: str, file: Path) -> None:
+        """Choose a file in an input of the page."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file.resolve())])
+
+    def picture(self) -> bytes:
+        """The window as a PNG."""
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
-    def _value(self, expression: str) -> Any:
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+    def text(self) -> str:
+        """What the page shows as text."""
+        return str(self.value("document.body.innerText"))
+
+    def value(self, expression: str) -> Any:
+        """Value of an expression on the page; a promise is waited for."""
+        how = {"returnByValue": True, "awaitPromise": True}
+        return self.call("Runtime.evaluate", expression=expression, **how)["result"].get("value")
 
 
 def wait(what: str, condition: Callable[[], object]) -> None:
@@ -147,7 +172,15 @@ def mlflow(project: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def chromium(program: str) -> Iterator[Browser]:
+def try_model(project: Path, *options: str) -> Iterator[str]:
+    port = free_port()
+    with running([sys.executable, "-m", "stages.try_model", "--port", str(port), *options], project):
+        wait("the page of models", lambda: answers(f"http://127.0.0.1:{port}/"))
+        yield f"http://127.0.0.1:{port}/"
+
+
+@contextlib.contextmanager
+def chromium(program: str, *options: str) -> Iterator[Browser]:
     port = free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, "--headless", "--hide-scrollbars", f"--remote-debugging-port={port}"]
@@ -155,7 +188,7 @@ def chromium(program: str) -> Iterator[Browser]:
         command += ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
         command += ["--no-proxy-server", f"--user-data-dir={profile}", "about:blank"]
         # As root, in a container, Chromium has no sandbox; it visits only our own servers.
-        command += ["--no-sandbox"] if os.geteuid() == 0 else []
+        command += [*options, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         with running(command, Path(profile)):
             wait("Chromium", lambda: answers(f"http://127.0.0.1:{port}/json/version"))
             tab = next(one for one in ask(f"http://127.0.0.1:{port}/json") if one["type"] == "page")
@@ -188,6 +221,11 @@ def mlflow_pages(base: str) -> list[Page]:
     ]
 
 
+def model_pages(project: Path, base: str) -> list[Page]:
+    images = sorted((project / "data/ingested/test/images").iterdir())
+    return [Page("try-model", base, "in the detector", 760, upload=images[0])]
+
+
 def save(picture: bytes, path: Path) -> None:
     """With 128 colours, which pages hardly exceed; with fewer, if that is not small enough."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
@@ -213,6 +251,9 @@ def main() -> None:
             with server(arguments.project) as base:
                 for page in pages(base):
                     save(browser.take(page), arguments.out / f"{page.name}.png")
+        with try_model(arguments.project) as base:
+            for page in model_pages(arguments.project, base):
+                save(browser.take(page), arguments.out / f"{page.name}.png")
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from stages.project.params import Evaluate, Params
 from stages.project.workspace import dataset_document, measured, model_dir, open_index, read_json, reports
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
+from yolov7.catalogue import listed_infos
 from yolov7.data.decode import read_image
 from yolov7.errors import DataError
 from yolov7.files import write_text
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.cost import conv_gflops, count_parameters
-from yolov7.model.info import variant_infos
 from yolov7.predict import load_detector
 from yolov7.predict.benchmark import Benchmark, compare
 from yolov7.report.comparison import Compared, render_comparison
@@ -56,7 +56,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
     absent = [variant for variant in params.variants if variant not in figures]
     if absent:
         facts["Not evaluated yet"] = ", ".join(absent)
-    write_text(OUTPUT, render_comparison(facts, compared, variant_infos()))
+    write_text(OUTPUT, render_comparison(facts, compared, listed_infos()))
     _keep(list(figures))
     log.info("%s: %s", OUTPUT, ", ".join(figures))
 

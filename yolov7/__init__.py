@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from yolov7.detections import Detections as Detections
     from yolov7.errors import ConfigError as ConfigError
     from yolov7.errors import DataError as DataError
     from yolov7.errors import ModelError as ModelError
@@ -22,14 +23,13 @@ if TYPE_CHECKING:
     from yolov7.model import list_variants as list_variants
     from yolov7.model import load_checkpoint as load_checkpoint
     from yolov7.model import save_checkpoint as save_checkpoint
-    from yolov7.nms import Detections as Detections
     from yolov7.predict import Predictor as Predictor
     from yolov7.predict import load_detector as load_detector
 
 _HOME = {
     "ConfigError": "yolov7.errors",
     "DataError": "yolov7.errors",
-    "Detections": "yolov7.nms",
+    "Detections": "yolov7.detections",
     "Detector": "yolov7.model",
     "ModelError": "yolov7.errors",
     "ModelMetadata": "yolov7.model",

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolov7.detections import Detections
 from yolov7.errors import ConfigError
 from yolov7.predictions import Scoring, columns_before_classes, may_exceed
 from yolov7.predictions import scores as scores_of
@@ -56,25 +57,6 @@ class Thresholds:
             iou=self.iou if iou is None else float(iou),
             max_detections=self.max_detections if max_detections is None else int(max_detections),
         )
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Detections of one image by falling score, on the CPU."""
-
-    boxes: Tensor
-    """(n, 4) float32 xyxy in pixels."""
-    scores: Tensor
-    """(n,) float32."""
-    labels: Tensor
-    """(n,) int64 class numbers."""
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def to_numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes, scores, labels as arrays."""
-        return self.boxes.numpy(), self.scores.numpy(), self.labels.numpy()
 
 
 def nms(boxes: Tensor, scores: Tensor, iou: float) -> Tensor:

@@ -116,6 +116,23 @@ class ModelRegistry:
             return {alias: int(number) for alias, number in self.client.get_registered_model(name).aliases.items()}
         return absent.value
 
+    def listed(self, most: int) -> list[tuple[Version, list[str]]]:
+        """Versions of every registered model with their aliases: those with one first, then the newest, `most` each."""
+        with reported():
+            models = list(self.client.search_registered_models())
+        listed = []
+        for model in models:
+            aliases: dict[int, list[str]] = {}
+            for alias, number in sorted(model.aliases.items()):
+                aliases.setdefault(int(number), []).append(alias)
+            with reported():
+                order, quoted = ["version_number DESC"], model.name.replace("'", "")
+                records = self.client.search_model_versions(f"name = '{quoted}'", max_results=most, order_by=order)
+            listed += [(_version(one), aliases.get(int(one.version), [])) for one in records if one.status == "READY"]
+        # The sort is stable, so names and numbers keep their order inside each group.
+        rank = {CHAMPION: 0, CHALLENGER: 1}
+        return sorted(listed, key=lambda entry: min((rank.get(alias, 2) for alias in entry[1]), default=3))
+
     def _one(self, ask: Any) -> Version | None:
         with reported(absent=None) as absent:
             return _version(ask())

@@ -111,12 +111,28 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Open the export folder that MLflow has put next to this file, and read the limits."""
-        Image.init()  # otherwise the first request waits for Pillow's readers
-        self._limits = Limits.from_environment()
+        limits = Limits.from_environment()
         require_beside(context.artifacts["export"])
-        self._detector = load_detector(context.artifacts["export"])
+        self.open(context.artifacts["export"], limits)
+
+    def open(self, export: str | os.PathLike[str], limits: Limits) -> None:
+        """Open an export folder, or a file of one, whose signature the caller has checked."""
+        Image.init()  # otherwise the first request waits for Pillow's readers
+        self._limits = limits
+        self._detector = load_detector(export)
         # MLflow runs requests in more threads than there are cores, and decoded images need the most memory.
         self._decoding = _Room(self._limits.max_pixels)
+
+    @property
+    def detector(self) -> Predictor:
+        """The detector, with the thresholds of its export."""
+        return self._detector
+
+    def detect(self, content: bytes, **thresholds: float | None) -> list[dict[str, Any]]:
+        """Detections of one image file as rows of :data:`COLUMNS`. Raises MlflowException as :meth:`predict` does."""
+        table = self.predict(None, pd.DataFrame({"image": [content]}), thresholds)
+        rows: list[dict[str, Any]] = table.drop(columns="image").to_dict("records")
+        return rows
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Detect. `params` may hold `confidence` and `iou`, between 0 and 1; the defaults are those of the export.

@@ -19,7 +19,7 @@ import pytest
 
 from tests.pipeline.export_folder import SIZE, image_bytes
 from tests.pipeline.served_model import Served, png_bomb, serving, split, text
-from yolov7.nms import Detections
+from yolov7.detections import Detections
 from yolov7.predict import load_detector
 
 pytestmark = [pytest.mark.thorough, pytest.mark.timeout(900)]

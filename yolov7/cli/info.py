@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from yolov7.tables import print_table
+
+if TYPE_CHECKING:
+    from yolov7.catalogue import VariantInfo
 
 
 def add_info(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +22,28 @@ def add_info(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_info)
 
 
+def _rows(args: argparse.Namespace) -> list[VariantInfo]:
+    """Listed networks are in the catalogue; any other is built and counted, which needs torch."""
+    from yolov7.catalogue import listed_infos
+
+    if args.model:
+        from yolov7.model.info import file_info
+
+        return [file_info(args.model, network=args.network or "")]
+    if args.variant and ":" in args.variant:
+        from yolov7.model.info import variant_info
+
+        return [variant_info(args.variant)]
+    return listed_infos([args.variant] if args.variant else None)
+
+
 def _info(args: argparse.Namespace) -> None:
+    from yolov7.catalogue import sections
     from yolov7.errors import ConfigError
-    from yolov7.model.info import file_info, sections, variant_infos
 
     if args.network and not args.model:
         raise ConfigError("--network belongs to --model; --variant MODULE:FUNCTION shows your own network")
-    if args.model:
-        rows = [file_info(args.model, network=args.network or "")]
-    else:
-        rows = variant_infos([args.variant] if args.variant else None)
+    rows = _rows(args)
     if args.json:
         print(json.dumps([row.as_json() for row in rows], indent=2))
         return

@@ -17,7 +17,11 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="also print the COCO-style JSON")
     parser.add_argument(
-        "--also", nargs="+", choices=("csv", "yolo"), default=[], help="also write a CSV table or YOLO label files"
+        "--also",
+        nargs="+",
+        choices=("csv", "yolo", "cvat", "label-studio"),
+        default=[],
+        help="also write a CSV table, YOLO label files, or pre-annotations for CVAT or Label Studio",
     )
     parser.add_argument(
         "--tiles",

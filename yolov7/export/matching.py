@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from yolov7.boxes import pairwise_iou
-from yolov7.nms import Detections, Thresholds
+from yolov7.detections import Detections
+from yolov7.nms import Thresholds
 
 _FEW = 4
 """Detections on the edge that prove nothing: two ties, each of which costs one on both sides."""

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from yolov7.data.annotated import read_annotated
 from yolov7.data.index import Index
+from yolov7.detections import Detections
 from yolov7.evaluate.coco import Result, evaluate_detections, ground_truth
 from yolov7.evaluate.run import EVALUATION, coco_results
 from yolov7.letterbox import Fitted
-from yolov7.nms import Detections, select
+from yolov7.nms import select
 from yolov7.predict.predictor import Predictor, stack, to_original
 from yolov7.predict.runtimes import DetectingRuntime, Runtime
 from yolov7.predictions import Scoring, columns_before_classes

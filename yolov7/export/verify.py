@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from yolov7.data.index import Index
+from yolov7.detections import Detections
 from yolov7.evaluate.coco import Result
 from yolov7.evaluate.run import check_classes
 from yolov7.export.matching import SAME_BOX, Agreement, agreement
@@ -24,7 +25,7 @@ from yolov7.export.samples import Samples, candidates
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
 from yolov7.model.spec import Network
-from yolov7.nms import Detections, select
+from yolov7.nms import select
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import OnnxFile, OnnxNmsRuntime, Runtime, TorchRuntime
 from yolov7.predictions import Scoring, column_names

@@ -6,14 +6,14 @@ Small images are enlarged first: 160 pixels leave no room for a label.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from yolov7.detections import Detections
 from yolov7.files import atomic_path
-from yolov7.nms import Detections
 
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
@@ -36,14 +36,20 @@ def class_color(label: int) -> Color:
 
 
 def draw_detections(
-    image: np.ndarray, detections: Detections, class_names: Sequence[str], *, smallest_side: int = 640
+    image: np.ndarray,
+    detections: Detections,
+    class_names: Sequence[str] | Mapping[int, str],
+    *,
+    smallest_side: int = 640,
 ) -> np.ndarray:
     """`image` (uint8 HWC RGB) with the detections (pixels of that image) drawn on a copy.
+
+    `class_names` by class number.
 
     An image whose longer side is under `smallest_side` pixels is enlarged by a whole factor to reach it.
     """
     boxes, scores, labels = detections.to_numpy()
-    texts = [f"{class_names[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    texts = [f"{class_names[label]} {score:.2f}" for label, score in zip(labels.tolist(), scores, strict=True)]
     return draw_boxes(image, boxes, labels, texts, smallest_side=smallest_side)
 
 

@@ -1,11 +1,11 @@
 """Detect on a whole source: drawn images as they come, and a COCO-style JSON file at the end.
 
-Optionally also a CSV table of all detections, or a YOLO label file for each image.
+Optionally also a CSV table, files that labelling tools import, or a YOLO label file for each image.
 """
 
 from __future__ import annotations
 
-import io
+import functools
 import json
 import os
 import sys
@@ -14,22 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from yolov7.detections import Detections
 from yolov7.errors import DataError
 from yolov7.files import write_atomic, write_text
-from yolov7.nms import Detections
 from yolov7.predict import draw
 from yolov7.predict.draw import draw_detections, write_picture
 from yolov7.predict.names import OutputNames
 from yolov7.predict.predictor import Predictor
+from yolov7.predict.records import WRITERS, About, Write, line, write_coco
 from yolov7.predict.sources import Frame, Source
 from yolov7.predict.tiles import TiledPredictor
-from yolov7.text import Rows, printable_json
 
 RESULTS = "detections.json"
-TABLE = "detections.csv"
 PARTIAL = "detections.partial.jsonl"
 """Records of a job that is still running: per line an object with `image` and `annotations`."""
-FORMATS = ("csv", "yolo")
+FORMATS = ("yolo", *WRITERS)
+"""Further formats: label files of YOLO, and those of :data:`yolov7.predict.records.WRITERS`."""
 _QUALITY = 92
 
 
@@ -71,14 +71,20 @@ def predict_source(
 ) -> Job:
     """Detect on every image of `source`; write each one drawn, and :data:`RESULTS`, to `out`.
 
-    `formats` (of :data:`FORMATS`) are written too: `csv` is one table, `yolo` one file per image under `labels`, with
-    the score as sixth number. `advance` is called after every image.
+    `formats` (of :data:`FORMATS`) are written too: `csv` is one table, `cvat` and `label-studio` are pre-annotations
+    for those tools, `yolo` is one file per image under `labels`, with the score as sixth number. `advance` is called
+    after every image.
 
     An original is never overwritten: :class:`DataError` before any work if a drawn image would replace one. An image
     that cannot be read is noted and left out. Records go to :data:`PARTIAL`, a line per image. If the job ends early
     (an interrupt, a broken stream), the JSON file is made of the records so far; a killed job leaves those lines.
     """
-    names = OutputNames(source.names, source.files, out, reserved=(RESULTS, TABLE, PARTIAL))
+    names = OutputNames(
+        source.names,
+        source.files,
+        out,
+        reserved=(RESULTS, PARTIAL, *(name for files in WRITERS.values() for name in files)),
+    )
     if isinstance(source.video, str) and (out / source.stem).is_file():
         raise DataError("a folder of this name is needed, but there is a file", path=out / source.stem)
     job = Job(notes=list(source.left_out))
@@ -94,59 +100,30 @@ def predict_source(
                 advance()
     finally:
         if job.images:  # otherwise keep the result of an earlier run
-            write_atomic(out / RESULTS, lambda file: _write_document(file, predictor, out / PARTIAL))
-            if "csv" in formats:
-                write_atomic(out / TABLE, lambda file: _write_table(file, predictor, out / PARTIAL))
+            _write_results(predictor, out, formats)
             (out / PARTIAL).unlink()
     return job
 
 
-def _write_document(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
-    """COCO-style JSON: images, annotations (with a score), categories under their ids in the training data."""
-    about = predictor.metadata
-    info = {
-        "description": f"detections by {about.variant}",
-        "confidence": predictor.confidence,
-        "iou": predictor.iou,
-    }
-    categories = [
-        {"id": number, "name": name} for number, name in zip(about.category_ids, about.class_names, strict=True)
-    ]
-    images = (_line(record["image"]) for record in _read(records))
-    annotations = (_line(found) for record in _read(records) for found in record["annotations"])
-    file.write(b'{"info": ' + _line(info))
-    for name, lines in (("images", images), ("annotations", annotations), ("categories", map(_line, categories))):
-        file.write(f',\n"{name}": ['.encode())
-        for number, line in enumerate(lines):
-            file.write((b",\n  " if number else b"\n  ") + line)
-        file.write(b"\n]")
-    file.write(b"}\n")
+def _write_results(predictor: Predictor | TiledPredictor, out: Path, formats: Collection[str]) -> None:
+    """The files of the whole job."""
+    about = About(predictor.metadata, predictor.confidence, predictor.iou)
+    writers: dict[str, Write] = {RESULTS: write_coco}
+    for name in formats:
+        writers.update(WRITERS.get(name, {}))
+    for name, write in writers.items():
+        write_atomic(out / name, functools.partial(_write_one, write, about, out / PARTIAL))
 
 
-def _write_table(file: IO[bytes], predictor: Predictor | TiledPredictor, records: Path) -> None:
-    """A row per detection: file, class, score, corners in pixels."""
-    names = dict(zip(predictor.metadata.category_ids, predictor.metadata.class_names, strict=True))
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    rows = Rows(text)
-    rows.write(["file", "class", "category_id", "score", "x1", "y1", "x2", "y2"])
-    for record in _read(records):
-        for found in record["annotations"]:
-            left, top, width, height = found["bbox"]
-            corners = [left, top, round(left + width, 3), round(top + height, 3)]
-            category = found["category_id"]
-            rows.write([record["image"]["file_name"], names[category], category, found["score"], *corners])
-    text.detach()  # the caller closes the file
-
-
-def _line(value: Any) -> bytes:
-    return printable_json(json.dumps(value, ensure_ascii=False, allow_nan=False)).encode()
+def _write_one(write: Write, about: About, records: Path, file: IO[bytes]) -> None:
+    write(file, about, lambda: _read(records))
 
 
 def _read(records: Path) -> Iterator[dict[str, Any]]:
     with records.open("rb") as lines:
-        for line in lines:
-            if line.endswith(b"\n"):  # the last one may be cut off by an interrupt
-                yield json.loads(line)
+        for text in lines:
+            if text.endswith(b"\n"):  # the last one may be cut off by an interrupt
+                yield json.loads(text)
 
 
 def _write_yolo(path: Path, frame: Frame, detections: Detections) -> None:
@@ -192,23 +169,10 @@ def _record(path: Path, job: Job, frame: Frame, detections: Detections, category
     """Append a line with the image and its annotations."""
     height, width = frame.image.shape[:2]
     image = {"id": job.images + 1, "file_name": frame.name, "width": width, "height": height}
-    annotations: list[dict[str, Any]] = []
-    for box, score, label in zip(*(column.tolist() for column in detections.to_numpy()), strict=True):
-        left, top, right, bottom = box
-        sides = [left, top, right - left, bottom - top]
-        annotations.append(
-            {
-                "id": job.detections + len(annotations) + 1,
-                "image_id": image["id"],
-                "category_id": category_ids[label],
-                "bbox": [round(side, 3) for side in sides],
-                "area": round(sides[2] * sides[3], 3),
-                "iscrowd": 0,
-                "score": round(score, 5),
-            }
-        )
+    first = job.detections + 1
+    annotations = detections.to_coco(job.images + 1, category_ids=category_ids, first_id=first)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab" if job.images else "wb") as file:  # overwrite the records of a killed command
-        file.write(_line({"image": image, "annotations": annotations}) + b"\n")
+        file.write(line({"image": image, "annotations": annotations}) + b"\n")
     job.images += 1
     job.detections += len(annotations)

@@ -6,21 +6,31 @@ Every image is prepared by itself, so its detections depend neither on the other
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from yolov7.detections import Detections
 from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.letterbox import Fitted, check_border, fit
 from yolov7.model.checkpoint import ModelMetadata
-from yolov7.nms import Detections, Thresholds, select
+from yolov7.nms import Thresholds, select
 from yolov7.predict.about import require_finite
 from yolov7.predict.augmented import AugmentedRuntime, Views
-from yolov7.predict.runtimes import DetectingRuntime, ImageBatch, Runtime
+from yolov7.predict.notebook import Shown, detector_table, show
+from yolov7.predict.runtimes import (
+    DecodingFile,
+    DetectingFile,
+    DetectingRuntime,
+    ImageBatch,
+    OnnxRawRuntime,
+    Runtime,
+)
 from yolov7.predictions import Scoring
 
 DETECTION = Thresholds(confidence=0.25, iou=0.45)
@@ -138,7 +148,18 @@ class Predictor:
         for positions in self._batches([self.canvas_for(image.shape[0], image.shape[1]) for image in several]):
             prepared = [self.prepare(several[i]) for i in positions]
             found.update(zip(positions, self._detect(prepared), strict=True))
-        return [found[i] for i in range(len(several))]
+        return [self._named(found[i]) for i in range(len(several))]
+
+    def show(self, image: np.ndarray) -> Shown:
+        """Detect on one image and draw the detections: `detector.show(image)` as a notebook cell's last line."""
+        (found,) = self.predict(image)
+        return show(image, found)
+
+    def _repr_html_(self) -> str:
+        """A notebook's table: variant, classes, input, thresholds, file."""
+        file = self.runtime.file.path if isinstance(self.runtime, DecodingFile | DetectingFile | OnnxRawRuntime) else ""
+        shown = os.fsencode(file).decode("utf-8", "backslashreplace") or "none: a network in memory"
+        return detector_table(self.metadata, self.thresholds, self.canvas, shown)
 
     def predict_prepared(self, images: Sequence[Fitted]) -> list[Detections]:
         """As :meth:`predict`, for images that :meth:`prepare` has fitted.
@@ -148,7 +169,10 @@ class Predictor:
         found: dict[int, Detections] = {}
         for positions in self._batches([(image.image.shape[0], image.image.shape[1]) for image in images]):
             found.update(zip(positions, self._detect([images[i] for i in positions]), strict=True))
-        return [found[i] for i in range(len(images))]
+        return [self._named(found[i]) for i in range(len(images))]
+
+    def _named(self, found: Detections) -> Detections:
+        return replace(found, class_names=tuple(self.metadata.class_names))
 
     def _detect(self, prepared: Sequence[Fitted]) -> list[Detections]:
         """One batch, of images of one shape."""

@@ -19,13 +19,14 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor
 
+from yolov7.detections import Detections
 from yolov7.device import Precision, autocast, autocast_dtype, onnx_providers
 from yolov7.errors import ModelError
 from yolov7.model.checkpoint import ModelMetadata
 from yolov7.model.detector import Detector
 from yolov7.model.heads import aligned, anchor
 from yolov7.model.spec import HeadModule
-from yolov7.nms import Detections, Thresholds
+from yolov7.nms import Thresholds
 from yolov7.predict.about import (
     CONTRACT_KEY,
     METADATA_KEY,

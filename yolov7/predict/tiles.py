@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolov7.detections import Detections
 from yolov7.errors import ConfigError
 from yolov7.model.checkpoint import ModelMetadata
-from yolov7.nms import Detections, batched_nms
+from yolov7.nms import batched_nms
 from yolov7.predict.predictor import Predictor
 
 _CUT = 2.0
@@ -93,7 +94,7 @@ class TiledPredictor:
         kept = batched_nms(boxes, scores, labels, self.iou)
         boxes, scores, labels, cut = boxes[kept], scores[kept], labels[kept], cut[kept]
         kept = (~_pieces(boxes, labels, cut)).nonzero()[: self.max_detections, 0]
-        return Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
+        return Detections(boxes[kept], scores[kept], labels[kept], whole.class_names)
 
 
 def tile_corners(size: tuple[int, int], tile: tuple[int, int], overlap: float) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from yolov7.model.info import VariantInfo, by_family, speed_note
+from yolov7.catalogue import VariantInfo, by_family, speed_note
 from yolov7.report.charts import Dot, scatter
 from yolov7.report.page import MISSING, figure, render
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
 
@@ -95,6 +96,22 @@ def test_predict_writes_a_table_and_yolo_files_of_what_the_json_says(capsys, exp
         found = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
         assert found == pytest.approx(record["bbox"], abs=1e-2)
     assert all(rest == [""] for rest in lines.values())
+
+
+def test_predict_writes_pre_annotations_of_what_the_json_says(capsys, exported, images, tmp_path):
+    out = tmp_path / "out"
+    more = ("--confidence", "0.3", "--also", "cvat", "label-studio")
+    code, _, err = run(capsys, "predict", images, "--model", exported, "-o", out, *more)
+    assert code == 0 and err == ""
+    left = {path.name for path in out.iterdir() if path.suffix != ".png"}
+    assert left == {"detections.json", "cvat.xml", "label-studio.json", "label-studio.xml"}
+    document = json.loads((out / "detections.json").read_text())
+    per_image = [sum(one["image_id"] == image["id"] for one in document["annotations"]) for image in document["images"]]
+    pictures_of_cvat = ElementTree.parse(out / "cvat.xml").getroot().findall("image")
+    assert [len(image) for image in pictures_of_cvat] == per_image and sum(per_image) > 10
+    assert [image.get("name") for image in pictures_of_cvat] == ["0.png", "1.png", "2.png"]
+    tasks = json.loads((out / "label-studio.json").read_text())
+    assert [len(task["predictions"][0]["result"]) for task in tasks] == per_image
 
 
 def test_predict_prints_json_and_leaves_its_own_output_out(capsys, exported, images):

@@ -31,6 +31,13 @@ def test_import_loads_neither_the_pipeline_nor_torch():
     assert not roots & {*PIPELINE, "torch", "cv2", "onnxruntime", "pycocotools"}
 
 
+@pytest.mark.parametrize("options", [[], ["--json"], ["--variant", "yolov9-c"]], ids=" ".join)
+def test_info_of_listed_networks_loads_no_torch(options):
+    code = f"import sys; from yolov7.cli import main; main(['info', *{options!r}]); print('torch' in sys.modules)"
+    lines = python(code).splitlines()
+    assert lines[-1] == "False" and any("yolov9-c" in line for line in lines)
+
+
 def test_the_whole_library_loads_without_the_pipeline():
     code = (
         "import sys, json\n"

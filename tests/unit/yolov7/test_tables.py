@@ -7,13 +7,13 @@ import io
 import pytest
 import rich.console
 
-from yolov7.model.info import sections, variant_infos
+from yolov7.catalogue import listed_infos, sections
 from yolov7.tables import parts, print_table
 
 
 @pytest.fixture(scope="module")
 def rows():
-    (section,) = sections(variant_infos(["yolov7-tiny-silu"]))
+    (section,) = sections(listed_infos(["yolov7-tiny-silu"]))
     return section.rows
 
 

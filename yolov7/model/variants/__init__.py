@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from yolov7.catalogue import Published
 from yolov7.errors import ModelError, nearest
 from yolov7.model.pgi import with_pgi
 from yolov7.model.spec import Network
-from yolov7.model.variants.records import Family, Published, Variant
+from yolov7.model.variants.records import Family, Variant
 from yolov7.model.variants.yolov6 import FAMILY as YOLOV6
 from yolov7.model.variants.yolov7 import FAMILY as YOLOV7
 from yolov7.model.variants.yolov7 import (

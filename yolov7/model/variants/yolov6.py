@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from yolov7.catalogue import Published, Speed
 from yolov7.model.blocks import (
     BiFusion,
     Concat,
@@ -24,7 +25,7 @@ from yolov7.model.blocks import (
 from yolov7.model.heads.efficient import BINS, EfficientHead
 from yolov7.model.published.yolov6 import LAYOUT
 from yolov7.model.spec import Block, Network, Stage
-from yolov7.model.variants.records import Family, Published, Speed, Variant
+from yolov7.model.variants.records import Family, Variant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import MappingProxyType
 
+from yolov7.catalogue import Published, Speed
 from yolov7.model.blocks import (
     Conv,
     DownC,
@@ -27,7 +28,7 @@ from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.published.yolov7 import LAYOUT
 from yolov7.model.scaling import extended, scale, with_down_sampling
 from yolov7.model.spec import Network, Stage
-from yolov7.model.variants.records import Family, Published, Speed, Variant
+from yolov7.model.variants.records import Family, Variant
 
 TINY_ANCHORS = (
     ((10, 13), (16, 30), (33, 23)),

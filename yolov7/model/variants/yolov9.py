@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from yolov7.catalogue import Published
 from yolov7.model.blocks import AvgConv, AvgDown, Conv, Down, Gelan, SppElan
 from yolov7.model.heads.gelan import GelanHead
 from yolov7.model.pgi import FIRST, bottom_up, linear_taps, linked_backbone, top_down, with_pgi
 from yolov7.model.published.yolov9 import LAYOUT
 from yolov7.model.spec import Block, Network, Stage
-from yolov7.model.variants.records import Family, Published, Variant
+from yolov7.model.variants.records import Family, Variant
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,13 +27,14 @@ from small_detector import metadata_of, pictures, small_detector
 import stages.export as stage
 from stages.project.params import Export, Params
 from yolov7.artefact import FILE_OF_FORMAT, check_folder
+from yolov7.detections import Detections
 from yolov7.errors import ModelError
 from yolov7.evaluate import evaluate
 from yolov7.export import VerifyLimits, verify
 from yolov7.export.matching import agreement
 from yolov7.files import write_json
 from yolov7.model import save_checkpoint
-from yolov7.nms import Detections, Thresholds
+from yolov7.nms import Thresholds
 from yolov7.predict import load_detector
 
 

@@ -6,9 +6,10 @@ from dataclasses import fields, replace
 import pytest
 
 import yolov7
+from yolov7.catalogue import VariantInfo, listed_infos, listed_names, sections
 from yolov7.errors import ModelError
 from yolov7.model import blocks
-from yolov7.model.info import sections, variant_info, variant_infos
+from yolov7.model.info import variant_info
 from yolov7.model.spec_json import library_kinds, network_from_json, network_to_json
 from yolov7.model.variants import (
     FAMILIES,
@@ -65,7 +66,17 @@ def test_the_cost_of_a_variant(family, name):
     assert row.parameters_training >= row.parameters_deploy_unfused > row.parameters_deploy > 0
     assert row.gflops_training >= row.gflops_deploy > 0
     assert all(row.image_size % stride == 0 for stride in row.strides)
-    assert json.loads(json.dumps(row.as_json()))["family"] == family.name
+    (listed,) = listed_infos([name])
+    assert listed == row, "the catalogue is out of date: run `python -m yolov7.model.info`"
+    (section,) = sections([listed])
+    assert section.title == family.title and section.rows[1][0] == name
+    assert VariantInfo.from_json(json.loads(json.dumps(row.as_json()))) == row
+
+
+def test_the_catalogue_lists_every_variant_in_order():
+    assert listed_names() == NAMES == [row.variant for row in listed_infos()]
+    with pytest.raises(ModelError, match=r"unknown variant 'yolov7-tinny' \(did you mean 'yolov7-tiny'"):
+        listed_infos(["yolov7", "yolov7-tinny"])
 
 
 @pytest.mark.parametrize(("family", "name"), PAIRS, ids=NAMES)
@@ -92,7 +103,7 @@ def test_a_network_of_ones_own_has_no_family_and_the_p5_recipe():
 
 
 def test_info_has_a_section_per_family():
-    rows = [*variant_infos(["yolov7-tiny", "yolov7-tiny-silu"]), variant_info(MINE)]
+    rows = [*listed_infos(["yolov7-tiny", "yolov7-tiny-silu"]), variant_info(MINE)]
     first, own = sections(rows)
     assert first.title == "YOLOv7" and [row[0] for row in first.rows[1:]] == ["yolov7-tiny", "yolov7-tiny-silu"]
     assert first.note == "FPS: one V100, fp16, batch 1, without suppression."

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from yolov7.catalogue import sections
 from yolov7.errors import ModelError
 from yolov7.model import create_model, list_variants
 from yolov7.model.blocks import Conv, Elan, ImplicitAdd, ImplicitMultiply, RepConv, StridedConv, Sum, UpConcat
 from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
 from yolov7.model.heads.anchor import AnchorHead, Level
-from yolov7.model.info import sections, variant_info
+from yolov7.model.info import variant_info
 from yolov7.model.published.yolov7 import published_keys
 from yolov7.model.scaling import extended, scale
 from yolov7.model.spec import Network, Stage

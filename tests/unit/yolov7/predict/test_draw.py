@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolov7.nms import Detections
+from yolov7.detections import Detections
 from yolov7.predict.draw import class_color, draw_boxes, draw_detections, encode_picture, write_picture
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_detector import SIDE, metadata_of, pictures
 
+from yolov7.detections import Detections
 from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.model import save_checkpoint
-from yolov7.nms import Detections
 from yolov7.predict import Predictor, TorchRuntime, load_detector, runtimes
 
 IMAGES = pictures(9)

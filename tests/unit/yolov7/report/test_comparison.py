@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolov7.model.info import variant_infos
+from yolov7.catalogue import listed_infos
 from yolov7.report.charts import Dot, scatter
 from yolov7.report.comparison import Compared, render_comparison
 
@@ -26,7 +26,7 @@ def compared(variant: str, **changes: object) -> Compared:
 
 def test_the_page_tells_what_was_measured_and_what_was_published():
     slow = compared("mine & yours", latency_ms=99.5, metrics={**FIGURES, "AP": 0.6}, per_class={"owl": 0.1})
-    page = render_comparison({"Test data": "a1<b2"}, [compared("yolov7-tiny"), slow], variant_infos(["yolov7"]))
+    page = render_comparison({"Test data": "a1<b2"}, [compared("yolov7-tiny"), slow], listed_infos(["yolov7"]))
     text = re.sub(r"<style>.*?</style>|<script>.*?</script>|<[^>]*>", " ", page)
     row = text.split("yolov7-tiny", 4)[-1]
     for cell in (
@@ -50,7 +50,7 @@ def test_the_page_tells_what_was_measured_and_what_was_published():
 
 
 def test_each_family_has_its_section_and_its_own_conditions():
-    names, (row,) = ["yolov7", "gelan-t", "yolov9-t"], variant_infos(["yolov7"])
+    names, (row,) = ["yolov7", "gelan-t", "yolov9-t"], listed_infos(["yolov7"])
     others = [replace(row, variant=name, family="yolov9", published=None) for name in names[1:]]
     page = render_comparison({}, [compared("yolov9-t"), compared("yolov7"), compared("mine")], [row, *others])
     measured, published = re.split(r"<h2>As published</h2>", re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", page))

@@ -1,0 +1,1 @@
+"""A web page on which a person tries a model."""
