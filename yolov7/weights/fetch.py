@@ -19,19 +19,18 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file, why_not_written
+from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.detector import Detector, create_model
 from yolov7.model.published.convert import save_imported
 from yolov7.model.published.load import ImportReport, fill_published, read_published, recognise
 from yolov7.redaction import redacted
 from yolov7.weights import coco
 from yolov7.weights.download import Advance, FetchError, bring
+from yolov7.weights.origin import ORIGIN, stated_origin
 from yolov7.weights.places import CACHE, MIRROR, Note, Place, place_of, source_of
 from yolov7.weights.releases import FormName, PublishedFiles, is_published_name, published_files
 
 log = logging.getLogger(__name__)
-
-ORIGIN = "published_weights"
-"""Key of a model's metadata (`extra`): which published file its weights come from, or started from."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,20 @@ def start_file(name: str) -> Path:
     Raises :class:`ModelError` as :func:`published_file` does.
     """
     return published_file(name, "training").path if is_published_name(name) else Path(name)
+
+
+def origin_of(name: str, *, network: str = "") -> dict[str, dict[str, str]]:
+    """The published file that a training begins with, for its model's metadata: `name` (`train.weights`) is a variant,
+    or a .safetensors file whose own weights began with one. Empty for any other.
+
+    `network` supplies kinds of block as for :func:`load_checkpoint`, which raises :class:`ModelError`, as
+    :func:`published_file` does.
+    """
+    if is_published_name(name):
+        return published_file(name, "training").origin()
+    if Path(name).suffix != ".safetensors":
+        return {}
+    return stated_origin(load_checkpoint(name, network=network)[1].extra)
 
 
 def published_file(variant: str, form: FormName) -> PublishedFile:
