@@ -62,9 +62,11 @@ class Place:
             found = Note(**json.loads(self.note.read_text(encoding="utf-8")))
             if not isinstance(found.sha256, str) or not isinstance(found.size, int):
                 raise ValueError
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, TypeError):
+        except OSError as error:
+            raise ModelError(f"{self.note}: cannot be read: {error.strerror} ({CACHE} moves the folder)") from None
+        except (ValueError, TypeError):
             raise ModelError(f"{self.note}: damaged; remove it to take {self.path.name} as it is now") from None
         return found
 

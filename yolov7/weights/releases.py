@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from yolov7.artefact import DESCRIPTION
 from yolov7.errors import ModelError, nearest
 
 FormName = Literal["training", "deploy"]
@@ -98,8 +99,9 @@ UNRELEASED: Mapping[str, str] = MappingProxyType(
 
 
 def is_published_name(text: str) -> bool:
-    """True for the name of a variant, unless a file or folder of that name is in the way."""
-    return (text in RELEASED or text in UNRELEASED) and not Path(text).exists()
+    """True for the name of a variant, unless there is a file or an export folder of that name."""
+    in_the_way = (Path(text), Path(text) / DESCRIPTION)  # any other folder is not: a clone of this project has a yolov7
+    return (text in RELEASED or text in UNRELEASED) and not any(path.is_file() for path in in_the_way)
 
 
 def published_files(variant: str) -> PublishedFiles:

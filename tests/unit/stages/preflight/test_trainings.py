@@ -41,6 +41,20 @@ def test_a_fault_of_a_later_variant(tmp_path, monkeypatch, settings, fault):
         assert len(found.problems + found.warnings) == 1 and fault in first[0]
 
 
+def test_published_weights_are_announced_and_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("YOLOV7_CACHE", str(tmp_path / "cache"))
+    variants = ["yolov7-tiny", "yolov7"]
+    own = {"yolov7": {"weights": "yolov7", "weights_sha256": "0" * 64}, "yolov7-tiny": {"weights": "yolov7-tiny"}}
+    Path("params.yaml").write_text(yaml.safe_dump({"variants": variants, "per_variant": own}))
+    found = Findings()
+    check_weights(params_module.load(), variants, found)
+    assert [line.split("https")[0] for line in found.warnings] == ["train.weights: yolov7 will be fetched ("]
+    assert found.warnings[0].endswith("/yolov7_training.pt, GPL-3.0)")
+    assert len(found.problems) == 1 and "yolov7 fetch-weights yolov7-tiny --form training" in found.problems[0]
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(
     ("variant", "settings", "fault"),
     [
