@@ -72,8 +72,8 @@ def load_detector(
     project exported, an OpenVINO `.xml` with its .bin beside it, or an export folder, whose files are checked against
     the sha256 in its model.json. `runtime` and `precision` choose among the files of a folder (default: ONNX in
     float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the installed resolver of
-    its scheme). Published weights are fetched once (:mod:`yolov7.weights`); a file or export folder of that name comes first.
-    `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or MODULE:FUNCTION) supplies
+    its scheme). Published weights are fetched once (:mod:`yolov7.weights`); a file or export folder of that name comes
+    first. `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or MODULE:FUNCTION) supplies
     your own kinds of block for a checkpoint that has them; the other files need none. The other parameters are
     :class:`Predictor`'s.
 

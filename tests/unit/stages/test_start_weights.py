@@ -1,4 +1,4 @@
-"""The weights a training starts from: known to DVC by a digest in params.yaml, a published .pt as well as ours, by path or by name."""
+"""The weights a training starts from: known to DVC by a digest in params.yaml; ours, a published .pt, or its name."""
 
 from __future__ import annotations
 

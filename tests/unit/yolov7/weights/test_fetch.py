@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -109,6 +110,9 @@ def test_no_network_says_which_file_goes_where_and_by_hand_works(server, tiny, m
     assert published_detector(TINY) == place().converted
     assert main(["fetch-weights", TINY, "--form", "training"]) == 0
     assert f"sha256 {hashlib.sha256(tiny).hexdigest()}" in capsys.readouterr().out
+    cv2.imwrite(str(tmp_path / "photo.jpg"), np.zeros((64, 64, 3), np.uint8))
+    assert main(["predict", str(tmp_path / "photo.jpg"), "--model", TINY, "-o", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out/detections.json").is_file()
     assert not server.requests
 
 
