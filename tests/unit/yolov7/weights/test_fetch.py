@@ -20,6 +20,9 @@ from loopback import Served, serving
 
 import yolov7
 from tests.unit.yolov7.model.test_published import published_state
+from tests.unit.yolov7.model.test_yolov6_files import filled
+from tests.unit.yolov7.model.test_yolov6_files import state as yolov6_state
+from tests.unit.yolov7.model.test_yolov9_files import state as yolov9_state
 from yolov7.cli import main
 from yolov7.errors import ModelError
 from yolov7.model import load_checkpoint
@@ -105,7 +108,11 @@ def test_no_network_says_which_file_goes_where_and_by_hand_works(server, tiny, m
     message = refusal()
     assert f"put yolov7-tiny.pt at {place().path}, or name a mirror in {MIRROR}" in message and left() == []
     assert main(["fetch-weights", TINY]) == 2
-    assert capsys.readouterr().err.count("\n") <= 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert (
+        last.startswith(f"error: {TINY}: http://127.0.0.1:9{PATH}: ")
+        and f"put yolov7-tiny.pt at {place().path}" in last
+    )
     place().path.write_bytes(tiny)
     assert published_detector(TINY) == place().converted
     assert main(["fetch-weights", TINY, "--form", "training"]) == 0
@@ -280,6 +287,25 @@ def test_a_killed_download_leaves_nothing_that_counts(server, tiny):
     assert kept_file(TINY, "training") is None
     server.files[PATH] = Served(tiny)
     assert published_file(TINY, "training").size == len(tiny) and not place().part.exists()
+
+
+@pytest.mark.parametrize("variant", ["yolov9-t", "yolov6-n"])
+def test_files_of_the_other_families_predict_and_start_trainings(server, variant, tmp_path):
+    files = RELEASED[variant]
+    if variant == "yolov9-t":
+        contents = {"deploy": yolov9_state("gelan-t", 80), "training": yolov9_state(variant, 80)}
+    else:  # one file, which holds no class names
+        contents = {"deploy": yolov6_state(filled(variant, 80), "2.0 training")}
+    for form, tensors in contents.items():
+        torch.save({"ema": tensors}, tmp_path / "file.pt")
+        server.files[f"/{files.path(form)}"] = Served((tmp_path / "file.pt").read_bytes())
+    found = published_file(variant, "training")
+    assert found.path.name == files.training
+    model = yolov7.create_model(variant, 80)
+    assert model.load_official(found.path).untouched == ()
+    detector = yolov7.load_detector(variant)
+    assert detector.runtime.metadata.class_names == CLASSES
+    assert len(server.requests) == len(contents)
 
 
 def test_a_training_starts_from_the_training_file(server, monkeypatch, tmp_path):
