@@ -14,7 +14,7 @@ from yolov7.errors import ConfigError, YoloError, nearest
 from yolov7.model.trained import training_network
 from yolov7.text import printable
 from yolov7.train.teacher import load_teacher, require_self_fits
-from yolov7.weights.fetch import kept_file
+from yolov7.weights.places import place_of
 from yolov7.weights.releases import is_published_name, published_files
 
 
@@ -23,8 +23,10 @@ def check_weights(params: Params, variants: Sequence[str], found: Findings) -> N
 
     def look(variant: str, train: Train) -> None:
         start_weights(train, fetch=False)
-        if variant in variants and is_published_name(train.weights) and kept_file(train.weights, "training") is None:
-            files = published_files(train.weights)
+        if variant not in variants or not is_published_name(train.weights):
+            return
+        files = published_files(train.weights)
+        if not place_of(files, "training").path.is_file():
             address, licence = files.address("training"), files.release.licence
             found.warning(f"train.weights: {train.weights} will be fetched ({address}, {licence})")
 
