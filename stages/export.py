@@ -35,7 +35,8 @@ from yolov7.export.int8 import Int8Exporter
 from yolov7.export.model_card import MODEL_CARD, model_card
 from yolov7.export.samples import evenly_spaced
 from yolov7.files import write_json, write_text
-from yolov7.model import load_checkpoint
+from yolov7.model import ModelMetadata, load_checkpoint
+from yolov7.weights.origin import stated_origin
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         max_detections=settings.max_detections,
         formats=settings.formats,
         int8=lambda graph, float_model: int8_exporter(graph, float_model, index, settings),
-        extra=_origin(trained_folder, variant),
+        extra=_origin(variant, metadata),
     )
     report = verify(
         trained,
@@ -82,11 +83,15 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see {VERIFICATION}")
 
 
-def _origin(trained: Path, variant: str) -> dict[str, Any]:
+def _origin(variant: str, metadata: ModelMetadata) -> dict[str, Any]:
     """Code, data and run that the model comes from, for `model.json`."""
     run = training_run(variant, needs={"fingerprint": str})
+    started = "".join(
+        f", and of the published ones they started from ({origin['licence']})"
+        for origin in stated_origin(metadata.extra).values()
+    )
     return {
-        "licence": "Apache-2.0 (code); the weights are under the terms of the data they were trained on",
+        "licence": f"Apache-2.0 (code); the weights are under the terms of the data they were trained on{started}",
         "data_sha256": dataset_document()["sha256"],
         "data_dvc": dvc_hash("data/ingested"),
         "git_revision": git_revision(),

@@ -26,6 +26,7 @@ from stages.project.redaction import in_one_line
 from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
+from yolov7.weights.releases import RELEASED
 from yolov7.yaml_text import read_yaml
 
 WORKTREES = Path(".local/worktrees")
@@ -179,7 +180,7 @@ def bring_files(pipeline: Pipeline, variant: str, log: Log) -> None:
     """
     added = added_files(pipeline.root, variant)
     for key, name in _files(pipeline.root, variant).items():
-        if (pipeline.root / name).is_file():
+        if (pipeline.root / name).is_file() or name in RELEASED:  # published weights, which the training fetches
             continue
         if f"{name}.dvc" not in added:
             raise ConfigError(

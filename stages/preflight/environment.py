@@ -9,6 +9,7 @@ from stages.preflight.findings import Findings
 from stages.serving.settings import VARIABLES
 
 OURS = (
+    "YOLOV7_CACHE",
     "YOLOV7_DEVICE",
     "YOLOV7_NODES",
     "YOLOV7_PIPELINE_CHILD",
@@ -23,6 +24,7 @@ OURS = (
     "YOLOV7_SIGNING_KEY",
     "YOLOV7_STATE_REMOTE",
     "YOLOV7_VERIFY_KEY",
+    "YOLOV7_WEIGHTS_MIRROR",
     "YOLOV7_WORKERS",
     *VARIABLES,
 )

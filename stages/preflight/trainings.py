@@ -14,11 +14,23 @@ from yolov7.errors import ConfigError, YoloError, nearest
 from yolov7.model.trained import training_network
 from yolov7.text import printable
 from yolov7.train.teacher import load_teacher, require_self_fits
+from yolov7.weights.places import place_of
+from yolov7.weights.releases import is_published_name, published_files
 
 
 def check_weights(params: Params, variants: Sequence[str], found: Findings) -> None:
-    """The files of `train.weights` and `train.scales` are there, and those that are meant."""
-    _each(params, variants, lambda _, train: start_weights(train), found)
+    """The files of `train.weights` and `train.scales` are there, and those that are meant; nothing is fetched here."""
+
+    def look(variant: str, train: Train) -> None:
+        start_weights(train, fetch=False)
+        if variant not in variants or not is_published_name(train.weights):
+            return
+        files = published_files(train.weights)
+        if not place_of(files, "training").path.is_file():
+            address, licence = files.address("training"), files.release.licence
+            found.warning(f"train.weights: {train.weights} will be fetched ({address}, {licence})")
+
+    _each(params, variants, look, found)
     _each(params, variants, lambda _, train: start_scales(train), found)
 
 

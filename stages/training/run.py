@@ -31,6 +31,7 @@ from yolov7.train.progress import ProgressDisplay
 from yolov7.train.records import Outcome
 from yolov7.train.state import Last, StateFolder, prune
 from yolov7.train.teacher import load_teacher
+from yolov7.weights.fetch import origin_of
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ class TrainingRun:
             class_names=tuple(train_index.class_names),
             category_ids=tuple(train_index.category_ids),
             image_size=self.train.image_size,
-            extra={"data_sha256": self.data["sha256"]},
+            extra={"data_sha256": self.data["sha256"], **origin_of(self.train.weights, network=self.train.network)},
         )
         teacher = load_teacher(self.train, model.spec, metadata.class_names, teacher_file(self.train))
         if journal is not None and journal.empty:

@@ -13,6 +13,8 @@ from yolov7.files import sha256_file
 from yolov7.model.spec_json import network_to_json
 from yolov7.model.variants import find_variant
 from yolov7.train.state import FIRST, StateFolder, differences
+from yolov7.weights.fetch import kept_file, published_file
+from yolov7.weights.releases import is_published_name
 
 _NOT_IDENTITY = (
     "checkpoint_minutes",
@@ -52,13 +54,36 @@ def fingerprint(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def start_weights(train: Train) -> str | None:
-    """The sha256 of `train.weights`, or None without any.
+def start_weights(train: Train, *, fetch: bool = True) -> str | None:
+    """The sha256 of the file that `train.weights` names, or None without any.
 
+    A published file is fetched, unless `fetch` is false: then its digest is the one of params.yaml until it is here.
     Raises :class:`ConfigError` if the file is missing or is not the one that `train.weights_sha256` names. DVC tracks
     params.yaml and not that file: only a digest there makes other weights another training.
     """
+    if is_published_name(train.weights):
+        return _published("weights", train.weights, train.weights_sha256, fetch=fetch)
     return _given_file("weights", train.weights, train.weights_sha256)
+
+
+def _published(key: str, name: str, sha256: str, *, fetch: bool) -> str:
+    """Nothing is fetched that params.yaml does not name by its digest."""
+    found = published_file(name, "training") if fetch and sha256 else kept_file(name, "training")
+    if found is None and sha256:
+        return sha256
+    if not sha256:
+        how = f"write `{key}_sha256: {found.sha256}`" if found else "write the digest that this command prints: "
+        command = "" if found else f"`yolov7 fetch-weights {name} --form training`"
+        raise ConfigError(
+            f"params.yaml: train.{key}_sha256: missing next to `{key}: {name}`, whose content DVC does not track; "
+            f"{how}{command}"
+        )
+    if found is not None and found.sha256 != sha256:
+        raise ConfigError(
+            f"params.yaml: train.{key}_sha256: params.yaml expects {sha256}, but the published {found.path.name} at "
+            f"{found.path} has {found.sha256}; write that digest to train from this file"
+        )
+    return sha256
 
 
 def start_scales(train: Train) -> str | None:

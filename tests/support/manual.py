@@ -108,6 +108,8 @@ RUN_ELSEWHERE = {
     "docs/paper-map.md: python -m yolov7.figures.information": "tests/unit/yolov7/figures/test_information.py",
     "docs/paper-map.md: python -m yolov7.figures.attention": "tests/unit/yolov7/figures/test_attention.py",
     "docs/training.md: dvc add weights/yolov7-tiny.pt": "tests/unit/stages/test_start_weights.py",
+    "docs/training.md: yolov7 fetch-weights yolov7": "tests/unit/yolov7/weights/test_fetch.py",
+    "docs/variants.md: yolov7 predict photo.jpg": "tests/unit/yolov7/weights/test_fetch.py",
     "docs/training.md: YOLOV7_PROCESSES=4": "tests/pipeline/test_train_processes.py",
     "infra/README.md: dvc remote add --local": "tests/unit/infra/test_infra.py",
 }

@@ -14,7 +14,7 @@ from typing import NoReturn
 from yolov7.cli.benchmark import add_benchmark
 from yolov7.cli.info import add_info
 from yolov7.cli.predict import add_predict
-from yolov7.cli.weights import add_import_weights, add_tensorrt
+from yolov7.cli.weights import add_fetch_weights, add_import_weights, add_tensorrt
 from yolov7.errors import YoloError
 from yolov7.text import printable
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_info(commands.add_parser("info", help="show parameters, GFLOPs, strides and published AP of the networks"))
     add_import_weights(commands.add_parser("import-weights", help="convert a published .pt to .safetensors"))
+    add_fetch_weights(commands.add_parser("fetch-weights", help="fetch published weights, for use without a network"))
     add_tensorrt(commands.add_parser("tensorrt", help="check an ONNX file for TensorRT; with -o, build an engine"))
     add_predict(commands.add_parser("predict", help="detect objects in images, folders, videos and streams"))
     add_benchmark(commands.add_parser("benchmark", help="time preprocessing, network and suppression"))

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model and how it runs."""
     parser.add_argument(
-        "--model", required=True, metavar="M", help=".safetensors, .onnx, .xml, export folder, or models:/NAME@ALIAS"
+        "--model",
+        required=True,
+        metavar="M",
+        help=".safetensors, .onnx, .xml, export folder, models:/NAME@ALIAS, or a variant with published weights",
     )
     parser.add_argument(
         "--runtime", choices=("onnx", "torch", "openvino"), help="file of an export folder to run (onnx)"

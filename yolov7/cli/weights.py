@@ -1,4 +1,4 @@
-"""`yolov7 import-weights` and `yolov7 tensorrt`: files into other files."""
+"""`yolov7 import-weights`, `fetch-weights` and `tensorrt`: files into other files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,26 @@ def _import_weights(args: argparse.Namespace) -> None:
 
     report = import_official(args.file, args.variant, args.output, form=args.form)
     print(for_terminal(f"{args.output}: {report}"))
+
+
+def add_fetch_weights(parser: argparse.ArgumentParser) -> None:
+    """Options of `yolov7 fetch-weights`."""
+    parser.add_argument("variants", metavar="VARIANT", nargs="+", help="network with published weights")
+    parser.add_argument(
+        "--form",
+        choices=("training", "deploy"),
+        default="deploy",
+        help="the file that predicts, or the one that a training starts from (deploy)",
+    )
+    parser.set_defaults(run=_fetch_weights)
+
+
+def _fetch_weights(args: argparse.Namespace) -> None:
+    from yolov7.weights.fetch import published_file
+
+    for variant in args.variants:
+        file = published_file(variant, args.form)
+        print(for_terminal(f"{file.path}: {file.size:,} bytes, {file.licence}, sha256 {file.sha256}"))
 
 
 def add_tensorrt(parser: argparse.ArgumentParser) -> None:

@@ -199,7 +199,8 @@ class Train(Group):
     multi_scale: bool = False
     """Resize every batch to a random size between half and one and a half times image_size."""
     weights: str = ""
-    """A .safetensors checkpoint or a published .pt to start from; empty: random weights."""
+    """A .safetensors checkpoint or a published .pt to start from, or the name of a variant, whose published .pt is
+    fetched (docs/training.md); empty: random weights."""
     weights_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
     """sha256 of that file. The train stage requires it, because DVC watches params.yaml and not the file."""
     rep_optimizer: Annotated[Literal["", "hyper-search", "target", "chain"], AddedLater()] = ""

@@ -7,6 +7,7 @@ from typing import Any
 
 from yolov7.model.variants import FAMILIES
 from yolov7.text import markdown
+from yolov7.weights.origin import stated_origin
 
 MODEL_CARD = "MODEL_CARD.md"
 
@@ -79,7 +80,10 @@ def _origin(description: Mapping[str, Any]) -> list[tuple[str, str]]:
         "run_id": "MLflow run",
         "licence": "licence",
     }
-    return [(label, str(description[key])) for key, label in known.items() if description.get(key)]
+    rows = [(label, str(description[key])) for key, label in known.items() if description.get(key)]
+    for origin in stated_origin(description.get("extra", {})).values():
+        rows.append(("published weights", f"{origin['address']}, {origin['licence']}, {origin['sha256']}"))
+    return rows
 
 
 def _form(name: str, form: Mapping[str, Any]) -> tuple[str, ...]:

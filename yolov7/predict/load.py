@@ -7,6 +7,7 @@ scheme. This project's pipeline has one for MLflow's `models:`.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Callable
@@ -34,6 +35,8 @@ from yolov7.predict.runtimes import (
     TorchRuntime,
     open_onnx,
 )
+from yolov7.weights.fetch import published_detector
+from yolov7.weights.releases import RELEASED, is_published_name
 
 Resolver = Callable[[str], Path]
 
@@ -62,13 +65,15 @@ def load_detector(
     threads: int = 0,
     network: Network | str | None = None,
 ) -> Predictor:
-    """Load a detector from a file, an export folder, or a URI such as `models:/yolov7-tiny@champion`.
+    """Load a detector from a file, an export folder, a URI such as `models:/yolov7-tiny@champion`, or by the name of a
+    variant with published weights, such as `yolov7-tiny`.
 
     `path`: a `.safetensors` checkpoint of either form (a training form is re-parameterised), an `.onnx` file this
     project exported, an OpenVINO `.xml` with its .bin beside it, or an export folder, whose files are checked against
     the sha256 in its model.json. `runtime` and `precision` choose among the files of a folder (default: ONNX in
     float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the installed resolver of
-    its scheme). `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or MODULE:FUNCTION) supplies
+    its scheme). Published weights are fetched once (:mod:`yolov7.weights`); a file or export folder of that name comes
+    first. `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or MODULE:FUNCTION) supplies
     your own kinds of block for a checkpoint that has them; the other files need none. The other parameters are
     :class:`Predictor`'s.
 
@@ -111,7 +116,10 @@ def open_runtime(
     elif precision != "float32":
         raise ModelError(f"{file}: precision {precision!r} selects a file of an export folder, but this is a file")
     if not file.is_file():
-        raise ModelError(f"{file}: no such model; pass a {_KNOWN} file, an export folder, or models:/NAME")
+        close = difflib.get_close_matches(str(file), list(RELEASED), n=1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        known = f"pass a {_KNOWN} file, an export folder, models:/NAME, or a variant with published weights"
+        raise ModelError(f"{file}: no such model{guess}; {known}")
     kind = file.suffix.lower()
     if kind not in _OPENED_BY:
         raise ModelError(f"{file}: a {_KNOWN} file is expected; `yolov7 import-weights` reads published .pt files")
@@ -145,6 +153,8 @@ def _try(model: Detector, file: Path) -> None:
 
 
 def _locate(text: str, resolve: Resolver | None) -> Path:
+    if is_published_name(text):
+        return published_detector(text)
     uri = _URI.match(text)
     if uri is None or Path(text).exists():
         return Path(text)

@@ -17,6 +17,7 @@ from yolov7.model.heads.anchor import AnchorHead
 from yolov7.model.rep_optimizer import check_scales, draw_kernels, read_scales
 from yolov7.model.spec import Network
 from yolov7.model.trained import training_network
+from yolov7.weights.fetch import start_file
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,10 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
 
     The anchors of a head that has any follow `params.anchors` (training sheet, section 5). `params.pgi` is the
     auxiliary branch. `params.rep_optimizer` replaces the RepVGG blocks; a target without start weights has the kernels
-    that its scales make. `params.weights` is a checkpoint of this project or a published `.pt`, of which everything
-    that fits is taken. Raises :class:`ConfigError` if `params.loss` is for another kind of head, :class:`ModelError`
-    for a network without the stages that `params.pgi` copies or without RepVGG blocks, and for other scales than its.
+    that its scales make. `params.weights` is a checkpoint of this project, a published `.pt`, or the name of a variant
+    whose published file is fetched; everything that fits is taken. Raises :class:`ConfigError` if `params.loss` is for
+    another kind of head, :class:`ModelError` for a network without the stages that `params.pgi` copies or without
+    RepVGG blocks, and for other scales than its.
     """
     classes = len(index.class_names)
     network = training_network(variant, params)
@@ -51,7 +53,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     if params.rep_optimizer == "target":
         _take_scales(model, variant, params)
     if params.weights:
-        load_weights(model, Path(params.weights), network=params.network)
+        load_weights(model, start_file(params.weights), network=params.network)
     return model
 
 

@@ -33,6 +33,7 @@ IGNORED = {
     "yolov7/files.py": "writes whole files or none, whatever their content",
     "yolov7/predict/notebook.py": "what a notebook shows of a detector",
     "yolov7/model/published": "reads published checkpoints: their tensors are checked by name, shape and AP",
+    "yolov7/weights": "fetches published checkpoints, whose digest params.yaml names",
 }
 """Imported by most stages, and no reason to run one again. Their own imports are not followed."""
 

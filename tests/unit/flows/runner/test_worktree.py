@@ -122,8 +122,9 @@ def test_start_weights_come_into_a_worktree_by_their_dvc_file(tmp_path: Path) ->
         shutil.rmtree(tmp_path / "store")
         bring_files(pipeline, "v", LOG)
         assert weights.read_bytes() == b"kernels", "from the cache of the clone"
-    (tmp_path / "params.yaml").write_text("variants: [v]\n")
-    bring_files(pipeline, "v", LOG)  # nothing to start from
+    for values in ("variants: [v]\n", "train: {weights: yolov7-tiny}\n"):  # nothing to start from; published weights
+        (tmp_path / "params.yaml").write_text(values)
+        bring_files(pipeline, "v", LOG)
 
 
 def test_a_teacher_in_a_file_comes_along_and_others_are_no_file(tmp_path: Path) -> None:

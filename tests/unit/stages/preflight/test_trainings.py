@@ -11,6 +11,8 @@ from stages.preflight.findings import Findings
 from stages.preflight.trainings import check_classes, check_weights
 from stages.project import params as params_module
 from yolov7.errors import ConfigError
+from yolov7.weights.places import place_of
+from yolov7.weights.releases import RELEASED
 
 FAULTS = [
     ({"weights": "missing.safetensors", "weights_sha256": "0" * 64}, "missing.safetensors: no such file"),
@@ -39,6 +41,26 @@ def test_a_fault_of_a_later_variant(tmp_path, monkeypatch, settings, fault):
         check_classes(params, chosen, found)
         first = found.problems if "yolov7" in chosen else found.warnings
         assert len(found.problems + found.warnings) == 1 and fault in first[0]
+
+
+def test_published_weights_are_announced_and_not_fetched(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("YOLOV7_CACHE", str(tmp_path / "cache"))
+    variants = ["yolov7-tiny", "yolov7"]
+    own = {"yolov7": {"weights": "yolov7", "weights_sha256": "0" * 64}, "yolov7-tiny": {"weights": "yolov7-tiny"}}
+    Path("params.yaml").write_text(yaml.safe_dump({"variants": variants, "per_variant": own}))
+    found = Findings()
+    check_weights(params_module.load(), variants, found)
+    assert [line.split("https")[0] for line in found.warnings] == ["train.weights: yolov7 will be fetched ("]
+    assert found.warnings[0].endswith("/yolov7_training.pt, GPL-3.0)")
+    assert len(found.problems) == 1 and "yolov7 fetch-weights yolov7-tiny --form training" in found.problems[0]
+    assert not (tmp_path / "cache").exists()
+    path = place_of(RELEASED["yolov7"], "training").path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"put there by hand")
+    found = Findings()
+    check_weights(params_module.load(), variants, found)
+    assert not found.warnings
 
 
 @pytest.mark.parametrize(

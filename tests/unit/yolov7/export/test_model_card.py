@@ -54,3 +54,15 @@ def test_a_thousand_classes_do_not_fill_the_card(exported):
     assert "A detector of the YOLOv7 family, trained and exported by" in card
     assert "# small, 1000 classes" in card and "99 kind 99, and 900 more in `model.json`" in card
     assert "## Int8" not in card and "kind 100" not in card
+
+
+def test_published_weights_and_their_licence_stand_in_the_card(exported):
+    description = json.loads((exported / "model.json").read_text())
+    assert "published weights" not in model_card(description, {"images": [], "forms": {}}, {})
+    origin = {"address": "https://github.com/a/b.pt", "sha256": "ab" * 32, "licence": "GPL-3.0"}
+    started = description | {"extra": {"published_weights": origin}}
+    card = model_card(started, {"images": [], "forms": {}}, {})
+    assert f"| published weights | https://github.com/a/b.pt, GPL-3.0, {'ab' * 32} |" in card
+    assert "published weights" not in model_card(
+        started | {"extra": {"published_weights": 3}}, {"images": [], "forms": {}}, {}
+    )
