@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.project.folders import replace_folder
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.evaluate import Evaluation, write_results
 from yolov7.files import write_json, write_text
+from yolov7.folders import replace_folder
 from yolov7.predict import Predictor
 from yolov7.predict.draw import draw_boxes, draw_detections, write_picture
 from yolov7.text import csv_text

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from stages.project.folders import replace_folder
 from stages.project.redaction import redacted
 from stages.registry.journal import RunJournal
 from yolov7.config import Train
 from yolov7.data.tally import Tally
 from yolov7.device import peak_memory_gib
 from yolov7.files import atomic_path, write_json, write_text
+from yolov7.folders import replace_folder
 from yolov7.text import csv_text
 from yolov7.train.records import Outcome, loss_parts
 from yolov7.train.summary import as_markdown, as_text, facts, unused_as_markdown

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.project.params_data import YoloSplit
-from stages.sources.file_names import list_files, match_names
-from stages.sources.image_folder import ImageFiles, by_stem, files_below, image_sizes, images_below, shown, stem_of
-from stages.sources.lists import choose_listed, list_entries
 from yolov7.data.formats.label_files import collected
 from yolov7.data.formats.yolo_declared import Declared
 from yolov7.data.formats.yolo_txt import YoloImage
+from yolov7.data.sources.file_names import list_files, match_names
+from yolov7.data.sources.image_folder import ImageFiles, by_stem, files_below, image_sizes, images_below, shown, stem_of
+from yolov7.data.sources.lists import choose_listed, list_entries
+from yolov7.data.sources.parameters import YoloSplit
 from yolov7.errors import DataError
 
 _NO_LABELS = ("classes.txt", "notes.txt")
@@ -267,7 +267,7 @@ def _listed(path: Path, declared: Declared, root: Path, notes: list[str]) -> lis
     """The images of a list, relative to `root`.
 
     A name is tried below the list's folder, `path`, the folder of data.yaml and data.folder; then by the rules of
-    `stages.sources.file_names`.
+    `yolov7.data.sources.file_names`.
     """
     folders = dict.fromkeys((path.parent, declared.path.parent / declared.base, declared.path.parent, root))
     names: dict[str, None] = {}
