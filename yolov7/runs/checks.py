@@ -10,11 +10,12 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 from yolov7.data.flags import flag_notes
 from yolov7.data.formats.coco import CocoAnnotations, Record
 from yolov7.data.header import MAX_PIXELS, ImageHeader, read_header
-from yolov7.data.image_kind import kind_of_file
+from yolov7.data.image_kind import DAMAGED, kind_of_file
 from yolov7.data.sources.image_set import ImageSet, locate
 from yolov7.errors import DataError
 from yolov7.text import listed
@@ -108,13 +109,11 @@ def _named_twice(coco: CocoAnnotations) -> list[str]:
     return found
 
 
-def _reason(path: os.PathLike[str], record: Record, header: ImageHeader | None) -> str | None:
+def _reason(path: Path, record: Record, header: ImageHeader | None) -> str | None:
     if header is None:
-        from pathlib import Path
-
-        kind = kind_of_file(Path(path))
-        if kind is None:
-            return "is not an image; remove it"
+        kind = kind_of_file(path)
+        if kind is None or kind == DAMAGED:
+            return "is damaged, or not an image; bring it again or remove it"
         return None if kind.read else kind.advice
     width, height = (header.width, header.height) if not header.lies_on_its_side else (header.height, header.width)
     if header.width * header.height > MAX_PIXELS:

@@ -65,8 +65,9 @@ def export_weights(
     needs_int8 = any(name.endswith("int8") for name in formats)
     if data is None and needs_int8:
         raise ConfigError("formats: int8 is calibrated on training images and checked on validation images; give data")
-    own = find_variant(network) if isinstance(network, str) and network else network or None
-    trained, metadata = load_checkpoint(weights, network=own)
+    trained, metadata = load_checkpoint(weights, network=network or None)
+    # The files are of a network of this name, whatever its function calls it.
+    own = find_variant(metadata.variant, source=network) if isinstance(network, str) and network else network or None
     folder = Path(out)
     settings = parse(Int8Settings, int8, where="int8")
     with tempfile.TemporaryDirectory(prefix="yolov7-", ignore_cleanup_errors=True) as temporary:

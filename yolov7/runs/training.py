@@ -65,7 +65,7 @@ def train_detector(
     leaves out boxes that would be refused. `options` are the training parameters (:class:`yolov7.config.Train`),
     nested groups as dictionaries: `epochs=50, image_size=320, augment={"mixup": 0.0}`; those left out are the variant's
     published recipe. `workers` load data (default: none on a CPU, up to 8 for an accelerator). With `resume=False` the
-    folder's states are deleted first. The result does not depend on `device` alone, nor on `workers`, nor on stops.
+    folder's states are deleted first. Neither `workers` nor stops change the result.
 
     Raises :class:`ConfigError` for unknown or impossible options, naming the nearest known one; :class:`DataError` for
     data that is missing or wrong, with file and record; :class:`ModelError` for an unknown variant or weights that do
