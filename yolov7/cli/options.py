@@ -91,10 +91,11 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     )
     parser.add_argument(
         "--data-option",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="option of the format's reader: boxes=corners where a message names data.coco.boxes (repeat for more)",
+        help="option of the format's reader: boxes=corners where a message names data.coco.boxes",
     )
     parser.add_argument(
         "--drop-bad-boxes", action="store_true", help="leave out boxes that would be refused, and say which"

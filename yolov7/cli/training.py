@@ -25,10 +25,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", metavar="NAME", help="another recipe; `small` suits hundreds of images")
     parser.add_argument(
         "--set",
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="any training parameter, nested ones with dots: --set augment.mixup=0.0 (repeat for more)",
+        help="any training parameter, nested ones with dots: --set augment.mixup=0.0 seed=1",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that load data (0 on a CPU, else up to 8)")

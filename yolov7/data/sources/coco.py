@@ -64,7 +64,7 @@ def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
     for name, one in parameters.given("data.coco").items():
         path, root, changes = base / one.annotations, base / one.images, Changes()
         if not root.is_dir():
-            message = f"no such image folder; see data.coco.{name}.images in params.yaml"
+            message = f"no such image folder; see data.coco.{name}.images"
             problems.append(DataError(message, path=root))
         with collected(problems):
             document = parse_coco(path)

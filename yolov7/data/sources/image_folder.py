@@ -94,7 +94,7 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
 
 def _walk(root: Path, *, key: str) -> list[str]:
     if not root.is_dir():
-        raise DataError(f"no such folder; see {key} in params.yaml", path=root)
+        raise DataError(f"no such folder; see {key}", path=root)
     found: list[str] = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -34,7 +34,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
-            raise DataError(f"no such image folder; see {self.key}.images in params.yaml", path=self.root)
+            raise DataError(f"no such image folder; see {self.key}.images", path=self.root)
 
 
 def locate(coco: CocoAnnotations, root: Path) -> list[tuple[Path, Record]]:

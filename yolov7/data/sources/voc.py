@@ -85,7 +85,7 @@ def _matched(one: VocSplit, base: Path, key: str, parameters: Voc, classes: Sequ
     root, annotations = base / one.images, base / one.annotations
     known = by_stem(files_below(annotations, (".xml",), key=f"{key}.annotations"), annotations)
     if not known:
-        raise DataError(f"no XML files here; see {key}.annotations in params.yaml", path=annotations)
+        raise DataError(f"no XML files here; see {key}.annotations", path=annotations)
     notes: list[str] = []
     problems: list[DataError] = []
     chosen = list(known.values())

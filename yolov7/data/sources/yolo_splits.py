@@ -63,7 +63,7 @@ def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError])
         notes = tuple(files.notes(labels))
     if not names:
         left_out = "; ".join(files.notes())
-        message = f"no images here; see {key}.images in params.yaml{left_out and f' ({left_out})'}"
+        message = f"no images here; see {key}.images{left_out and f' ({left_out})'}"
         problems.append(DataError(message, path=root))
     images = _with_sizes(root, [(name, labels.get(stem_of(name))) for name in chosen], problems)
     return SetFiles(root, label_root, images, key, notes)
@@ -246,7 +246,10 @@ def _place(value: str, declared: Declared, base: Path, notes: list[str]) -> Path
         found = {Path(written).resolve(): None}
     if len(found) > 1 and not absolute:
         both = " or ".join(str(path) for path in found)
-        raise DataError(f"`{value[:200]}` could be {both}; give the sets in params.yaml", path=declared.path)
+        raise DataError(
+            f"`{value[:200]}` could be {both}; give the sets by data.yolo.train and data.yolo.val, or keep one of them",
+            path=declared.path,
+        )
     chosen = next(iter(found), None)
     if chosen is not None and chosen != _inside(here / declared.base / value, root):
         on = f" on `path: {declared.base[:200]}`" if declared.base else ""
