@@ -136,7 +136,7 @@ def _require(layout: Layout, splits: tuple[str, ...]) -> None:
     """Raise :class:`DataError` for a split that the data set does not have."""
     there = set(layout.values)
     if layout.format == "yolo":
-        there = set(read_declared(layout.base / layout.values["names"]).splits)
+        there = set(read_declared(Path(layout.values["names"])).splits)
     for split in splits:
         if split not in there:
             have = f" (there are: {', '.join(sorted(there))})" if there else ""

@@ -6,7 +6,8 @@ a folder of Pascal VOC, and the pipeline's own layout (`data/ingested`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,7 @@ def _declared(path: Path) -> Layout:
     """The sets of a data.yaml. The reader looks below one folder, which is the file's, or one around all the sets."""
     declared = read_declared(path)
     base = _around(path.resolve().parent, _places(declared))
-    names = path.resolve().relative_to(base).as_posix()
-    return Layout("yolo", base, {"names": names}, path)
+    return Layout("yolo", base, {"names": str(path.resolve())}, path)
 
 
 def _places(declared: Declared) -> list[Path]:
@@ -191,8 +191,14 @@ def _listed_folders(path: Path) -> list[Path]:
     return [parent.resolve() for parent in parents if parent.is_dir()]
 
 
-def _around(folder: Path, places: Iterable[Path]) -> Path:
-    for place in places:
-        while not place.is_relative_to(folder):
-            folder = folder.parent
-    return folder
+def _around(folder: Path, places: Sequence[Path]) -> Path:
+    """The folder itself if all the places are in it; otherwise the deepest one that holds them and their labels."""
+    if all(place.is_relative_to(folder) for place in places):
+        return folder
+    return Path(os.path.commonpath([_holder(place) for place in places]))
+
+
+def _holder(place: Path) -> Path:
+    """The folder of `images` and `labels` around images; of any other place, its parent."""
+    above = [one for one in (place, *place.parents) if one.name == "images"]
+    return above[0].parent if above else place.parent

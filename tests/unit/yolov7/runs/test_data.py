@@ -153,6 +153,13 @@ def test_every_layout_gives_the_same_box(layout, tmp_path, monkeypatch):
         assert index.image_path(0).is_file() and index.size(0) == (HEIGHT, WIDTH)
 
 
+def test_the_reader_looks_where_the_images_are_and_not_around_them(tmp_path):
+    """A search through the whole disk for a name that is missing would take minutes."""
+    assert find_layout(yolo_with_absolute_path(tmp_path)).base == tmp_path / "elsewhere"
+    assert find_layout(yolo_with_distant_text_files(tmp_path / "lists")).base == tmp_path / "lists"
+    assert find_layout(yolo_folder(tmp_path / "own")).base == tmp_path / "own"
+
+
 def test_a_mapping_names_jsons_and_images(tmp_path):
     coco_of_coco(tmp_path)
     names = [
