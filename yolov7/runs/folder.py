@@ -69,6 +69,10 @@ class RunFolder:
         finally:
             lock.release()
 
+    def has_record(self) -> bool:
+        """True if a run was begun here."""
+        return (self.path / _RECORD).is_file()
+
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write `run.json`."""
         write_json(self.path / _RECORD, dict(record))

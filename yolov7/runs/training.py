@@ -25,6 +25,7 @@ from yolov7.model.variants import find_variant, recipe_of
 from yolov7.runs.data import DataSet, OpenedData, open_data
 from yolov7.runs.folder import RunFolder
 from yolov7.runs.trained import TrainedDetector
+from yolov7.text import listed
 from yolov7.train.chain import link_of
 from yolov7.train.identity import run_identity
 from yolov7.train.initial import initial_model
@@ -85,8 +86,8 @@ def train_detector(
         opened = open_data(
             data, folder.data, splits=("train", "val"), options=data_options, drop_bad_boxes=drop_bad_boxes
         )
-        run = _Run(name, params, opened, folder, chosen, workers, progress)
-        run.record(data, data_options, drop_bad_boxes)
+        how = {"given": _as_json(data), "options": dict(data_options or {}), "drop_bad_boxes": drop_bad_boxes}
+        run = _Run(name, params, opened, how, folder, chosen, workers, progress)
         with _signals() as stop:
             outcome = run.fit(digest, stop)
             if not outcome.finished:
@@ -139,12 +140,14 @@ class _Run:
     variant: str
     params: Train
     data: OpenedData
+    how: Mapping[str, Any]
+    """The data as the caller named them, with the options of reading."""
     folder: RunFolder
     device: torch.device
     workers: int | None
     progress: bool
 
-    def record(self, given: DataSet, data_options: Mapping[str, Any] | None, drop_bad_boxes: bool) -> None:
+    def record(self) -> None:
         """Write what the run is made of, before it begins."""
         index = self.data.indices["train"]
         self.folder.write_record(
@@ -152,11 +155,9 @@ class _Run:
                 "variant": self.variant,
                 "train": self.params.model_dump(mode="json"),
                 "data": {
-                    "given": _as_json(given),
+                    **self.how,
                     "source": self.data.source,
                     "sha256": self.data.sha256,
-                    "options": dict(data_options or {}),
-                    "drop_bad_boxes": drop_bad_boxes,
                     "images": {split: len(one) for split, one in self.data.indices.items()},
                     "classes": list(index.class_names),
                 },
@@ -169,19 +170,17 @@ class _Run:
         """The training, or two in a row."""
         link = link_of(self.params)
         if link is None:
-            return self._train(self.params, self.folder.states, digest, stop, pictures=True)
-        first = self._train(link.first, self.folder.first, digest, stop, pictures=False)
+            return self._train(self.params, self.folder.states, digest, stop)
+        first = self._train(link.first, self.folder.first, digest, stop)
         if not first.finished or stop():
             return replace(first, finished=False)
         file = self.folder.first / link.weights
         if not file.is_file():
             raise TrainingError(f"{file}: missing, though the {link.role} is finished; delete its folder to repeat it")
         second = link.second(str(file), sha256_file(file))
-        return self._train(second, self.folder.states, digest, stop, pictures=True)
+        return self._train(second, self.folder.states, digest, stop)
 
-    def _train(
-        self, params: Train, states_folder: Path, digest: str | None, stop: StopRequests, *, pictures: bool
-    ) -> Outcome:
+    def _train(self, params: Train, states_folder: Path, digest: str | None, stop: StopRequests) -> Outcome:
         train, val = self.data.indices["train"], self.data.indices["val"]
         if params.distill_from and params.distill_from != SELF:
             found = _digest(params.distill_from, f"{WHERE}.distill_from")
@@ -191,6 +190,8 @@ class _Run:
         identity = run_identity(self.variant, params, {"sha256": self.data.sha256}, digest)
         states = StateFolder(states_folder, identity)
         _refuse_other(states)
+        if states_folder == self.folder.states or not self.folder.has_record():
+            self.record()  # a call that is refused leaves the record of the training that is there
         model = initial_model(self.variant, params, train)
         metadata = ModelMetadata.of(
             model,
@@ -201,7 +202,7 @@ class _Run:
         )
         display = ProgressDisplay()
         listeners: list[Listener] = [display] if self.progress else []
-        if pictures:
+        if states_folder == self.folder.states:
             listeners.append(_Pictures(states_folder, metadata.class_names))
         trainer = Trainer(
             model,
@@ -236,7 +237,7 @@ def _refuse_other(states: StateFolder) -> None:
     if changes:
         raise TrainingError(
             f"{states.folder.parent}: holds a training with other parameters, data or weights "
-            f"({'; '.join(_short(change) for change in changes)}): repeat those to resume it, train into "
+            f"({listed([_short(change) for change in changes], joint='; ')}): repeat those to resume it, train into "
             "another folder, or start over with --fresh (resume=False)"
         )
 

@@ -197,9 +197,11 @@ def test_a_stopped_command_resumes_to_the_same_bytes(number, code, data, trained
 
 
 def test_other_parameters_are_refused_until_fresh(data, trained, capsys, tmp_path):
+    assert trained.record["train"]["seed"] == 0
     assert cli.main(command(trained.folder, data, "--set", "seed=7")) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "train.seed: was 0, is now 7" in err and "--fresh" in err
+    assert yolov7.TrainedDetector(trained.folder).record == trained.record  # of what lies there
 
 
 def test_a_checkpoint_as_variant_gives_network_and_weights(data, trained, tmp_path):
