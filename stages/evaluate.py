@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.evaluation.outputs import write_outputs
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
 from stages.project.workspace import TEST_SPLIT, dataset_document, model_dir, open_index, reports
@@ -21,13 +20,13 @@ from yolov7.artefact import DESCRIPTION, ONNX
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.evaluate import Evaluation, evaluate
-from yolov7.evaluate.left_out import images_cut_short
 from yolov7.files import sha256_file, write_json, write_text
 from yolov7.letterbox import Border
 from yolov7.model.variants.borders import published_border
 from yolov7.predict import AugmentedRuntime, Predictor, load_detector
 from yolov7.predict.augmented import Views
 from yolov7.report.evaluation import Analysis, analyse, render_report
+from yolov7.report.outputs import figures_of, left_out, write_outputs
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         out = reports(args.variant)
         write_outputs(out, predictor, index, result, figures, pictures=params.evaluate.pictures)
         facts = _facts(model, predictor, index, params.evaluate, document)
-        facts |= _left_out(result, params.evaluate)
+        facts |= left_out(result, max_detections=params.evaluate.max_detections)
         page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures)
         write_text(out / "report.html", page)
     shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("AP", "AP50", "AP75"))
@@ -116,15 +115,7 @@ def _figures(
     they belong to.
     """
     return {
-        **result.metrics,
-        "AP_low": analysis.interval.low,
-        "AP_high": analysis.interval.high,
-        "best_confidence": analysis.errors.confidence,
-        "F1": analysis.f1,
-        "mistakes": analysis.errors.counts,
-        "per_class": result.per_class,
-        "images": len(index),
-        "boxes": index.num_boxes,
+        **figures_of(result, analysis, index),
         "test_data_sha256": document["splits"]["test"]["sha256"],
         "test_is_val": document["test_is_val"],
         **({} if sha256 is None else {"artefact_sha256": sha256}),
@@ -155,17 +146,6 @@ def _border_words(border: Border) -> str:
     words += [] if border.exact_scale else ["scale of the height for both axes"]
     words += [] if border.spare == Border().spare else [f"{border.spare:g} strides to spare"]
     return "".join(f", {each}" for each in words)
-
-
-def _left_out(result: Evaluation, settings: Evaluate) -> dict[str, str]:
-    """Objects and detections that the figures leave out, for the report."""
-    limit = settings.max_detections
-    lines = result.uncounted.lines() if result.uncounted else []
-    cut = images_cut_short(result.results, max_detections=limit)
-    return {
-        "Objects not counted": "; ".join(line.strip() for line in lines[1:]) or "none",
-        "Detections cut": f"{cut:,} images reach the {limit} that are kept" if cut else "none",
-    }
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from stages.dataset.layout import SPLITS, describe
 from stages.project.command import run_stage
-from stages.project.folders import replace_folder
 from stages.project.params import Params
 from stages.project.params_data import Data, check_data
 from stages.project.workspace import INGESTED
 from stages.sources.read import fetched, write_source
 from yolov7.files import write_json
+from yolov7.folders import replace_folder
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from typing import Any
 from stages.dataset.layout import SPLITS, annotations_file, images_folder
 from stages.preflight.check import look_ahead
 from stages.project.command import run_stage
-from stages.project.folders import replace_folder
 from stages.project.params import Params, Validation
 from stages.project.redaction import redacted
 from stages.project.workspace import INDEX, INDEXED, INGESTED, VALIDATION_REPORT, dataset_document
@@ -32,6 +31,7 @@ from yolov7.data.formats.coco import CocoAnnotations, read_coco
 from yolov7.data.index import build_index
 from yolov7.errors import DataError
 from yolov7.files import write_json, write_text
+from yolov7.folders import replace_folder
 from yolov7.text import printable
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The detector library. It is called `yolov7` and holds every family of `yolov7.model.variants`.
 
-The names below are the public API: networks, their weights, loss, and detectors ready for use. They are loaded on first
-use, so that `import yolov7` costs nothing.
+The names below are the public API: networks, their weights, loss, training, and detectors ready for use. They are
+loaded on first use, so that `import yolov7` costs nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from yolov7.model import save_checkpoint as save_checkpoint
     from yolov7.predict import Predictor as Predictor
     from yolov7.predict import load_detector as load_detector
+    from yolov7.runs import TrainedDetector as TrainedDetector
+    from yolov7.runs import evaluate_model as evaluate_model
+    from yolov7.runs import export_weights as export_weights
+    from yolov7.runs import train_detector as train_detector
 
 _HOME = {
     "ConfigError": "yolov7.errors",
@@ -35,13 +39,17 @@ _HOME = {
     "ModelMetadata": "yolov7.model",
     "Predictor": "yolov7.predict",
     "TrainingError": "yolov7.errors",
+    "TrainedDetector": "yolov7.runs",
     "YoloError": "yolov7.errors",
     "create_criterion": "yolov7.loss",
     "create_model": "yolov7.model",
+    "evaluate_model": "yolov7.runs",
+    "export_weights": "yolov7.runs",
     "list_variants": "yolov7.model",
     "load_checkpoint": "yolov7.model",
     "load_detector": "yolov7.predict",
     "save_checkpoint": "yolov7.model",
+    "train_detector": "yolov7.runs",
 }
 
 __all__ = [
@@ -52,14 +60,18 @@ __all__ = [
     "ModelError",
     "ModelMetadata",
     "Predictor",
+    "TrainedDetector",
     "TrainingError",
     "YoloError",
     "create_criterion",
     "create_model",
+    "evaluate_model",
+    "export_weights",
     "list_variants",
     "load_checkpoint",
     "load_detector",
     "save_checkpoint",
+    "train_detector",
 ]
 
 

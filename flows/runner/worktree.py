@@ -18,7 +18,6 @@ import yaml
 from flows.runner import remote as dvc_remote
 from flows.runner.pipeline import Pipeline, StageError
 from flows.runner.processes import Log, end_leftovers
-from stages.project.folders import remove
 from stages.project.locks import file_lock
 from stages.project.names import check_hashes, check_revision
 from stages.project.params import PARAMS_FILE
@@ -26,6 +25,7 @@ from stages.project.redaction import in_one_line
 from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import ConfigError, DataError
 from yolov7.files import write_text
+from yolov7.folders import remove
 from yolov7.weights.releases import RELEASED
 from yolov7.yaml_text import read_yaml
 

@@ -21,10 +21,10 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from stages.dataset.image_set import ImageSet, locate
 from stages.images.near_duplicates import difference_hashes, near_pairs
 from stages.project.params_data import Split
 from yolov7.data.formats.coco import CocoAnnotations, Record
+from yolov7.data.sources.image_set import ImageSet, locate
 from yolov7.errors import DataError
 
 logger = logging.getLogger(__name__)

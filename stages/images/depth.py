@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stages.images.header import ImageHeader
-from stages.images.sandbox import run_limited
 from yolov7.data.depth import DARK, TAIL, UNIT, PixelRange, declared_maximum, decode_deep
+from yolov7.data.header import ImageHeader
 from yolov7.data.image_kind import kind_of
+from yolov7.data.sandbox import run_limited
 from yolov7.errors import DataError
 from yolov7.text import listed
 

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.images.header import MAX_PIXELS, read_header
-from stages.images.sandbox import Died, breaks_out, run_limited
 from yolov7.data.depth import PixelRange, decode_deep
+from yolov7.data.header import MAX_PIXELS, read_header
 from yolov7.data.orientation import turn_upright
+from yolov7.data.sandbox import Died, breaks_out, run_limited
 
 BITS = 128
 _CELLS = 8

@@ -9,11 +9,11 @@ from typing import Literal
 
 import cv2
 
-from stages.images.header import MAX_PIXELS
-from stages.images.sandbox import Died, breaks_out, clear_complaints, complaints, run_limited
 from yolov7.data.decode import decode_image
-from yolov7.data.depth import PixelRange, decode_deep, needs_range
+from yolov7.data.depth import PixelRange
+from yolov7.data.header import MAX_PIXELS
 from yolov7.data.orientation import UPRIGHT, turn_back
+from yolov7.data.sandbox import Died, breaks_out, clear_complaints, complaints, run_limited
 from yolov7.errors import DataError
 
 _PER_PROCESS = 16
@@ -42,7 +42,7 @@ class Rewrite:
     source: Path
     target: Path
     format: str | None
-    """Of the source (`stages.images.header`); it is kept where every program reads it."""
+    """Of the source (`yolov7.data.header`); it is kept where every program reads it."""
     undo_orientation: int = UPRIGHT
     """EXIF orientation to drop instead of applying it: the pixels stay as they are stored."""
     pixel_range: PixelRange | None = None
@@ -84,16 +84,6 @@ def rewrite(image: Rewrite) -> Result:
     except cv2.error as error:
         return _judge(error)
     return "written"
-
-
-def decoded_size(path: Path) -> tuple[int, int] | None:
-    """Height and width of an image, upright; None if it is damaged. Runs under :func:`run_limited`."""
-    data = path.read_bytes()
-    try:
-        pixels = decode_deep(data) if needs_range(data) else decode_image(data)
-    except (DataError, cv2.error):
-        return None
-    return None if pixels is None else (pixels.shape[0], pixels.shape[1])
 
 
 def _encode(pixels: cv2.typing.MatLike, image: Rewrite) -> None:

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stages.preflight.findings import Findings
-from stages.project.folders import gigabytes
 from stages.project.home import STATE
 from stages.project.params import Flow, Params
 from stages.project.workspace import dataset_document, model_dir, reports
-from stages.training.chain import link_of
 from stages.training.state_remote import SWITCH, open_store, remote_address
 from stages.training.state_store import StoreError
 from yolov7 import signature
 from yolov7.errors import ConfigError, ModelError, YoloError
+from yolov7.folders import gigabytes
+from yolov7.train.chain import link_of
 
 _WRITTEN = (STATE, Path("models"), Path("reports"))
 _STATE_BYTES, _WEIGHT_BYTES = 12, 4

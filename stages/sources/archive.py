@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from stages.project.folders import gigabytes, remove
 from stages.project.redaction import in_one_line
 from yolov7.data.formats.coco import is_utf8
 from yolov7.data.formats.label_files import unsafe_name
 from yolov7.errors import DataError
+from yolov7.folders import gigabytes, remove
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,13 @@ from urllib.parse import unquote, urlsplit
 import requests
 import urllib3
 
-from stages.project.folders import gigabytes, require_space
 from stages.project.redaction import in_one_line, redacted
 from stages.sources.http_answer import BrokenAnswerError, Part, etag_of, length_beyond, modified_of, part_of, pieces_of
 from stages.sources.http_session import GuardedSession
 from stages.sources.progress import Progress
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
+from yolov7.folders import gigabytes, require_space
 
 logger = logging.getLogger(__name__)
 

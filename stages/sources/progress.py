@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from stages.project.folders import gigabytes
+from yolov7.folders import gigabytes
 
 logger = logging.getLogger(__name__)
 

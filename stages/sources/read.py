@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stages.dataset.class_names import with_plain_names
-from stages.dataset.image_set import ImageSet, copy_sets
+from stages.dataset.copy_sets import copy_sets
 from stages.dataset.layout import SourceReport
 from stages.dataset.splits import make_splits
 from stages.project.params_data import Data, required
-from stages.sources.coco import read_coco_sets
 from stages.sources.digits import make_digits
 from stages.sources.remote import Fetched, fetch_archive, fetch_coco2017, fetch_prefix
-from stages.sources.voc import read_voc_sets
-from stages.sources.yolo import read_yolo_sets
 from yolov7.data.depth import PixelRange
+from yolov7.data.sources.class_names import with_plain_names
+from yolov7.data.sources.coco import read_coco_sets
+from yolov7.data.sources.image_set import ImageSet
+from yolov7.data.sources.voc import read_voc_sets
+from yolov7.data.sources.yolo import read_yolo_sets
 
 FETCHERS: Mapping[str, Callable[[Data, Path], AbstractContextManager[Fetched]]] = {
     "http": fetch_archive,

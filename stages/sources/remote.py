@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.project.folders import remove, require_space
-from stages.project.params_data import S3, Coco, Coco2017, CocoSplit, Data, Http, required
+from stages.project.params_data import S3, Coco2017, Data, Http, required
 from stages.project.redaction import bare_address
 from stages.sources.archive import unpack
 from stages.sources.http import Download, fetch, read_note
+from yolov7.data.sources.parameters import Coco, CocoSplit
 from yolov7.files import write_json
+from yolov7.folders import remove, require_space
 
 _UNPACKED = "unpacked.json"
 """Names the archives that `files` holds; written once it holds all of them."""

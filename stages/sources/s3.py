@@ -23,12 +23,12 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from s3transfer.exceptions import RetriesExceededError
 from s3transfer.subscribers import BaseSubscriber
 
-from stages.project.folders import gigabytes, remove, require_space
 from stages.project.params_data import S3
 from stages.project.redaction import in_one_line
 from stages.sources.progress import Progress
 from yolov7.data.formats.label_files import unsafe_name
 from yolov7.errors import DataError
+from yolov7.folders import gigabytes, remove, require_space
 
 logger = logging.getLogger(__name__)
 

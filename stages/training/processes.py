@@ -8,13 +8,12 @@ runs on each of them with `YOLOV7_NODES`, their number, and `YOLOV7_RENDEZVOUS`,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from signal import SIGINT, SIGTERM, signal
+from collections.abc import Callable, Sequence
 
 import torch
 
 from stages.project.command import EXIT_RESUMABLE
+from yolov7.data.workers import default_workers
 from yolov7.errors import ConfigError
 from yolov7.train.distributed import launched, share_of_batch
 
@@ -52,31 +51,7 @@ def loader_workers(device: torch.device) -> int:
     """Processes that load data for this one: `YOLOV7_WORKERS`, or 0 on a CPU, and up to 8 for an accelerator."""
     if "YOLOV7_WORKERS" in os.environ or device.type == "cpu":
         return _number("YOLOV7_WORKERS", 0)
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(cores, 1))
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGTERM or SIGINT has asked the trainer to save and stop.
-
-    A second signal ends the process at once. One of several processes keeps waiting for the others instead, and also
-    stops when its parent is gone: an orphan would train alongside the next run.
-    """
-    asked: list[int] = []
-    several, parent = launched(), os.getppid()
-
-    def ask(signum: int, frame: object) -> None:
-        if asked and not several:
-            raise SystemExit(128 + signum)
-        asked.append(signum)
-
-    before = {number: signal(number, ask) for number in (SIGTERM, SIGINT)}
-    try:
-        yield lambda: bool(asked) or (several and os.getppid() != parent)
-    finally:
-        for number, handler in before.items():
-            signal(number, handler)
+    return default_workers(device)
 
 
 def _number(name: str, default: int) -> int:

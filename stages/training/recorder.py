@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from stages.registry.journal import RunJournal
-from yolov7.train.pictures import AssignedBatch, draw_assignment, draw_labels
+from yolov7.train.pictures import AssignedBatch, draw_batch
 from yolov7.train.records import StartReport, StepReport
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,8 @@ class Recorder:
 
     def assigned(self, batch: AssignedBatch) -> None:
         """Draw the labels of a batch, and which predictions learn them."""
-        for what, draw in (("labels", draw_labels), ("assignment", draw_assignment)):
-            path = self.folder / f"{batch.name}-{what}.jpg"
-            try:
-                draw(batch, self.class_names, path)
-            except OSError as error:  # usually a full disk: the next state that is saved says what to do
-                log.warning("no picture %s: %s", path.name, error)
-            else:
-                self.journal.artifact(path, "pictures")
+        for path in draw_batch(batch, self.class_names, self.folder):
+            self.journal.artifact(path, "pictures")
 
     def stepped(self, report: StepReport) -> None:
         """Ignore single steps: the epoch's row sums them up."""

@@ -16,20 +16,23 @@ from stages.project.params import Params
 from stages.project.provenance import UNTRACKED, dvc_hash, git_revision, stage_code
 from stages.project.workspace import model_dir, open_index
 from stages.registry.journal import JOURNALS, RunJournal, delivered, journal_lock
-from stages.training.outputs import finish_journal, record_outputs, write_outputs, write_records
-from stages.training.processes import loader_workers, stop_requests
+from stages.training.outputs import finish_journal, record_outputs
+from stages.training.processes import loader_workers
 from stages.training.recorder import Recorder
-from stages.training.run_identity import fingerprint, refuse_changed, run_identity, start_scales, start_weights
+from stages.training.run_identity import refuse_changed, start_scales, start_weights
 from stages.training.state_remote import StateRemote, state_remote
 from stages.training.teacher import teacher_file
 from yolov7.config import Train
 from yolov7.model import ModelMetadata
 from yolov7.train.distributed import Processes
+from yolov7.train.identity import fingerprint, run_identity
 from yolov7.train.initial import initial_model
 from yolov7.train.loop import Trainer
+from yolov7.train.outputs import write_outputs, write_records
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.records import Outcome
 from yolov7.train.state import Last, StateFolder, prune
+from yolov7.train.stopping import stop_requests
 from yolov7.train.teacher import load_teacher
 from yolov7.weights.fetch import origin_of
 

@@ -21,13 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.project.folders import remove
 from stages.project.home import home
 from stages.project.params import Flow
 from stages.training.folder_store import Folder
 from stages.training.state_store import Store, StoreError
 from yolov7.documents import parse_json
 from yolov7.files import atomic_path, sha256_file, write_json
+from yolov7.folders import remove
 from yolov7.train.state import iteration_of, newest_iteration
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
 _CODE = (
-    "stages/images/header.py",
+    "yolov7/data/header.py",
     "stages/images/near_duplicates.py",
-    "stages/images/sandbox.py",
+    "yolov7/data/sandbox.py",
     "stages/validation/images.py",
     "yolov7/data/decode.py",
 )

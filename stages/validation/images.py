@@ -1,7 +1,7 @@
 """Check every image file: decoded to its last pixel in worker processes, with results cached by content.
 
 OpenCV fills the missing part of a damaged JPEG with grey and returns an image; its decoder only prints a warning on
-the error output. The sandbox (`stages.images.sandbox`) keeps that output, which shows files cut short as well as files
+the error output. The sandbox (`yolov7.data.sandbox`) keeps that output, which shows files cut short as well as files
 with a hole in them.
 """
 
@@ -16,9 +16,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.images.header import MAX_PIXELS, read_header
-from stages.images.sandbox import Died, clear_complaints, complaints, run_limited
 from stages.validation.image_cache import ImageCache, ImageCheck
+from yolov7.data.header import MAX_PIXELS, read_header
+from yolov7.data.sandbox import Died, clear_complaints, complaints, run_limited
 from yolov7.errors import DataError
 from yolov7.files import sha256_file
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.dataset.flags import FLAGS, describe_flags, describe_open_world
 from stages.validation.images import ImageCheck
 from stages.validation.leaks import Picture, find_repetitions
 from stages.validation.statistics import Statistics, describe_data, distances
+from yolov7.data.flags import FLAGS, describe_flags, describe_open_world
 from yolov7.data.formats.coco import CocoAnnotations
 
 if TYPE_CHECKING:

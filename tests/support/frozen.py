@@ -90,8 +90,8 @@ def shipped_params() -> Any:
 
 def identities() -> dict[str, tuple[dict[str, Any], str]]:
     """Identity and fingerprint of runs: the shipped params.yaml, every preset, a network of the user's own."""
-    from stages.training.run_identity import fingerprint, run_identity
     from yolov7.config import train_parameters
+    from yolov7.train.identity import fingerprint, run_identity
 
     runs = {"params.yaml": ("yolov7-tiny", shipped_params().train_for("yolov7-tiny"), None)}
     for name, train in presets().items():

@@ -12,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from yolov7.cli.benchmark import add_benchmark
+from yolov7.cli.evaluate import add_evaluate
+from yolov7.cli.export import add_export
 from yolov7.cli.info import add_info
 from yolov7.cli.predict import add_predict
+from yolov7.cli.training import add_train
 from yolov7.cli.weights import add_fetch_weights, add_import_weights, add_tensorrt
 from yolov7.errors import YoloError
 from yolov7.text import printable
@@ -87,9 +90,12 @@ def _termination() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="yolov7", description="Object detectors: information, weights, prediction, latency.")
+    parser = _Parser(prog="yolov7", description="Object detectors: training, evaluation, export, prediction, latency.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_info(commands.add_parser("info", help="show parameters, GFLOPs, strides and published AP of the networks"))
+    add_train(commands.add_parser("train", help="train a detector on a data set; the same command resumes"))
+    add_evaluate(commands.add_parser("evaluate", help="measure a detector on a data set with the COCO tool"))
+    add_export(commands.add_parser("export", help="write a trained detector as ONNX, OpenVINO and int8 files"))
     add_import_weights(commands.add_parser("import-weights", help="convert a published .pt to .safetensors"))
     add_fetch_weights(commands.add_parser("fetch-weights", help="fetch published weights, for use without a network"))
     add_tensorrt(commands.add_parser("tensorrt", help="check an ONNX file for TensorRT; with -o, build an engine"))

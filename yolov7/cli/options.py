@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from yolov7.redaction import redacted
+from yolov7.text import for_terminal
 
 if TYPE_CHECKING:
     from yolov7.predict import Predictor
@@ -76,6 +81,95 @@ def load(args: argparse.Namespace, **more: Any) -> Predictor:
         network=args.network,
         **more,
     )
+
+
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The data set, and what its reader cannot know."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=required,
+        metavar="D",
+        help="data.yaml, a folder in the layout of COCO, YOLO or VOC, or train=JSON:IMAGES val=JSON:IMAGES",
+    )
+    parser.add_argument(
+        "--data-option",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the format's reader: boxes=corners where a message names data.coco.boxes",
+    )
+    parser.add_argument(
+        "--drop-bad-boxes", action="store_true", help="leave out boxes that would be refused, and say which"
+    )
+
+
+def data_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_data` as keyword arguments."""
+    from yolov7.runs.layouts import parse_splits
+
+    return {
+        "data": None if args.data is None else parse_splits(args.data),
+        "data_options": read_settings(args.data_option, "--data-option"),
+        "drop_bad_boxes": args.drop_bad_boxes,
+    }
+
+
+def read_settings(texts: Iterable[str], option: str) -> dict[str, Any]:
+    """`a.b=VALUE` as `{"a": {"b": VALUE}}`; a value is read as YAML, so that numbers and lists are what they look like.
+
+    Raises :class:`ConfigError` for a text of another form, and a key given twice.
+    """
+    from yolov7.documents import DocumentError
+    from yolov7.errors import ConfigError
+    from yolov7.yaml_text import read_yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, written = text.partition("=")
+        *groups, last = key.split(".")
+        if not equals or not all([*groups, last]):
+            raise ConfigError(f"{option}: {text!r}: KEY=VALUE is expected, for example augment.mixup=0.0")
+        group = found
+        for name in groups:
+            group = group.setdefault(name, {})
+            if not isinstance(group, dict):
+                raise ConfigError(f"{option}: {key}: {name} has a value already")
+        if last in group:
+            raise ConfigError(f"{option}: {key} is given twice")
+        try:
+            group[last] = read_yaml(written).value if written else ""
+        except DocumentError as error:
+            raise ConfigError(f"{option}: {key}: not readable as a value: {error}") from None
+    return found
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(redacted(super().format(record)))
+
+
+def show_log() -> None:
+    """Show the library's own messages on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    log = logging.getLogger("yolov7")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
+@contextlib.contextmanager
+def progress_of(what: str) -> Iterator[Callable[[int, int], None]]:
+    """As :func:`progress`; yields the function to call with images done and images in all."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -25,10 +26,22 @@ _REQUESTS = (signal.SIGTERM, signal.SIGINT)
 _GRACE_SECONDS = 3.0
 """Grace period before a worker that ignores the end of the work is killed: it may hang in a file system."""
 
+_MOST = 8
+"""Most loader processes by default."""
+
 _LESS = "fewer loader processes (YOLOV7_WORKERS), or a smaller train.batch_size"
 
 K = TypeVar("K")
 R = TypeVar("R")
+
+
+def default_workers(device: torch.device) -> int:
+    """Processes that load data for a training on `device`: none for a CPU, whose cores compute, and up to 8 for an
+    accelerator."""
+    if device.type == "cpu":
+        return 0
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_MOST, max(cores, 1))
 
 
 class _Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from yolov7.loss import LevelPicture
 from yolov7.predict.draw import class_color, draw_boxes, write_picture
+
+log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 Color = tuple[int, int, int]
@@ -47,6 +50,20 @@ class AssignedBatch:
     def name(self) -> str:
         """Of its files: epoch and batch counted from 1, as a person does."""
         return f"epoch-{self.epoch + 1}-batch-{self.batch_index + 1}"
+
+
+def draw_batch(batch: AssignedBatch, class_names: Sequence[str], folder: Path) -> list[Path]:
+    """Draw the labels of a batch, and which predictions learn them, into `folder`; returns the files written."""
+    written = []
+    for what, draw in (("labels", draw_labels), ("assignment", draw_assignment)):
+        path = folder / f"{batch.name}-{what}.jpg"
+        try:
+            draw(batch, class_names, path)
+        except OSError as error:  # usually a full disk: the next state that is saved says what to do
+            log.warning("no picture %s: %s", path.name, error)
+        else:
+            written.append(path)
+    return written
 
 
 def draw_labels(batch: AssignedBatch, class_names: Sequence[str], path: Path, *, most: int = 16) -> None:

@@ -14,12 +14,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.images.header import read_header
 from stages.ingest import ingest
-from stages.project.folders import replace_folder
 from stages.project.params_data import Data
 from yolov7.data.formats.coco import read_coco
+from yolov7.data.header import read_header
 from yolov7.errors import DataError
+from yolov7.folders import replace_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 

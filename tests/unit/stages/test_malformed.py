@@ -24,16 +24,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.images import sandbox
-from stages.images.header import read_header
 from stages.images.near_duplicates import difference_hashes
-from stages.images.sandbox import Died, breaks_out, run_limited
 from stages.ingest import ingest
 from stages.project.params_data import Data
 from tests.unit.stages.sources.test_sources import put, voc_data, xml, yolo_data
 from tests.unit.stages.test_ingest import image, oriented_jpeg, picture, source_of, write_source
+from yolov7.data import sandbox
 from yolov7.data.decode import read_image
 from yolov7.data.formats.coco import read_coco
+from yolov7.data.header import read_header
+from yolov7.data.sandbox import Died, breaks_out, run_limited
 from yolov7.errors import DataError, YoloError
 
 PLAIN = picture(40, 30)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.training.run_identity import fingerprint, run_identity, start_weights
+from stages.training.run_identity import start_weights
 from tests.unit.yolov7.model.test_published import published_state
 from tests.unit.yolov7.train.test_initial import data
 from yolov7.config import Train, train_parameters
 from yolov7.errors import ConfigError, ModelError
 from yolov7.files import sha256_file
+from yolov7.train.identity import fingerprint, run_identity
 from yolov7.train.initial import initial_model
 from yolov7.weights.places import Note, place_of
 from yolov7.weights.releases import RELEASED

@@ -21,7 +21,6 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages.dataset.flags import FLAGS
 from stages.dataset.layout import SourceReport, describe
 from stages.ingest import ingest
 from stages.project.params import Validation
@@ -32,6 +31,7 @@ from stages.validation.check import list_findings, run_rules
 from stages.validation.images import ImageCheck, check_images
 from stages.validation.suite import choose, read_suite
 from stages.validation.tables import Context, make_tables
+from yolov7.data.flags import FLAGS
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError, DataError

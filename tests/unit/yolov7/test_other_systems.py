@@ -82,7 +82,7 @@ import warnings
 warnings.simplefilter("ignore")  # filelock says that it falls back to marker files
 for name in ("stages.ingest", "stages.train", "stages.data_reference", "flows.runner.output"):
     importlib.import_module(name)
-from stages.images.sandbox import run_limited
+from yolov7.data.sandbox import run_limited
 from yolov7.errors import DataError
 try:
     list(run_limited(len, ["one"], per_process=1))

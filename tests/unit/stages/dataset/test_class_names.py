@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from flows.markdown import table
-from stages.dataset.class_names import with_plain_names
-from stages.dataset.image_set import ImageSet
 from stages.ingest import ingest
 from stages.project.params_data import Data
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
+from yolov7.data.sources.class_names import with_plain_names
+from yolov7.data.sources.image_set import ImageSet
 from yolov7.errors import DataError
 from yolov7.evaluate.curves import curves_from, write_curves
 from yolov7.export.model_card import _classes

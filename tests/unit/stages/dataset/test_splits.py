@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.dataset.image_set import ImageSet
 from stages.dataset.splits import make_splits
 from stages.images.near_duplicates import difference_hash, hash_pixels, near_pairs
 from stages.project.params_data import Split
 from yolov7.data.formats.coco import CocoAnnotations
+from yolov7.data.sources.image_set import ImageSet
 from yolov7.errors import DataError
 
 BLIND = Split(near_duplicate_bits=None)

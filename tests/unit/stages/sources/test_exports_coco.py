@@ -10,8 +10,8 @@ import unicodedata
 import pytest
 from exports import FISH, HEIGHT, WIDTH, Export, box, bring_in, image, picture
 
-from stages.project.params_data import Coco
-from stages.sources.coco import read_coco_sets
+from yolov7.data.sources.coco import read_coco_sets
+from yolov7.data.sources.parameters import Coco
 from yolov7.errors import DataError
 
 RING = [2, 3, 12, 3, 12, 15, 2, 15]

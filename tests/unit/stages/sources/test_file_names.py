@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.sources.file_names import FileNames, list_files, match_names
+from yolov7.data.sources.file_names import FileNames, list_files, match_names
 
 DECOMPOSED = unicodedata.normalize("NFD", "café ü.jpg")
 FILES = (

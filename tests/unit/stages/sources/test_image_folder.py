@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from stages.ingest import ingest
-from stages.sources.image_folder import images_below, stem_of
 from tests.unit.stages.sources.test_sources import dataset, put, records, voc_data, xml, yolo_data
 from tests.unit.stages.test_ingest import picture
+from yolov7.data.sources.image_folder import images_below, stem_of
 from yolov7.errors import DataError
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)

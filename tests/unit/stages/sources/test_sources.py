@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from stages.images.header import read_header
 from stages.ingest import ingest
 from stages.project.params_data import Data
-from stages.sources.lists import choose_listed
 from tests.unit.stages.test_ingest import oriented_jpeg, picture
 from yolov7.data.formats.coco import read_coco
 from yolov7.data.formats.voc_write import write_voc
 from yolov7.data.formats.yolo_txt import write_yolo
+from yolov7.data.header import read_header
+from yolov7.data.sources.lists import choose_listed
 from yolov7.errors import ConfigError, DataError
 
 RACCOON = Path(__file__).resolve().parents[4].parent / "shared" / "data" / "raccoon"

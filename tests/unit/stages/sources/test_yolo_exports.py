@@ -69,7 +69,7 @@ def test_roboflow_paths_are_found_in_the_export(folder, base):
 def test_a_declared_place_with_two_meanings_is_refused(folder):
     images(folder, "train/images/1.png", "one/data/train/images/2.png", "one/train/images/2.png")
     put(folder / "one/data.yaml", "train: data/train/images\nval: data/train/images\nnames: [a]\n")
-    with pytest.raises(DataError, match=r"could be .* or .*; give the sets in params\.yaml"):
+    with pytest.raises(DataError, match=r"could be .* or .*; give the sets by data.yolo.train"):
         read(folder, names="one/data.yaml")
 
 

@@ -19,16 +19,18 @@ import stages.training.chain
 import stages.training.run
 from stages.project.params import Params
 from stages.registry.journal import JOURNALS, RunJournal
-from stages.training.chain import Trainings, hand_out, link_of
+from stages.training.chain import Trainings, hand_out
 from stages.training.run import STATES, TrainingRun
-from stages.training.run_identity import fingerprint, refuse_changed, run_identity
+from stages.training.run_identity import refuse_changed
 from stages.training.state_remote import NEWEST
 from yolov7.config import Train
 from yolov7.errors import TrainingError
 from yolov7.files import sha256_file
 from yolov7.model import load_checkpoint
 from yolov7.model.rep_optimizer import scales_of
+from yolov7.train.chain import link_of
 from yolov7.train.distributed import Processes
+from yolov7.train.identity import fingerprint, run_identity
 from yolov7.train.state import StateFolder, TrainingState
 
 TRAIN = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.training.outputs import write_outputs
 from yolov7.config import Train
+from yolov7.train.outputs import write_outputs
 from yolov7.train.records import Outcome
 
 

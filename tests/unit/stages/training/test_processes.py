@@ -8,8 +8,9 @@ import signal
 import pytest
 import torch
 
-from stages.training.processes import loader_workers, restarted, start_processes, stop_requests
+from stages.training.processes import loader_workers, restarted, start_processes
 from yolov7.errors import ConfigError
+from yolov7.train.stopping import stop_requests
 
 COMMAND = ["-m", "stages.train", "--variant", "v"]
 CPU = torch.device("cpu")

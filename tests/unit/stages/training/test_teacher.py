@@ -11,12 +11,12 @@ from small_aligned import small_aligned
 from stages.preflight.findings import Findings
 from stages.preflight.trainings import check_teachers
 from stages.project import params as params_module
-from stages.training.run_identity import fingerprint, run_identity
 from stages.training.teacher import teacher_file
 from yolov7.config import Distillation, Train, train_parameters
 from yolov7.errors import ConfigError
 from yolov7.files import sha256_file
 from yolov7.model import ModelMetadata, save_checkpoint
+from yolov7.train.identity import fingerprint, run_identity
 from yolov7.train.teacher import student_parameters, teacher_parameters
 
 

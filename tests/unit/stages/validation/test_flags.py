@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from exports import Export, box, bring_in, image, picture
 
-from stages.dataset.flags import FLAGS, describe_flags, rotation_of
 from stages.ingest import ingest
 from stages.project.params import Validation
 from stages.project.params_data import Data
 from stages.validate import validate
 from stages.validation.suite import read_suite
+from yolov7.data.flags import FLAGS, describe_flags, rotation_of
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.errors import DataError
 

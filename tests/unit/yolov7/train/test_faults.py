@@ -17,7 +17,7 @@ from small_training import Watcher, parameters, same_outcome, same_weights, trai
 
 from stages.project.command import run_stage
 from stages.training.run import TrainingRun
-from stages.training.run_identity import refuse_changed, run_identity
+from stages.training.run_identity import refuse_changed
 from yolov7.config import Ema, Train, train_parameters
 from yolov7.data.index import Index
 from yolov7.device import is_out_of_memory
@@ -29,6 +29,7 @@ from yolov7.model.variants import recipe_of
 from yolov7.predict import Predictor, TorchRuntime
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
+from yolov7.train.identity import run_identity
 from yolov7.train.loop import Trainer
 from yolov7.train.snapshot import restore, snapshot
 from yolov7.train.state import StateFolder, TrainingState, newest_iteration

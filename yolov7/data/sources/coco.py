@@ -12,13 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from stages.dataset.image_set import ImageSet, find_file, refused_images
-from stages.project.params_data import Coco
-from stages.sources.coco_boxes import convert_boxes, find_relative
-from stages.sources.coco_categories import Sorted, sort_categories
-from stages.sources.coco_repair import Changes, repair
-from stages.sources.file_names import Matched, list_files, match_names, names_below, shown_name
-from stages.sources.image_folder import find_sizes, image_class_lists, shown
 from yolov7.data.formats.coco import (
     CocoAnnotations,
     Problem,
@@ -31,6 +24,13 @@ from yolov7.data.formats.coco import (
 )
 from yolov7.data.formats.label_files import collected, raise_together, unsafe_name
 from yolov7.data.image_kind import kind_of_file
+from yolov7.data.sources.coco_boxes import convert_boxes, find_relative
+from yolov7.data.sources.coco_categories import Sorted, sort_categories
+from yolov7.data.sources.coco_repair import Changes, repair
+from yolov7.data.sources.file_names import Matched, list_files, match_names, names_below, shown_name
+from yolov7.data.sources.image_folder import find_sizes, image_class_lists, shown
+from yolov7.data.sources.image_set import ImageSet, find_file, refused_images
+from yolov7.data.sources.parameters import Coco
 from yolov7.errors import DataError
 
 _HINTS = 10
@@ -64,7 +64,7 @@ def read_coco_sets(parameters: Coco, base: Path) -> dict[str, ImageSet]:
     for name, one in parameters.given("data.coco").items():
         path, root, changes = base / one.annotations, base / one.images, Changes()
         if not root.is_dir():
-            message = f"no such image folder; see data.coco.{name}.images in params.yaml"
+            message = f"no such image folder; see data.coco.{name}.images"
             problems.append(DataError(message, path=root))
         with collected(problems):
             document = parse_coco(path)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from stages.sources.file_names import FileNames
-from stages.sources.image_folder import ImageFiles, shown, stem_of
 from yolov7.data.formats.voc import VocImage
+from yolov7.data.sources.file_names import FileNames
+from yolov7.data.sources.image_folder import ImageFiles, shown, stem_of
 from yolov7.errors import DataError
 
 

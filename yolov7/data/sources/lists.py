@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.sources.file_names import FileNames
-from stages.sources.image_folder import shown, stem_of
 from yolov7.data.formats.label_files import read_text, text_lines
+from yolov7.data.sources.file_names import FileNames
+from yolov7.data.sources.image_folder import shown, stem_of
 from yolov7.errors import DataError
 
 _NAME_COLUMNS = ("filename", "file_name", "image", "file", "path")
@@ -32,8 +32,8 @@ def choose_listed(path: Path, known: Mapping[str, str]) -> Chosen:
 
     The list is a CSV with a heading `filename`, or a text file with one name per line: with or without extension, with
     or without leading folders, with or without the -1, 0 or 1 of VOC's class lists after it, and in the other ways of
-    `stages.sources.file_names`. Raises :class:`DataError` for an empty list, and for unknown and ambiguous names, with
-    their lines.
+    `yolov7.data.sources.file_names`. Raises :class:`DataError` for an empty list, and for unknown and ambiguous names,
+    with their lines.
     """
     entries = _csv_names(path) if path.suffix.lower() == ".csv" else _text_names(path)
     files = FileNames(known.values())

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
-from stages.images.header import MAX_PIXELS
+from yolov7.data.header import MAX_PIXELS
 from yolov7.errors import DataError
 
 try:
@@ -66,7 +66,7 @@ def run_limited(
     if resource is None:
         raise DataError(
             "images are decoded in processes with limits, which this system does not have (no `resource` module): "
-            "run the pipeline on Linux or macOS, or in its container"
+            "use Linux or macOS, or a container"
         )
     count = max(1, min(_processors(), len(items) // per_process))
     limit = SECONDS if seconds is None else seconds
@@ -187,11 +187,13 @@ def _serve(connection: Connection) -> None:
 def _prepare() -> None:
     """Send all output to a file, limit memory, and leave the other processors to the other processes."""
     import cv2
-    import PIL.Image
 
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit comes before anything is decoded
+    with contextlib.suppress(ImportError):  # the library does not need Pillow
+        import PIL.Image
+
+        PIL.Image.MAX_IMAGE_PIXELS = None  # our own limit comes before anything is decoded
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
     os.dup2(2, 1)

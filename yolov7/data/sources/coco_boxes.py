@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from stages.dataset.flags import is_ignored, rotation_of, shown_counts
-from stages.project.params_data import Coco
+from yolov7.data.flags import is_ignored, rotation_of, shown_counts
 from yolov7.data.formats.coco import CocoAnnotations, Problem, Record, is_box
+from yolov7.data.sources.parameters import Coco
 
 _CORNERS_SHARE = 0.2
 """Share of the boxes that leave their image from which they may be corners; a single one proves nothing."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from stages.sources.image_folder import shown
 from yolov7.data.formats.yolo_declared import read_class_names
+from yolov7.data.sources.image_folder import shown
 
 _LABEL_MAP = "labelmap.txt"
 """CVAT: `name:colour:parts:actions`, with a line for the background that no object has."""

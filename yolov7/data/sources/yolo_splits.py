@@ -8,13 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.project.params_data import YoloSplit
-from stages.sources.file_names import list_files, match_names
-from stages.sources.image_folder import ImageFiles, by_stem, files_below, image_sizes, images_below, shown, stem_of
-from stages.sources.lists import choose_listed, list_entries
 from yolov7.data.formats.label_files import collected
 from yolov7.data.formats.yolo_declared import Declared
 from yolov7.data.formats.yolo_txt import YoloImage
+from yolov7.data.sources.file_names import list_files, match_names
+from yolov7.data.sources.image_folder import ImageFiles, by_stem, files_below, image_sizes, images_below, shown, stem_of
+from yolov7.data.sources.lists import choose_listed, list_entries
+from yolov7.data.sources.parameters import YoloSplit
 from yolov7.errors import DataError
 
 _NO_LABELS = ("classes.txt", "notes.txt")
@@ -63,7 +63,7 @@ def given_files(one: YoloSplit, base: Path, key: str, problems: list[DataError])
         notes = tuple(files.notes(labels))
     if not names:
         left_out = "; ".join(files.notes())
-        message = f"no images here; see {key}.images in params.yaml{left_out and f' ({left_out})'}"
+        message = f"no images here; see {key}.images{left_out and f' ({left_out})'}"
         problems.append(DataError(message, path=root))
     images = _with_sizes(root, [(name, labels.get(stem_of(name))) for name in chosen], problems)
     return SetFiles(root, label_root, images, key, notes)
@@ -246,7 +246,10 @@ def _place(value: str, declared: Declared, base: Path, notes: list[str]) -> Path
         found = {Path(written).resolve(): None}
     if len(found) > 1 and not absolute:
         both = " or ".join(str(path) for path in found)
-        raise DataError(f"`{value[:200]}` could be {both}; give the sets in params.yaml", path=declared.path)
+        raise DataError(
+            f"`{value[:200]}` could be {both}; give the sets by data.yolo.train and data.yolo.val, or keep one of them",
+            path=declared.path,
+        )
     chosen = next(iter(found), None)
     if chosen is not None and chosen != _inside(here / declared.base / value, root):
         on = f" on `path: {declared.base[:200]}`" if declared.base else ""
@@ -267,7 +270,7 @@ def _listed(path: Path, declared: Declared, root: Path, notes: list[str]) -> lis
     """The images of a list, relative to `root`.
 
     A name is tried below the list's folder, `path`, the folder of data.yaml and data.folder; then by the rules of
-    `stages.sources.file_names`.
+    `yolov7.data.sources.file_names`.
     """
     folders = dict.fromkeys((path.parent, declared.path.parent / declared.base, declared.path.parent, root))
     names: dict[str, None] = {}

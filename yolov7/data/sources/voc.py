@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.dataset.image_set import ImageSet
-from stages.images.header import read_header
-from stages.project.params_data import Voc, VocSplit
-from stages.sources.image_folder import by_stem, files_below, image_sizes, images_below, shown
-from stages.sources.lists import choose_listed
-from stages.sources.voc_classes import listed_classes, unused_note
-from stages.sources.voc_images import MatchedImages, match_images
-from stages.sources.voc_notes import object_notes
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.formats.label_files import collected, raise_together
 from yolov7.data.formats.voc import VocImage, read_voc_file, unknown_class, voc_to_coco
+from yolov7.data.header import read_header
+from yolov7.data.sources.image_folder import by_stem, files_below, image_sizes, images_below, shown
+from yolov7.data.sources.image_set import ImageSet
+from yolov7.data.sources.lists import choose_listed
+from yolov7.data.sources.parameters import Voc, VocSplit
+from yolov7.data.sources.voc_classes import listed_classes, unused_note
+from yolov7.data.sources.voc_images import MatchedImages, match_images
+from yolov7.data.sources.voc_notes import object_notes
 from yolov7.errors import DataError
 
 
@@ -85,7 +85,7 @@ def _matched(one: VocSplit, base: Path, key: str, parameters: Voc, classes: Sequ
     root, annotations = base / one.images, base / one.annotations
     known = by_stem(files_below(annotations, (".xml",), key=f"{key}.annotations"), annotations)
     if not known:
-        raise DataError(f"no XML files here; see {key}.annotations in params.yaml", path=annotations)
+        raise DataError(f"no XML files here; see {key}.annotations", path=annotations)
     notes: list[str] = []
     problems: list[DataError] = []
     chosen = list(known.values())

@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from stages.images.header import read_header
-from stages.images.plain import decoded_size
-from stages.images.sandbox import Died, run_limited
+import cv2
+
+from yolov7.data.decode import decode_image
+from yolov7.data.depth import decode_deep, needs_range
 from yolov7.data.formats.coco import is_utf8
+from yolov7.data.header import read_header
 from yolov7.data.image_kind import DAMAGED, READ, ImageKind, kind_of_file
+from yolov7.data.sandbox import Died, run_limited
 from yolov7.errors import DataError
 from yolov7.text import listed
 
@@ -91,7 +94,7 @@ def files_below(root: Path, suffixes: Sequence[str], *, key: str) -> list[str]:
 
 def _walk(root: Path, *, key: str) -> list[str]:
     if not root.is_dir():
-        raise DataError(f"no such folder; see {key} in params.yaml", path=root)
+        raise DataError(f"no such folder; see {key}", path=root)
     found: list[str] = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -142,7 +145,7 @@ def image_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def find_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Height and width of every image, upright: from its header, or decoded where `stages.images.header` does not know
+    """Height and width of every image, upright: from its header, or decoded where `yolov7.data.header` does not know
     the format; 0, 0 for files that are damaged or no image."""
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         headers = list(pool.map(lambda name: read_header(root / name), names))
@@ -159,6 +162,16 @@ def find_sizes(root: Path, names: Sequence[str]) -> dict[str, tuple[int, int]]:
     for name, size in zip(unsized, decoded, strict=True):
         sizes[name] = (0, 0) if isinstance(size, Died) or size is None else size
     return sizes
+
+
+def decoded_size(path: Path) -> tuple[int, int] | None:
+    """Height and width of an image, upright; None if it is damaged. Runs under :func:`run_limited`."""
+    data = path.read_bytes()
+    try:
+        pixels = decode_deep(data) if needs_range(data) else decode_image(data)
+    except (DataError, cv2.error):
+        return None
+    return None if pixels is None else (pixels.shape[0], pixels.shape[1])
 
 
 def image_class_lists(folders: Iterable[Path], base: Path) -> list[DataError]:

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from stages.dataset.image_set import ImageSet
+from yolov7.data.sources.image_set import ImageSet
 from yolov7.errors import DataError
 from yolov7.text import listed, printable
 

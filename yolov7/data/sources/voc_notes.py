@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from stages.project.params_data import Voc
-from stages.sources.image_folder import shown
 from yolov7.data.formats.voc import VocImage, VocObject
+from yolov7.data.sources.image_folder import shown
+from yolov7.data.sources.parameters import Voc
 from yolov7.data.tally import named_counts
 
 
@@ -24,7 +24,7 @@ def object_notes(files: Sequence[VocImage], parameters: Voc) -> list[str]:
     one = parameters.one_based
     ignored = "ignored in training and evaluation"
     turned = "the upright boxes around them were taken" if parameters.rotated == "hull" else ignored
-    # Marks that change nothing are noted for every source (stages.dataset.flags).
+    # Marks that change nothing are noted for every source (yolov7.data.flags).
     rows = [
         (_count(objects, is_difficult), f"marked difficult: {ignored} (data.voc.difficult_is_crowd)"),
         (

@@ -1,4 +1,4 @@
-"""`reports/V` of an evaluation: figures, tables and curves for `dvc plots`, results in COCO form, and pictures."""
+"""Files of an evaluation: figures, tables and curves for `dvc plots`, results in COCO form, and pictures."""
 
 from __future__ import annotations
 
@@ -7,16 +7,43 @@ from typing import Any
 
 import numpy as np
 
-from stages.project.folders import replace_folder
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.evaluate import Evaluation, write_results
+from yolov7.evaluate.left_out import images_cut_short
 from yolov7.files import write_json, write_text
+from yolov7.folders import replace_folder
 from yolov7.predict import Predictor
 from yolov7.predict.draw import draw_boxes, draw_detections, write_picture
+from yolov7.report.evaluation import Analysis
 from yolov7.text import csv_text
 
 SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
+
+
+def figures_of(result: Evaluation, analysis: Analysis, index: Index) -> dict[str, Any]:
+    """The twelve COCO figures, the interval of AP, AP by class, kinds of mistakes, and the size of the data."""
+    return {
+        **result.metrics,
+        "AP_low": analysis.interval.low,
+        "AP_high": analysis.interval.high,
+        "best_confidence": analysis.errors.confidence,
+        "F1": analysis.f1,
+        "mistakes": analysis.errors.counts,
+        "per_class": result.per_class,
+        "images": len(index),
+        "boxes": index.num_boxes,
+    }
+
+
+def left_out(result: Evaluation, *, max_detections: int) -> dict[str, str]:
+    """Objects and detections that the figures leave out, for the report."""
+    lines = result.uncounted.lines() if result.uncounted else []
+    cut = images_cut_short(result.results, max_detections=max_detections)
+    return {
+        "Objects not counted": "; ".join(line.strip() for line in lines[1:]) or "none",
+        "Detections cut": f"{cut:,} images reach the {max_detections} that are kept" if cut else "none",
+    }
 
 
 def write_outputs(

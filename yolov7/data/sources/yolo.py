@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from stages.dataset.image_set import ImageSet
-from stages.project.params_data import Yolo
-from stages.sources.image_folder import image_class_lists
-from stages.sources.yolo_names import find_names
-from stages.sources.yolo_splits import SetFiles, contradictions, declared_files, given_files
 from yolov7.data.formats.label_files import collected, raise_together
 from yolov7.data.formats.yolo_rows import RawRow, RowFormat, settle
 from yolov7.data.formats.yolo_txt import RowCounts, join_rows, read_label_files, repeated_note
+from yolov7.data.sources.image_folder import image_class_lists
+from yolov7.data.sources.image_set import ImageSet
+from yolov7.data.sources.parameters import Yolo
+from yolov7.data.sources.yolo_names import find_names
+from yolov7.data.sources.yolo_splits import SetFiles, contradictions, declared_files, given_files
 from yolov7.data.tally import named_counts
 from yolov7.errors import DataError
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from stages.project.params_data import Coco
 from yolov7.data.formats.coco import Problem, Record
+from yolov7.data.sources.parameters import Coco
 
 _BACKGROUND = frozenset({"_background_", "__background__", "__ignore__"})
 """Names that labelme's converters give to pixels without a class."""

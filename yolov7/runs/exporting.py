@@ -1,0 +1,123 @@
+"""`export_weights`: an export folder from weights, verified and calibrated on images where there are any."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolov7.artefact import FILE_OF_FORMAT, FORMATS, ONNX, ONNX_NMS, SAFETENSORS, FormatName, Int8Settings
+from yolov7.config import parse
+from yolov7.data.index import Index
+from yolov7.errors import ConfigError, ModelError, nearest
+from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
+from yolov7.export.int8 import Int8Exporter
+from yolov7.export.records import write_records
+from yolov7.export.samples import evenly_spaced
+from yolov7.model import load_checkpoint
+from yolov7.model.spec import Network
+from yolov7.model.variants import find_variant
+from yolov7.runs.data import DataSet, open_data
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export folder."""
+
+    folder: Path
+    files: Mapping[str, Any]
+    """Bytes and sha256 by name, as in `model.json`."""
+    report: VerifyReport | None
+    """The comparison of every file with the trained network; None without images."""
+
+
+def export_weights(
+    weights: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    formats: Sequence[FormatName] = (),
+    data: DataSet | None = None,
+    verify_images: int = 32,
+    opset: int = 18,
+    dynamic: bool = True,
+    confidence: float = 0.25,
+    iou: float = 0.45,
+    max_detections: int = 100,
+    int8: Mapping[str, Any] | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    drop_bad_boxes: bool = False,
+    network: Network | str | None = None,
+) -> Exported:
+    """Re-parameterise a `.safetensors` checkpoint; write model.safetensors, model.onnx, model-nms.onnx and `formats`.
+
+    With `data`, every file is compared with the network on `verify_images` validation images, by tensor, detection and
+    AP, as in the pipeline; the int8 formats need it, calibrate on training images and take `int8`
+    (:class:`yolov7.artefact.Int8Settings`). The thresholds are those of `model-nms.onnx` and the defaults of the files.
+    Raises :class:`ConfigError` for an unknown format, or int8 without data; :class:`ModelError` for weights that are no
+    checkpoint, and if a file does not compute what the network does; :class:`DataError` as :func:`open_data`.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise ConfigError(f"formats: {name!r} is unknown{nearest(name, list(FORMATS))}")
+    needs_int8 = any(name.endswith("int8") for name in formats)
+    if data is None and needs_int8:
+        raise ConfigError("formats: int8 is calibrated on training images and checked on validation images; give data")
+    trained, metadata = load_checkpoint(weights, network=network or None)
+    # The files are of a network of this name, whatever its function calls it.
+    own = find_variant(metadata.variant, source=network) if isinstance(network, str) and network else network or None
+    folder = Path(out)
+    settings = parse(Int8Settings, int8, where="int8")
+    with tempfile.TemporaryDirectory(prefix="yolov7-", ignore_cleanup_errors=True) as temporary:
+        indices: Mapping[str, Index] = {}
+        if data is not None:
+            splits = ("train", "val") if needs_int8 else ("val",)
+            indices = open_data(
+                data,
+                Path(temporary),
+                splits=splits,
+                options=data_options,
+                drop_bad_boxes=drop_bad_boxes,
+                class_names=tuple(metadata.class_names),
+            ).indices
+        description = export_folder(
+            trained,
+            folder,
+            metadata=metadata,
+            opset=opset,
+            dynamic=dynamic,
+            confidence=confidence,
+            iou=iou,
+            max_detections=max_detections,
+            formats=formats,
+            int8=lambda graph, float_model: Int8Exporter(
+                graph, float_model, calibration=indices["train"], validation=indices["val"], settings=settings
+            ),
+        )
+        if data is None:
+            return Exported(folder, description["files"], None)
+        report = verify(
+            trained,
+            folder / SAFETENSORS,
+            folder / ONNX,
+            folder / ONNX_NMS,
+            indices["val"],
+            metadata=metadata,
+            network=own,
+            images=evenly_spaced(len(indices["val"]), verify_images),
+            limits=VerifyLimits(),
+            more={name: (folder / FILE_OF_FORMAT[name], _limits_of(name)) for name in formats},
+        )
+    write_records(folder, description, report)
+    if not report.passed:
+        problems = "; ".join(report.problems)
+        raise ModelError(f"{folder}: an exported form does not compute what was trained: {problems}; see verify.json")
+    return Exported(folder, description["files"], report)
+
+
+def _limits_of(name: FormatName) -> VerifyLimits:
+    if name.endswith("int8"):
+        return INT8
+    return FLOAT16 if name.endswith("float16") else VerifyLimits()
