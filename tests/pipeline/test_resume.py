@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import random
@@ -16,6 +17,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+
+from stages.ingest import ingest
+from stages.project.params import load
+from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT
+from stages.validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANT = "yolov7-tiny"
@@ -74,9 +80,12 @@ def stage(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedPro
 def straight(tmp_path_factory) -> Path:
     """The project after an undisturbed training."""
     folder = small_project(tmp_path_factory.mktemp("straight") / "project")
-    for name in (["stages.ingest"], ["stages.validate"], ["stages.train", "--variant", VARIANT]):
-        done = stage(folder, *name, **SUPPORT)
-        assert done.returncode == 0, done.stderr
+    with contextlib.chdir(folder):
+        params = load()
+        ingest(params.data, INGESTED)
+        validate(params.validation, INGESTED, VALIDATION_REPORT, INDEX)
+    done = stage(folder, "stages.train", "--variant", VARIANT, **SUPPORT)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
