@@ -22,7 +22,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from stages.project import params as params_module
-from stages.project.command import NO_TELEMETRY
+from stages.project.command import NO_TELEMETRY, check_system
 from stages.project.redaction import redacted
 from stages.registry.address import DATABASE, sqlite_file, tracking_uri
 from yolov7.errors import ConfigError, YoloError
@@ -41,6 +41,7 @@ def main() -> int:
     console = Console()
     root = Path.cwd()
     try:
+        check_system()
         params_module.load()
         prepare_environment(root)
         prepare_dvc(root)

@@ -28,7 +28,7 @@ from flows.report import decision_lines
 from flows.runner.pipeline import Pipeline, only_run
 from flows.tasks import Failure, Hours, alone, attempt, prepare_data, retried, worth_retrying
 from stages.project import params as params_module
-from stages.project.command import NO_TELEMETRY
+from stages.project.command import NO_TELEMETRY, check_system
 from stages.project.names import check_model_name
 from stages.project.params import Params
 from stages.project.redaction import log_to_stderr, redacted
@@ -154,6 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.update(NO_TELEMETRY)
     log_to_stderr()
     try:
+        check_system()
         if args.rollback:
             _roll_back(args.rollback)
         elif args.sign:

@@ -25,7 +25,7 @@ from flows.promotion.models import variant_of
 from flows.runner.pipeline import Log, Pipeline, StageError
 from flows.runner.worktree import bring, bring_files, commit_of, hashes_of, worktree
 from stages.project import params as params_module
-from stages.project.command import NO_TELEMETRY
+from stages.project.command import NO_TELEMETRY, check_system
 from stages.project.provenance import DIRTY, UNKNOWN, UNTRACKED
 from stages.project.redaction import log_to_stderr, redacted
 from stages.project.workspace import INGESTED, dataset_document, measured, model_dir
@@ -225,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.update(NO_TELEMETRY)
     log_to_stderr()
     try:
+        check_system()
         found = reproduce(args.model, keep=args.keep)
     except StageError as error:
         print(f"error: {redacted(error)} (--keep leaves the worktree and its logs)", file=sys.stderr)  # noqa: T201

@@ -54,6 +54,17 @@ def environment(base: dict[str, str] | None = None) -> dict[str, str]:
     return {**(os.environ if base is None else base), **NO_TELEMETRY}
 
 
+def check_system() -> None:
+    """Raise :class:`ConfigError` where a command of the pipeline cannot keep its promises: without POSIX file locks."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "the pipeline needs Linux or macOS: this system has no file locks (Python's module `fcntl`); use WSL or a "
+            "container, or the library alone, which works here (the command `yolov7`; docs/training.md, Systems)"
+        ) from None
+
+
 def run_stage(
     main: Callable[[Params, argparse.Namespace], None],
     *,
@@ -89,6 +100,7 @@ def _run(
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _raise_exit)
     try:
+        check_system()
         if (origin := experiment_origin(root := project_root())) is not None:
             share_state(origin, root)  # DVC deletes this folder
         params = params_module.load()

@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.pipeline.servers import wait_for
-from tests.pipeline.test_resume import ROOT, copy_data, environment, project, stage
+from tests.pipeline.test_resume import SUPPORT, copy_data, environment, project, stage
 
 VARIANT = "chained"
 NETWORK = "small_rep:small_rep_network"
@@ -25,9 +25,6 @@ TRAIN = ["stages.train", "--variant", VARIANT]
 SGD = {"name": "sgd", "learning_rate": 0.01, "nominal_batch": 8, "warmup_iterations": 2, "warmup_epochs": 0}
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
-
-
-SUPPORT = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests/support")))}
 
 
 def chained(folder: Path) -> Path:

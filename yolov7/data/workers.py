@@ -206,5 +206,9 @@ def _unchanged(value: R) -> R:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Forked workers start in milliseconds and share what is loaded; only Linux forks safely."""
-    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    """Forked workers start in milliseconds and share what is loaded; only Linux forks safely.
+
+    A program that has chosen `spawn`, which is nowhere on Linux the default, gets it.
+    """
+    forks = sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) != "spawn"
+    return multiprocessing.get_context("fork" if forks else "spawn")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from yolov7.errors import ModelError
 from yolov7.model.blocks import ImplicitAdd, ImplicitMultiply
@@ -18,12 +15,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_deploy_unfused(model: Detector) -> int:
+def count_deploy_unfused(model: Detector, deploy: Detector | None = None) -> int:
     """Number of weights of a training form without implicit vectors and without parts that only training has.
 
-    Batch norms and the branches of RepConv count: published deploy checkpoints hold them so.
+    Batch norms and the branches of RepConv count: published deploy checkpoints hold them so. `deploy` is the deploy
+    form of `model`, if there is one already.
     """
-    deploy = model.reparameterize()
+    deploy = model.reparameterize() if deploy is None else deploy
     return sum(
         parameter.numel()
         for path, module in model.named_modules()
@@ -47,17 +45,35 @@ def conv_gflops(model: Detector, image_size: int) -> float:
     """2 x multiply-accumulates of all convolutions for one square image, in 10^9; no bias, no norm (rule A of the
     reference sheet: architecture, section 9). Auxiliary levels count where the model has them.
 
-    On the `meta` device torch loads its compiler first, some three seconds once per process. Raises
-    :class:`ModelError` if the network does not take images of this side.
+    Raises :class:`ModelError` if the network does not take images of this side.
     """
     if image_size < 1 or image_size % model.stride:
         raise ModelError(
             f"image size {image_size} is not a multiple of {model.variant}'s largest stride {model.stride}"
         )
+    macs = 0
+
+    def count(conv: nn.Conv2d | nn.ConvTranspose2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal macs
+        # One set of weights is applied at each value of the output, or of the input if it spreads them.
+        macs += (inputs[0] if conv.transposed else output).numel() * conv.weight[0].numel()
+
     weight = next(model.parameters())
-    counted = copy.deepcopy(model).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        # A convolution's work grows with the area, so the smallest image tells the work for any.
-        counted.raw(weight.new_zeros(1, 3, model.stride, model.stride))
-    flops: int = counter.get_total_flops() + 2 * model.decoding_macs(model.stride, model.stride)
-    return flops * (image_size // model.stride) ** 2 / 1e9
+    training = [module for module in model.modules() if module.training]
+    hooks = [
+        module.register_forward_hook(count)
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    model.eval()  # so that norms do not learn from an image of zeros
+    try:
+        with torch.no_grad():
+            # A convolution's work grows with the area, so the smallest image tells the work for any.
+            model.raw(weight.new_zeros(1, 3, model.stride, model.stride))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+    macs += model.decoding_macs(model.stride, model.stride)
+    return 2 * macs * (image_size // model.stride) ** 2 / 1e9

@@ -29,7 +29,7 @@ def variant_info(variant: str | Network, *, num_classes: int = 80, image_size: i
     return VariantInfo(
         variant=name,
         parameters_training=count_parameters(model),
-        parameters_deploy_unfused=count_deploy_unfused(model),
+        parameters_deploy_unfused=count_deploy_unfused(model, deploy),
         parameters_deploy=count_parameters(deploy),
         gflops_training=round(conv_gflops(model, side), 4),
         gflops_deploy=round(conv_gflops(deploy, side), 4),

@@ -143,7 +143,7 @@ def test_every_block_announces_its_map_and_deploys_to_the_same(block, seed):
 
 @pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: type(block).__name__)
 def test_the_cost_of_every_block_is_counted(block):
-    """By the weights and outputs of its convolutions, found with hooks."""
+    """Torch's own counter agrees with the weights and outputs of its convolutions, which `conv_gflops` counts."""
     maps, work = EXAMPLES[block], []
 
     def note(conv, inputs, output):

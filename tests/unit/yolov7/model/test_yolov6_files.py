@@ -177,11 +177,11 @@ def test_a_file_becomes_one_of_ours(saved, tmp_path):
 def folded(model: Detector, release: str) -> dict[str, torch.Tensor]:
     """A file of the deploy form: the values of the re-parameterised network by the published names."""
     naming = names.Naming(release, "deploy")
-    deploy = dict(model.reparameterize().named_modules())
+    state, deploy = model.state_dict(), dict(model.reparameterize().named_modules())
     tensors = {}
     for part in names.parts_of(model.spec, naming):
         if part.what == "number":
-            tensors[part.theirs] = model.state_dict()[part.ours].clone()
+            tensors[part.theirs] = state[part.ours].clone()
             continue
         conv = deploy[part.ours] if part.what == "plain" else deploy[part.ours].conv
         conv = getattr(conv, "conv", conv)

@@ -163,8 +163,8 @@ def test_reparameterized_equals_trained(name, seed):
 def test_yolov9_deployed_is_gelan_with_the_mapped_weights(size):
     model = randomized(create_model(f"yolov9-{size}", 2, seed=3), 3)
     alone = create_model(f"gelan-{size}", 2).eval()
-    mapped = {name: value for name, value in model.state_dict().items() if name in alone.state_dict()}
-    alone.load_state_dict(mapped)
+    own = alone.state_dict()
+    alone.load_state_dict({name: value for name, value in model.state_dict().items() if name in own})
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(alone(images), model(images))
@@ -243,8 +243,8 @@ def test_a_deploy_file_loads_into_both_and_the_auxiliary_part_stays_fresh(size, 
     with torch.inference_mode():
         assert torch.equal(model(images), source(images))
     assert report.complete and not report.left and report.untouched
-    for name in report.untouched:
-        assert "auxiliary" in name and torch.equal(model.state_dict()[name], fresh[name])
+    state = model.state_dict()
+    assert all("auxiliary" in name and torch.equal(state[name], fresh[name]) for name in report.untouched)
 
 
 def test_the_width_of_the_class_branch_comes_from_the_file(tmp_path):
@@ -292,8 +292,8 @@ def test_damaged_bins_are_refused_and_the_model_stays(tmp_path):
 
 def test_a_folded_file_is_refused(tmp_path):
     source = create_model("gelan-t", 3)
-    keys = published.LAYOUT.keys(source.spec, published.SINGLE).copied
-    tensors = {name: source.state_dict()[ours] for name, ours in keys.items() if ".bn." not in name}
+    keys, state = published.LAYOUT.keys(source.spec, published.SINGLE).copied, source.state_dict()
+    tensors = {name: state[ours] for name, ours in keys.items() if ".bn." not in name}
     path = tmp_path / "folded.pt"
     torch.save({"model": tensors}, path)
     with pytest.raises(ModelError, match="batch norms are folded already"):
