@@ -129,7 +129,13 @@ class Yolov9Layout(PublishedLayout):
         """
         head = network.head
         name = self._output(tensors).replace(".2.bias", ".0.conv.weight")
-        if not same_classes or not isinstance(head, GelanHead) or name not in tensors or tensors[name].ndim != 4 or not len(tensors[name]):
+        if (
+            not same_classes
+            or not isinstance(head, GelanHead)
+            or name not in tensors
+            or tensors[name].ndim != 4
+            or not len(tensors[name])
+        ):
             return network
         width, channels = tensors[name].shape[:2]
         released = width == widths(channels, self.num_classes(tensors), head.bins)[1]

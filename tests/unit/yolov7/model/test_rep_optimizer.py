@@ -61,7 +61,9 @@ def test_every_repvgg_block_and_nothing_else_is_replaced():
 def test_all_sizes_but_l_with_silu_have_blocks_to_replace(variant):
     network = find_variant(variant)
     if variant in ("yolov6-l", "yolov6v3-l", "yolov6v3-l6"):
-        with pytest.raises(ModelError, match=f"{variant}: RepOptimizer replaces RepVGG blocks, and this network has none"):
+        with pytest.raises(
+            ModelError, match=f"{variant}: RepOptimizer replaces RepVGG blocks, and this network has none"
+        ):
             hyper_search(network)
     else:
         assert hyper_search(network) != network != target(network)

@@ -50,18 +50,25 @@ def test_the_page_tells_what_was_measured_and_what_was_published():
 
 
 def test_each_family_has_its_section_and_its_own_conditions():
-    names, (row,) = ["yolov7", "gelan-t", "yolov9-t"], variant_infos(["yolov7"])
+    names, (row, six) = ["yolov7", "gelan-t", "yolov9-t"], variant_infos(["yolov7", "yolov6-n"])
     others = [replace(row, variant=name, family="yolov9", published=None) for name in names[1:]]
-    page = render_comparison({}, [compared("yolov9-t"), compared("yolov7"), compared("mine")], [row, *others])
+    mine = [compared(name) for name in ("yolov9-t", "yolov7", "yolov6-n", "mine")]
+    page = render_comparison({}, mine, [row, *others, six])
     measured, published = re.split(r"<h2>As published</h2>", re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", page))
-    families = re.findall(r"<td>(yolov9-t|yolov7|mine)</td><td>(.*?)</td>", measured)
-    assert families == [("yolov9-t", "YOLOv9 and GELAN"), ("yolov7", "YOLOv7"), ("mine", "–")]
+    families = re.findall(r"<td>(yolov9-t|yolov7|yolov6-n|mine)</td><td>(.*?)</td>", measured)
+    assert families == [
+        ("yolov9-t", "YOLOv9 and GELAN"),
+        ("yolov7", "YOLOv7"),
+        ("yolov6-n", "YOLOv6"),
+        ("mine", "–"),
+    ]
     sections = {text.split("</h3>")[0]: text for text in published.split("<h3>")[1:]}
-    assert list(sections) == ["YOLOv7", "YOLOv9 and GELAN"]
+    assert list(sections) == ["YOLOv7", "YOLOv9 and GELAN", "YOLOv6"]
+    rows = {"YOLOv7": names[:1], "YOLOv9 and GELAN": names[1:], "YOLOv6": ["yolov6-n"]}
     for title, text in sections.items():
-        rows = [name for name in re.findall(r"<td>([\w-]+)</td>", text) if name in names]
-        assert rows == (names[:1] if title == "YOLOv7" else names[1:])
+        assert [name for name in re.findall(r"<td>([\w-]+)</td>", text) if name in [*names, "yolov6-n"]] == rows[title]
         assert ("FPS: one V100" in text) == (title == "YOLOv7"), "no speed of YOLOv9 is published"
+    assert "FPS: one T4" in sections["YOLOv6"]
 
 
 def test_a_page_without_published_figures_says_so():
