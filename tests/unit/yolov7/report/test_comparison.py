@@ -99,6 +99,19 @@ def test_names_do_not_cover_each_other():
     assert len(places) == 5 and min(b - a for a, b in pairwise(heights)) >= 13
 
 
+def test_names_without_room_are_left_to_their_dots():
+    """Thirty networks as published: most have few parameters, and AP hardly differs among the large ones."""
+    dots = [Dot(f"network-{i:02}", 2.0 * 1.15**i, 57 - 22 * 0.9**i) for i in range(30)]
+    root = ElementTree.fromstring(scatter(dots, "parameters", "AP"))
+    shown = [text for text in root.findall("text") if text.text.startswith("network")]
+    assert len(root.findall("circle/title")) == len(dots) > len(shown) > 10
+    spans = [(float(t.attrib["x"]), 6.5 * len(t.text), float(t.attrib["y"])) for t in shown]
+    for number, (left, width, y) in enumerate(spans):
+        assert left >= 44 and left + width <= 44 + 320 and 10 < y < 10 + 320 + 5
+        for start, other, height in spans[:number]:
+            assert abs(y - height) >= 13 or left + width < start or start + other < left
+
+
 @pytest.mark.parametrize(
     ("values", "ticks"), [((0.0, 5.0), "0 1 2 3 4 5"), ((0.0, 0.09), "0.00 0.02 0.04 0.06 0.08 0.10")]
 )
