@@ -135,7 +135,11 @@ _YOLOV6: Preset = {
 _LARGE: Preset = {"epochs": 300, "augment": {"scale": 0.9, "mixup": 0.1}}
 _SIOU: Preset = {"loss": {"box_loss": "siou"}}
 _N: Preset = {"optimizer": {"learning_rate": 0.02, "published_gpus": 4}}
-_RELEASE_3: Preset = {"epochs": 300, "loss": {"atss_epochs": 0, "least_score_sum": None}}
+_RELEASE_3: Preset = {
+    "epochs": 300,
+    "loss": {"atss_epochs": 0, "least_score_sum": None},
+    "distillation": {"least_score_sum": 0.0},
+}
 _ANCHOR_AIDED: Preset = {"head": {"anchor_aided": True}}
 _P6: Preset = {
     "image_size": 1280,

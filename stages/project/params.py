@@ -295,7 +295,7 @@ def _check_rep_optimizer(variant: str, train: Train, where: str) -> None:
             hyper_search(find_variant(variant, pgi=train.auxiliary_part))
     except ModelError as error:
         raise ConfigError(
-            f"{where}.rep_optimizer: {error}; set it under per_variant, for yolov6-n, -t and -s"
+            f"{where}.rep_optimizer: {error}; set it under per_variant, for sizes of YOLOv6 other than L"
         ) from None
 
 

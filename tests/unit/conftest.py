@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 from small_aligned import small_aligned
 from small_detector import metadata_of, small_detector
+from small_efficient import small_efficient, trained_efficient
 
 from yolov7.export import export_folder
 from yolov7.model import Detector
@@ -32,6 +33,16 @@ def trained_aligned():
 @pytest.fixture(scope="session")
 def exported_aligned(tmp_path_factory, trained_aligned):
     return _exported(tmp_path_factory, trained_aligned)
+
+
+@pytest.fixture(scope="session")
+def trained_yolov6():
+    return trained_efficient(small_efficient("3.0", anchor_aided=True, distributions=True))
+
+
+@pytest.fixture(scope="session")
+def exported_yolov6(tmp_path_factory, trained_yolov6):
+    return _exported(tmp_path_factory, trained_yolov6)
 
 
 def _exported(tmp_path_factory: pytest.TempPathFactory, trained: Detector) -> Path:

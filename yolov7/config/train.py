@@ -154,6 +154,9 @@ class Distillation(Group):
     """All weights fall to this share along a half cosine over the run; 1: they stay."""
     statistics: Literal["batch", "running"] = "batch"
     """Statistics of the teacher's batch norms: those of the batch, as published, or its running ones."""
+    least_score_sum: Annotated[float | None, AddedLater()] = Field(default=None, ge=0.0)
+    """Least divisor of the student's loss where `loss.least_score_sum` is empty. Published for 3.0: 0, while its
+    teacher has 1. Empty: as without a teacher."""
 
 
 class HeadOptions(Group):
@@ -194,8 +197,9 @@ class Train(Group):
     """`keep`: the network's own; `auto`: fitted to the training boxes if they reach less than 98 % of them, as
     published; `fit`: always fitted, for data whose boxes are much smaller, larger or more alike than COCO's."""
     anchor_scale: float = Field(default=1.0, gt=0.0)
-    """The network's own anchors are multiplied by this first. They were made for images of 640 (P6: 1280) pixels:
-    below 1 suits small training images, so that objects fall to the level whose cells suit them."""
+    """The network's own anchors are multiplied by this first, those of an anchor-aided branch too. They were made for
+    images of 640 (P6: 1280) pixels: below 1 suits small training images, so that objects fall to the level whose cells
+    suit them."""
     multi_scale: bool = False
     """Resize every batch to a random size between half and one and a half times image_size."""
     weights: str = ""
@@ -277,6 +281,8 @@ class Train(Group):
             )
         if mode != "target" and self.scales:
             raise ValueError("scales: only `rep_optimizer: target` reads them")
+        if self.scales_sha256 and not self.scales:
+            raise ValueError("scales_sha256: it is the digest of `scales`, which names no file; set both or neither")
         if mode == "chain" and self.distill_from == "self":
             raise ValueError(
                 "rep_optimizer: chain and `distill_from: self` each train twice; train one after the other"
@@ -293,6 +299,19 @@ class Train(Group):
             )
         if mode == "target" and self.optimizer.rate_batch:
             raise ValueError("rep_optimizer: target does not scale the learning rate; set `optimizer: {rate_batch: 0}`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_two_trainings(self) -> Train:
+        """Refuse parameters of a teacher, or of a first training, that there is none of."""
+        if self.distill_sha256 and self.distill_from in ("", "self"):
+            which = "is trained by this run" if self.distill_from else "names no file"
+            raise ValueError(f"distill_sha256: it is the digest of the teacher, and `distill_from` {which}; remove it")
+        if self.first_epochs and self.distill_from != "self" and self.rep_optimizer != "chain":
+            raise ValueError(
+                "first_epochs: there is one training and no first of two; it goes with `distill_from: self` or "
+                "`rep_optimizer: chain`"
+            )
         return self
 
     @model_validator(mode="after")

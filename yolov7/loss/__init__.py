@@ -5,7 +5,7 @@ from yolov7.loss.anchor import AnchorCriterion, AnchorLossResult, anchor_criteri
 from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.create import CRITERIA, aligned_criterion, create_criterion
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
-from yolov7.loss.distillation import DistillationCriterion, distilled, require_fit
+from yolov7.loss.distillation import DistillationCriterion, distilled, loss_of_student, require_fit
 from yolov7.loss.objectness import ObjectnessCriterion
 from yolov7.loss.simota import SimOtaCriterion
 
@@ -26,5 +26,6 @@ __all__ = [
     "anchor_criterion",
     "create_criterion",
     "distilled",
+    "loss_of_student",
     "require_fit",
 ]

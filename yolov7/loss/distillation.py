@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from yolov7.assign import Matches
-from yolov7.config import AlignedLoss, Distillation
+from yolov7.config import AlignedLoss, Distillation, LossParameters
 from yolov7.errors import ConfigError
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
 from yolov7.loss.divergence import channel_divergence, class_divergence, distribution_divergence
@@ -196,6 +196,17 @@ class Taught(nn.Module):
 def cosine_factor(epoch: int, epochs: int, last: float) -> float:
     """The share of the weights in an epoch, from 0: from 1 along a half cosine, which ends at `last` after the run."""
     return (1 - math.cos(math.pi * epoch / epochs)) / 2 * (last - 1) + 1
+
+
+def loss_of_student(loss: LossParameters, options: Distillation) -> LossParameters:
+    """The parameters of the labels' loss in a training with a teacher, as `distilled` takes their criterion.
+
+    Where they leave the least divisor open, `options` has it.
+    """
+    least = options.least_score_sum
+    if not isinstance(loss, AlignedLoss) or loss.least_score_sum is not None or least is None:
+        return loss
+    return loss.model_copy(update={"least_score_sum": least})
 
 
 def distilled(

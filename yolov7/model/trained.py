@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from yolov7.config import Train
-from yolov7.model.heads.efficient import with_options
+from yolov7.model.heads.efficient import with_options, with_scaled_anchors
 from yolov7.model.rep_optimizer import REP_OPTIMIZER
 from yolov7.model.spec import Network
 from yolov7.model.variants import find_variant
@@ -23,4 +23,5 @@ def training_network(variant: str, params: Train) -> Network:
         distributions=head.distributions or None,
         objectness=head.objectness or None,
     )
+    network = with_scaled_anchors(network, params.anchor_scale)
     return REP_OPTIMIZER[params.rep_optimizer](network) if params.rep_optimizer else network

@@ -214,12 +214,19 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> Markup:
 
 
 def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
-    """The name beside its dot, at the first free place; `taken` are (left, right, y) of everything drawn already."""
+    """The name beside its dot, at the first free place; `taken` are (left, right, y) of everything drawn already.
+
+    Nothing where there is no free place in the chart, as among thirty networks: the dot itself says its name.
+    """
     text, width = _short(name), 6.5 * len(_short(name))
     sides = [x + 9] if x + 9 + width <= _LEFT + _SIDE else []
     sides += [x - 9 - width] if x - 9 - width >= _LEFT else []
-    places = [(side, y + lower) for lower in (4, 18, -10, 32, -24, 46, -38) for side in sides or [_LEFT + 2]]
-    left, middle = next((place for place in places if _is_free(*place, width, taken)), places[0])
+    places = [(side, y + lower) for lower in (4, 18, -10, 32, -24, 46, -38, 60, -52) for side in sides or [_LEFT + 2]]
+    inside = [(side, at) for side, at in places if _EDGE + 10 <= at <= _EDGE + _SIDE + 4]
+    free = next((place for place in inside if _is_free(*place, width, taken)), None)
+    if free is None:
+        return ""
+    left, middle = free
     taken.append((left, left + width, middle))
     return f'<text x="{left:.1f}" y="{middle:.1f}">{escape(text)}</text>'
 

@@ -46,7 +46,7 @@ def initial_model(variant: str, params: Train, index: Index) -> Detector:
     if isinstance(network.head, AnchorHead) and isinstance(params.loss, AnchorLoss):
         model = _with_anchors(model, network, params, params.loss.anchor_threshold, index)
     else:
-        _name_idle_anchors(variant, params)
+        _name_idle_anchors(variant, params, aided=getattr(network.head, "anchor_aided", False))
     if params.pgi:
         branch = f"with the auxiliary branch {params.pgi}" if model.has_auxiliary else "without an auxiliary branch"
         log.info("%s is trained %s: %s parameters", variant, branch, f"{sum(p.numel() for p in model.parameters()):,}")
@@ -66,11 +66,16 @@ def _take_scales(model: Detector, variant: str, params: Train) -> None:
         draw_kernels(model, searching, scales, seed=params.seed)
 
 
-def _name_idle_anchors(variant: str, params: Train) -> None:
-    """Say which parameters of anchors a network without any leaves unused: `variants` may be all that has changed."""
-    given = {"anchors": params.anchors, "anchor_scale": params.anchor_scale}
+def _name_idle_anchors(variant: str, params: Train, *, aided: bool) -> None:
+    """Say which parameters of anchors are left unused: `variants` may be all that has changed.
+
+    An anchor-aided branch has anchors, which are scaled but, as published, not fitted.
+    """
+    given = {"anchors": params.anchors} | ({} if aided else {"anchor_scale": params.anchor_scale})
     idle = [f"{name}: {value}" for name, value in given.items() if value != Train.model_fields[name].default]
-    if idle:
+    if idle and aided:
+        log.info("the anchors of %s's anchor-aided branch are not fitted, so this has no effect: %s", variant, idle[0])
+    elif idle:
         log.info("%s has no anchors, so these have no effect: %s", variant, ", ".join(idle))
 
 

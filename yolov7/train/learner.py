@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from yolov7.config import Train
 from yolov7.device import autocast, autocast_dtype, gradient_scaler, has_fused_sgd
-from yolov7.loss import Criterion, create_criterion, distilled
+from yolov7.loss import Criterion, create_criterion, distilled, loss_of_student
 from yolov7.model import Detector
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
@@ -57,12 +57,13 @@ class Learner:
     def _criterion(self, class_weights: Sequence[float] | None, teacher: Detector | None) -> Criterion:
         """The criterion of the head; with a teacher, which moves to the device, that of both."""
         params = self.params
+        loss = params.loss if teacher is None else loss_of_student(params.loss, params.distillation)
         criterion = create_criterion(
             self.model,
             image_size=params.image_size,
             class_weights=class_weights,
             totals=self.processes.totals,
-            **params.loss.model_dump(),
+            **loss.model_dump(),
         )
         if teacher is None:
             return criterion

@@ -15,9 +15,12 @@ from yolov7.files import write_json
 from yolov7.predict.runtimes import OnnxRuntime
 
 
-@pytest.mark.parametrize(("augment", "views"), [(False, 1), ("flip", 2), (True, 3)])
-def test_latency_is_of_the_views_that_ap_was_measured_with(exported, tmp_path, monkeypatch, augment, views):
-    shutil.copytree(exported, tmp_path / "models/small/export")
+@pytest.mark.parametrize(
+    ("folder", "augment", "views"),
+    [("exported", False, 1), ("exported", "flip", 2), ("exported", True, 3), ("exported_yolov6", True, 3)],
+)
+def test_latency_is_of_the_views_that_ap_was_measured_with(folder, request, tmp_path, monkeypatch, augment, views):
+    shutil.copytree(request.getfixturevalue(folder), tmp_path / "models/small/export")
     monkeypatch.chdir(tmp_path)
     seen, decoded = [], OnnxRuntime.decoded
     monkeypatch.setattr(OnnxRuntime, "decoded", lambda self, images: seen.append(1) or decoded(self, images))

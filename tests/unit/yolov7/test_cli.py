@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import cv2
 import pytest
-from small_detector import pictures, small_detector
+from small_detector import pictures
 
 from yolov7 import cli
 from yolov7.predict import job, load_detector
@@ -274,12 +275,19 @@ def test_an_image_too_wide_to_be_drawn_is_drawn_smaller(capsys, exported, images
     assert cv2.imread(str(tmp_path / "out" / "0wide.jpg")).shape == (33, 1000, 3)
 
 
-def test_benchmark_as_table_and_json(capsys, exported, images):
+@pytest.fixture(params=["", "_yolov6"])
+def made(request):
+    """Export folder and trained model of a family."""
+    return tuple(request.getfixturevalue(f"{kind}{request.param}") for kind in ("exported", "trained"))
+
+
+def test_benchmark_as_table_and_json(capsys, made, images):
+    exported, trained = made
     common = ("benchmark", "--model", exported, "--rounds", "4", "--warmup", "1")
     code, out, _ = run(capsys, *common, "--batch-size", "2", "--json", "--source", images)
     result = json.loads(out)
     assert code == 0
-    assert (result["variant"], result["runtime"]) == ("small", "OnnxRuntime")
+    assert (result["variant"], result["runtime"]) == (trained.variant, "OnnxRuntime")
     assert (result["batch_size"], result["image_size"]) == (2, [96, 96])
     parts = {timing["part"]: timing for timing in result["timings"]}
     assert list(parts) == ["preprocessing", "network", "suppression", "total"]
@@ -290,11 +298,12 @@ def test_benchmark_as_table_and_json(capsys, exported, images):
     assert code == 0 and "mapping back" in out and "images/s" in out
 
 
-def test_benchmark_compares_every_file_with_the_training_form(capsys, exported, images, monkeypatch):
+def test_benchmark_compares_every_file_with_the_training_form(capsys, made, images, monkeypatch):
+    exported, trained = made
     common = ("benchmark", "--model", exported, "--compare", "--rounds", "2", "--warmup", "1", "--source", images)
     code, _, err = run(capsys, *common)
     assert code == 2 and "small" in one_line(err)  # a network of the user's own has no such reference
-    monkeypatch.setattr("yolov7.predict.benchmark.create_model", lambda *_: small_detector())
+    monkeypatch.setattr("yolov7.predict.benchmark.create_model", lambda *_: copy.deepcopy(trained))
     code, out, _ = run(capsys, *common, "--json", "--threads", "1")
     result = json.loads(out)
     assert code == 0

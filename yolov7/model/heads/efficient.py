@@ -294,3 +294,12 @@ def with_options(
     head = replace(head, **changed)  # type: ignore[arg-type]
     head.check()
     return replace(network, head=head)
+
+
+def with_scaled_anchors(network: Network, factor: float) -> Network:
+    """The network with the anchors of its anchor-aided branch times `factor`; itself without such a branch."""
+    head = network.head
+    if factor == 1.0 or not isinstance(head, EfficientHead) or not head.anchor_aided:
+        return network
+    scaled = tuple(tuple((w * factor, h * factor) for w, h in level) for level in head.anchors)
+    return replace(network, head=replace(head, anchors=scaled))

@@ -98,8 +98,10 @@ class PublishedLayout(Protocol):
         """Class count, from the shapes. Raises :class:`ModelError` if they give none."""
         ...
 
-    def adapted(self, network: Network, tensors: Mapping[str, Tensor]) -> Network:
-        """`network` with the properties that a file of its class count decides, such as the width of a branch."""
+    def adapted(self, network: Network, tensors: Mapping[str, Tensor], *, same_classes: bool) -> Network:
+        """`network` with the properties that a file decides, such as the width of a branch; some only if its class
+        count is the network's, `same_classes`. Raises :class:`ModelError` where it cannot have them.
+        """
         return network
 
     def whole(self, network: Network, form: str, names: Collection[str]) -> Network:

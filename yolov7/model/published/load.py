@@ -170,10 +170,10 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
     All must be there and of the right shapes, except those whose shapes depend on the class count: the file may be of
     another one, and the model keeps its own then. Raises :class:`ModelError`, and leaves `model` as it was, otherwise.
     """
-    weights, network = file.weights, model.spec
-    if file.num_classes == model.num_classes:
-        network = file.layout.adapted(network, weights.tensors)
+    weights = file.weights
+    same_classes = file.num_classes == model.num_classes
     try:
+        network = file.layout.adapted(model.spec, weights.tensors, same_classes=same_classes)
         held_network = file.layout.whole(network, file.form, weights.tensors)
         keys = file.layout.keys(held_network, file.form)
     except ModelError as error:
@@ -185,8 +185,10 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
         file.layout.finish(transfer, weights.tensors, model, keys)
     except ModelError as error:
         raise ModelError(f"{weights.path}: {error}") from None
+    before = model.state_dict()
     model.adapt(network)
-    model.load_state_dict(transfer.values, strict=False)
+    own = {name: before[name] for name, value in model.state_dict().items() if _fits(before.get(name), value)}
+    model.load_state_dict(own | transfer.values, strict=False)
     given, held = transfer.values.keys() | transfer.kept, model.state_dict()
     misfit = 0 if len(weights.class_names) == file.num_classes else len(weights.class_names)
     return ImportReport(
@@ -202,6 +204,10 @@ def fill_published(model: LoadableDetector, file: Recognised) -> ImportReport:
         class_names=() if misfit else weights.class_names,
         ignored_names=misfit,
     )
+
+
+def _fits(tensor: Tensor | None, place: Tensor) -> bool:
+    return tensor is not None and tensor.shape == place.shape
 
 
 def _copied(

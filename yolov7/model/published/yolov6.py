@@ -77,12 +77,21 @@ class Yolov6Layout(PublishedLayout):
             raise ModelError("it has no class outputs, so it is not a YOLOv6 checkpoint")
         return first
 
-    def adapted(self, network: Network, tensors: Mapping[str, Tensor]) -> Network:
-        """The network with distances as the file has them: numbers, or distributions over as many bins."""
+    def adapted(self, network: Network, tensors: Mapping[str, Tensor], *, same_classes: bool) -> Network:
+        """The network with distances as the file has them, of whatever class count: numbers, or distributions over as
+        many bins.
+
+        Raises :class:`ModelError` for bins of a network that learns distributions beside such numbers.
+        """
         head, weight = network.head, tensors.get(f"{HEAD}reg_preds.0.weight")
         if not isinstance(head, EfficientHead) or weight is None or weight.ndim != 4 or len(weight) % 4:
             return network
         bins = len(weight) // 4 if len(weight) > 4 else 0
+        if bins and head.distributions:
+            raise ModelError(
+                f"its distances are distributions of {bins} bins, and {network.name} is trained with `distributions` "
+                "beside distances that are numbers: take a file of those, or set train.head.distributions to false"
+            )
         return network if bins == head.bins else replace(network, head=replace(head, bins=bins))
 
     def whole(self, network: Network, form: str, names: Collection[str]) -> Network:

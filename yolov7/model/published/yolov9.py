@@ -122,11 +122,20 @@ class Yolov9Layout(PublishedLayout):
                 raise ModelError(f"{name}: its class branches have {found} and {tensor.numel()} classes; it is damaged")
         return found
 
-    def adapted(self, network: Network, tensors: Mapping[str, Tensor]) -> Network:
-        """The network with class branches as wide as the file's: T was released wider than its published figures."""
+    def adapted(self, network: Network, tensors: Mapping[str, Tensor], *, same_classes: bool) -> Network:
+        """The network with class branches as wide as the file's: T was released wider than its published figures.
+
+        Their width depends on the class count.
+        """
         head = network.head
         name = self._output(tensors).replace(".2.bias", ".0.conv.weight")
-        if not isinstance(head, GelanHead) or name not in tensors or tensors[name].ndim != 4 or not len(tensors[name]):
+        if (
+            not same_classes
+            or not isinstance(head, GelanHead)
+            or name not in tensors
+            or tensors[name].ndim != 4
+            or not len(tensors[name])
+        ):
             return network
         width, channels = tensors[name].shape[:2]
         released = width == widths(channels, self.num_classes(tensors), head.bins)[1]

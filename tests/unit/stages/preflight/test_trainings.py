@@ -79,6 +79,13 @@ def test_published_weights_are_announced_and_not_fetched(tmp_path, monkeypatch):
             "head: anchor_aided, .* exclude each other; .*from: self",
         ),
         ("yolov6v3-n", {"rep_optimizer": "chain"}, "rep_optimizer: not available with the anchor-aided branch"),
+        ("yolov6-n", {"first_epochs": 9}, "train .*first_epochs: there is one training and no first of two; it goes"),
+        ("yolov6-n", {"distill_sha256": "0" * 64}, "train .*the digest of the teacher, and `distill_from` names no"),
+        (
+            "yolov6-n",
+            {"scales_sha256": "0" * 64},
+            "train .*scales_sha256: it is the digest of `scales`, which names no",
+        ),
         ("yolov6v3-n", {"head": {"distributions": True}, "distill_from": "self"}, None),
         ("yolov6v3-n", {}, None),
     ],

@@ -27,18 +27,25 @@ def encoded(image: np.ndarray, suffix: str = ".png") -> bytes:
 
 
 @pytest.fixture
-def model(exported, monkeypatch):
+def model(request, monkeypatch):
+    """Of YOLOv7, or of the family of a test that is given an export by name."""
+    folder = request.getfixturevalue(getattr(request, "param", "exported"))
     monkeypatch.setenv("YOLOV7_SERVE_BATCH_SIZE", "2")
     model = DetectorModel()
-    model.load_context(SimpleNamespace(artifacts={"export": str(exported)}))
+    model.load_context(SimpleNamespace(artifacts={"export": str(folder)}))
     return model
+
+
+families = pytest.mark.parametrize("model", ["exported", "exported_yolov6"], indirect=True)
 
 
 def ask(model, cells, **params):
     return model.predict(None, pd.DataFrame({"image": cells}), params)
 
 
-def test_images_of_one_request_run_as_batches_of_one_shape(model, exported, monkeypatch):
+@families
+def test_images_of_one_request_run_as_batches_of_one_shape(model, request, monkeypatch):
+    exported = request.getfixturevalue(request.node.callspec.params["model"])
     shapes = []
     decoded = type(model._detector.runtime).decoded
     monkeypatch.setattr(
@@ -57,6 +64,7 @@ def test_images_of_one_request_run_as_batches_of_one_shape(model, exported, monk
     np.testing.assert_allclose(arrays["score"], rows["score"], atol=1e-5)
 
 
+@families
 def test_limits_are_checked_before_anything_is_decoded(model, monkeypatch):
     monkeypatch.setattr("stages.serving.model.decode_image", lambda data: pytest.fail("something was decoded"))
     image = encoded(np.zeros((50, 40, 3), np.uint8))

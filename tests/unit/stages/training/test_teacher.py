@@ -56,8 +56,11 @@ def test_without_a_teacher_what_is_taken_from_it_is_not_in_the_identity() -> Non
     assert plain.distillation.classification == 2.0
     assert key(teacher_parameters(both)) == key(plain), "a training made before is the teacher"
     assert key(plain) == key(train_parameters({"distillation": {"features": 10}}, recipe="yolov6-l"))
-    assert key(plain) == key(train_parameters({"distill_sha256": "1" * 64}, recipe="yolov6-l"))
+    release_3 = train_parameters({}, recipe="yolov6v3-m6")
+    assert release_3.distillation.least_score_sum == 0.0
+    assert key(release_3) == key(release_3.model_copy(update={"distillation": Distillation()}))
     student = student_parameters(both, "best.safetensors", "1" * 64)
+    assert "least_score_sum" not in run_identity("v", student, {"sha256": "0"}, None)["train"]["distillation"]
     other = student.model_copy(update={"distillation": Distillation(features=10)})
     assert key(student) != key(other)
 

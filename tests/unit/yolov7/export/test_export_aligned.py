@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_aligned import small_aligned
 from small_detector import SIDE, metadata_of
+from small_efficient import small_efficient, trained_efficient
 
 from yolov7.artefact import FILE_OF_FORMAT
 from yolov7.export import check_tensorrt, export_onnx, export_onnx_nms
@@ -134,12 +135,32 @@ def test_contracts_say_how_to_decode_the_maps_by_hand(exported_aligned, trained_
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+def small_distances(classes):
+    """A YOLOv6 whose distances are numbers, all of them positive, as trained ones are: boxes inside out are empty for
+    `select` and full for ONNX's operator.
+    """
+    model = trained_efficient(small_efficient(), classes)
+    with torch.no_grad():
+        for branch in model.head.lead:
+            branch.box_output.conv.bias.fill_(6.0)
+    return model
+
+
+SMALL = {
+    "yolov9": small_aligned,
+    "yolov6": small_distances,
+    "yolov6, 17 bins": lambda classes: trained_efficient(small_efficient(bins=17), classes),
+}
+
+
 @pytest.mark.parametrize(("classes", "sides"), [(1, (SIDE, SIDE)), (1000, (64, 128))])
-def test_one_class_and_a_thousand_at_fixed_sides(tmp_path, classes, sides):
-    model = small_aligned(classes)
+@pytest.mark.parametrize("kind", SMALL)
+def test_one_class_and_a_thousand_at_fixed_sides(tmp_path, kind, classes, sides):
+    model = SMALL[kind](classes)
     metadata = metadata_of(model)
     graph = export_onnx(model, tmp_path / "m.onnx", metadata=metadata, image_size=sides, dynamic=False)
-    assert dimensions(graph.graph.output[0]) == [1, sides[0] * sides[1] * 5 // 64, 4 + classes]
+    cells = sum(sides[0] * sides[1] // stride**2 for stride in model.strides)
+    assert dimensions(graph.graph.output[0]) == [1, cells, 4 + classes]
     thresholds = Thresholds(0.05, 0.5, 30)
     export_onnx_nms(graph, tmp_path / "nms.onnx", thresholds)
     batch = random_batch(3, *sides)  # three images through a file that takes one at a time

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from small_detector import metadata_of
+from small_detector import metadata_of, pictures, small_index
 from small_efficient import small_efficient, trained_efficient
 
 from tests.unit.yolov7.export.test_export_aligned import FILES, dimensions, expected_of, random_batch
 from yolov7.artefact import FILE_OF_FORMAT
-from yolov7.export import export_folder
+from yolov7.export import export_onnx, export_onnx_nms, verify
 from yolov7.model import load_checkpoint
 from yolov7.nms import Thresholds, select
-from yolov7.predict import open_onnx
+from yolov7.predict import Predictor, TorchRuntime, open_onnx
 from yolov7.predict.load import open_runtime
 
 SCORE = "class probability"
 EXPORTED = Thresholds(0.2, 0.5, 20)
 
 
-@pytest.fixture(scope="module")
-def case(tmp_path_factory):
-    """The trained model and the folder of its files, each of which the export has verified."""
-    model = trained_efficient(small_efficient("3.0", anchor_aided=True, distributions=True))
-    folder = tmp_path_factory.mktemp("efficient")
-    thresholds = {"confidence": 0.2, "iou": 0.5, "max_detections": 20}
-    export_folder(model, folder, metadata=metadata_of(model), formats=("openvino", "onnx-raw"), **thresholds)
-    return model, folder
+@pytest.fixture
+def case(trained_yolov6, exported_yolov6):
+    """The trained model and the folder of its files."""
+    return trained_yolov6, exported_yolov6
 
 
 @pytest.mark.parametrize("form", [form for form in FILES if not form.endswith("float16")])
@@ -83,3 +81,45 @@ def test_contracts_say_how_to_decode_the_maps_by_hand(case):
     expected = [x - left, y - top, x + right, y + bottom, *(1 / (1 + np.exp(-cell[4:])))]
     found = expected_of(model, batch)[0, 8 * 12 + row * 6 + column].numpy()
     np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("sides", [None, (64, 96)])
+def test_verification_passes_every_form_at_any_sides(case, tmp_path, sides):
+    """`sides`: a file for images of these sides alone."""
+    model, folder = case
+    metadata, images = metadata_of(model), pictures(4)
+    runtime = TorchRuntime(model, metadata)
+    found = Predictor(runtime, confidence=0.2, iou=0.5, max_detections=12).predict(images)
+    index = small_index(tmp_path, found, images, metadata)
+    decoded, inside = folder / "model.onnx", folder / "model-nms.onnx"
+    if sides is not None:
+        graph = export_onnx(model, tmp_path / "m.onnx", metadata=metadata, image_size=sides, dynamic=False)
+        export_onnx_nms(graph, tmp_path / "nms.onnx", EXPORTED)
+        decoded, inside = tmp_path / "m.onnx", tmp_path / "nms.onnx"
+    report = verify(model, folder / "model.safetensors", decoded, inside, index, metadata=metadata)
+    assert report.passed, report.problems
+    for form in report.forms:
+        assert form.detections.matched > 10 and form.ap > 0
+        if form.name != "onnx-nms":  # rounding of float32 by other orders of summation, as above
+            assert form.max_raw_difference < 5e-5 and form.max_box_difference < 5e-3
+
+
+def test_boxes_from_bins_differ_between_runtimes_by_float32_rounding_alone(tmp_path):
+    """A distance is the mean of 0 to 16 strides under a softmax: an error e of the logits moves it by at most
+    2 e x 16^2 / 4 strides, 128 e. Of random weights, whose logits reach 60, that is hundredths of a pixel at stride 32.
+    """
+    model = trained_efficient(small_efficient(bins=17), 1)
+    export_onnx(model, tmp_path / "m.onnx", metadata=metadata_of(model))
+    batch, double = random_batch(3, 96, 160), copy.deepcopy(model).double()
+    with torch.inference_mode():
+        exact, images = double(batch.double() / 255)[..., :4], batch.float() / 255
+        pairs = zip(model.raw(images), double.raw(batch.double() / 255), strict=True)
+        error = max(float((ours - theirs)[:, :68].abs().max()) for ours, theirs in pairs)
+        found = {
+            "trained": model(images),
+            "deploy": model.reparameterize().eval()(images),
+            "onnx": open_onnx(tmp_path / "m.onnx").decoded(batch),
+        }
+    off = {name: float((decoded[..., :4] - exact).abs().max()) for name, decoded in found.items()}
+    assert 0 < off["trained"] < 128 * error * 32 < 1, "pixels"
+    assert max(off.values()) < 4 * off["trained"], f"no form is worse than the trained network itself: {off}"

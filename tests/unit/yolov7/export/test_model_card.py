@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from yolov7.export.model_card import model_card
+
+
+def test_a_card_says_how_a_yolov6_is_read(exported_yolov6):
+    description, formats = (
+        json.loads((exported_yolov6 / name).read_text()) for name in ("model.json", "optional/formats.json")
+    )
+    card = model_card(description, {"images": [], "forms": {}}, formats)
+    for text in (
+        "# small-efficient, 3 classes",
+        "sides multiples of 32; trained at 96 pixels",
+        "x1, y1, x2, y2, 3 class probabilities; boxes in pixels of the input; score = class probability",
+    ):
+        assert text in card, text
+    assert "anchor" not in card and "objectness" not in card
 
 
 def test_a_card_has_the_facts_of_the_folder(exported):
@@ -46,12 +62,15 @@ def test_a_card_has_the_facts_of_the_folder(exported):
         assert text in card, text
 
 
-def test_a_thousand_classes_do_not_fill_the_card(exported):
+@pytest.mark.parametrize(
+    ("family", "name"), [("yolov7", "YOLOv7"), ("yolov9", "YOLOv9 and GELAN"), ("yolov6", "YOLOv6")]
+)
+def test_a_thousand_classes_do_not_fill_the_card(exported, family, name):
     description = json.loads((exported / "model.json").read_text())
     description |= {"class_names": [f"kind {i}" for i in range(1000)], "category_ids": list(range(1000))}
     assert description["family"] is None, "a network of the user's own"
-    card = model_card(description | {"family": "yolov7"}, {"images": [], "forms": {}}, {})
-    assert "A detector of the YOLOv7 family, trained and exported by" in card
+    card = model_card(description | {"family": family}, {"images": [], "forms": {}}, {})
+    assert f"A detector of the {name} family, trained and exported by" in card
     assert "# small, 1000 classes" in card and "99 kind 99, and 900 more in `model.json`" in card
     assert "## Int8" not in card and "kind 100" not in card
 

@@ -23,7 +23,7 @@ from yolov7.model.rep_optimizer import (
     target,
 )
 from yolov7.model.spec_json import network_from_json, network_to_json
-from yolov7.model.variants import find_variant
+from yolov7.model.variants import find_variant, list_variants
 
 NETWORK = small_rep_network()
 
@@ -55,6 +55,18 @@ def test_every_repvgg_block_and_nothing_else_is_replaced():
                 assert after == before
     with pytest.raises(ModelError, match="small: RepOptimizer replaces RepVGG blocks, and this network has none"):
         hyper_search(small_network())
+
+
+@pytest.mark.parametrize("variant", list_variants(family="yolov6"))
+def test_all_sizes_but_l_with_silu_have_blocks_to_replace(variant):
+    network = find_variant(variant)
+    if variant in ("yolov6-l", "yolov6v3-l", "yolov6v3-l6"):
+        with pytest.raises(
+            ModelError, match=f"{variant}: RepOptimizer replaces RepVGG blocks, and this network has none"
+        ):
+            hyper_search(network)
+    else:
+        assert hyper_search(network) != network != target(network)
 
 
 def test_the_scales_come_in_the_order_of_the_network():

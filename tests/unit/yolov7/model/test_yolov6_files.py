@@ -151,6 +151,32 @@ def test_the_file_says_whether_distances_are_distributions(saved):
     assert report.complete and model.spec.head.bins == 17 and same(model, source)
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [(17, 0), (0, 17)])
+def test_it_says_so_for_another_class_count_too(saved, theirs, ours):
+    """A 17-bin N or S of 3.0, the published teacher, into a network for other classes, and the other way round."""
+    source = filled(small_efficient("3.0", bins=theirs), classes=5)
+    model = filled(small_efficient("3.0", bins=ours), classes=3, seed=9)
+    before = model.state_dict()
+    report = model.load_official(saved({"model": state(source, "3.0 training")}))
+    assert model.spec.head.bins == theirs and not report.complete and report.num_classes == 5
+    assert {name.split(".")[1] for name, _ in report.left} == {"cls_preds"}
+    after, given = model.state_dict(), source.state_dict()
+    for name in after:
+        outputs = ".class_output." in name
+        assert outputs == (name in report.untouched), name
+        assert torch.equal(after[name], (before if outputs else given)[name]), name
+    images = torch.rand(1, 3, 64, 128)
+    with torch.inference_mode():
+        assert torch.allclose(model.eval()(images)[..., :4], source(images)[..., :4], rtol=1e-5, atol=1e-4)
+
+
+def test_bins_of_a_file_that_the_trained_outputs_exclude(saved):
+    path = saved({"model": state(filled(small_efficient("3.0", bins=17)), "3.0 training")})
+    for classes in (3, 4):
+        message = refusal(path, small_efficient("3.0", distributions=True), classes)
+        assert "its distances are distributions of 17 bins" in message and "distributions" in message
+
+
 def test_another_class_count_keeps_the_models_own_outputs(saved, tmp_path):
     source = filled(small_efficient("3.0", anchor_aided=True), classes=5)
     path = saved({"model": state(source, "3.0 training")})

@@ -61,7 +61,9 @@ def test_every_view_finds_the_object_where_it_is(exported, views, rectangular):
         torch.testing.assert_close(found.boxes[0], torch.tensor(box, dtype=torch.float32), atol=2.5, rtol=0)
 
 
-def test_predictor_and_evaluation_see_the_same(exported, tmp_path):
+@pytest.mark.parametrize("folder", ["exported", "exported_yolov6"])
+def test_predictor_and_evaluation_see_the_same(folder, request, tmp_path):
+    exported = request.getfixturevalue(folder)
     images = pictures(6)
     plain = load_detector(exported, confidence=0.3)
     index = small_index(tmp_path, plain.predict(images), images, plain.metadata)

@@ -50,18 +50,25 @@ def test_the_page_tells_what_was_measured_and_what_was_published():
 
 
 def test_each_family_has_its_section_and_its_own_conditions():
-    names, (row,) = ["yolov7", "gelan-t", "yolov9-t"], listed_infos(["yolov7"])
+    names, (row, six) = ["yolov7", "gelan-t", "yolov9-t"], listed_infos(["yolov7", "yolov6-n"])
     others = [replace(row, variant=name, family="yolov9", published=None) for name in names[1:]]
-    page = render_comparison({}, [compared("yolov9-t"), compared("yolov7"), compared("mine")], [row, *others])
+    mine = [compared(name) for name in ("yolov9-t", "yolov7", "yolov6-n", "mine")]
+    page = render_comparison({}, mine, [row, *others, six])
     measured, published = re.split(r"<h2>As published</h2>", re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", page))
-    families = re.findall(r"<td>(yolov9-t|yolov7|mine)</td><td>(.*?)</td>", measured)
-    assert families == [("yolov9-t", "YOLOv9 and GELAN"), ("yolov7", "YOLOv7"), ("mine", "–")]
+    families = re.findall(r"<td>(yolov9-t|yolov7|yolov6-n|mine)</td><td>(.*?)</td>", measured)
+    assert families == [
+        ("yolov9-t", "YOLOv9 and GELAN"),
+        ("yolov7", "YOLOv7"),
+        ("yolov6-n", "YOLOv6"),
+        ("mine", "–"),
+    ]
     sections = {text.split("</h3>")[0]: text for text in published.split("<h3>")[1:]}
-    assert list(sections) == ["YOLOv7", "YOLOv9 and GELAN"]
+    assert list(sections) == ["YOLOv7", "YOLOv9 and GELAN", "YOLOv6"]
+    rows = {"YOLOv7": names[:1], "YOLOv9 and GELAN": names[1:], "YOLOv6": ["yolov6-n"]}
     for title, text in sections.items():
-        rows = [name for name in re.findall(r"<td>([\w-]+)</td>", text) if name in names]
-        assert rows == (names[:1] if title == "YOLOv7" else names[1:])
+        assert [name for name in re.findall(r"<td>([\w-]+)</td>", text) if name in [*names, "yolov6-n"]] == rows[title]
         assert ("FPS: one V100" in text) == (title == "YOLOv7"), "no speed of YOLOv9 is published"
+    assert "FPS: one T4" in sections["YOLOv6"]
 
 
 def test_a_page_without_published_figures_says_so():
@@ -90,6 +97,19 @@ def test_names_do_not_cover_each_other():
     places = [(text.attrib["x"], float(text.attrib["y"])) for text in root.findall("text") if "network" in text.text]
     heights = sorted(y for _, y in places)
     assert len(places) == 5 and min(b - a for a, b in pairwise(heights)) >= 13
+
+
+def test_names_without_room_are_left_to_their_dots():
+    """Thirty networks as published: most have few parameters, and AP hardly differs among the large ones."""
+    dots = [Dot(f"network-{i:02}", 2.0 * 1.15**i, 57 - 22 * 0.9**i) for i in range(30)]
+    root = ElementTree.fromstring(scatter(dots, "parameters", "AP"))
+    shown = [text for text in root.findall("text") if text.text.startswith("network")]
+    assert len(root.findall("circle/title")) == len(dots) > len(shown) > 10
+    spans = [(float(t.attrib["x"]), 6.5 * len(t.text), float(t.attrib["y"])) for t in shown]
+    for number, (left, width, y) in enumerate(spans):
+        assert left >= 44 and left + width <= 44 + 320 and 10 < y < 10 + 320 + 5
+        for start, other, height in spans[:number]:
+            assert abs(y - height) >= 13 or left + width < start or start + other < left
 
 
 @pytest.mark.parametrize(

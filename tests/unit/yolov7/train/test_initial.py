@@ -14,7 +14,8 @@ from yolov7.config import LossParameters, train_parameters
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
 from yolov7.errors import ConfigError, ModelError
-from yolov7.model import save_checkpoint
+from yolov7.loss import create_criterion
+from yolov7.model import ModelMetadata, load_checkpoint, save_checkpoint
 from yolov7.model.cost import count_parameters
 from yolov7.model.pgi import with_pgi
 from yolov7.train.initial import initial_model
@@ -109,6 +110,23 @@ def test_a_network_without_anchors_names_the_parameters_of_anchors_it_leaves_unu
         assert model.has_auxiliary
     lines = [record.getMessage() for record in caplog.records if "anchor" in record.getMessage()]
     assert lines == ["yolov9-t has no anchors, so these have no effect: anchors: fit, anchor_scale: 0.5"]
+
+
+def test_an_anchor_aided_branch_has_its_anchors_scaled_and_not_fitted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    index = data(tmp_path, 12, 60)
+    given = {"image_size": 96, "anchor_scale": 0.5, "anchors": "fit"}
+    model = initial_model("yolov6v3-n", train_parameters(given, recipe="yolov6v3-n"), index)
+    criterion = create_criterion(model, image_size=96)
+    assert criterion.branch.anchors[0] == (5.0, 6.5) and criterion.branch.anchors[8] == (186.5, 163.0)
+    lines = [record.getMessage() for record in caplog.records if "anchor" in record.getMessage()]
+    (line,) = lines
+    assert line == "the anchors of yolov6v3-n's anchor-aided branch are not fitted, so this has no effect: anchors: fit"
+    save_checkpoint(tmp_path / "w.safetensors", model, ModelMetadata.of(model, class_names=tuple(index.class_names)))
+    assert load_checkpoint(tmp_path / "w.safetensors")[0].spec.head.anchors[0][0] == (5.0, 6.5)
+    small = train_parameters({"image_size": 96, "anchor_scale": 0.5, "preset": "small"}, recipe="yolov6v3-n")
+    assert not initial_model("yolov6v3-n", small, index).spec.head.anchor_aided
+    assert caplog.messages[-1] == "yolov6v3-n has no anchors, so these have no effect: anchor_scale: 0.5"
 
 
 class OtherLoss(LossParameters):

@@ -110,6 +110,8 @@ def test_the_deployed_target_computes_what_was_trained(index, tmp_path, searched
     [
         ({"rep_optimizer": "target"}, "rep_optimizer: target needs `scales`"),
         ({"rep_optimizer": "chain", "scales": "x"}, "scales: only `rep_optimizer: target` reads them"),
+        ({"rep_optimizer": "chain", "scales_sha256": "0" * 64}, "scales_sha256: it is the digest of `scales`, which"),
+        ({"rep_optimizer": "hyper-search", "first_epochs": 2}, "first_epochs: there is one training"),
         (
             {"rep_optimizer": "hyper-search", "preset": "small"},
             "rep_optimizer: adamw undoes its masks on the gradients",

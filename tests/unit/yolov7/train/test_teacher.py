@@ -15,10 +15,10 @@ from small_detector import small_detector
 from small_training import parameters, same_outcome, trainer, training_data
 from torch import nn
 
-from yolov7.config import Distillation, Train, identity_of, train_parameters
+from yolov7.config import AlignedLoss, Distillation, Train, identity_of, train_parameters
 from yolov7.errors import ConfigError
 from yolov7.files import sha256_file
-from yolov7.loss import require_fit
+from yolov7.loss import AlignedCriterion, loss_of_student, require_fit
 from yolov7.model import ModelMetadata, create_model, load_checkpoint, save_checkpoint
 from yolov7.model.heads.efficient import EfficientHead
 from yolov7.model.trained import training_network
@@ -160,6 +160,42 @@ def test_distributions_beside_distances_are_learned_and_dropped(data, tmp_path):
     trained, _ = load_checkpoint(outcome.last)
     maps = trained.reparameterize().raw(torch.zeros(1, 3, 64, 64))
     assert [item.shape[1] for item in maps] == [4 + classes] * 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "teacher", "student"),
+    [
+        ("yolov6v3-n", {"head": {"distributions": True}}, 1.0, 0.0),  # published: the student's sum has no bound
+        ("yolov6v3-m", {"loss": {"least_score_sum": 2.0}}, 2.0, 2.0),
+        ("yolov6v3-m", {"distillation": {"least_score_sum": None}}, 1.0, 1.0),
+        ("yolov6-m", {}, 0.0, 0.0),
+        ("yolov9", {}, 1.0, 1.0),
+    ],
+)
+def test_the_bound_of_the_score_sum_is_that_of_the_students_release(recipe, given, teacher, student):
+    """A batch whose target scores add up to 0.1: a bound of 1 makes its loss ten times smaller."""
+    both = train_parameters({"distill_from": "self", **given}, recipe=recipe)
+    first, second = teacher_parameters(both), student_parameters(both, "best.safetensors", "0" * 64)
+    assert divisor(first.loss) == pytest.approx(teacher or 0.1)
+    assert divisor(loss_of_student(second.loss, second.distillation)) == pytest.approx(student or 0.1)
+
+
+def divisor(loss: AlignedLoss) -> float:
+    """Of the sums of a head with target scores of 0.1 in all."""
+    criterion = AlignedCriterion(loss, strides=(8,), num_classes=2, bins=0)
+    _, share = criterion._shares(1, 1, torch.tensor([0]), torch.tensor([0.1]))
+    return 1 / share.item()
+
+
+def test_a_training_with_a_teacher_has_the_students_bound(data, tmp_path, file):
+    bound, free = (
+        taught(data, tmp_path / str(least), file, distillation={"least_score_sum": least}).learner.criterion
+        for least in (None, 0.0)
+    )
+    assert (bound.labels.options.least_score_sum, free.labels.options.least_score_sum) == (None, 0.0)
+    params = parameters("yolov9", distillation={"least_score_sum": 0.0})
+    alone = trainer(data, tmp_path / "alone", params, student(data)).learner.criterion
+    assert alone.options.least_score_sum is None
 
 
 # Files that are refused ----------------------------------------------------------------------------------------------
