@@ -38,7 +38,7 @@ def check_boxes(images: ImageSet, *, drop: bool) -> tuple[ImageSet, list[str]]:
     named = [f"{_where(one, sizes)}: {bad[id(one)]}" for one in coco.annotations if id(one) in bad]
     if bad and not drop:
         one = next(one for one in coco.annotations if id(one) in bad)
-        more = f"; {len(named)} bad boxes in all: {listed(named[1:], joint='; ')}" if named[1:] else ""
+        more = f"; also: {listed(named[1:], joint='; ')}" if named[1:] else ""
         advice = "correct them, or leave them out with --drop-bad-boxes (drop_bad_boxes=True)"
         raise DataError(f"{bad[id(one)]}{more}; {advice}", path=coco.path, record=_where(one, sizes))
     kept = [one for one in coco.annotations if id(one) not in bad]

@@ -42,7 +42,13 @@ PLACEHOLDERS = {
     "FLOW/NAME": "flow/name",
 }
 WITHOUT_ARGUMENTS = ("stages.deliver", "stages.ingest", "flows.demo")
-SHOWN = ("README.md: variant  ", "README.md: ingest -> validate")
+SHOWN = (
+    "README.md: variant  ",
+    "README.md: ingest -> validate",
+    "docs/library.md: yolov7-tiny: 400 training",
+    "docs/library.md: resuming",
+    "docs/library.md: error: ",
+)
 """Output and sketches."""
 
 

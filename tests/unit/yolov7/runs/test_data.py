@@ -63,6 +63,20 @@ def coco_of_roboflow(root: Path) -> Path:
     return root
 
 
+def coco_of_cvat(root: Path) -> Path:
+    for split in ("train", "val"):
+        image(root / "images" / split / "a.jpg")
+        coco(root / f"annotations/instances_{split}.json", ["a.jpg"])
+    return root
+
+
+def coco_of_fiftyone(root: Path) -> Path:
+    for split in ("train", "validation"):
+        image(root / split / "data/a.jpg")
+        coco(root / split / "labels.json", ["a.jpg"])
+    return root
+
+
 def coco_of_this_project(root: Path) -> Path:
     for split in ("train", "val"):
         image(root / split / "images/a.jpg")
@@ -136,9 +150,9 @@ def voc_of_roboflow(root: Path) -> Path:
 
 
 LAYOUTS = (
-    coco_of_coco, coco_of_roboflow, coco_of_this_project, yolo_of_roboflow, yolo_folder, yolo_with_absolute_path,
-    yolo_with_relative_path, yolo_with_lists_of_folders, yolo_with_text_files, yolo_with_distant_text_files, voc,
-    voc_of_roboflow,
+    coco_of_coco, coco_of_roboflow, coco_of_cvat, coco_of_fiftyone, coco_of_this_project, yolo_of_roboflow, yolo_folder,
+    yolo_with_absolute_path, yolo_with_relative_path, yolo_with_lists_of_folders, yolo_with_text_files,
+    yolo_with_distant_text_files, voc, voc_of_roboflow,
 )  # fmt: skip
 
 

@@ -173,6 +173,7 @@ def command(out: Path, data: Path, *more: str) -> list[str]:
     return ["train", "own", "--data", str(data), "-o", str(out), *sizes, *options, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_stopped_command_resumes_to_the_same_bytes(number, code, data, trained, tmp_path):
     support = Path(__file__).parents[3] / "support"
