@@ -44,10 +44,20 @@ VERIFICATION, FIGURES = "verify.json", "metrics.json"
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write `models/V/export`."""
-    variant, settings = args.variant, params.export
-    trained_folder, out = model_dir(variant) / "train", model_dir(variant) / "export"
+    trained = model_dir(args.variant) / "train"
+    export(
+        params, args.variant, trained / "best.safetensors", model_dir(args.variant) / "export", run=_run(args.variant)
+    )
+
+
+def export(params: Params, variant: str, checkpoint: Path, out: Path, *, run: dict[str, Any]) -> None:
+    """Export the weights of a training to the folder `out`, and verify every file; `run` describes the training.
+
+    Raises :class:`ModelError` where a file does not compute what was trained.
+    """
+    settings = params.export
     network = params.network_for(variant)
-    trained, metadata = load_checkpoint(trained_folder / "best.safetensors", network=network)
+    trained, metadata = load_checkpoint(checkpoint, network=network)
     index = open_index("val")
     description = export_folder(
         trained,
@@ -60,7 +70,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         max_detections=settings.max_detections,
         formats=settings.formats,
         int8=lambda graph, float_model: int8_exporter(graph, float_model, index, settings),
-        extra=_origin(trained_folder, variant),
+        extra=_origin(run),
     )
     report = verify(
         trained,
@@ -82,9 +92,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see {VERIFICATION}")
 
 
-def _origin(trained: Path, variant: str) -> dict[str, Any]:
+def _run(variant: str) -> dict[str, Any]:
+    return training_run(variant, needs={"fingerprint": str})
+
+
+def _origin(run: dict[str, Any]) -> dict[str, Any]:
     """Code, data and run that the model comes from, for `model.json`."""
-    run = training_run(variant, needs={"fingerprint": str})
     return {
         "licence": "Apache-2.0 (code); the weights are under the terms of the data they were trained on",
         "data_sha256": dataset_document()["sha256"],

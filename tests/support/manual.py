@@ -107,6 +107,7 @@ RUN_ELSEWHERE = {
     "docs/paper-map.md: python -m yolov7.figures.attention": "tests/unit/yolov7/figures/test_attention.py",
     "docs/training.md: dvc add weights/yolov7-tiny.pt": "tests/unit/stages/test_start_weights.py",
     "docs/training.md: YOLOV7_PROCESSES=4": "tests/pipeline/test_train_processes.py",
+    "docs/training.md: python -m flows.choose_model": "tests/pipeline/test_choice_flow.py",
     "docs/training.md: python -m flows.search_parameters": "tests/pipeline/test_search_flow.py",
     "infra/README.md: dvc remote add --local": "tests/unit/infra/test_infra.py",
 }
