@@ -1,4 +1,4 @@
-"""Prefect flows: train the variants, validate data, promote, measure champions. Commands: `demo`, `reproduce`."""
+"""Prefect flows: train the variants, validate data, choose a network, search parameters, promote, measure champions."""
 
 from stages.project.redaction import redact_process
 

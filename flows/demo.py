@@ -7,9 +7,7 @@ keeps its data in `.local/prefect`; a server is used only if PREFECT_API_URL nam
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -21,18 +19,15 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from flows.environment import PREFECT_HOME, prepare_dvc, prepare_environment
 from stages.project import params as params_module
-from stages.project.command import NO_TELEMETRY, check_system
+from stages.project.command import check_system
 from stages.project.redaction import redacted
 from stages.registry.address import DATABASE, sqlite_file, tracking_uri
-from yolov7.errors import ConfigError, YoloError
+from yolov7.errors import YoloError
 
 if TYPE_CHECKING:
     from flows.report import RunReport
-
-PREFECT_HOME = Path(".local/prefect")
-_REMOTE = ("local", "../.local/dvc-remote")
-_LINE = "%(asctime)s | %(levelname)-7s | "
 
 
 def main() -> int:
@@ -66,47 +61,6 @@ def main() -> int:
 
 def _exit(signum: int, frame: object) -> None:
     raise SystemExit(128 + signum)
-
-
-def prepare_environment(root: Path) -> None:
-    """Set the environment variables of Prefect and its children; values that are already set win."""
-    home = root.resolve() / PREFECT_HOME
-    defaults = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        # The first start builds a database; on a busy machine that takes longer than Prefect's default of 20 s.
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
-        # The task's name is the stage; the default line would add the random name of the run.
-        "PREFECT_LOGGING_FORMATTERS_STANDARD_TASK_RUN_FMT": _LINE + "%(task_run_name)s | %(message)s",
-        "PREFECT_LOGGING_FORMATTERS_STANDARD_FLOW_RUN_FMT": _LINE + "%(flow_name)s | %(message)s",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    os.environ.update(NO_TELEMETRY)
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    # The in-process API listens on this machine, where a proxy would never reach it.
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host]
-        missing = [host for host in ("127.0.0.1", "localhost") if host not in hosts]
-        os.environ[name] = ",".join(hosts + missing)
-
-
-def prepare_dvc(root: Path) -> None:
-    """Make the folder a DVC project with a local remote if it is none (a download without its git history)."""
-    if (root / ".dvc").is_dir():
-        return
-    if not (root / "dvc.yaml").is_file():
-        raise ConfigError(f"{root}: no dvc.yaml here; run from the project's root")
-    _dvc("init", "--quiet", *([] if shutil.which("git") and (root / ".git").exists() else ["--no-scm"]))
-    _dvc("config", "core.analytics", "false")
-    _dvc("remote", "add", "--default", *_REMOTE)
-
-
-def _dvc(*arguments: str) -> None:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if done.returncode:
-        raise ConfigError(f"`dvc {' '.join(arguments)}` failed: {done.stderr.strip().splitlines()[-1:]}")
 
 
 def _print_report(console: Console, report: RunReport, seconds: float) -> None:

@@ -79,7 +79,7 @@ def promote_model(
         ModelRegistry(),
         name,
         rules=params.promotion,
-        compare=compared_now(pipeline, params),
+        compare=compared_now(pipeline),
         dry_run=dry_run,
         new_classes=new_classes,
         alone=alone,
@@ -207,7 +207,7 @@ def _judge(names: list[str], dry_run: bool, new_classes: bool) -> None:
     registry, root = ModelRegistry(), Path.cwd()
     # A nightly run must not replace the test images while two models are measured on them.
     with only_run(root, log), Pipeline(root, timeout_seconds=params.flow.stage_timeout_hours * 3600) as pipeline:
-        compare = compared_now(pipeline, params)
+        compare = compared_now(pipeline)
         for name in names or registered_names(params):
             decision = judge(
                 registry, name, rules=params.promotion, compare=compare, dry_run=dry_run, new_classes=new_classes

@@ -121,11 +121,10 @@ def attempt(task: _Runnable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | Fai
     return _result(run(*args, return_state=True, **kwargs), run.task_run_name.format(**given))
 
 
-def wait_for_stage(future: PrefectFuture[StageResult], name: str) -> StageResult | Failure:
-    """The result of a submitted stage, as :func:`attempt` returns it; `name` is that of its run."""
+def wait_for(future: PrefectFuture[Any], name: str) -> Any:
+    """The result of a submitted task, or its :class:`Failure`; `name` is that of its run."""
     future.wait()
-    result: StageResult | Failure = _result(future.state, name)
-    return result
+    return _result(future.state, name)
 
 
 def _result(state: State[Any], name: str) -> Any:

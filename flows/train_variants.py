@@ -33,7 +33,7 @@ from flows.tasks import (
     prepare_data,
     reproduce_stage,
     retried,
-    wait_for_stage,
+    wait_for,
     worth_retrying,
 )
 from flows.train_variant import train_elsewhere
@@ -139,7 +139,7 @@ def _start_chain(pipeline: Pipeline, params: Params, variant: str, fresh: Collec
 
 
 def _finish_chain(variant: str, chain: Chain) -> VariantReport:
-    results = [wait_for_stage(future, name) for name, future in chain.items()]
+    results = [wait_for(future, name) for name, future in chain.items()]
     done = [result for result in results if isinstance(result, StageResult)]
     failures = [str(result) for result in results if isinstance(result, Failure)]
     # The stages after the first failure did not run because of it.

@@ -1,6 +1,6 @@
 """Measure two models on the same test images, in pairs.
 
-    python -m stages.compare --variant V --challenger MODEL --champion MODEL --output FILE
+    python -m stages.compare --challenger MODEL --champion MODEL --output FILE
 
 The promotion gate decides by this. Both models run now, on the same images, with the same settings and code, so that
 nothing else differs; the interval of the difference comes from a paired bootstrap (yolov7/evaluate/bootstrap.py).
@@ -87,7 +87,6 @@ def _figures(
 if __name__ == "__main__":
     run_stage(
         main,
-        variant=True,
         options=[
             ("--challenger", {"required": True, "help": "a file, a folder or models:/NAME/VERSION"}),
             ("--champion", {"required": True, "help": "a file, a folder or models:/NAME/VERSION"}),

@@ -14,25 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from stages.evaluation.timing import first_images, timed
 from stages.project.command import run_stage
 from stages.project.params import Evaluate, Params
 from stages.project.workspace import dataset_document, measured, model_dir, open_index, read_json, reports
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
 from yolov7.catalogue import listed_infos
-from yolov7.data.decode import read_image
 from yolov7.errors import DataError
 from yolov7.files import write_text
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.cost import conv_gflops, count_parameters
-from yolov7.predict import load_detector
-from yolov7.predict.benchmark import Benchmark, compare
+from yolov7.predict.benchmark import Benchmark
 from yolov7.report.comparison import Compared, render_comparison
 
 log = logging.getLogger(__name__)
 
 OUTPUT = Path("reports/comparison.html")
-_TIMED_IMAGES = 20
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
@@ -40,9 +38,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     document = dataset_document(needs={"splits.test.sha256": str})["splits"]["test"]
     figures = _evaluated(params.variants, document["sha256"])
     index = open_index("test")
-    images = [read_image(index.image_path(position)) for position in range(min(_TIMED_IMAGES, len(index)))]
-    timed = _timed(list(figures), images, args.rounds, params.evaluate)
-    compared = [_compared(params, variant, metrics, timed[variant]) for variant, metrics in figures.items()]
+    latencies = _timed(list(figures), first_images(index), args.rounds, params.evaluate)
+    compared = [_compared(params, variant, metrics, latencies[variant]) for variant, metrics in figures.items()]
     facts = {
         "Test images": f"{len(index):,}, {index.num_boxes:,} objects",
         "Test data": document["sha256"],
@@ -104,14 +101,7 @@ def _export(variant: str) -> Path:
 
 
 def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings: Evaluate) -> dict[str, Benchmark]:
-    """Time each variant with the views of its evaluation: AP of several views needs the time of several views."""
-    predictors = {
-        variant: load_detector(
-            _export(variant) / "model.onnx", augment=settings.augment, rectangular=settings.rectangular
-        )
-        for variant in variants
-    }
-    return compare(predictors, images, rounds=rounds, warmup=3)
+    return timed({variant: _export(variant) / "model.onnx" for variant in variants}, images, settings, rounds=rounds)
 
 
 def _compared(params: Params, variant: str, metrics: dict[str, Any], timed: Benchmark) -> Compared:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stages.project.command import run_stage
+from stages.project.command import check_chosen, run_stage
 from stages.project.params import Evaluate, Params
 from stages.project.workspace import TEST_SPLIT, dataset_document, model_dir, open_index, reports
 from yolov7.artefact import DESCRIPTION, ONNX
@@ -37,6 +37,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     index = open_index("test")
     if bool(args.model) != bool(args.output):
         raise ConfigError("--model and --output go together")
+    if not args.model:
+        check_chosen(params, args.variant)
     model = args.model or str(model_dir(args.variant) / "export" / ONNX)
     if not args.model and not (Path(model).parent / DESCRIPTION).exists():
         # DVC does not come here without it. The figures are those of the file, whatever it was exported with.
@@ -151,8 +153,8 @@ def _border_words(border: Border) -> str:
 if __name__ == "__main__":
     run_stage(
         main,
-        variant=True,
         options=[
+            ("--variant", {"required": True, "help": "one of the variants in params.yaml; with --model, any"}),
             ("--model", {"help": "measure this model instead: a file, a folder or models:/NAME@ALIAS"}),
             ("--output", {"help": "where to write its figures as json"}),
         ],

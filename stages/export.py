@@ -39,10 +39,20 @@ log = logging.getLogger(__name__)
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write `models/V/export`."""
-    variant, settings = args.variant, params.export
-    trained_folder, out = model_dir(variant) / "train", model_dir(variant) / "export"
+    trained = model_dir(args.variant) / "train"
+    export(
+        params, args.variant, trained / "best.safetensors", model_dir(args.variant) / "export", run=_run(args.variant)
+    )
+
+
+def export(params: Params, variant: str, checkpoint: Path, out: Path, *, run: dict[str, Any]) -> None:
+    """Export the weights of a training to the folder `out`, and verify every file; `run` describes the training.
+
+    Raises :class:`ModelError` where a file does not compute what was trained.
+    """
+    settings = params.export
     network = params.network_for(variant)
-    trained, metadata = load_checkpoint(trained_folder / "best.safetensors", network=network)
+    trained, metadata = load_checkpoint(checkpoint, network=network)
     index = open_index("val")
     description = export_folder(
         trained,
@@ -55,7 +65,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         max_detections=settings.max_detections,
         formats=settings.formats,
         int8=lambda graph, float_model: int8_exporter(graph, float_model, index, settings),
-        extra=_origin(variant, metadata),
+        extra=_origin(run, metadata),
     )
     report = verify(
         trained,
@@ -77,9 +87,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
         raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see {VERIFICATION}")
 
 
-def _origin(variant: str, metadata: ModelMetadata) -> dict[str, Any]:
+def _run(variant: str) -> dict[str, Any]:
+    return training_run(variant, needs={"fingerprint": str})
+
+
+def _origin(run: dict[str, Any], metadata: ModelMetadata) -> dict[str, Any]:
     """Code, data and run that the model comes from, for `model.json`."""
-    run = training_run(variant, needs={"fingerprint": str})
     started = "".join(
         f", and of the published ones they started from ({origin['licence']})"
         for origin in stated_origin(metadata.extra).values()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stages.project.command import Interrupted, run_stage
@@ -52,21 +54,57 @@ def register(params: Params, variant: str) -> dict[str, Any]:
     metrics = measured(variant)
     export = model_dir(variant) / "export"
     _check_one_export(export, metrics, variant)
+    version = register_export(
+        params,
+        export,
+        name=f"{params.registry.model_prefix}{variant}",
+        variant=variant,
+        run=run,
+        metrics=metrics,
+        page=reports(variant) / "report.html",
+    )
+    return record_of(version, metrics)
+
+
+def register_export(
+    params: Params,
+    export: Path,
+    *,
+    name: str,
+    variant: str,
+    run: Mapping[str, Any],
+    metrics: dict[str, Any],
+    page: Path,
+    tags: Mapping[str, object] = MappingProxyType({}),
+) -> Version:
+    """Make an export folder the challenger of the model `name`; figures and `page` go to the run of its training.
+
+    `run` describes the training, as in its `run.json`; `tags` are further tags of the version.
+    """
     flush()  # a training during an outage of MLflow may still have a run to deliver
     registry = ModelRegistry()
     run_id = registry.run_for(delivered(run), experiment=params.registry.experiment, name=variant)
     version, new = registry.register(
         export,
-        name=f"{params.registry.model_prefix}{variant}",
+        name=name,
         run_id=run_id,
         origin=origin_tags(variant),
-        measured={**evaluation_tags(metrics, params.evaluate), **verdict_tags(export / "verify.json", RESULTS)},
+        measured={
+            **evaluation_tags(metrics, params.evaluate),
+            **verdict_tags(export / "verify.json", RESULTS),
+            **tags,
+        },
         example=_example_image(),
     )
     _keep_statistics(registry, version)
     registry.log_metrics(run_id, {f"test/{key}": v for key, v in metrics.items() if isinstance(v, float)})
-    registry.log_page(run_id, reports(variant) / "report.html")
+    registry.log_page(run_id, page)
     log.info("%s %s, alias challenger", version, "is new" if new else "holds this artefact already")
+    return version
+
+
+def record_of(version: Version, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a version, for `registered.json`."""
     return {
         "name": version.name,
         "version": version.number,

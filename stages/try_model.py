@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 
-from stages.project.command import EXIT_ERROR, NO_TELEMETRY
+from stages.project.command import EXIT_ERROR, NO_TELEMETRY, check_system
 from stages.project.redaction import log_to_stderr, redacted
 from yolov7.errors import ConfigError, YoloError
 from yolov7.text import printable
@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.update(NO_TELEMETRY)
     log_to_stderr(force=True)
     try:
+        check_system()
         _serve(args.model, args.host, args.port)
     except YoloError as error:
         print(f"error: {printable(redacted(error))}", file=sys.stderr)  # noqa: T201 - the one line a user sees

@@ -70,24 +70,25 @@ def ensure_challenger(pipeline: Pipeline, variant: str, log: Log) -> None:
         pipeline.reproduce(f"register@{variant}", log, force=True)
 
 
-def measure(pipeline: Pipeline, name: str, command: Sequence[str], log: Log) -> dict[str, Any]:
-    """Run a stage that measures registered versions, in a process of its own; returns the JSON document it writes.
+def measure(
+    pipeline: Pipeline, name: str, command: Sequence[str], log: Log, *, resumable: bool = False
+) -> dict[str, Any]:
+    """Run a stage that measures, in a process of its own; returns the JSON document it writes.
 
-    `command`: the module and its options without `--output`.
+    `command`: the module and its options without `--output`. `resumable`: after a timeout, a retry would continue.
     """
     with tempfile.TemporaryDirectory(prefix="measure-") as folder:
         output = Path(folder) / "figures.json"
-        pipeline.run(name, [sys.executable, "-m", *command, "--output", str(output)], log, measures=True)
+        pipeline.run(name, [sys.executable, "-m", *command, "--output", str(output)], log, measures=not resumable)
         figures: dict[str, Any] = load_json(output)
         return figures
 
 
-def compared_now(pipeline: Pipeline, params: Params) -> Compare:
+def compared_now(pipeline: Pipeline) -> Compare:
     """A comparison by :mod:`stages.compare`, made when it is asked for."""
 
     def compare(challenger: Version, champion: Version) -> Mapping[str, Any]:
-        command = ["stages.compare", "--variant", variant_of(challenger, params)]
-        command += ["--challenger", challenger.uri, "--champion", champion.uri]
+        command = ["stages.compare", "--challenger", challenger.uri, "--champion", champion.uri]
         name = f"compare-{challenger.name}-{challenger.number}-{champion.number}"
         return measure(pipeline, name, command, log)
 

@@ -42,6 +42,13 @@ class UnavailableError(YoloError):
     """A server is unavailable; the same command may work later."""
 
 
+def check_chosen(params: Params, variant: str) -> None:
+    """Raise :class:`ConfigError` unless the variant is one of `params.yaml: variants`."""
+    if variant not in params.variants:
+        known = list(params.variants)
+        raise ConfigError(f"--variant: {variant!r} is not in params.yaml: variants{nearest(variant, known)}")
+
+
 Option = tuple[str, dict[str, object]]
 
 
@@ -104,11 +111,8 @@ def _run(
         if (origin := experiment_origin(root := project_root())) is not None:
             share_state(origin, root)  # DVC deletes this folder
         params = params_module.load()
-        if variant and args.variant not in params.variants:
-            known = list(params.variants)
-            raise ConfigError(
-                f"--variant: {args.variant!r} is not in params.yaml: variants{nearest(args.variant, known)}"
-            )
+        if variant:
+            check_chosen(params, args.variant)
         if os.environ.get(RESTORE_ONLY):
             raise DataError(
                 "the run cache of the DVC remote has no outputs for this code, data and parameters; "

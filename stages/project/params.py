@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from stages.project.names import check_folder, check_line, check_model_name, check_values, check_variant
 from stages.project.params_data import Data, check_address, check_data
+from stages.project.params_search import Choice, Search
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
 from yolov7.config import Group, HeadOptions, Train, merge, parse, train_parameters
@@ -237,11 +238,15 @@ class Params(Group):
     """Promotion gate."""
     flow: Flow = Flow()
     """Orchestration."""
+    search: Search = Search()
+    """Search of training parameters."""
+    choice: Choice = Choice()
+    """Choice of the network."""
 
     @cached_property
     def trainings(self) -> Mapping[str, Train]:
         """Training parameters by variant, parsed once: preset (default: its recipe), `train`, `per_variant`."""
-        return {variant: self._training(variant) for variant in self.variants}
+        return {variant: self.training(variant) for variant in self.variants}
 
     def network_for(self, variant: str) -> Network | None:
         """The user's own network that `network` names for this variant; None for one of the library's."""
@@ -254,9 +259,10 @@ class Params(Group):
         """Training parameters of one variant of `variants`."""
         return self.trainings[variant]
 
-    def _training(self, variant: str) -> Train:
-        values = merge(self.train, self.per_variant.get(variant, {}))
-        where = f"params.yaml: train (with per_variant.{variant})"
+    def training(self, variant: str, changes: Mapping[str, Any] | None = None, *, where: str = "") -> Train:
+        """Training parameters of any variant, with `changes` laid over them, which `where` names in errors."""
+        values = merge(merge(self.train, self.per_variant.get(variant, {})), changes or {})
+        where = where or f"params.yaml: train (with per_variant.{variant})"
         train = train_parameters(values, where=where, recipe=self._recipe(variant, values))
         if train.pgi and not train.network:  # a network of the user's own is asked for when it is trained
             _check_pgi(variant, train, where)
@@ -341,6 +347,7 @@ def _check_names(params: Params, file: Path) -> None:
     if params.registry.model_prefix:
         # The variant's name follows: what ends the prefix is inside the model's name.
         check_model_name(f"{params.registry.model_prefix}x", where=f"{file}: registry.model_prefix")
+    check_model_name(params.choice.name, where=f"{file}: choice.name")
     check_line(params.registry.experiment, where=f"{file}: registry.experiment")
     check_folder(params.data.folder, where=f"{file}: data.folder")
     check_folder(params.validation.suite, where=f"{file}: validation.suite")
@@ -363,6 +370,11 @@ def _check(params: Params, file: Path) -> None:
     for name in params.per_variant:
         if name not in known:
             raise ConfigError(f"{file}: per_variant: unknown variant {name!r}{nearest(name, known)}")
+    named = [("choice.candidates", params.choice.candidates), ("search.variant", (params.search.variant,))]
+    for key, names in named:
+        for name in filter(None, names):
+            if name not in known:
+                raise ConfigError(f"{file}: {key}: unknown variant {name!r}{nearest(name, known)}")
     recipe = params._recipe(params.variants[0], params.train)
     train_parameters(params.train, where=f"{file}: train", recipe=recipe)  # a mistake there is not one of a variant
     _ = params.trainings

@@ -17,24 +17,19 @@ from stages.project.provenance import UNTRACKED, dvc_hash, git_revision, stage_c
 from stages.project.workspace import model_dir, open_index
 from stages.registry.journal import JOURNALS, RunJournal, delivered, journal_lock
 from stages.training.outputs import finish_journal, record_outputs
-from stages.training.processes import loader_workers
 from stages.training.recorder import Recorder
 from stages.training.run_identity import refuse_changed, start_scales, start_weights
 from stages.training.state_remote import StateRemote, state_remote
 from stages.training.teacher import teacher_file
+from stages.training.trainer import trainer_of
 from yolov7.config import Train
-from yolov7.model import ModelMetadata
 from yolov7.train.distributed import Processes
 from yolov7.train.identity import fingerprint, run_identity
-from yolov7.train.initial import initial_model
-from yolov7.train.loop import Trainer
 from yolov7.train.outputs import write_outputs, write_records
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.records import Outcome
 from yolov7.train.state import Last, StateFolder, prune
 from yolov7.train.stopping import stop_requests
-from yolov7.train.teacher import load_teacher
-from yolov7.weights.fetch import origin_of
 
 log = logging.getLogger(__name__)
 
@@ -201,34 +196,23 @@ class TrainingRun:
 
         Only the first process has a journal and shows progress.
         """
-        train_index, val_index = open_index("train"), open_index("val")
-        model = initial_model(self.variant, self.train, train_index)
-        metadata = ModelMetadata.of(
-            model,
-            class_names=tuple(train_index.class_names),
-            category_ids=tuple(train_index.category_ids),
-            image_size=self.train.image_size,
-            extra={"data_sha256": self.data["sha256"], **origin_of(self.train.weights, network=self.train.network)},
-        )
-        teacher = load_teacher(self.train, model.spec, metadata.class_names, teacher_file(self.train))
+        train_index = open_index("train")
         if journal is not None and journal.empty:
             self._describe(journal, device, processes)
         display = ProgressDisplay()
-        listeners = () if journal is None else (display, Recorder(journal, self.folder, metadata.class_names))
+        names = tuple(train_index.class_names)
+        listeners = () if journal is None else (display, Recorder(journal, self.folder, names))
         with stop_requests() as stop:
-            trainer = Trainer(
-                model,
-                train_index=train_index,
-                val_index=val_index,
-                params=self.train,
-                states=self.states,
-                metadata=metadata,
+            trainer = trainer_of(
+                self.variant,
+                self.train,
+                (train_index, open_index("val")),
+                self.states,
+                data_sha256=self.data["sha256"],
                 listeners=listeners,
                 device=device,
-                workers=loader_workers(device),
                 stop=stop,
                 processes=processes,
-                teacher=teacher,
             )
             try:
                 outcome = trainer.fit()

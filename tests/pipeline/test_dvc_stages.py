@@ -15,7 +15,6 @@ import pytest
 
 from flows.promotion.models import compared_now
 from flows.runner.pipeline import LOGS, Pipeline, StageError, StageOutcome, only_run
-from stages.project.params import Params
 from stages.registry.versions import Version
 from tests.pipeline.project import make_trouble
 
@@ -91,13 +90,13 @@ def test_time_limit_ends_the_whole_tree(tmp_path: Path) -> None:
 
 def test_a_measurement_that_takes_too_long_is_not_made_again(tmp_path: Path) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-    version, params = Version("tiny", 1), Params(variants=("yolov7-tiny",))
+    version = Version("tiny", 1)
     with Pipeline(tmp_path, timeout_seconds=0.5) as pipeline:
         with pytest.raises(StageError, match=r"within 0\.5 s") as caught:
             pipeline.run("evaluate", sleep, LOG, measures=True)
         assert caught.value.lasting
         with pytest.raises(StageError, match=r"stage compare-tiny-1-1 did not end within 0\.5 s") as caught:
-            compared_now(pipeline, params)(version, version)
+            compared_now(pipeline)(version, version)
         assert caught.value.lasting
     with Pipeline(tmp_path, timeout_seconds=0.01) as pipeline:  # no DVC is that quick
         for stage, again in (("evaluate@yolov7-tiny", False), ("train@yolov7-tiny", True)):

@@ -436,7 +436,7 @@ def test_the_command_line_keeps_the_test_images_in_their_place(
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return unlike(challenger, champion)
 
-    monkeypatch.setattr(promote, "compared_now", lambda pipeline, params: compare)
+    monkeypatch.setattr(promote, "compared_now", lambda pipeline: compare)
     assert main([name]) == 0 and "version 2 kept: the champion knows" in capsys.readouterr().out
     assert main([name, "--new-classes"]) == 0 and "version 2 promoted" in capsys.readouterr().out
     with pytest.raises(SystemExit):

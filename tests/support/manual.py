@@ -114,6 +114,8 @@ RUN_ELSEWHERE = {
     "docs/training.md: yolov7 fetch-weights yolov7": "tests/unit/yolov7/weights/test_fetch.py",
     "docs/variants.md: yolov7 predict photo.jpg": "tests/unit/yolov7/weights/test_fetch.py",
     "docs/training.md: YOLOV7_PROCESSES=4": "tests/pipeline/test_train_processes.py",
+    "docs/training.md: python -m flows.choose_model": "tests/pipeline/test_choice_flow.py",
+    "docs/training.md: python -m flows.search_parameters": "tests/pipeline/test_search_flow.py",
     "infra/README.md: dvc remote add --local": "tests/unit/infra/test_infra.py",
 }
 """Blocks whose commands another test runs, with names and addresses of its own."""

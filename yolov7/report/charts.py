@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 from markupsafe import Markup
@@ -189,19 +190,36 @@ class Dot:
     high: float | None = None
 
 
-def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> Markup:
-    """Named dots on two axes that begin at round numbers; a note if there are none."""
+def scatter(
+    dots: Sequence[Dot],
+    x_name: str,
+    y_name: str,
+    *,
+    front: Sequence[tuple[float, float]] = (),
+    labels: bool = True,
+    from_zero: bool = True,
+) -> Markup:
+    """Named dots on two axes that begin at round numbers; a note if there are none.
+
+    `front`: points (x, y), each of which is at least as good as the one before: joined by steps. Without `labels` the
+    names are hover texts alone. `from_zero`: the x axis contains 0.
+    """
     if not dots:
         return Markup('<p class="small">Nothing to show.</p>')
-    x_ticks = _ticks([0.0, *(dot.x for dot in dots)])
+    x_ticks = _ticks([0.0] * from_zero + [dot.x for dot in dots])
     y_ticks = _ticks([value for dot in dots for value in (dot.y, dot.low, dot.high) if value is not None])
 
     def place(x: float, y: float) -> tuple[float, float]:
         return _place((x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]))
 
     parts: list[str] = []
+    corners = [place(x, y) for x, y in _steps(front, float(x_ticks[-1]))]
+    if corners:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+        parts.append(f'<polyline class="main" points="{points}"/>')
     centres = [place(dot.x, dot.y) for dot in dots]
     taken = [(x - 6, x + 6, y + 4) for x, y in centres]
+    taken += [(left, right, y + 4) for (left, y), (right, _) in pairwise(corners) if right > left]
     for dot in sorted(dots, key=lambda dot: -dot.y):
         x, y = place(dot.x, dot.y)
         if dot.low is not None and dot.high is not None:
@@ -209,8 +227,36 @@ def scatter(dots: Sequence[Dot], x_name: str, y_name: str) -> Markup:
             parts.append(f'<line class="thin" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" y2="{top:.1f}"/>')
         words = escape(f"{dot.name}: {x_name} {dot.x:g}, {y_name} {dot.y:g}")
         parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>')
-        parts.append(_label(dot.name, x, y, taken))
+        if labels:
+            parts.append(_label(dot.name, x, y, taken))
     return Markup(_axes(x_name, y_name, x_ticks, y_ticks, "".join(parts)))
+
+
+def _steps(front: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """Corners of the steps through `front`, to the right up to `end`."""
+    corners: list[tuple[float, float]] = []
+    for x, y in front:
+        corners += [(x, corners[-1][1])] if corners else []
+        corners.append((x, y))
+    return [*corners, (end, corners[-1][1])] if corners else []
+
+
+def bars(shares: Mapping[str, float]) -> Markup:
+    """A horizontal bar for each share of 1, the largest first; a note if there are none."""
+    if not shares:
+        return Markup('<p class="small">Nothing to show.</p>')
+    margin = 12 + 7 * max(map(len, shares))
+    parts, longest = [], max(max(shares.values()), 1e-9)
+    for row, (name, share) in enumerate(sorted(shares.items(), key=lambda item: -item[1])):
+        y, width = 4 + 24 * row, 260 * share / longest
+        parts.append(f'<text x="{margin - 6}" y="{y + 13}" text-anchor="end">{escape(name)}</text>')
+        parts.append(
+            f'<rect class="dot" x="{margin}" y="{y}" width="{max(width, 1):.1f}" height="17">'
+            f"<title>{escape(name)}: {share:.0%}</title></rect>"
+        )
+        parts.append(f'<text x="{margin + width + 6:.1f}" y="{y + 13}">{share:.0%}</text>')
+    size = f'viewBox="0 0 {margin + 320} {8 + 24 * len(shares)}" width="{margin + 320}"'
+    return Markup(f'<svg {size} role="img" aria-label="shares">{"".join(parts)}</svg>')
 
 
 def _label(name: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from stages.project.command import Interrupted, run_stage
+from stages.project.command import Interrupted, check_chosen, run_stage
+from stages.project.params import Params
 from stages.validate import _summary
 from stages.validation.check import Finding
-from yolov7.errors import DataError
+from yolov7.errors import ConfigError, DataError
 
 NAME = "a\nb\x1b[31m\u202e.jpg"
 
@@ -36,3 +37,12 @@ def test_a_finding_is_one_line():
     finding = Finding("rule", "warning", "train", NAME, 1, None, "is black", "")
     outcome = SimpleNamespace(rule=SimpleNamespace(name="rule"), failures=1, records=2)
     assert _summary(outcome, [finding]).startswith("rule (1 of 2): train/a b\\x1b[31m\\u202e.jpg (image 1")
+
+
+def test_a_variant_that_is_not_chosen_is_refused_by_name():
+    params = Params.model_validate({"variants": ["yolov7-tiny"], "per_variant": {"yolov7-tiny": {}}})
+    check_chosen(params, "yolov7-tiny")
+    with pytest.raises(
+        ConfigError, match=r"'yolov7-tinny' is not in params.yaml: variants \(did you mean 'yolov7-tiny'"
+    ):
+        check_chosen(params, "yolov7-tinny")

@@ -1,0 +1,1 @@
+"""Exported files side by side."""
