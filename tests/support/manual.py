@@ -96,6 +96,9 @@ RUN_ELSEWHERE = {
     "docs/library.md: yolov7 train yolov7-tiny": "tests/unit/yolov7/runs/test_training.py",
     "docs/library.md: yolov7 evaluate --model": "tests/unit/yolov7/runs/test_without_pipeline.py",
     "README.md: mlflow ui": "tests/pipeline/test_serving.py",
+    "docs/first-hour.md: dvc repro": "tests/pipeline/test_dvc_stages.py",
+    "docs/first-hour.md: python -m flows.promote": "tests/pipeline/test_gate_measured.py",
+    "docs/first-hour.md: yolov7 predict datasets/raccoon/images": "tests/unit/yolov7/test_cli.py",
     "docs/export.md: yolov7 benchmark --model models/V/export --compare": "tests/unit/yolov7/test_cli.py",
     "docs/data.md: yolov7 predict new-images": "tests/unit/yolov7/test_cli.py",
     "docs/data.md: python -m stages.write_dataset": "tests/unit/stages/test_write_dataset.py",
@@ -120,6 +123,8 @@ RUN_ELSEWHERE = {
 }
 """Blocks whose commands another test runs, with names and addresses of its own."""
 NOT_RUN = {
+    "docs/first-hour.md: git clone URL-OF-THIS-PROJECT": "a network; `make setup` begins every `make test`",
+    "docs/first-hour.md: git clone --depth 1 https": "a network",
     "docs/training.md: python benchmarks/warmup.py": "a comparison of many trainings, on data of one's own",
     "infra/README.md: cd infra/compose": "needs Docker; the compose file is checked by tests/unit/infra/test_infra.py",
     "infra/README.md: kubectl create namespace": "needs a cluster",

@@ -45,6 +45,9 @@ WITHOUT_ARGUMENTS = ("stages.deliver", "stages.ingest", "flows.demo")
 SHOWN = (
     "README.md: variant  ",
     "README.md: ingest -> validate",
+    "docs/first-hour.md: Running stage",
+    "docs/first-hour.md: yolov6-n: version 1 promoted",
+    "docs/first-hour.md: 200 images, 334 detections",
     "docs/library.md: yolov7-tiny: 400 training",
     "docs/library.md: resuming",
     "docs/library.md: error: ",
@@ -202,7 +205,8 @@ def test_yaml_is_what_its_reader_takes(block, tmp_path, monkeypatch):
         (tmp_path / "my_networks.py").write_text(networks[0])
         if values.keys() <= Data.model_fields.keys():  # part of the group `data`
             values = {"data": {"source": next(iter(values)), **values}}
-        groups = {"variants": ["yolov7-tiny"], "per_variant": {"yolov7-tiny": {}}, **values}
+        variants = values.get("variants", ["yolov7-tiny"])
+        groups = {"variants": variants, "per_variant": {name: {} for name in variants}, **values}
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(groups))
         assert params_module.load(tmp_path / "params.yaml")
 
