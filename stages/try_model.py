@@ -58,11 +58,12 @@ def _serve(models: list[str], host: str, port: int) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     choices = Choices([*given(models), *registered()], Limits.from_environment())
-    choices.open(0)  # a model that cannot be opened is said now
     PageConnection.settings = settings
-    with _listening(host, port) as listener:
+    with _listening(host, port) as listener:  # a port that is taken is said before a model is fetched
+        choices.open(0)  # a model that cannot be opened is said now
         address = f"[{host}]" if ":" in host else host
-        log.info("%d models at http://%s:%d/ (Ctrl-C ends)", len(choices.all), address, listener.getsockname()[1])
+        offered = f"{len(choices.all)} model{'' if len(choices.all) == 1 else 's'}"
+        log.info("%s at http://%s:%d/ (Ctrl-C ends)", offered, address, listener.getsockname()[1])
         if not is_loopback(host):
             log.warning("others can reach this page and use these models: it has no sign-in and no encryption")
         config = uvicorn.Config(
@@ -85,7 +86,9 @@ def _listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"cannot listen on {host} port {port}: {error}; choose another with --port") from None
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error}; choose another with --host or --port"
+        ) from None
 
 
 def _limit_opencv() -> None:

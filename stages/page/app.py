@@ -13,7 +13,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -85,17 +85,19 @@ class Server:
 
     async def _detect(self, request: Request) -> Response:
         claim = self._pool.claim(self._settings.max_image_bytes)
-        self._waiting += 1
+        waits = 0
         try:
-            if self._waiting > self._settings.max_waiting:
-                raise Refused(503, f"{self._settings.max_waiting} pictures are being processed; try again in a second")
             iou = _iou_of(request)
             content = await self._body(request, claim.hold)
+            # Pictures that have arrived: one that does not arrive holds memory, and keeps nobody else out.
+            self._waiting, waits = self._waiting + 1, 1
+            if self._waiting > self._settings.max_waiting:
+                raise Refused(503, f"{self._settings.max_waiting} pictures are being processed; try again in a second")
             return await self._answered(request, lambda opened: _timed(opened, content, iou))
         except Refused as refused:
             return refusal_of(refused)
         finally:
-            self._waiting -= 1
+            self._waiting -= waits
             claim.release()
 
     async def _body(self, request: Request, hold: Callable[[int], Awaitable[None]]) -> bytes:
@@ -115,6 +117,8 @@ class Server:
                         raise too_large
                     await hold(len(content) + len(part))
                     content += part
+        except ClientDisconnect:  # the page does so when another picture is chosen; nobody reads the answer
+            raise Refused(400, "the picture did not arrive") from None
         except TimeoutError:
             raise Refused(408, f"the picture did not arrive within {self._settings.body_seconds} s") from None
         return bytes(content)

@@ -39,7 +39,7 @@ def check_request(scope: MutableMapping[str, Any], host: str) -> None:
     if not is_ours(_name(f"//{asked}"), host):
         raise Refused(421, "this server does not go by that name; open the address it printed when it started")
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != asked.lower():
+    if origin is not None and _netloc(origin) != asked.lower():
         raise Refused(403, "requests from other sites are refused")
     # A link to the page itself may be anywhere; nothing else is asked for by others.
     if scope["path"] != "/" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
@@ -73,6 +73,13 @@ def is_loopback(host: str) -> bool:
 def secured(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers of an answer with those of :data:`SECURITY`."""
     return [*headers, *((name.encode(), value.encode()) for name, value in SECURITY.items())]
+
+
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _name(address: str) -> str:

@@ -102,6 +102,12 @@ function list(found) {
   }
 }
 
+// An answer for the picture and model before must not appear on those chosen since.
+function forget() {
+  if (asking) asking.abort();
+  answer = null;
+}
+
 async function detect() {
   if (!picture || !model) return;
   if (asking) asking.abort();
@@ -113,10 +119,11 @@ async function detect() {
       method: 'POST', body: picture.blob, signal: mine.signal,
       headers: {'content-type': picture.blob.type.startsWith('image/') ? picture.blob.type : 'application/octet-stream'},
     });
+    if (mine.signal.aborted) return; // while the answer's body was being read
     answer = {...found, took: performance.now() - start};
     complain('');
   } catch (error) {
-    if (error.name === 'AbortError') return;
+    if (mine.signal.aborted) return;
     answer = null;
     say('');
     complain(`${picture.name}: ${error.message}`);
@@ -126,7 +133,7 @@ async function detect() {
 
 async function open(blob, name) {
   leaveCamera();
-  answer = null;
+  forget();
   picture = {blob, name, bitmap: null};
   const mine = picture;
   const bitmap = await createImageBitmap(blob).catch(() => null); // upright, as EXIF says; null for what it cannot show
@@ -141,7 +148,8 @@ async function open(blob, name) {
 async function choose() {
   place = Number(at('model').value);
   const wanted = place;
-  model = answer = null;
+  model = null;
+  forget();
   at('model').setAttribute('aria-busy', 'true');
   complain('');
   say('Loading the model …');
@@ -164,6 +172,8 @@ async function choose() {
     if (wanted !== place) return;
     say('');
     complain(error.message);
+  } finally {
+    if (wanted === place) at('model').removeAttribute('aria-busy');
   }
 }
 

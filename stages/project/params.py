@@ -263,7 +263,11 @@ class Params(Group):
         """Training parameters of any variant, with `changes` laid over them, which `where` names in errors."""
         values = merge(merge(self.train, self.per_variant.get(variant, {})), changes or {})
         where = where or f"params.yaml: train (with per_variant.{variant})"
-        train = train_parameters(values, where=where, recipe=self._recipe(variant, values))
+        recipe = self._recipe(variant, values)
+        try:
+            train = train_parameters(values, where=where, recipe=recipe)
+        except ConfigError as error:
+            raise self._without_variant(error, where, recipe) from None
         if train.pgi and not train.network:  # a network of the user's own is asked for when it is trained
             _check_pgi(variant, train, where)
         if train.rep_optimizer and not train.network:
@@ -271,6 +275,18 @@ class Params(Group):
         if train.head != HeadOptions() and not train.network:
             _check_head(variant, train, where)
         return train
+
+    def _without_variant(self, error: ConfigError, where: str, recipe: str) -> ConfigError:
+        """The error as one of `train` where that has it without `per_variant` too: it is not one of the variant.
+
+        `train` alone need not be valid: a variant may complete it, as a teacher does `first_epochs`.
+        """
+        alone = "params.yaml: train"
+        try:
+            train_parameters(self.train, where=alone, recipe=recipe)
+        except ConfigError as other:
+            return other if str(other) == str(error).replace(where, alone) else error
+        return error
 
     @staticmethod
     def _recipe(variant: str, values: Mapping[str, Any]) -> str:
@@ -375,8 +391,6 @@ def _check(params: Params, file: Path) -> None:
         for name in filter(None, names):
             if name not in known:
                 raise ConfigError(f"{file}: {key}: unknown variant {name!r}{nearest(name, known)}")
-    recipe = params._recipe(params.variants[0], params.train)
-    train_parameters(params.train, where=f"{file}: train", recipe=recipe)  # a mistake there is not one of a variant
     _ = params.trainings
     check_data(params.data, where=f"{file}: data")
     if "://" in params.flow.state_remote or params.flow.state_remote.startswith("s3:"):  # no folder

@@ -170,6 +170,59 @@ def test_a_body_without_a_length_is_cut_at_the_limit(export: Path) -> None:
     assert answer.status_code == 413 and len(sent) < 10
 
 
+def test_pictures_that_do_not_arrive_keep_nobody_out(export: Path) -> None:
+    some = client([export], max_waiting=1)
+    begun = []
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"\0"
+        begun.append(1)
+        await asyncio.sleep(3600)
+
+    async def beside() -> int:
+        async with httpx.AsyncClient(transport=some._transport, base_url=ADDRESS) as other:
+            late = [asyncio.create_task(other.post("/models/0/detect", content=slow(), headers=PNG)) for _ in range(3)]
+            while len(begun) < len(late) and not any(task.done() for task in late):
+                await asyncio.sleep(0)
+            answer = await other.post("/models/0/detect", content=image_bytes(), headers=PNG)
+            assert not any(task.done() for task in late)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+            return answer.status_code
+
+    assert asyncio.run(beside()) == 200
+
+
+def test_a_visitor_who_leaves_during_an_upload_is_no_error(export: Path) -> None:
+    messages = iter([{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/models/0/detect", "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"image/png"), (b"content-length", b"99")],
+    }  # fmt: skip
+    asyncio.run(client([export])._transport.app(scope, receive, send))
+    assert sent[0]["status"] == 400
+
+
+def test_more_pictures_than_may_wait(export: Path) -> None:
+    some = client([export], max_waiting=1)
+
+    async def together() -> list[int]:
+        async with httpx.AsyncClient(transport=some._transport, base_url=ADDRESS) as other:
+            posts = (other.post("/models/0/detect", content=image_bytes(), headers=PNG) for _ in range(3))
+            return [answer.status_code for answer in await asyncio.gather(*posts)]
+
+    assert sorted(asyncio.run(together())) == [200, 503, 503]
+
+
 def test_an_iou_that_is_none(page: Client) -> None:
     for iou, words in (("x", "iou: a number"), ("7", "out of range"), ("nan", "out of range")):
         answer = page.post(f"/models/0/detect?iou={iou}", content=image_bytes(), headers=PNG)
@@ -178,7 +231,7 @@ def test_an_iou_that_is_none(page: Client) -> None:
 
 def test_requests_of_other_sites_are_refused(page: Client) -> None:
     post = {"path": "/models/0/detect", "content": image_bytes()}
-    for origin in ("https://evil.example", "http://127.0.0.1:8080", "http://localhost:7070", "null"):
+    for origin in ("https://evil.example", "http://127.0.0.1:8080", "http://localhost:7070", "null", "http://[bad"):
         answer = page.post(**post, headers={**PNG, "origin": origin})
         assert answer.status_code == 403 and "other sites" in answer.json()["message"], origin
     for site in ("cross-site", "same-site"):
@@ -264,6 +317,8 @@ def test_without_a_registry_and_a_model_there_is_nothing_to_try(
 def test_a_port_that_is_taken(export: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="--port"):
         try_model._listening("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="--host"):
+        try_model._listening("192.0.2.1", 0)
 
 
 # The command and the page ---------------------------------------------------------------------------------------------
@@ -300,6 +355,7 @@ class Running:
 def test_the_command_tells_its_address_and_warns_of_others(export: Path, tmp_path: Path) -> None:
     with Running(tmp_path, "--model", str(export)) as server:
         assert server.address.startswith("http://127.0.0.1:") and len(server.lines) == 1
+        assert server.lines[0].startswith("1 model at")
     with Running(tmp_path, "--model", str(export), "--host", "0.0.0.0") as server:
         for _ in range(100):
             if len(server.lines) > 1:
@@ -434,6 +490,35 @@ def test_names_and_cards_of_a_hostile_model_are_text(tried: Any, devtools: Any, 
     assert set(tried.value(names)) <= set(EVIL_NAMES)
     assert tried.value("document.querySelectorAll('main img, main a, main script, td b').length") == 0
     assert tried.value("document.title") == "Try a model"
+
+
+@pytest.mark.slow
+def test_an_answer_of_the_model_before_is_dropped(tried: Any, devtools: Any, image: Path) -> None:
+    tried.upload("#file", image)
+    devtools.wait("detections", lambda: "in the detector" in tried.text())
+    # Answers wait until they are let go, as they do on a slow network.
+    tried.value("""(() => {
+        const real = window.fetch;
+        window.held = [];
+        window.fetch = async (...request) => {
+            const answer = await real(...request);
+            await new Promise(go => window.held.push(go));
+            return answer;
+        };
+    })()""")
+    move(tried, "iou", 0.9)
+    devtools.wait("the answer", lambda: tried.value("held.length === 1"))
+    choose = "it.value = 1; it.dispatchEvent(new Event('change'))"
+    tried.value(f"(() => {{ const it = document.getElementById('model'); {choose}; }})()")
+    assert tried.value("document.getElementById('model').ariaBusy") == "true"
+    devtools.wait("the facts", lambda: tried.value("held.length === 2"))
+    assert tried.value("held[0](), new Promise(done => setTimeout(() => done(answer === null), 300))")
+    assert tried.value("document.getElementById('save').disabled") and shown(tried) == []
+    tried.value("held[1]()")
+    devtools.wait("the next question", lambda: tried.value("held.length === 3"))
+    tried.value("held[2]()")
+    devtools.wait("detections", lambda: "in the detector" in tried.text() and shown(tried))
+    assert tried.value("document.getElementById('model').ariaBusy") is None
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ PARTIAL = "detections.partial.jsonl"
 """Records of a job that is still running: per line an object with `image` and `annotations`."""
 FORMATS = ("yolo", *WRITERS)
 """Further formats: label files of YOLO, and those of :data:`yolov7.predict.records.WRITERS`."""
+_OF_LABELLING_TOOLS = {"cvat", "label-studio"}
 _QUALITY = 92
 
 
@@ -88,6 +89,11 @@ def predict_source(
     if isinstance(source.video, str) and (out / source.stem).is_file():
         raise DataError("a folder of this name is needed, but there is a file", path=out / source.stem)
     job = Job(notes=list(source.left_out))
+    if source.video is not None and _OF_LABELLING_TOOLS.intersection(formats):
+        job.notes.append(
+            f"labelling tools need pictures without boxes, and {out / source.stem} holds drawn ones: for "
+            "pre-annotations, save the frames as images and predict these"
+        )
     try:
         for frames in _batches(source, predictor.batch_size, job):
             found = predictor.predict([frame.image for frame in frames])

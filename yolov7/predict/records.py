@@ -82,7 +82,7 @@ def write_cvat(file: IO[bytes], about: About, records: Callable[[], Iterator[Rec
         xml.startElement(name, _texts({}))
     for label in about.names.values():
         xml.startElement("label", _texts({}))
-        _element(xml, "name", {}, printable(label))
+        _element(xml, "name", {}, _xml_text(label))
         _element(xml, "attributes", {})
         xml.endElement("label")
     for name in reversed(_CVAT_LABELS):
@@ -167,7 +167,8 @@ def _region(about: About, image: Record, annotation: Record) -> dict[str, Any]:
             "width": round(100 * width / image["width"], 5),
             "height": round(100 * height / image["height"], 5),
             "rotation": 0,
-            "rectanglelabels": [about.names[annotation["category_id"]]],
+            # As in the labelling interface, whose XML holds no control characters.
+            "rectanglelabels": [_xml_text(about.names[annotation["category_id"]])],
         },
     }
 
@@ -187,5 +188,9 @@ def _element(xml: XMLGenerator, name: str, attributes: Mapping[str, Any], conten
 
 
 def _texts(attributes: Mapping[str, Any]) -> AttributesImpl[str]:
-    """Values as text; XML holds no control characters, not even escaped."""
-    return AttributesImpl({name: printable(str(value)) for name, value in attributes.items()})
+    return AttributesImpl({name: _xml_text(str(value)) for name, value in attributes.items()})
+
+
+def _xml_text(text: str) -> str:
+    """Text that XML can hold: no control characters and neither U+FFFE nor U+FFFF, not even escaped."""
+    return printable(text).replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")

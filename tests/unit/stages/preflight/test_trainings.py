@@ -100,6 +100,43 @@ def test_options_that_a_head_does_not_have(tmp_path, monkeypatch, variant, setti
         assert params_module.load().trainings
 
 
+@pytest.mark.parametrize(
+    ("train", "own"),
+    [
+        ({"first_epochs": 2}, {"distill_from": "self"}),
+        ({"first_epochs": 2}, {"rep_optimizer": "chain"}),
+        ({"rep_optimizer": "target", "optimizer": {"rate_batch": 0}}, {"scales": "n.safetensors"}),
+        ({"preset": "p5"}, {"preset": "small"}),
+    ],
+)
+def test_parameters_that_only_their_variant_completes(tmp_path, monkeypatch, train, own):
+    monkeypatch.chdir(tmp_path)
+    values = {"variants": ["yolov6-n"], "train": train, "per_variant": {"yolov6-n": own}}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    training = params_module.load().trainings["yolov6-n"]
+    assert {name: getattr(training, name) for name in own} == own
+    values["per_variant"]["yolov6-s"] = {}
+    Path("params.yaml").write_text(yaml.safe_dump(values | {"variants": ["yolov6-n", "yolov6-s"]}))
+    with pytest.raises(ConfigError, match=r"^params.yaml: train\b"):
+        params_module.load()
+
+
+@pytest.mark.parametrize(
+    ("own", "fault"),
+    [
+        ({"epohcs": 3}, "params.yaml: train (with per_variant.yolov6-n).epohcs: unknown key"),
+        ({"epochs": 3}, "params.yaml: train: first_epochs: there is one training"),
+    ],
+)
+def test_a_mistake_of_a_variant_is_not_one_of_train(tmp_path, monkeypatch, own, fault):
+    monkeypatch.chdir(tmp_path)
+    values = {"variants": ["yolov6-n"], "train": {"first_epochs": 2}, "per_variant": {"yolov6-n": own}}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError) as refused:
+        params_module.load()
+    assert str(refused.value).startswith(fault)
+
+
 def test_classes_that_are_there_and_data_that_are_not_yet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = {"variants": ["yolov7"], "per_variant": {"yolov7": {}}, "train": {"class_weights": {"dog": 2.0}}}

@@ -87,9 +87,15 @@ def test_the_command_detects_in_a_video_and_writes_tables(folder, tmp_path, caps
     common = ["predict", source, "--model", str(folder), "--confidence", "0.2", "-o", str(out)]
     for views in (["--augment", "scales"], ["--tiles", "0.2"]):
         assert main([*common, *views, "--also", "csv", "yolo"]) == 0
-        assert "3 images" in capsys.readouterr().out
+        told = capsys.readouterr()
+        assert "3 images" in told.out and "labelling tools" not in told.err
         found = json.loads((out / "detections.json").read_text())["annotations"]
         assert len(found) > 0 and len((out / "detections.csv").read_text().splitlines()) == 1 + len(found)
+    assert main([*common, "--also", "cvat"]) == 0 and (out / "cvat.xml").is_file()
+    assert (
+        f"labelling tools need pictures without boxes, and {out / 'v.avi'} holds drawn ones" in capsys.readouterr().err
+    )
+    assert (out / "v.avi/000000.jpg").is_file()
 
 
 def test_published_settings_reach_the_evaluation(runtime, index, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from urllib.parse import unquote
 
 import pytest
@@ -102,6 +103,20 @@ def test_label_studio_tasks_fit_their_labelling_interface(about):
             assert value["rectanglelabels"] == [NAMES[CATEGORY_IDS.index(found["category_id"])]]
             sides = [value["x"] * width, value["y"] * height, value["width"] * width, value["height"] * height]
             assert [side / 100 for side in sides] == pytest.approx(found["bbox"], abs=1e-3)
+
+
+def test_names_that_xml_cannot_hold_are_the_same_in_tasks_and_interfaces(about):
+    names = ("a\x00\x1b[31m\n\u202eb", "\ud800\ufffe\uffff", "  c")
+    odd = About(replace(about.metadata, class_names=names), 0.3, 0.45)
+    labels = ElementTree.fromstring(written(write_label_config, odd)).find("RectangleLabels")
+    shown = [label.get("value") for label in labels]
+    assert shown == ["a\\x00\\x1b[31m \\u202eb", "\\ud800\\ufffe\\uffff", "  c"]
+    used = {name for task in json.loads(written(write_label_studio, odd)) for region in task["predictions"][0]["result"]
+            for name in region["value"]["rectanglelabels"]}  # fmt: skip
+    assert used == set(shown[1:])
+    cvat = ElementTree.fromstring(written(write_cvat, odd))
+    assert [label.find("name").text for label in cvat.findall("meta/task/labels/label")] == shown
+    assert {box.get("label") for box in cvat.iter("box")} == set(shown[1:])
 
 
 @pytest.mark.parametrize("format", WRITERS)
