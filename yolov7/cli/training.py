@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,18 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from yolov7.errors import ConfigError
     from yolov7.runs import train_detector
 
     show_log()
     options: dict[str, Any] = read_settings(args.set, "--set")
+    own = options.keys() & inspect.signature(train_detector).parameters.keys()
+    if own:
+        raise ConfigError(f"--set: {min(own)}: not a training parameter; `yolov7 train --help` shows the other options")
     for name in ("epochs", "image_size", "batch_size", "weights", "preset"):
         if getattr(args, name) is not None:
+            if name in options:
+                raise ConfigError(f"--set: {name} is given twice, by --{name.replace('_', '-')} too")
             options[name] = getattr(args, name)
     trained = train_detector(
         args.variant,
