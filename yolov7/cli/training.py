@@ -22,7 +22,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (the recipe's)")
     parser.add_argument("--image-size", type=int, metavar="N", help="long side of the images in pixels (the recipe's)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per batch (16)")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or published .pt to start from")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or published .pt to start from, or a variant")
     parser.add_argument("--preset", metavar="NAME", help="another recipe; `small` suits hundreds of images")
     parser.add_argument(
         "--set",

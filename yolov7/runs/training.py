@@ -17,7 +17,7 @@ import torch
 from yolov7.config import Train, merge, train_parameters
 from yolov7.data.workers import default_workers
 from yolov7.device import choose_device
-from yolov7.errors import ConfigError, TrainingError
+from yolov7.errors import ConfigError, TrainingError, nearest
 from yolov7.files import sha256_file
 from yolov7.model import ModelMetadata, load_checkpoint
 from yolov7.model.variants import find_variant, recipe_of
@@ -37,7 +37,7 @@ from yolov7.train.state import StateFolder, differences
 from yolov7.train.stopping import StopRequests, stop_requests
 from yolov7.train.teacher import SELF, load_teacher
 from yolov7.weights.fetch import origin_of, published_file
-from yolov7.weights.releases import is_published_name
+from yolov7.weights.releases import RELEASED, is_published_name
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +134,8 @@ def _start_digest(params: Train) -> str | None:
     if is_published_name(params.weights):
         found: str | None = published_file(params.weights, "training").sha256
     else:
+        if params.weights and not Path(params.weights).exists() and (hint := nearest(params.weights, list(RELEASED))):
+            raise ConfigError(f"{WHERE}.weights: {params.weights}: no such file, and not the name of a variant{hint}")
         found = _digest(params.weights, f"{WHERE}.weights")
     if params.weights_sha256 and found != params.weights_sha256:
         raise ConfigError(

@@ -286,6 +286,7 @@ def test_two_trainings_in_a_row_teacher_first(data, tmp_path):
         ("yolov7-tyni", {}, ModelError, "did you mean 'yolov7-tiny'"),
         ("yolov7-tiny", {"epoch": 3}, ConfigError, "train.epoch: unknown key (did you mean 'epochs'?)"),
         ("yolov7-tiny", {"augment": {"mixupp": 0.1}}, ConfigError, "did you mean 'mixup'"),
+        ("yolov7-tiny", {"weights": "yolov7-tyni"}, ConfigError, "did you mean 'yolov7-tiny'"),
         ("yolov7-tiny", {"weights": "none.safetensors"}, ConfigError, "none.safetensors: no such file"),
         ("yolov7-tiny.pt", {}, ConfigError, "does not say which network"),
         ("yolov7-tiny", {"image_size": 100}, ConfigError, "multiple"),
