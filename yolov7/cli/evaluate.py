@@ -13,7 +13,10 @@ from yolov7.tables import print_table
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Options of `yolov7 evaluate`."""
     parser.add_argument(
-        "--model", required=True, metavar="M", help=".safetensors, .onnx, .xml, export folder, or models:/NAME@ALIAS"
+        "--model",
+        required=True,
+        metavar="M",
+        help=".safetensors, .onnx, .xml, export folder, models:/NAME@ALIAS, or a variant with published weights",
     )
     add_data(parser)
     parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="images to measure on (val)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the training images (the recipe's)")
     parser.add_argument("--image-size", type=int, metavar="N", help="long side of the images in pixels (the recipe's)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images per batch (16)")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors or published .pt to start from")
+    parser.add_argument("--weights", metavar="FILE", help=".safetensors or published .pt to start from, or a variant")
     parser.add_argument("--preset", metavar="NAME", help="another recipe; `small` suits hundreds of images")
     parser.add_argument(
         "--set",
@@ -38,12 +39,18 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from yolov7.errors import ConfigError
     from yolov7.runs import train_detector
 
     show_log()
     options: dict[str, Any] = read_settings(args.set, "--set")
+    own = options.keys() & inspect.signature(train_detector).parameters.keys()
+    if own:
+        raise ConfigError(f"--set: {min(own)}: not a training parameter; `yolov7 train --help` shows the other options")
     for name in ("epochs", "image_size", "batch_size", "weights", "preset"):
         if getattr(args, name) is not None:
+            if name in options:
+                raise ConfigError(f"--set: {name} is given twice, by --{name.replace('_', '-')} too")
             options[name] = getattr(args, name)
     trained = train_detector(
         args.variant,

@@ -43,8 +43,9 @@ def check_boxes(images: ImageSet, *, drop: bool) -> tuple[ImageSet, list[str]]:
         raise DataError(f"{bad[id(one)]}{more}; {advice}", path=coco.path, record=_where(one, sizes))
     kept = [one for one in coco.annotations if id(one) not in bad]
     if not any(not one.get("iscrowd") for one in kept):
+        seen = f" ({'; '.join(images.notes)})" if images.notes else ""
         raise DataError(
-            f"no boxes in {len(coco.images)} images: there is nothing to learn or to measure", path=coco.path
+            f"no boxes in {len(coco.images)} images{seen}: there is nothing to learn or to measure", path=coco.path
         )
     notes = [f"{len(named)} bad boxes were left out: {listed(named, joint='; ')}"] if named else []
     kept_images = replace(images, coco=replace(coco, annotations=kept))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yolov7.config import Group, parse
 from yolov7.data.formats.yolo_declared import read_declared
+from yolov7.data.index import DESCRIPTION as INDEX
 from yolov7.data.index import Index, build_index
 from yolov7.data.sources.class_names import with_plain_names
 from yolov7.data.sources.coco import read_coco_sets
@@ -80,12 +82,20 @@ def open_data(
             log.warning("%s: %s", split, note)
         if known != digest:
             check_images(images)
+    _refuse_foreign(folder, list(checked))
     indices = {split: build_index(images.coco, images.root, folder / split) for split, (images, _) in checked.items()}
     names = {split: index.class_names for split, index in indices.items()}
     if len(set(names.values())) > 1:
         raise DataError(f"the splits have other classes: {_difference(names)}", path=layout.name)
     write_json(folder / DESCRIPTION, {"data": str(layout.name), "sha256": digest, "splits": list(indices)})
     return OpenedData(indices, digest, str(layout.name))
+
+
+def _refuse_foreign(folder: Path, splits: Sequence[str]) -> None:
+    """Raise :class:`DataError` for a folder that an index would replace, and that is not one."""
+    for place in (folder / split for split in splits):
+        if os.path.lexists(place) and not (place / INDEX).is_file():
+            raise DataError("not an index, which would replace it; name another output folder", path=place)
 
 
 def _known(folder: Path) -> str | None:

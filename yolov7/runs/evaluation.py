@@ -19,9 +19,15 @@ from yolov7.model.spec import Network
 from yolov7.predict import Predictor, load_detector
 from yolov7.report.evaluation import analyse, render_report
 from yolov7.report.outputs import figures_of, left_out, write_outputs
-from yolov7.runs.data import DataSet, open_data
+from yolov7.runs.data import DESCRIPTION, DataSet, open_data
+from yolov7.runs.folder import RunFolder
 
 SPLITS = ("train", "val", "test")
+_REPORT = "report.html"
+_FILES = (
+    "metrics.json", "summary.json", "results.json", "per_class.csv", "precision_recall.csv", "detections", _REPORT,
+)  # fmt: skip
+"""Written into an evaluation's folder after the index of the data."""
 
 
 def evaluate_model(
@@ -55,6 +61,8 @@ def evaluate_model(
     """
     if split not in SPLITS:
         raise ConfigError(f"split: {split!r} is not one{nearest(split, list(SPLITS))}")
+    if out is not None:
+        _refuse_foreign(Path(out), split)
     predictor = load_detector(model, device=device, network=network)
     with _place(out) as folder:
         opened = open_data(
@@ -86,6 +94,18 @@ def evaluate_model(
             facts |= left_out(result, max_detections=max_detections)
             _write(Path(out), predictor, index, result, facts, pictures=pictures, resamples=resamples)
     return result
+
+
+def _refuse_foreign(out: Path, split: str) -> None:
+    """Raise :class:`ConfigError` for a folder of something else whose files would be written over."""
+    run = RunFolder(out)
+    if run.has_record():
+        raise ConfigError(
+            f"{out}: the folder of a training; write into one of its own, such as {run.evaluation(split)}"
+        )
+    taken = [name for name in _FILES if os.path.lexists(out / name)]
+    if taken and not (out / "data" / DESCRIPTION).is_file():  # comes before those files
+        raise ConfigError(f"{out}: holds {', '.join(taken)}, not of an evaluation; name another folder")
 
 
 def _place(out: str | os.PathLike[str] | None) -> AbstractContextManager[str | os.PathLike[str]]:
@@ -129,4 +149,4 @@ def _write(
     figures = {**figures_of(result, analysis, index), **inside}
     write_outputs(out, predictor, index, result, figures, pictures=pictures)
     page = render_report(predictor.metadata.variant, facts, result, analysis, index, pictures=pictures)
-    write_text(out / "report.html", page)
+    write_text(out / _REPORT, page)

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolov7.artefact import FILE_OF_FORMAT, FORMATS, ONNX, ONNX_NMS, SAFETENSORS, FormatName, Int8Settings
+from yolov7.artefact import (
+    DESCRIPTION,
+    FILE_OF_FORMAT,
+    FORMATS,
+    ONNX,
+    ONNX_NMS,
+    OPTIONAL,
+    SAFETENSORS,
+    FormatName,
+    Int8Settings,
+)
 from yolov7.config import parse
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError, ModelError, nearest
@@ -65,10 +75,15 @@ def export_weights(
     needs_int8 = any(name.endswith("int8") for name in formats)
     if data is None and needs_int8:
         raise ConfigError("formats: int8 is calibrated on training images and checked on validation images; give data")
+    folder = Path(out)
+    ours = any((folder / name).is_file() for name in (DESCRIPTION, SAFETENSORS))
+    if os.path.lexists(folder / OPTIONAL) and not ours:
+        raise ConfigError(
+            f"{folder}: holds `{OPTIONAL}`, not of an export, which would replace it; name another folder"
+        )
     trained, metadata = load_checkpoint(weights, network=network or None)
     # The files are of a network of this name, whatever its function calls it.
     own = find_variant(metadata.variant, source=network) if isinstance(network, str) and network else network or None
-    folder = Path(out)
     settings = parse(Int8Settings, int8, where="int8")
     with tempfile.TemporaryDirectory(prefix="yolov7-", ignore_cleanup_errors=True) as temporary:
         indices: Mapping[str, Index] = {}

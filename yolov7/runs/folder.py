@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,18 @@ from yolov7.documents import DocumentError, load_json
 from yolov7.errors import TrainingError
 from yolov7.figures.curve import Curve, curves
 from yolov7.files import write_json, write_text
+from yolov7.folders import remove
 from yolov7.train.records import LOSS_PREFIX, loss_parts
 
 _RECORD = "run.json"
+_LOCK = ".lock"
+_RESULTS = (
+    "best.safetensors", "last.safetensors", "history.csv", "curves.csv", "metrics.json", "summary.md", "ap.svg",
+    "losses.svg", "pictures",
+)  # fmt: skip
+"""Written once the training has finished."""
+_OWN = ("data", "state", "state-first", *_RESULTS)
+"""Names that a training writes over."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,12 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out. Raises :class:`TrainingError` where one trains here already."""
+        """Keep other processes out. Raises :class:`TrainingError` where one trains here already, and for a folder of
+        something else whose content a training would write over.
+        """
+        self._refuse_foreign()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -68,6 +81,28 @@ class RunFolder:
             yield
         finally:
             lock.release()
+
+    def _refuse_foreign(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise TrainingError(f"{self.path}: a file; name a folder for the run")
+        if self.has_record() or (self.path / _LOCK).is_file():  # the lock comes first, the record after the data
+            return
+        taken = [name for name in _OWN if os.path.lexists(self.path / name)]
+        if taken:
+            raise TrainingError(
+                f"{self.path}: not the folder of a run, and holds {', '.join(taken)}, which a training would write "
+                "over; name another folder"
+            )
+
+    def writes_over(self, file: Path) -> bool:
+        """True for a file that a training into this folder replaces or deletes."""
+        path, file = self.path.resolve(), file.resolve()
+        return file.is_relative_to(path) and file != path and file.relative_to(path).parts[0] in _OWN
+
+    def start_over(self) -> None:
+        """Delete states, record and results: beside the record of another training they would pass for its own."""
+        for name in (self.states.name, self.first.name, *_RESULTS, _RECORD):
+            remove(self.path / name)
 
     def has_record(self) -> bool:
         """True if a run was begun here."""

@@ -50,6 +50,8 @@ def find_layout(data: str | Path | Mapping[str, Any]) -> Layout:
     """
     if isinstance(data, Mapping):
         return _given(data)
+    if not isinstance(data, str | os.PathLike):
+        raise ConfigError(f"data: a path is expected, or a COCO json and its images by split, got {data!r:.100}")
     path = Path(data)
     if path.is_dir():
         return _in_folder(path)
@@ -96,6 +98,9 @@ def _given(data: Mapping[str, Any]) -> Layout:
             raise ConfigError(f"data: {split!r} is not a split{nearest(str(split), list(_SPLIT_NAMES))}")
         if not isinstance(one, Mapping) or sorted(one) != sorted(_GIVEN):
             raise ConfigError(f"data.{split}: `images` (a folder) and `annotations` (a COCO json) are expected")
+        for key in _GIVEN:
+            if not isinstance(one[key], str | os.PathLike):
+                raise ConfigError(f"data.{split}.{key}: a path is expected, got {one[key]!r:.100}")
     values = {split: {key: str(Path(one[key])) for key in _GIVEN} for split, one in data.items()}
     first = next((Path(one["annotations"]) for one in values.values()), Path())
     return Layout("coco", Path(), values, first)

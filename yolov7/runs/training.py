@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import torch
 from yolov7.config import Train, merge, train_parameters
 from yolov7.data.workers import default_workers
 from yolov7.device import choose_device
-from yolov7.errors import ConfigError, TrainingError
+from yolov7.errors import ConfigError, TrainingError, nearest
 from yolov7.files import sha256_file
 from yolov7.model import ModelMetadata, load_checkpoint
 from yolov7.model.variants import find_variant, recipe_of
@@ -26,7 +25,7 @@ from yolov7.runs.data import DataSet, OpenedData, open_data
 from yolov7.runs.folder import RunFolder
 from yolov7.runs.trained import TrainedDetector
 from yolov7.text import listed
-from yolov7.train.chain import link_of
+from yolov7.train.chain import Link, link_of
 from yolov7.train.identity import run_identity
 from yolov7.train.initial import initial_model
 from yolov7.train.loop import Trainer
@@ -38,7 +37,7 @@ from yolov7.train.state import StateFolder, differences
 from yolov7.train.stopping import StopRequests, stop_requests
 from yolov7.train.teacher import SELF, load_teacher
 from yolov7.weights.fetch import origin_of, published_file
-from yolov7.weights.releases import is_published_name
+from yolov7.weights.releases import RELEASED, is_published_name
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ WHERE = "train"
 
 
 def train_detector(
-    variant: str,
+    variant: str | os.PathLike[str],
     *,
     data: DataSet,
     out: str | os.PathLike[str],
@@ -68,8 +67,8 @@ def train_detector(
     leaves out boxes that would be refused. `options` are the training parameters (:class:`yolov7.config.Train`),
     nested groups as dictionaries: `epochs=50, image_size=320, augment={"mixup": 0.0}`; those left out are the variant's
     published recipe. `weights` may name a variant, whose published file is fetched. `workers` load data (default: none
-    on a CPU, up to 8 for an accelerator). With `resume=False` the folder's states are deleted first. Neither `workers`
-    nor stops change the result.
+    on a CPU, up to 8 for an accelerator). With `resume=False` the states and results in the folder are deleted before
+    the first batch. Neither `workers` nor stops change the result.
 
     Raises :class:`ConfigError` for unknown or impossible options, naming the nearest known one; :class:`DataError` for
     data that is missing or wrong, with file and record; :class:`ModelError` for an unknown variant or weights that do
@@ -81,16 +80,17 @@ def train_detector(
     if workers is not None and workers < 0:
         raise ConfigError(f"workers: a number from 0 on is expected, got {workers}")
     folder = RunFolder(Path(out))
+    for key in ("weights", "distill_from", "scales"):
+        file = getattr(params, key)
+        if file and folder.writes_over(Path(file)):
+            raise ConfigError(f"{WHERE}.{key}: {file} is written over by this training; train into another folder")
     digest = _start_digest(params)
     with folder.lock():
-        if not resume:
-            for states in (folder.states, folder.first):
-                shutil.rmtree(states, ignore_errors=True)
         opened = open_data(
             data, folder.data, splits=("train", "val"), options=data_options, drop_bad_boxes=drop_bad_boxes
         )
         how = {"given": _as_json(data), "options": dict(data_options or {}), "drop_bad_boxes": drop_bad_boxes}
-        run = _Run(name, params, opened, how, folder, chosen, workers, progress)
+        run = _Run(name, params, opened, how, folder, chosen, workers, progress, fresh=not resume)
         with _signals() as stop:
             outcome = run.fit(digest, stop)
             if not outcome.finished:
@@ -104,9 +104,10 @@ def train_detector(
     return TrainedDetector(folder.path)
 
 
-def parameters_of(variant: str, options: Mapping[str, Any], out: Path) -> tuple[str, Train]:
+def parameters_of(variant: str | os.PathLike[str], options: Mapping[str, Any], out: Path) -> tuple[str, Train]:
     """The network's name and its parameters, read from the arguments of :func:`train_detector`."""
-    values = dict(options)
+    variant = os.fspath(variant)
+    values = {name: os.fspath(one) if isinstance(one, os.PathLike) else one for name, one in options.items()}
     if variant.endswith(".safetensors"):
         if values.get("weights"):
             raise ConfigError(
@@ -133,6 +134,8 @@ def _start_digest(params: Train) -> str | None:
     if is_published_name(params.weights):
         found: str | None = published_file(params.weights, "training").sha256
     else:
+        if params.weights and not Path(params.weights).exists() and (hint := nearest(params.weights, list(RELEASED))):
+            raise ConfigError(f"{WHERE}.weights: {params.weights}: no such file, and not the name of a variant{hint}")
         found = _digest(params.weights, f"{WHERE}.weights")
     if params.weights_sha256 and found != params.weights_sha256:
         raise ConfigError(
@@ -162,6 +165,8 @@ class _Run:
     device: torch.device
     workers: int | None
     progress: bool
+    fresh: bool
+    """Start over, whatever the folder holds."""
 
     def record(self) -> None:
         """Write what the run is made of, before it begins."""
@@ -186,8 +191,10 @@ class _Run:
         """The training, or two in a row."""
         link = link_of(self.params)
         if link is None:
-            return self._train(self.params, self.folder.states, digest, stop)
-        first = self._train(link.first, self.folder.first, digest, stop)
+            return self._train(self.params, self.folder.states, digest, stop, fresh=self.fresh)
+        if not self.fresh:
+            self._refuse_unlinked(link, digest)
+        first = self._train(link.first, self.folder.first, digest, stop, fresh=self.fresh)
         if not first.finished or stop():
             return replace(first, finished=False)
         file = self.folder.first / link.weights
@@ -196,7 +203,21 @@ class _Run:
         second = link.second(str(file), sha256_file(file))
         return self._train(second, self.folder.states, digest, stop)
 
-    def _train(self, params: Train, states_folder: Path, digest: str | None, stop: StopRequests) -> Outcome:
+    def _refuse_unlinked(self, link: Link, start: str | None) -> None:
+        """Raise :class:`TrainingError` before the first training, not after it, if the second will be refused."""
+        last = StateFolder(self.folder.states, {}).last()
+        if last is None:
+            return
+        # What the first leaves is not known yet: it is taken to be what the second there began with.
+        before = last.identity.get("train", {})
+        digest = before.get("distill_sha256") or before.get("scales_sha256") or "not trained yet"
+        second = link.second(str(self.folder.first / link.weights), digest)
+        identity = run_identity(self.variant, second, {"sha256": self.data.sha256}, start)
+        _refuse_other(StateFolder(self.folder.states, identity))
+
+    def _train(
+        self, params: Train, states_folder: Path, digest: str | None, stop: StopRequests, *, fresh: bool = False
+    ) -> Outcome:
         train, val = self.data.indices["train"], self.data.indices["val"]
         if params.distill_from and params.distill_from != SELF:
             found = _digest(params.distill_from, f"{WHERE}.distill_from")
@@ -205,9 +226,13 @@ class _Run:
             params = params.model_copy(update={"scales_sha256": _digest(params.scales, f"{WHERE}.scales")})
         identity = run_identity(self.variant, params, {"sha256": self.data.sha256}, digest)
         states = StateFolder(states_folder, identity)
-        _refuse_other(states)
-        if states_folder == self.folder.states or not self.folder.has_record():
-            self.record()  # a call that is refused leaves the record of the training that is there
+        if not fresh:
+            _refuse_other(states)
+            if states_folder == self.folder.states and states.last() is None and self.folder.best.exists():
+                raise TrainingError(
+                    f"{self.folder.path}: holds the results of a training, without the states to resume it; train into "
+                    "another folder, or start over with --fresh (resume=False)"
+                )
         model = initial_model(self.variant, params, train)
         metadata = ModelMetadata.of(
             model,
@@ -216,6 +241,12 @@ class _Run:
             image_size=params.image_size,
             extra={"data_sha256": self.data.sha256, **origin_of(params.weights, network=params.network)},
         )
+        teacher = load_teacher(params, model.spec, metadata.class_names)
+        # What has failed so far, or was refused, has left the training that is there, and its record.
+        if fresh:
+            self.folder.start_over()
+        if states_folder == self.folder.states or not self.folder.has_record():
+            self.record()
         display = ProgressDisplay()
         listeners: list[Listener] = [display] if self.progress else []
         if states_folder == self.folder.states:
@@ -231,7 +262,7 @@ class _Run:
             device=self.device,
             workers=default_workers(self.device) if self.workers is None else self.workers,
             stop=stop,
-            teacher=load_teacher(params, model.spec, metadata.class_names),
+            teacher=teacher,
         )
         try:
             return trainer.fit()

@@ -6,7 +6,9 @@ import argparse
 import hashlib
 import json
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from stages.registry.journal import JOURNALS, RunJournal
 from stages.training.chain import Trainings, hand_out
 from stages.training.run import STATES, TrainingRun
 from stages.training.run_identity import refuse_changed
-from stages.training.state_remote import NEWEST
+from stages.training.state_remote import NEWEST, StateRemote, state_remote
 from yolov7.config import Train
 from yolov7.errors import TrainingError
 from yolov7.files import sha256_file
@@ -73,7 +75,31 @@ def project(tmp_path: Path, images, monkeypatch: pytest.MonkeyPatch) -> Params:
     monkeypatch.setattr(stages.train, "require", lambda *_: None)
     monkeypatch.setattr(stages.training.run, "open_index", lambda split: images)
     monkeypatch.setattr(stages.training.chain, "dataset_document", lambda: DOCUMENT)
+    remotes.clear()
+    monkeypatch.setattr(stages.training.run, "state_remote", kept)
     return params_with("hyper-search")
+
+
+remotes: list[StateRemote] = []
+"""Of the runs of a test, dead or alive."""
+
+
+def kept(*arguments: Any) -> StateRemote | None:
+    """`state_remote`, which keeps what it returns in `remotes`."""
+    remote = state_remote(*arguments)
+    remotes.extend([remote] if remote else [])
+    return remote
+
+
+def end_copies() -> None:
+    """A real kill ends the threads that copy states; those left here would copy into the folders of the next run."""
+    for remote in remotes:
+        remote.close(finished=False)
+    threads = [thread for thread in threading.enumerate() if thread.name == "state-remote"]
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
+    remotes.clear()
 
 
 def params_with(role: str, **train) -> Params:
@@ -147,6 +173,7 @@ def test_a_kill_in_either_half_resumes_there_and_changes_nothing(project, monkey
         with monkeypatch.context() as patch, pytest.raises(Killed):
             killed_at(patch, saves)
             stages.train.main(project, ARGUMENTS)
+        end_copies()
         assert len([folder for folder in folders() if list(folder.glob("state-*"))]) == runs
     trained(project)
     for name in ("best.safetensors", "last.safetensors"):

@@ -31,6 +31,16 @@ def test_settings_of_another_form_are_refused(texts):
         (["train", "yolov7-tiny", "--data", "nowhere", "-o", "run", "--set", "epoch=2"], "did you mean 'epochs'"),
         (["train", "yolov7-tiny", "--data", "nowhere", "-o", "run", "--preset", "smal"], "did you mean 'small'"),
         (["train", "yolov7-tiny", "--data", "nowhere", "-o", "run", "--epochs", "0"], "train.epochs"),
+        (
+            ["train", "yolov7-tiny", "--data", "nowhere", "-o", "run", "--set", "data=here"],
+            "--set: data: not a training",
+        ),
+        (["train", "yolov7-tiny", "--data", "nowhere", "-o", "run", "--set", "device=cpu"], "--set: device: not a"),
+        (["train", "yolov7-tiny", "--data", "nowhere", "-o", "run", "--set", "variant=x"], "--set: variant: not a"),
+        (
+            ["train", "yolov7-tiny", "--data", "nowhere", "-o", "run", "--image-size", "64", "--set", "image_size=96"],
+            "--set: image_size is given twice, by --image-size too",
+        ),
         (["evaluate", "--model", "none.onnx", "--data", "nowhere"], "none.onnx"),
         (["evaluate", "--model", "none.onnx", "--data", "nowhere", "--batch-size", "0"], "--batch-size"),
         (["evaluate", "--model", "none.onnx", "--data", "nowhere", "--split", "vall"], "--split"),

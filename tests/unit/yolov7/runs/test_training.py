@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -29,6 +30,7 @@ from yolov7.data.index import build_index
 from yolov7.errors import ConfigError, DataError, ModelError, TrainingError
 from yolov7.files import write_json
 from yolov7.predict import Predictor, TorchRuntime
+from yolov7.train.loop import Trainer
 
 NETWORK = "small_efficient:small_efficient"
 TRAIN = {
@@ -205,9 +207,65 @@ def test_other_parameters_are_refused_until_fresh(data, trained, capsys, tmp_pat
     assert yolov7.TrainedDetector(trained.folder).record == trained.record  # of what lies there
 
 
+def again(trained: yolov7.TrainedDetector, data, **changed) -> yolov7.TrainedDetector:
+    """The training of `trained` once more, into its folder, with changes."""
+    options = {"data": data, "out": trained.folder, "device": "cpu", "network": NETWORK, "progress": False}
+    return yolov7.train_detector("own", **{**options, **TRAIN, **changed})
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> yolov7.TrainedDetector:
+    """A copy of the run, to do harm to."""
+    return yolov7.TrainedDetector(shutil.copytree(trained.folder, tmp_path / "copied"))
+
+
+def test_to_start_over_costs_nothing_before_the_new_training_begins(data, copied):
+    files = {path: path.stat().st_mtime_ns for path in copied.folder.rglob("*") if path.is_file()}
+    for mistake in ({"data": "nowhere"}, {"data": data, "distill_from": "none.safetensors"}):
+        with pytest.raises((ConfigError, DataError)):
+            again(copied, resume=False, **mistake)
+    kept = ("state", "pictures", "best.safetensors", "run.json")
+    now = {path: path.stat().st_mtime_ns for path in copied.folder.rglob("*") if path.is_file()}
+    for name in kept:
+        place = copied.folder / name
+        theirs = {path: at for path, at in files.items() if path == place or place in path.parents}
+        assert theirs and theirs.items() <= now.items(), name
+
+
+def test_results_of_before_do_not_pass_for_those_of_a_training_that_started_over(data, copied, monkeypatch):
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit", broken)
+    with pytest.raises(KeyboardInterrupt):
+        again(copied, data, seed=7, resume=False)
+    with pytest.raises(TrainingError, match="has not finished"):
+        yolov7.TrainedDetector(copied.folder)
+    assert json.loads((copied.folder / "run.json").read_text())["train"]["seed"] == 7
+
+
+def test_results_without_states_are_not_written_over(data, copied):
+    shutil.rmtree(copied.folder / "state")
+    with pytest.raises(TrainingError, match=r"without the states to resume it.*--fresh"):
+        again(copied, data)
+    assert copied.weights.is_file()
+
+
+def test_a_pair_of_trainings_is_refused_before_the_first_if_the_second_would_be(data, copied):
+    with pytest.raises(TrainingError, match=r"other parameters.*distill"):
+        again(copied, data, distill_from="self")
+    assert not (copied.folder / "state-first").exists()
+
+
+def test_a_training_does_not_start_from_a_file_that_it_deletes(data, copied):
+    with pytest.raises(ConfigError, match=r"train\.weights: .*best\.safetensors is written over by this training"):
+        again(copied, data, weights=copied.weights, resume=False)
+    assert copied.weights.is_file()
+
+
 def test_a_checkpoint_as_variant_gives_network_and_weights(data, trained, tmp_path):
     again = yolov7.train_detector(
-        str(trained.weights), data=data, out=tmp_path / "run", device="cpu", network=NETWORK, progress=False,
+        trained.weights, data=data, out=tmp_path / "run", device="cpu", network=NETWORK, progress=False,
         **{**TRAIN, "epochs": 1},
     )  # fmt: skip
     assert again.variant == "own" and again.record["train"]["weights"] == str(trained.weights)
@@ -228,6 +286,7 @@ def test_two_trainings_in_a_row_teacher_first(data, tmp_path):
         ("yolov7-tyni", {}, ModelError, "did you mean 'yolov7-tiny'"),
         ("yolov7-tiny", {"epoch": 3}, ConfigError, "train.epoch: unknown key (did you mean 'epochs'?)"),
         ("yolov7-tiny", {"augment": {"mixupp": 0.1}}, ConfigError, "did you mean 'mixup'"),
+        ("yolov7-tiny", {"weights": "yolov7-tyni"}, ConfigError, "did you mean 'yolov7-tiny'"),
         ("yolov7-tiny", {"weights": "none.safetensors"}, ConfigError, "none.safetensors: no such file"),
         ("yolov7-tiny.pt", {}, ConfigError, "does not say which network"),
         ("yolov7-tiny", {"image_size": 100}, ConfigError, "multiple"),
@@ -235,6 +294,13 @@ def test_two_trainings_in_a_row_teacher_first(data, tmp_path):
         ("yolov7-tiny", {"workers": -1}, ConfigError, "workers"),
         ("yolov7-tiny", {"device": "cuda:77"}, ConfigError, "cuda:77"),
         ("yolov7-tiny", {"data": "nowhere"}, DataError, "nowhere"),
+        ("yolov7-tiny", {"data": None}, ConfigError, "data: a path is expected"),
+        (
+            "yolov7-tiny",
+            {"data": {"train": {"annotations": "a.json", "images": None}}},
+            ConfigError,
+            "data.train.images: a path is expected",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(variant, options, kind, words, data, tmp_path):
