@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def open_data(
             log.warning("%s: %s", split, note)
         if known != digest:
             check_images(images)
+    for note in _shared({split: images for split, (images, _) in checked.items()}):
+        log.warning("%s", note)
     _refuse_foreign(folder, list(checked))
     indices = {split: build_index(images.coco, images.root, folder / split) for split, (images, _) in checked.items()}
     names = {split: index.class_names for split, index in indices.items()}
@@ -89,6 +92,19 @@ def open_data(
         raise DataError(f"the splits have other classes: {_difference(names)}", path=layout.name)
     write_json(folder / DESCRIPTION, {"data": str(layout.name), "sha256": digest, "splits": list(indices)})
     return OpenedData(indices, digest, str(layout.name))
+
+
+def _shared(sets: Mapping[str, ImageSet]) -> list[str]:
+    """A note for every two splits with images in common: what is measured on those was learnt by heart."""
+    files = {
+        split: {str(images.root.resolve() / r["file_name"]) for r in images.coco.images}
+        for split, images in sets.items()
+    }
+    return [
+        f"{len(common)} images of {second} are in {first}, too (such as {min(common)}): figures on them flatter"
+        for first, second in combinations(files, 2)
+        if (common := files[first] & files[second])
+    ]
 
 
 def _refuse_foreign(folder: Path, splits: Sequence[str]) -> None:

@@ -186,6 +186,17 @@ def test_a_mapping_names_jsons_and_images(tmp_path):
     assert parse_splits([str(tmp_path)]) == str(tmp_path)
 
 
+def test_images_that_two_splits_share_are_counted(tmp_path, caplog):
+    image(tmp_path / "images/a.jpg")
+    image(tmp_path / "images/b.jpg")
+    both = {"images": str(tmp_path / "images"), "annotations": str(coco(tmp_path / "both.json", ["a.jpg", "b.jpg"]))}
+    one = {"images": str(tmp_path / "images"), "annotations": str(coco(tmp_path / "one.json", ["b.jpg"]))}
+    open_data({"train": both, "val": one}, tmp_path / "index", splits=("train", "val"))
+    assert [one.message for one in caplog.records if "flatter" in one.message] == [
+        f"1 images of val are in train, too (such as {tmp_path / 'images/b.jpg'}): figures on them flatter"
+    ]
+
+
 def test_another_label_is_another_data_set(tmp_path):
     root = coco_of_coco(tmp_path / "set")
     first = open_data(root, tmp_path / "index", splits=("train", "val")).sha256
