@@ -19,7 +19,7 @@ from markupsafe import Markup
 from yolov7.evaluate.curves import PrecisionRecall
 from yolov7.evaluate.mistakes import Calibration
 
-_SIDE, _LEFT, _BOTTOM, _EDGE = 320, 44, 40, 10  # of the square charts: plot, room for labels
+_SIDE, _LEFT, _BOTTOM, _EDGE = 320, 58, 40, 10  # of the square charts: plot, room for labels
 
 KIND_COLORS = {
     "right": "#2f9e6e",

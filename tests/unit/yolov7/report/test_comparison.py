@@ -107,7 +107,7 @@ def test_names_without_room_are_left_to_their_dots():
     assert len(root.findall("circle/title")) == len(dots) > len(shown) > 10
     spans = [(float(t.attrib["x"]), 6.5 * len(t.text), float(t.attrib["y"])) for t in shown]
     for number, (left, width, y) in enumerate(spans):
-        assert left >= 44 and left + width <= 44 + 320 and 10 < y < 10 + 320 + 5
+        assert left >= 58 and left + width <= 58 + 320 and 10 < y < 10 + 320 + 5
         for start, other, height in spans[:number]:
             assert abs(y - height) >= 13 or left + width < start or start + other < left
 
