@@ -116,6 +116,7 @@ RUN_ELSEWHERE = {
     "docs/training.md: dvc add weights/yolov7-tiny.pt": "tests/unit/stages/test_start_weights.py",
     "docs/training.md: yolov7 fetch-weights yolov7": "tests/unit/yolov7/weights/test_fetch.py",
     "docs/variants.md: yolov7 predict photo.jpg": "tests/unit/yolov7/weights/test_fetch.py",
+    "docs/training.md: dvc exp run": "tests/pipeline/test_dvc_shell.py",
     "docs/training.md: YOLOV7_PROCESSES=4": "tests/pipeline/test_train_processes.py",
     "docs/training.md: python -m flows.choose_model": "tests/pipeline/test_choice_flow.py",
     "docs/training.md: python -m flows.search_parameters": "tests/pipeline/test_search_flow.py",

@@ -48,6 +48,7 @@ SHOWN = (
     "docs/first-hour.md: Running stage",
     "docs/first-hour.md: yolov6-n: version 1 promoted",
     "docs/first-hour.md: 200 images, 334 detections",
+    "docs/training.md: Ran experiment(s)",
     "docs/library.md: yolov7-tiny: 400 training",
     "docs/library.md: resuming",
     "docs/library.md: error: ",
