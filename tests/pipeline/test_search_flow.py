@@ -82,6 +82,7 @@ def trained(here: Path) -> list[str]:
     return (here / "trained").read_text().split() if (here / "trained").exists() else []
 
 
+@pytest.mark.thorough
 def test_two_workers_share_a_study_and_a_second_run_trains_nothing(here: Path, prefect_server: PrefectServer) -> None:
     report = search_parameters(workers=2)
     assert report.figures["trials"] == 6 and report.figures["default_AP"] == 0.2
@@ -131,6 +132,7 @@ def test_mistakes_are_told_before_anything_runs(here: Path) -> None:
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: params.yaml: search.space.augment.mosaik")
 
 
+@pytest.mark.thorough
 def test_a_database_that_is_away_ends_the_run_with_its_cause(here: Path) -> None:
     values = yaml.safe_load((here / "params.yaml").read_text())
     values["search"]["storage"] = "postgresql+psycopg2://me:geheim@127.0.0.1:9/studies"
