@@ -32,6 +32,8 @@ class Detections:
     """(n,) int64 class numbers."""
     class_names: tuple[str, ...] = ()
     """Names of all classes of the model, by class number; empty where they are unknown."""
+    category_ids: tuple[int, ...] = ()
+    """Ids of the training data's categories, by class number; empty where they are unknown."""
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -50,9 +52,10 @@ class Detections:
     ) -> list[dict[str, Any]]:
         """COCO annotations with a score, which are COCO results too; `bbox` is left, top, width, height in pixels.
 
-        `category_ids` by class number are a detector's `metadata.category_ids` (None: the class numbers themselves).
-        Annotations are numbered from `first_id`.
+        The categories are those of the model's training data; `category_ids`, by class number, are others. Without
+        either, the class numbers stand for them. Annotations are numbered from `first_id`.
         """
+        ids = self.category_ids if category_ids is None else category_ids
         records = []
         columns = (column.tolist() for column in self.to_numpy())
         for number, (box, score, label) in enumerate(zip(*columns, strict=True), first_id):
@@ -62,7 +65,7 @@ class Detections:
                 {
                     "id": number,
                     "image_id": image_id,
-                    "category_id": label if category_ids is None else category_ids[label],
+                    "category_id": ids[label] if ids else label,
                     "bbox": [round(side, 3) for side in (left, top, width, height)],
                     "area": round(width * height, 3),
                     "iscrowd": 0,

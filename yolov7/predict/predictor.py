@@ -172,7 +172,9 @@ class Predictor:
         return [self._named(found[i]) for i in range(len(images))]
 
     def _named(self, found: Detections) -> Detections:
-        return replace(found, class_names=tuple(self.metadata.class_names))
+        return replace(
+            found, class_names=tuple(self.metadata.class_names), category_ids=tuple(self.metadata.category_ids)
+        )
 
     def _detect(self, prepared: Sequence[Fitted]) -> list[Detections]:
         """One batch, of images of one shape."""

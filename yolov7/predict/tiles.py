@@ -7,6 +7,7 @@ smaller than the overlap lies whole in one of them; the view of the whole image 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class TiledPredictor:
         kept = batched_nms(boxes, scores, labels, self.iou)
         boxes, scores, labels, cut = boxes[kept], scores[kept], labels[kept], cut[kept]
         kept = (~_pieces(boxes, labels, cut)).nonzero()[: self.max_detections, 0]
-        return Detections(boxes[kept], scores[kept], labels[kept], whole.class_names)
+        return replace(whole, boxes=boxes[kept], scores=scores[kept], labels=labels[kept])
 
 
 def tile_corners(size: tuple[int, int], tile: tuple[int, int], overlap: float) -> list[tuple[int, int]]:

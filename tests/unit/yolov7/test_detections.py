@@ -19,7 +19,7 @@ from yolov7.data.formats.coco import read_coco
 from yolov7.detections import Detections
 from yolov7.errors import ConfigError
 from yolov7.nms import Thresholds
-from yolov7.predict import load_detector
+from yolov7.predict import TiledPredictor, load_detector
 from yolov7.predict.notebook import detector_table, show
 
 NAMES = ("cat", "<script>alert(1)</script>", "dog & co")
@@ -44,6 +44,12 @@ def test_coco_records_are_read_by_our_reader_and_by_pycocotools(tmp_path):
     assert records[0]["score"] == 0.9 and records[0]["area"] == pytest.approx(20.5 * 40.25, abs=1e-3)
     results = COCO(str(file)).loadRes(records)
     assert [one["score"] for one in results.loadAnns(results.getAnnIds(imgIds=[4]))] == [0.9, 0.4]
+
+
+def test_categories_are_those_of_the_model_unless_others_are_given():
+    known = replace(found(), category_ids=(7, 9, 11))
+    assert [record["category_id"] for record in known.to_coco(1)] == [9, 11]
+    assert [record["category_id"] for record in known.to_coco(1, category_ids=(3, 2, 1))] == [2, 1]
 
 
 def test_without_category_ids_the_class_numbers_count():
@@ -119,6 +125,16 @@ def test_a_picture_with_detections_for_a_notebook():
     assert (image == 128).all(), "the image itself is left alone"
     page = shown._repr_html_()
     assert page.startswith('<img src="data:image/png;base64,') and "&lt;script&gt;" in page and "<script" not in page
+
+
+def test_a_detector_states_classes_and_categories_with_and_without_tiles(exported):
+    detector = load_detector(exported, confidence=0.01)
+    ids = tuple(detector.metadata.category_ids)
+    for predictor in (detector, TiledPredictor(detector, overlap=0.25)):
+        (some,) = predictor.predict(pictures(1))
+        assert len(some) and some.category_ids == ids
+        assert [one["category_id"] for one in some.to_coco(1)] == [ids[label] for label in some.labels.tolist()]
+        assert set(some.names) <= set(detector.metadata.class_names)
 
 
 def test_a_detector_in_a_notebook(exported):
