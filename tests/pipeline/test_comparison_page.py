@@ -15,6 +15,7 @@ import yaml
 
 from stages.project.command import environment
 from tests.pipeline.export_folder import CATEGORY_IDS, CLASSES, image_bytes
+from yolov7.catalogue import listed_infos
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
 
@@ -108,7 +109,10 @@ def test_the_page_in_a_browser(workspace: Path) -> None:
     assert (inked > 0).mean() > 0.2, "text and charts from top to bottom"
     dom = dom_of(workspace / "probe.html", workspace)
     assert "<title>yolov7</title>" in dom, dom[:300]
-    assert dom.count("<svg") == 6
+    speeds = {
+        (said.speed.device, said.speed.precision) for one in listed_infos() if (said := one.published) and said.speed
+    }
+    assert dom.count("<svg") == 3 + 2 + len(speeds), "latency, parameters and GFLOPs; latency by device as published"
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at the page with")

@@ -118,6 +118,8 @@ def test_every_flow_has_its_deployment() -> None:
         "weekly": "validate-data",
         "gate": "promote",
         "drift": "evaluate-champion",
+        "choice": "choose-model",
+        "search": "search-parameters",
     }
 
 
