@@ -41,6 +41,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 def _train(args: argparse.Namespace) -> None:
     from yolov7.errors import ConfigError
     from yolov7.runs import train_detector
+    from yolov7.runs.evaluation import REPORT
+    from yolov7.runs.folder import RunFolder
 
     show_log()
     options: dict[str, Any] = read_settings(args.set, "--set")
@@ -61,4 +63,6 @@ def _train(args: argparse.Namespace) -> None:
         **data_arguments(args),
         **options,
     )
+    trained.evaluate(device=args.device)
     print(trained.weights)
+    print(RunFolder(trained.folder).evaluation("val") / REPORT)

@@ -23,9 +23,9 @@ from yolov7.runs.data import DESCRIPTION, DataSet, open_data
 from yolov7.runs.folder import RunFolder
 
 SPLITS = ("train", "val", "test")
-_REPORT = "report.html"
+REPORT = "report.html"
 _FILES = (
-    "metrics.json", "summary.json", "results.json", "per_class.csv", "precision_recall.csv", "detections", _REPORT,
+    "metrics.json", "summary.json", "results.json", "per_class.csv", "precision_recall.csv", "detections", REPORT,
 )  # fmt: skip
 """Written into an evaluation's folder after the index of the data."""
 
@@ -149,4 +149,4 @@ def _write(
     figures = {**figures_of(result, analysis, index), **inside}
     write_outputs(out, predictor, index, result, figures, pictures=pictures)
     page = render_report(predictor.metadata.variant, facts, result, analysis, index, pictures=pictures)
-    write_text(out / _REPORT, page)
+    write_text(out / REPORT, page)

@@ -60,6 +60,8 @@ def steps(data: Path, out: Path, variant: str) -> list[list[str]]:
 
 def check(out: Path) -> None:
     """The files that the four steps leave."""
+    assert json.loads((out / "run/evaluation/val/metrics.json").read_text())["images"] == 3
+    assert "<svg" in (out / "run/evaluation/val/report.html").read_text(), "the run's own report"
     assert json.loads((out / "figures/metrics.json").read_text())["images"] == 3
     assert "<svg" in (out / "figures/report.html").read_text()
     verified = json.loads((out / "exported/verify.json").read_text())
