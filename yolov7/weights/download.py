@@ -1,6 +1,6 @@
 """A file from a web server, by the standard library: complete, or not there.
 
-A cut connection is resumed where the server names the version of its file (a strong ETag), else begun anew. Proxies
+A cut connection is resumed where the server names the version of its file (a strong ETag), else begun again. Proxies
 come from the environment (HTTPS_PROXY, NO_PROXY), as urllib reads it.
 """
 
@@ -110,7 +110,7 @@ class _Transfer:
         if error.code in _AGAIN:
             return _Again(f"the server answers {error.code}")
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            self.etag = None  # begins anew
+            self.etag = None  # begins again
             return _Again("the server refuses the range that was asked for")
         if error.code in (404, 410):
             return FetchError(f"the server has no such file ({error.code})")
