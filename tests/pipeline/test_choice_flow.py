@@ -17,7 +17,7 @@ from tests.pipeline.servers import PrefectServer, loopback_environment
 from yolov7.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(1200)]
 
 NETWORKS = """
 from yolov7.model.scaling import scale
@@ -78,7 +78,6 @@ def trained(folder: Path) -> dict[str, int]:
     }
 
 
-@pytest.mark.thorough
 def test_from_data_to_champion_and_to_one_of_another_variant(here: Path, prefect_server: PrefectServer) -> None:
     report = choose_model()
     found = report.figures
@@ -111,7 +110,6 @@ def test_from_data_to_champion_and_to_one_of_another_variant(here: Path, prefect
     assert "AP_difference" in decision.evidence, "both were measured side by side, across variants"
 
 
-@pytest.mark.thorough
 def test_limits_leave_out_and_may_leave_nothing(here: Path) -> None:
     write_params(here, budget={"size_mb": 0.001})
     with pytest.raises(ChoiceError, match=r"no candidate is left: narrow: size, .* MB, 0.001 MB allowed; wide: size"):
@@ -119,7 +117,6 @@ def test_limits_leave_out_and_may_leave_nothing(here: Path) -> None:
     assert len(trained(here)) == 2, "the second rung was not trained"
 
 
-@pytest.mark.thorough
 def test_latencies_of_another_machine_decide_before_any_training(here: Path) -> None:
     (here / "jetson.yaml").write_text("{narrow: 9.0, wide: 90.0}")
     write_params(here, budget={"latency_ms": 10, "latencies": "jetson.yaml"}, rungs=[1])
