@@ -262,8 +262,7 @@ class Params(Group):
     def training(self, variant: str, changes: Mapping[str, Any] | None = None, *, where: str = "") -> Train:
         """Training parameters of any variant, with `changes` laid over them, which `where` names in errors."""
         values = merge(merge(self.train, self.per_variant.get(variant, {})), changes or {})
-        where = where or f"params.yaml: train (with per_variant.{variant})"
-        recipe = self._recipe(variant, values)
+        where, recipe = where or f"params.yaml: train (with per_variant.{variant})", self._recipe(variant, values)
         try:
             train = train_parameters(values, where=where, recipe=recipe)
         except ConfigError as error:

@@ -122,13 +122,11 @@ class ModelRegistry:
             models = list(self.client.search_registered_models())
         listed = []
         for model in models:
-            aliases: dict[int, list[str]] = {}
-            for alias, number in sorted(model.aliases.items()):
-                aliases.setdefault(int(number), []).append(alias)
             with reported():
                 order, quoted = ["version_number DESC"], model.name.replace("'", "")
                 records = self.client.search_model_versions(f"name = '{quoted}'", max_results=most, order_by=order)
-            listed += [(_version(one), aliases.get(int(one.version), [])) for one in records if one.status == "READY"]
+            for one in (_version(record) for record in records if record.status == "READY"):
+                listed.append((one, sorted(a for a, number in model.aliases.items() if int(number) == one.number)))
         # The sort is stable, so names and numbers keep their order inside each group.
         rank = {CHAMPION: 0, CHALLENGER: 1}
         return sorted(listed, key=lambda entry: min((rank.get(alias, 2) for alias in entry[1]), default=3))

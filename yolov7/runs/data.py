@@ -101,7 +101,7 @@ def _shared(sets: Mapping[str, ImageSet]) -> list[str]:
         for split, images in sets.items()
     }
     return [
-        f"{len(common)} images of {second} are in {first}, too (such as {min(common)}): figures on them flatter"
+        f"images of {second} that are in {first}, too: {len(common)} (such as {min(common)}); figures on them flatter"
         for first, second in combinations(files, 2)
         if (common := files[first] & files[second])
     ]

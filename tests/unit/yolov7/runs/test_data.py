@@ -193,7 +193,7 @@ def test_images_that_two_splits_share_are_counted(tmp_path, caplog):
     one = {"images": str(tmp_path / "images"), "annotations": str(coco(tmp_path / "one.json", ["b.jpg"]))}
     open_data({"train": both, "val": one}, tmp_path / "index", splits=("train", "val"))
     assert [one.message for one in caplog.records if "flatter" in one.message] == [
-        f"1 images of val are in train, too (such as {tmp_path / 'images/b.jpg'}): figures on them flatter"
+        f"images of val that are in train, too: 1 (such as {tmp_path / 'images/b.jpg'}); figures on them flatter"
     ]
 
 
