@@ -1,6 +1,8 @@
 """What quantising parts of a network costs: AP of int8 files, and processor time of one image.
 
     python benchmarks/int8.py models/V/export [--images 100] [--rounds 20] [--side N] [--only-time]
+    python benchmarks/int8.py models/V/export --ranges      # AP by method of calibration, ranges of their own or shared
+    python benchmarks/int8.py models/V/export --metrics 6   # AP with six layers in float, chosen by each metric
 
 Run in a workspace with `data/index`. Parts are the convolutions that the export quantises, and the last ones of each
 branch of the head, which it leaves in float. Time is that of the process on one thread, so other programs on the
@@ -16,19 +18,23 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
 
 from yolov7.artefact import Int8Settings
 from yolov7.data.index import Index
+from yolov7.export.calibrate import calibrate, shared
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.openvino import export_openvino
 from yolov7.export.quantize import Placement, quantizable, quantized
 from yolov7.export.samples import Samples, evenly_spaced
+from yolov7.export.sensitivity import Metric, as_rows
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import Runtime, onnx_session, scaled_parts
+from yolov7.ranges import RangeMethod
 
 PLACEMENTS: tuple[Placement, ...] = ("onnx", "openvino")
 
@@ -40,6 +46,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--side", type=int, help="of the timed image (as trained)")
     parser.add_argument("--only-time", action="store_true")
+    parser.add_argument("--ranges", action="store_true")
+    parser.add_argument("--metrics", type=int, metavar="N")
     args = parser.parse_args()
     file = args.export / "model.onnx"
     graph = onnx.load(file)
@@ -48,6 +56,13 @@ def main() -> None:
     exporter = Int8Exporter(graph, file, calibration=train, validation=val, settings=settings)
     layers, last = quantizable(graph), last_of_branches(graph)
     samples = Samples(val, evenly_spaced(len(val), args.images), exporter._float)
+    if args.ranges or args.metrics:
+        print(f"float: AP {exporter.float_ap:.4f}", flush=True)
+        if args.ranges:
+            by_method(exporter, graph, layers, samples)
+        if args.metrics:
+            by_metric(exporter, graph, layers, samples, args.metrics)
+        return
     if not args.only_time:
         print(f"float: AP {exporter.float_ap:.4f}", flush=True)
         observe_outputs(exporter, graph, [name for names in last.values() for name in names])
@@ -58,6 +73,29 @@ def main() -> None:
             found = [samples.ap(opened(exporter, graph, names, placement)) for placement in PLACEMENTS]
             print(f"{what} ({len(names)}): AP {found[0]:.4f} ONNX Runtime, {found[1]:.4f} OpenVINO", flush=True)
     timed(exporter, graph, layers, args.rounds, args.side or exporter.metadata.image_size)
+
+
+def by_method(exporter: Int8Exporter, graph: onnx.ModelProto, layers: Sequence[str], samples: Samples) -> None:
+    """AP of both runtimes with ranges by each method, of their own and shared."""
+    for method in get_args(RangeMethod):
+        own = calibrate(graph, lambda: exporter._batches(exporter.settings.calibration_images), method=method)
+        for what, ranges in (("own", own), ("shared", shared(graph, own))):
+            exporter.__dict__["ranges"] = ranges
+            found = [samples.ap(opened(exporter, graph, layers, placement)) for placement in PLACEMENTS]
+            print(f"{method}, {what}: AP {found[0]:.4f} ONNX Runtime, {found[1]:.4f} OpenVINO", flush=True)
+
+
+def by_metric(
+    exporter: Int8Exporter, graph: onnx.ModelProto, layers: Sequence[str], samples: Samples, keep: int
+) -> None:
+    """AP with the `keep` layers in float that each metric finds most sensitive."""
+    for placement in PLACEMENTS:
+        rows = exporter.sensitivities(layers, placement, ap=True)
+        for metric in get_args(Metric):
+            worst = [row["node"] for row in as_rows(rows, metric)][:keep]
+            left = [name for name in layers if name not in worst]
+            ap = samples.ap(opened(exporter, graph, left, placement))
+            print(f"{placement}, {keep} in float by {metric}: AP {ap:.4f}", flush=True)
 
 
 def last_of_branches(graph: onnx.ModelProto) -> dict[str, list[str]]:

@@ -97,8 +97,10 @@ def quantized(
 ) -> onnx.ModelProto:
     """A copy of `graph` with these convolutions quantised (operators QuantizeLinear and DequantizeLinear).
 
-    `exact` are values that keep their own range behind an operator that would pass on its input's; such an operator
-    works in float where the two differ. Raises :class:`ModelError` for a convolution whose input has no range.
+    `exact` are values that convolutions read rounded by their own range, as in a training that learnt it. An operator
+    that would pass on its input's range then works in float where the two differ; and where only convolutions are in
+    eight bits, no other operator reads the rounded value. Raises :class:`ModelError` for a convolution whose input has
+    no range.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
@@ -129,7 +131,7 @@ def quantized(
     )
     result: onnx.ModelProto = quantizer.quantize_model()
     if placement != "onnx":
-        _read_only_by(result, chosen, ranges)
+        _read_only_by(result, chosen, ranges, None if placement == "tensorrt" else exact)
     quantizer.model.topological_sort()
     return result
 
@@ -151,10 +153,10 @@ def _require_ranges(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges) ->
             raise ModelError(f"int8: the input of {layer} has no range; calibrate the graph that is quantised")
 
 
-def _read_only_by(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges) -> None:
-    """Give all other operators the value itself instead of the rounded one, so that a value is rounded where a
-    convolution reads it and nowhere else. Those that only move numbers within one range may keep it: rounding behind
-    them gives the same.
+def _read_only_by(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges, values: Collection[str] | None) -> None:
+    """Of `values` (None: all), let only the convolutions read what was rounded, as in a training that rounds there.
+
+    Operators that only move numbers within one range may keep it: rounding behind them gives the same.
     """
     made_by = {value: node for node in graph.graph.node for value in node.output}
     for node in graph.graph.node:
@@ -165,6 +167,8 @@ def _read_only_by(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges) -> N
             if name not in made_by or made_by[name].op_type != "DequantizeLinear":
                 continue
             value = made_by[made_by[name].input[0]].input[0]
+            if values is not None and value not in values:
+                continue
             if not (moves and all(ranges.get(out) == ranges[value] for out in node.output)):
                 node.input[position] = value
 

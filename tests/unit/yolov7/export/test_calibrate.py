@@ -187,7 +187,7 @@ def test_a_file_rounds_as_the_arithmetic_of_the_ranges_says():
     graph = maker.model(maker.conv(relu(maker, maker.conv(total)), channels=3))
     names = quantizable(graph)
     ranges = calibrate(graph, images, method="percentile") | {middle: (-0.1, 1.2)}
-    result = quantized(graph, names, ranges, placement="openvino")
+    result = quantized(graph, names, ranges, placement="openvino", exact={middle})
     by_hand = onnx.ModelProto()
     by_hand.CopyFrom(graph)
     for node in by_hand.graph.node:
@@ -201,6 +201,8 @@ def test_a_file_rounds_as_the_arithmetic_of_the_ranges_says():
             bias.CopyFrom(numpy_helper.from_array(np.round(numpy_helper.to_array(bias) / unit) * unit, bias.name))
     batch = images(1)[0]
     value = batch.astype(np.float32) / 255
+    reads = {node.output[0]: set(node.input) for node in result.graph.node}
+    assert middle in reads[total]
     # Each convolution alone, on its input rounded by hand.
     for node in by_hand.graph.node:
         if node.op_type == "Conv" and node.name in names:
