@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from small_detector import metadata_of
+from small_detector import metadata_of, pictures, small_index
 
 from yolov7.artefact import check_folder
 from yolov7.config import train_parameters
@@ -223,6 +223,16 @@ def test_mosaic_needs_the_augmentation_of_a_training(graph, exported, index):
     made = Int8Exporter(graph, exported / "model.onnx", **given, augmented=augmented_like(train, index))
     assert [batch.shape for batch in made._batches(2)] == [(1, 3, 64, 64)] * 2
     assert all(low <= 0 < high for low, high in made.ranges.values())
+
+
+def test_a_calibration_image_that_is_missing_is_named(graph, exported, trained, tmp_path):
+    images, nothing = pictures(2), load_detector(exported, confidence=1.0)
+    index = small_index(tmp_path, nothing.predict(images), images, metadata_of(trained))
+    (tmp_path / "1.png").unlink()
+    made = Int8Exporter(graph, exported / "model.onnx", calibration=index, validation=index, settings=Int8Settings())
+    with pytest.raises(DataError, match=r"1\.png") as caught:
+        _ = made.ranges
+    assert "\n" not in str(caught.value)
 
 
 def test_learnt_ranges_are_in_the_files(graph, exported, index, tmp_path):

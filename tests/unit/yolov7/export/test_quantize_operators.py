@@ -7,9 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 from graph_maker import CHANNELS, GraphMaker
+from onnx import numpy_helper
 
 from yolov7.export.calibrate import calibrate
 from yolov7.export.quantize import quantizable, quantized
+from yolov7.ranges import weight_scales
 
 
 def silu(maker, value):
@@ -126,3 +128,24 @@ def test_a_path_ends_where_bytes_do():
     assert quantizable(graph) == convolutions[:2]
     result = quantized(graph, convolutions[:2], calibrate(graph, images))
     assert 0 < np.abs(run(result) - run(graph)).mean() < 0.05
+
+
+@pytest.mark.parametrize("placement", ["onnx", "openvino", "tensorrt"])
+def test_a_transposed_convolution_has_a_scale_per_output_channel(placement):
+    """Its weight is (inputs, outputs, k, k): the outputs lie along the second axis."""
+    maker = GraphMaker()
+    first = maker.add("Relu", maker.conv("images", inputs=3))
+    larger = maker.conv(first, channels=4, kind="ConvTranspose", strides=[2, 2])
+    graph = maker.model(maker.conv(maker.add("Relu", maker.conv(larger, inputs=4)), channels=3))
+    result = quantized(graph, quantizable(graph), calibrate(graph, images), placement=placement)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    made_by = {value: node for node in result.graph.node for value in node.output}
+    node = next(node for node in result.graph.node if node.op_type == "ConvTranspose")
+    back = made_by[node.input[1]]
+    (axis,) = (attribute.i for attribute in back.attribute if attribute.name == "axis")
+    original = next(n for n in graph.graph.node if n.op_type == "ConvTranspose").input[1]
+    weight = next(numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == original)
+    expected = weight_scales(weight, axis=1, bits=8 if placement == "tensorrt" else 7)
+    assert axis == 1 and weight.shape[:2] == (CHANNELS, 4)
+    np.testing.assert_array_equal(constants[back.input[1]], expected)
+    assert 0 < np.abs(run(result) - run(graph)).mean() < 0.06 * run(graph).std()
