@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from yolov7.config.group import Group
+from yolov7.config.read import merge, parse
 from yolov7.config.train import Distillation, Ema, Optimizer
+from yolov7.presets import QUANTIZATION
+
+_OPTIMIZER: Mapping[str, Any] = MappingProxyType(
+    {
+        "name": "adamw",
+        "learning_rate": 1e-4,
+        "final_factor": 0.02,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "nominal_batch": 16,
+        "warmup_epochs": 0.0,
+        "warmup_iterations": 0,
+    }
+)
+_EMA: Mapping[str, Any] = MappingProxyType({"decay": 0.98, "ramp": 20.0})
+_DISTILLATION: Mapping[str, Any] = MappingProxyType({"dfl": 0.0, "features": 10.0, "statistics": "running"})
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({"optimizer": _OPTIMIZER, "ema": _EMA, "distillation": _DISTILLATION})
 
 
 class Quantization(Group):
@@ -32,22 +52,13 @@ class Quantization(Group):
     close_mosaic_epochs: int = Field(default=0, ge=0)
     """Number of last epochs without mosaic, mixup and pasting; published: 0."""
     masks: bool = True
-    """Of a network of RepOptimizer: its masks on the gradients stay. False: it is trained as any other, which needs no
-    scales."""
-    optimizer: Optimizer = Optimizer(
-        name="adamw",
-        learning_rate=1e-4,
-        final_factor=0.02,
-        momentum=0.9,
-        weight_decay=0.0,
-        nominal_batch=16,
-        warmup_epochs=0.0,
-        warmup_iterations=0,
-    )
+    """A network of RepOptimizer keeps its masks on the gradients, with `optimizer: {name: sgd}`: others undo them.
+    False: it is trained as any other, which needs no scales."""
+    optimizer: Optimizer = Optimizer(**_OPTIMIZER)
     """Optimiser and schedule."""
-    ema: Ema = Ema(decay=0.98, ramp=20.0)
+    ema: Ema = Ema(**_EMA)
     """Averaged weights."""
-    distillation: Distillation = Distillation(dfl=0.0, features=10.0, statistics="running")
+    distillation: Distillation = Distillation(**_DISTILLATION)
     """What is learned from the float network."""
 
     @model_validator(mode="after")
@@ -59,3 +70,9 @@ class Quantization(Group):
         if self.distillation.dfl:
             raise ValueError("distillation.dfl: distances are not compared here; set it to 0")
         return self
+
+
+def quantization_settings(values: Mapping[str, Any], *, where: str = "params.yaml: quantization") -> Quantization:
+    """The settings that `values` give, laid over the preset they name and the defaults. Raises :class:`ConfigError`."""
+    parse(Quantization, values, where=where)  # alone first, so that a mistake is reported as it was written
+    return parse(Quantization, merge(merge(_DEFAULTS, QUANTIZATION[values.get("preset", "")]), values), where=where)

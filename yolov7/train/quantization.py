@@ -6,9 +6,11 @@ quantised form (:mod:`yolov7.model.quantized`), and the teacher the float networ
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +19,13 @@ from yolov7.config import HeadOptions, Quantization, Train
 from yolov7.data.annotated import read_annotated
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
+from yolov7.files import atomic_path
 from yolov7.model import Detector, ModelMetadata, load_checkpoint
 from yolov7.model.quantized import calibrate, quantized
 from yolov7.predict import Predictor, TorchRuntime
 from yolov7.predict.predictor import stack
+from yolov7.train.outputs import write_records
+from yolov7.train.records import Outcome
 
 QUANTIZED = "quantized.safetensors"
 """The result, beside its records."""
@@ -50,6 +55,7 @@ def quantization_parameters(train: Train, settings: Quantization, *, scales: tup
             "head": HeadOptions(),
             "freeze": (),
             "sync_batchnorm": False,
+            "compile": False,
             "evaluate_every": 1,
             "patience": 0,
             "augment": augment,
@@ -77,6 +83,21 @@ def student_and_teacher(
     images = calibration_images(teacher, metadata, train_index, settings.calibration_images)
     calibrate(student, images, settings.method)
     return student, teacher, replace(metadata, form=student.form)
+
+
+def write_quantized(out: Path, outcome: Outcome, train: Train, device: torch.device, *, title: str) -> dict[str, Any]:
+    """Write the weights, the history and the summary of a finished training; returns its figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / QUANTIZED) as temporary:
+        shutil.copyfile(outcome.best, temporary)
+    write_records(out, outcome, train, device, title=title)
+    return {
+        "val_AP": outcome.best_ap,
+        "calibrated_val_AP": outcome.start["val/AP"],
+        "best_epoch": outcome.best_epoch + 1,
+        "epochs": len(outcome.history),
+        "skipped_steps": outcome.skipped_steps,
+    }
 
 
 def calibration_images(model: Detector, metadata: ModelMetadata, index: Index, count: int) -> Iterator[Tensor]:
