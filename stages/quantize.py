@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_stage
 from stages.project.home import experiment_origin, project_root
 from stages.project.params import Params
+from stages.project.workspace import DOCUMENT, quantized_dir
 from yolov7.errors import YoloError
+from yolov7.files import write_json
 from yolov7.folders import remove
 
 if TYPE_CHECKING:
@@ -26,13 +28,13 @@ log = logging.getLogger(__name__)
 
 def main(params: Params, args: argparse.Namespace) -> None:
     """Train, and write `models/V/quantized`."""
-    from stages.training.quantization import QuantizationRun, quantized_dir, write_off
-
     if not params.quantization_for(args.variant).enabled:
         remove(quantized_dir(args.variant))
-        write_off(args.variant)
+        write_json(quantized_dir(args.variant) / DOCUMENT, {"enabled": False})
         log.info("%s: no quantisation-aware training (quantization.enabled)", args.variant)
         return
+    from stages.training.quantization import QuantizationRun
+
     _train(args, QuantizationRun.prepared(params, args.variant))
 
 

@@ -14,13 +14,14 @@ import torch
 
 from stages.project.params import Params
 from stages.project.provenance import stage_code
-from stages.project.workspace import dataset_document, model_dir, training_run
+from stages.project.workspace import DOCUMENT, dataset_document, model_dir, quantized_dir, training_run
 from stages.registry.journal import RunJournal, delivered
 from stages.training.outputs import finish_journal, run_document
 from stages.training.processes import loader_workers
 from stages.training.run import STATES, TrainingRun, journal_of
 from stages.training.run_identity import start_scales
 from stages.training.state_remote import state_remote
+from yolov7.artefact import QUANTIZED
 from yolov7.config import Quantization, Train, identity_of
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError, DataError
@@ -28,7 +29,6 @@ from yolov7.files import sha256_file, write_json
 from yolov7.train.identity import fingerprint, run_identity
 from yolov7.train.loop import Trainer
 from yolov7.train.quantization import (
-    QUANTIZED,
     quantization_parameters,
     student_and_teacher,
     write_quantized,
@@ -37,19 +37,6 @@ from yolov7.train.records import Outcome
 from yolov7.train.state import StateFolder
 
 log = logging.getLogger(__name__)
-
-DOCUMENT = "quantization.json"
-"""Says whether there is a quantised network, and its figures; always there."""
-
-
-def quantized_dir(variant: str) -> Path:
-    """`models/V/quantized`."""
-    return model_dir(variant) / "quantized"
-
-
-def write_off(variant: str) -> None:
-    """Write that there is no quantised network."""
-    write_json(quantized_dir(variant) / DOCUMENT, {"enabled": False})
 
 
 @dataclass(frozen=True)

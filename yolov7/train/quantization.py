@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolov7.artefact import QUANTIZED
 from yolov7.config import HeadOptions, Quantization, Train
 from yolov7.data.annotated import read_annotated
 from yolov7.data.index import Index
@@ -26,9 +27,6 @@ from yolov7.predict import Predictor, TorchRuntime
 from yolov7.predict.predictor import stack
 from yolov7.train.outputs import write_records
 from yolov7.train.records import Outcome
-
-QUANTIZED = "quantized.safetensors"
-"""The result, beside its records."""
 
 
 def quantization_parameters(train: Train, settings: Quantization, *, scales: tuple[str, str] | None = None) -> Train:
