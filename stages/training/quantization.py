@@ -65,7 +65,7 @@ class QuantizationRun(TrainingRun):
         sha256 = sha256_file(weights)
         identity = run_identity(variant, train, data, sha256)
         own = identity_of(settings)
-        identity["quantization"] = {name: own[name] for name in ("method", "calibration_images")}
+        identity["quantization"] = {name: own[name] for name in ("method", "calibration_images", "distillation")}
         folder = STATES / f"{variant}.quantized" / fingerprint(identity)  # no variant has a point in its name
         remote = state_remote(params.flow, folder, journal_of(folder))
         offer = remote.offer if remote else lambda state: None

@@ -74,5 +74,6 @@ class Quantization(Group):
 
 def quantization_settings(values: Mapping[str, Any], *, where: str = "params.yaml: quantization") -> Quantization:
     """The settings that `values` give, laid over the preset they name and the defaults. Raises :class:`ConfigError`."""
-    parse(Quantization, values, where=where)  # alone first, so that a mistake is reported as it was written
-    return parse(Quantization, merge(merge(_DEFAULTS, QUANTIZATION[values.get("preset", "")]), values), where=where)
+    name = values.get("preset", "")
+    preset = QUANTIZATION.get(name, {}) if isinstance(name, str) else {}
+    return parse(Quantization, merge(merge(_DEFAULTS, preset), values), where=where)
