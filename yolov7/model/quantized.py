@@ -51,7 +51,13 @@ def quantized(model: Detector) -> Detector:
 def _readers(deploy: Detector) -> list[list[str]]:
     """Names of the convolutions that are quantised, those that read the same value together, in running order."""
     head = cast(HeadModule, deploy.head)
-    last = {id(module) for output in head.outputs() for module in output.modules()}
+    try:
+        last = {id(module) for output in head.outputs() for module in output.modules()}
+    except AttributeError:
+        raise ModelError(
+            f"{deploy.variant}: its head does not say which convolutions are its last; give its module `outputs` "
+            "(yolov7.model.spec.HeadModule)"
+        ) from None
     names = {
         module: name
         for name, module in deploy.named_modules()

@@ -274,16 +274,11 @@ def test_calibration_refuses_no_images_and_values_that_are_not_finite():
         calibrate(form, images().split(1), "mse")
 
 
-def test_a_network_of_outputs_alone_has_nothing_to_quantise():
-    network = find_variant("yolov6-n")
-    model = create_model(network, 1)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.forward = None  # never run
-    head = model.head
-    assert {id(output) for output in head.outputs()} == {
-        id(output) for branch in head.lead for output in (branch.box_output, branch.class_output)
-    }
+def test_a_head_that_does_not_name_its_last_convolutions_is_refused(monkeypatch):
+    model = small_detector()
+    monkeypatch.delattr(type(model.head), "outputs")
+    with pytest.raises(ModelError, match="small: its head does not say which convolutions are its last"):
+        quantized(model)
 
 
 def test_networks_of_rep_optimizer_are_quantised_too():
