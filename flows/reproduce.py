@@ -32,13 +32,15 @@ from stages.project.workspace import INGESTED, dataset_document, measured, model
 from stages.registry.versions import ModelRegistry, Version, download_model
 from stages.training.state_remote import SWITCH
 from yolov7.artefact import ONNX
+from yolov7.documents import MAX_YAML, read_text
 from yolov7.errors import DataError, ModelError, YoloError
 from yolov7.files import sha256_file
+from yolov7.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-STAGES = ("validate", "train", "export", "evaluate")
+STAGES = ("validate", "train", "quantize", "export", "evaluate")
 _FOLDERS = ("coco", "voc", "yolo")
 """Sources whose data is in a folder outside git: a fresh checkout cannot ingest them again."""
 _NEEDED = ("git_revision", "data_dvc", "data_sha256", "artefact_sha256", "manifest_sha256", "AP")
@@ -143,11 +145,17 @@ def reproduce(uri: str, *, root: Path | None = None, keep: bool = False, log: Lo
             bring_files(pipeline, origin.variant, log)
             _bring_data(pipeline, origin, log)
             seconds = 0.0
-            for stage in STAGES:
+            for stage in _stages_in(folder):
                 full = stage if stage == "validate" else f"{stage}@{origin.variant}"
                 log.info("%s: running %s", revision[:12], full)
                 seconds += pipeline.reproduce(full, log, force=True, commit=False).seconds
         return _compare(origin, registered, folder, seconds)
+
+
+def _stages_in(folder: Path) -> list[str]:
+    """The stages that this revision has."""
+    known = read_yaml(read_text(folder / "dvc.yaml", MAX_YAML)).written["stages"]
+    return [stage for stage in STAGES if stage in known]
 
 
 def _warn_of_packages(origin: Origin, folder: Path, log: Log) -> None:

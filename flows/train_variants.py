@@ -44,7 +44,7 @@ from stages.project.names import check_variant
 from stages.project.params import Params
 from yolov7.errors import ConfigError, YoloError, nearest
 
-VARIANT_STAGES = ("train", "export", "evaluate", "register")
+VARIANT_STAGES = ("train", "quantize", "export", "evaluate", "register")
 REGISTERED = "yolov7.version.registered"
 """Event: a version waits for the gate, because its run does not judge. `prefect.yaml` starts the gate on it."""
 
@@ -113,7 +113,7 @@ def _refusal(params: Params, variants: Sequence[str], fresh: Collection[str]) ->
 def train_each(
     pipeline: Pipeline, params: Params, variants: Sequence[str], fresh: Collection[str]
 ) -> list[VariantReport]:
-    """Run the stages of all variants at once; each stage waits for the previous one, and training also for a slot."""
+    """Run the stages of all variants at once; each stage waits for the previous one, and trainings also for a slot."""
     slots = Slots(params.flow.accelerator_slots)
     chains = [_start_chain(pipeline, params, variant, fresh, slots) for variant in variants]
     return [_finish_chain(variant, chain) for variant, chain in zip(variants, chains, strict=True)]
@@ -129,7 +129,9 @@ def _start_chain(pipeline: Pipeline, params: Params, variant: str, fresh: Collec
     chain: dict[str, PrefectFuture[StageResult]] = {}
     for stage in VARIANT_STAGES:
         name, before = f"{stage}@{variant}", list(chain.values())[-1:]
-        if stage != "train":
+        if stage == "quantize" and params.quantization_for(variant).enabled:
+            chain[name] = reproduce.submit(pipeline, name, slots, fresh=name in fresh, wait_for=before)
+        elif stage != "train":
             chain[name] = reproduce.submit(pipeline, name, fresh=name in fresh, wait_for=before)
         elif params.flow.remote_training:
             chain[name] = elsewhere.submit(pipeline, params, name, fresh=name in fresh)

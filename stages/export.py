@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,28 @@ import onnx
 from stages.project.command import run_stage
 from stages.project.params import Export, Params
 from stages.project.provenance import dvc_hash, git_revision
-from stages.project.workspace import dataset_document, model_dir, open_index, training_run
+from stages.project.workspace import dataset_document, model_dir, open_index, quantized_dir, read_json, training_run
 from stages.registry.journal import delivered
 from yolov7.artefact import (
     FILE_OF_FORMAT,
     INT8_FORMATS,
     ONNX,
     ONNX_NMS,
+    QUANTIZED,
     SAFETENSORS,
     FormatName,
 )
 from yolov7.data.index import Index
-from yolov7.errors import ModelError
+from yolov7.errors import DataError, ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, export_folder, verify
 from yolov7.export.int8 import Int8Exporter
+from yolov7.export.onnx import described, export_onnx
 from yolov7.export.records import VERIFICATION, summary, write_records
 from yolov7.export.samples import augmented_like, evenly_spaced
+from yolov7.files import sha256_file
 from yolov7.model import ModelMetadata, load_checkpoint
+from yolov7.model.quantized import learnt_ranges
+from yolov7.ranges import Range
 from yolov7.weights.origin import stated_origin
 
 log = logging.getLogger(__name__)
@@ -41,15 +47,31 @@ log = logging.getLogger(__name__)
 def main(params: Params, args: argparse.Namespace) -> None:
     """Write `models/V/export`."""
     trained = model_dir(args.variant) / "train"
-    export(
-        params, args.variant, trained / "best.safetensors", model_dir(args.variant) / "export", run=_run(args.variant)
-    )
+    weights, out = trained / "best.safetensors", model_dir(args.variant) / "export"
+    export(params, args.variant, weights, out, run=_run(args.variant), quantized=quantized_file(args.variant, weights))
 
 
-def export(params: Params, variant: str, checkpoint: Path, out: Path, *, run: dict[str, Any]) -> None:
+def quantized_file(variant: str, weights: Path) -> Path | None:
+    """The network that the quantize stage made of these weights; None where it made none.
+
+    Raises :class:`DataError` for one of other weights.
+    """
+    folder, command = quantized_dir(variant), f"dvc repro quantize@{variant}"
+    if not (folder / QUANTIZED).is_file():
+        return None
+    run = read_json(folder / "run.json", command, needs={"float.sha256": str})
+    if run["float"]["sha256"] != sha256_file(weights):
+        raise DataError(f"was made of other weights than {weights}; run `{command}`", path=folder / QUANTIZED)
+    return folder / QUANTIZED
+
+
+def export(
+    params: Params, variant: str, checkpoint: Path, out: Path, *, run: dict[str, Any], quantized: Path | None = None
+) -> None:
     """Export the weights of a training to the folder `out`, and verify every file; `run` describes the training.
 
-    Raises :class:`ModelError` where a file does not compute what was trained.
+    The int8 files are of the network `quantized`, if there is one, with the ranges that it has learnt. Raises
+    :class:`ModelError` where a file does not compute what was trained.
     """
     settings = params.export
     network = params.network_for(variant)
@@ -65,7 +87,7 @@ def export(params: Params, variant: str, checkpoint: Path, out: Path, *, run: di
         iou=settings.iou,
         max_detections=settings.max_detections,
         formats=settings.formats,
-        int8=lambda graph, float_model: int8_exporter(graph, float_model, index, params, variant),
+        int8=lambda graph, float_model: int8_exporter(graph, float_model, index, params, variant, quantized=quantized),
         extra=_origin(run, metadata),
     )
     report = verify(
@@ -125,14 +147,44 @@ def limits_of(name: FormatName, settings: Export) -> VerifyLimits:
 
 
 def int8_exporter(
-    graph: onnx.ModelProto, float_model: Path, validation: Index, params: Params, variant: str
+    graph: onnx.ModelProto,
+    float_model: Path,
+    validation: Index,
+    params: Params,
+    variant: str,
+    *,
+    quantized: Path | None = None,
 ) -> Int8Exporter:
-    """An exporter that calibrates on training images and checks AP on validation images."""
+    """An exporter that calibrates on training images and checks AP on validation images.
+
+    With a `quantized` network its graph takes the place of `graph`, and its ranges come first.
+    """
+    learnt = None
+    if quantized is not None:
+        graph, learnt = quantized_graph(quantized, graph, params, variant)
     train, settings = open_index("train"), params.export.int8
     augmented = augmented_like(params.training(variant), train) if settings.images == "mosaic" else None
     return Int8Exporter(
-        graph, float_model, calibration=train, validation=validation, settings=settings, augmented=augmented
+        graph,
+        float_model,
+        calibration=train,
+        validation=validation,
+        settings=settings,
+        augmented=augmented,
+        learnt=learnt,
     )
+
+
+def quantized_graph(
+    path: Path, like: onnx.ModelProto, params: Params, variant: str
+) -> tuple[onnx.ModelProto, dict[str, Range]]:
+    """The graph of a quantised network, exported and described as the float network's is, and its learnt ranges."""
+    model, _ = load_checkpoint(path, network=params.network_for(variant))
+    settings, (metadata, _) = params.export, described(like)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / ONNX
+        graph = export_onnx(model, file, metadata=metadata, opset=settings.opset, dynamic=settings.dynamic)
+    return graph, learnt_ranges(model)
 
 
 if __name__ == "__main__":

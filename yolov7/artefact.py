@@ -26,6 +26,8 @@ FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8
 DESCRIPTION = "model.json"
 """The manifest: content of the folder, with the sha256 of every file. A folder with one is an export folder."""
 SAFETENSORS, ONNX, ONNX_NMS = "model.safetensors", "model.onnx", "model-nms.onnx"
+QUANTIZED = "quantized.safetensors"
+"""The network of a quantisation-aware training, in its folder: what int8 files are made of."""
 OPTIONAL = "optional"
 """Subfolder for the files that not every export has."""
 FORMATS_FILE = f"{OPTIONAL}/formats.json"

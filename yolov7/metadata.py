@@ -52,7 +52,7 @@ class StatedModel(_Stated):
     """The entry `yolov7` of every format: the model."""
 
     variant: Word
-    form: Literal["training", "deploy"]
+    form: Literal["training", "deploy", "quantized"]
     num_classes: Whole = Field(ge=1, le=MAX_CLASSES)
     class_names: list[str]
     category_ids: list[Annotated[Whole, Field(ge=-_INT64, le=_INT64)]]

@@ -220,5 +220,27 @@ YOLOV6: dict[str, Preset] = {
     },
 }
 
+QUANTIZATION: dict[str, Preset] = {
+    "": {},
+    # Reference sheet: yolov6-training, section 11. As every other run of a RepOptimizer, without scaling by the batch.
+    "yolov6": {
+        "epochs": 10,
+        "batch_size": 128,
+        "method": "entropy",
+        "calibration_images": 160,
+        "optimizer": {
+            "name": "sgd",
+            "learning_rate": 1e-5,
+            "published_gpus": 8,
+            "final_factor": 0.001,
+            "momentum": 0.937,
+            "weight_decay": 5e-5,
+            "nominal_batch": 64,
+        },
+        "ema": {"decay": 0.9999, "ramp": 2000.0},
+    },
+}
+"""Presets of quantisation-aware training by name. The defaults of :class:`yolov7.config.Quantization` are our own."""
+
 PRESETS: dict[str, dict[str, Preset]] = {"yolov7": YOLOV7, "yolov9": YOLOV9, "yolov6": YOLOV6}
 """Presets by family, then by name."""

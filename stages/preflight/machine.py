@@ -29,7 +29,8 @@ _STATES, _WEIGHTS, _FORMS = 3, 4, 3
 
 def check_folders(variants: Iterable[str], found: Findings) -> None:
     """The folders that stages write to."""
-    own = [folder for v in variants for folder in (model_dir(v) / "train", model_dir(v) / "export", reports(v))]
+    made = ("train", "quantized", "export")
+    own = [folder for v in variants for folder in (*(model_dir(v) / name for name in made), reports(v))]
     for folder in (*_WRITTEN, *own):
         present = next(each for each in (folder.resolve(), *folder.resolve().parents) if each.exists())
         if any(f"{present}: " in line for line in found.problems):

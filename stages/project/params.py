@@ -15,11 +15,12 @@ from pydantic import BeforeValidator, Field
 from stages.project.names import check_folder, check_line, check_model_name, check_values, check_variant
 from stages.project.params_data import Data, check_address, check_data
 from stages.project.params_search import Choice, Search
+from stages.project.params_train import check_head, check_pgi, check_quantization, check_rep_optimizer, quantization_for
 from stages.project.redaction import in_one_line
 from yolov7.artefact import FORMATS, FormatName, Int8Settings
-from yolov7.config import Group, HeadOptions, Train, merge, parse, train_parameters
+from yolov7.config import Group, HeadOptions, Quantization, Train, merge, parse, train_parameters
 from yolov7.documents import MAX_YAML, DocumentError, read_text
-from yolov7.errors import ConfigError, ModelError, nearest
+from yolov7.errors import ConfigError, nearest
 from yolov7.yaml_text import read_yaml
 
 if TYPE_CHECKING:
@@ -228,6 +229,9 @@ class Params(Group):
     """Training parameters of every variant as written (yolov7.config.Train); `trainings` holds them parsed."""
     per_variant: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Training parameters that differ for one variant, as written, by variant name."""
+    quantization: dict[str, Any] = Field(default_factory=dict)
+    """Quantisation-aware training as written (yolov7.config.Quantization), and under `per_variant` what differs for one
+    variant."""
     export: Export = Export()
     """Export and verification."""
     evaluate: Evaluate = Evaluate()
@@ -259,6 +263,10 @@ class Params(Group):
         """Training parameters of one variant of `variants`."""
         return self.trainings[variant]
 
+    def quantization_for(self, variant: str) -> Quantization:
+        """Parameters of the quantisation-aware training of one variant."""
+        return quantization_for(self.quantization, variant)
+
     def training(self, variant: str, changes: Mapping[str, Any] | None = None, *, where: str = "") -> Train:
         """Training parameters of any variant, with `changes` laid over them, which `where` names in errors."""
         values = merge(merge(self.train, self.per_variant.get(variant, {})), changes or {})
@@ -268,11 +276,11 @@ class Params(Group):
         except ConfigError as error:
             raise self._without_variant(error, where, recipe) from None
         if train.pgi and not train.network:  # a network of the user's own is asked for when it is trained
-            _check_pgi(variant, train, where)
+            check_pgi(variant, train, where)
         if train.rep_optimizer and not train.network:
-            _check_rep_optimizer(variant, train, where)
+            check_rep_optimizer(variant, train, where)
         if train.head != HeadOptions() and not train.network:
-            _check_head(variant, train, where)
+            check_head(variant, train, where)
         return train
 
     def _without_variant(self, error: ConfigError, where: str, recipe: str) -> ConfigError:
@@ -293,43 +301,6 @@ class Params(Group):
 
         # A network of the user's own has no recipe, even under the name of a variant.
         return "p5" if values.get("network") else recipe_of(variant)
-
-
-def _check_pgi(variant: str, train: Train, where: str) -> None:
-    """Raise :class:`ConfigError` for a variant that cannot be trained with `train.pgi`."""
-    from yolov7.model.variants import find_variant, list_variants
-
-    try:
-        if variant in list_variants():
-            find_variant(variant, pgi=train.auxiliary_part)
-    except ModelError as error:
-        raise ConfigError(f"{where}.pgi: {error}; set it under per_variant, for gelan-* and yolov9-* only") from None
-
-
-def _check_rep_optimizer(variant: str, train: Train, where: str) -> None:
-    """Raise :class:`ConfigError` for a variant without RepVGG blocks."""
-    from yolov7.model.rep_optimizer import hyper_search
-    from yolov7.model.variants import find_variant, list_variants
-
-    try:
-        if variant in list_variants():
-            hyper_search(find_variant(variant, pgi=train.auxiliary_part))
-    except ModelError as error:
-        raise ConfigError(
-            f"{where}.rep_optimizer: {error}; set it under per_variant, for sizes of YOLOv6 other than L"
-        ) from None
-
-
-def _check_head(variant: str, train: Train, where: str) -> None:
-    """Raise :class:`ConfigError` for a variant whose head does not have the options of `train.head`."""
-    from yolov7.model.trained import training_network
-    from yolov7.model.variants import list_variants
-
-    try:
-        if variant in list_variants():
-            training_network(variant, train)
-    except ModelError as error:
-        raise ConfigError(f"{where}.head: {error}; set it under per_variant, for variants that it fits") from None
 
 
 def load(path: str | Path = PARAMS_FILE) -> Params:
@@ -391,6 +362,7 @@ def _check(params: Params, file: Path) -> None:
             if name not in known:
                 raise ConfigError(f"{file}: {key}: unknown variant {name!r}{nearest(name, known)}")
     _ = params.trainings
+    check_quantization(params.quantization, params.variants, known, where=f"{file}: quantization")
     check_data(params.data, where=f"{file}: data")
     if "://" in params.flow.state_remote or params.flow.state_remote.startswith("s3:"):  # no folder
         check_address(params.flow.state_remote, where=f"{file}: flow.state_remote", schemes=("s3",))

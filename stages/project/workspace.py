@@ -21,6 +21,9 @@ INDEXED = INDEX / "dataset.json"
 VALIDATION_REPORT = Path("reports/validation")
 """Findings of the validate stage."""
 
+DOCUMENT = "quantization.json"
+"""In `models/V/quantized`: whether there is a quantised network, and its figures."""
+
 NUMBER = (int, float)
 Needs = Mapping[str, type | tuple[type, ...]]
 """Type of an entry by its place in a document, `splits.test.sha256`."""
@@ -34,6 +37,11 @@ _ABSENT = object()
 def model_dir(variant: str) -> Path:
     """`models/V`: the trained and exported files."""
     return Path("models") / variant
+
+
+def quantized_dir(variant: str) -> Path:
+    """`models/V/quantized`: the network of a quantisation-aware training, if there is one."""
+    return model_dir(variant) / "quantized"
 
 
 def reports(variant: str) -> Path:

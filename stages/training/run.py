@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,8 +23,10 @@ from stages.training.state_remote import StateRemote, state_remote
 from stages.training.teacher import teacher_file
 from stages.training.trainer import trainer_of
 from yolov7.config import Train
+from yolov7.data.index import Index
 from yolov7.train.distributed import Processes
 from yolov7.train.identity import fingerprint, run_identity
+from yolov7.train.loop import Trainer
 from yolov7.train.outputs import write_outputs, write_records
 from yolov7.train.progress import ProgressDisplay
 from yolov7.train.records import Outcome
@@ -70,6 +72,8 @@ class TrainingRun:
     """The first of two trainings, for the second."""
     rest: Callable[[TrainingRun], TrainingRun | None] = _no_rest
     """The second of two trainings, for the first, once that has left weights."""
+    stage: ClassVar[str] = "train"
+    """The stage that makes such runs."""
 
     @classmethod
     def of(
@@ -89,10 +93,14 @@ class TrainingRun:
             teacher_file(train)  # before anything is made for a training that cannot begin
         identity = run_identity(variant, train, data, start_weights(train), first=first.key if first else None)
         folder = STATES / variant / fingerprint(identity)
-        remote = state_remote(params.flow, folder, _journal_of(folder))
+        remote = state_remote(params.flow, folder, journal_of(folder))
         offer = remote.offer if remote else lambda state: None
         states = StateFolder(folder, identity, code=stage_code("train") or "", on_saved=offer)
         return cls(variant, train, data, states, remote, params.registry.experiment, role, first, rest)
+
+    def _tags(self) -> dict[str, str]:
+        """Tags of this kind of run."""
+        return {**({"role": self.role} if self.role else {}), **self._link_tags()}
 
     @property
     def folder(self) -> Path:
@@ -112,7 +120,7 @@ class TrainingRun:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the states and the journal against every other process of this machine."""
-        with file_lock(self.folder / "lock"), journal_lock(_journal_of(self.folder)):
+        with file_lock(self.folder / "lock"), journal_lock(journal_of(self.folder)):
             yield
 
     # Before the training ---------------------------------------------------------------------------------------------
@@ -128,7 +136,8 @@ class TrainingRun:
         if not fresh:
             if self.remote is not None:
                 self.remote.bring()
-            refuse_changed(self.variant, self.states)  # before pruning: a refused run must not displace older ones
+            # Before pruning: a refused run must not displace older ones.
+            refuse_changed(self.variant, self.states, stage=self.stage)
             fresh = self._made_by_other_code()
         if fresh:
             self._forget()
@@ -147,7 +156,7 @@ class TrainingRun:
 
     def open_journal(self, *, fresh: bool) -> RunJournal:
         """The journal of the run's records for MLflow."""
-        return RunJournal(_journal_of(self.folder), experiment=self.experiment, run_name=self.title, fresh=fresh)
+        return RunJournal(journal_of(self.folder), experiment=self.experiment, run_name=self.title, fresh=fresh)
 
     def _forget(self) -> None:
         self.states.clear()
@@ -183,8 +192,9 @@ class TrainingRun:
             return True
         log.warning(
             "%s: the code has changed since the last state; the training resumes nevertheless "
-            "(`python -m stages.train --variant %s --fresh` starts over)",
+            "(`python -m stages.%s --variant %s --fresh` starts over)",
             self.title,
+            self.stage,
             self.variant,
         )
         return False
@@ -203,16 +213,8 @@ class TrainingRun:
         names = tuple(train_index.class_names)
         listeners = () if journal is None else (display, Recorder(journal, self.folder, names))
         with stop_requests() as stop:
-            trainer = trainer_of(
-                self.variant,
-                self.train,
-                (train_index, open_index("val")),
-                self.states,
-                data_sha256=self.data["sha256"],
-                listeners=listeners,
-                device=device,
-                stop=stop,
-                processes=processes,
+            trainer = self._trainer(
+                (train_index, open_index("val")), listeners=listeners, device=device, stop=stop, processes=processes
             )
             try:
                 outcome = trainer.fit()
@@ -220,6 +222,10 @@ class TrainingRun:
                 display.close()
             (asked,) = processes.any(stop())
         return outcome, asked
+
+    def _trainer(self, indices: tuple[Index, Index], **how: Any) -> Trainer:
+        """A trainer that begins or resumes; `how` are listeners, device, stop and processes."""
+        return trainer_of(self.variant, self.train, indices, self.states, data_sha256=self.data["sha256"], **how)
 
     def _describe(self, journal: RunJournal, device: torch.device, processes: Processes) -> None:
         journal.parameters({"variant": self.variant, **self.train.model_dump(mode="json")})
@@ -233,8 +239,7 @@ class TrainingRun:
                 "data_source": self.data.get("source", ""),
                 "device": device.type,
                 "processes": processes.world_size,
-                **({"role": self.role} if self.role else {}),
-                **self._link_tags(),
+                **self._tags(),
             }
         )
 
@@ -279,5 +284,6 @@ class TrainingRun:
         )
 
 
-def _journal_of(folder: Path) -> Path:
+def journal_of(folder: Path) -> Path:
+    """The journal of the run whose states are in `folder`."""
     return JOURNALS / f"{folder.parent.name}-{folder.name}.jsonl"

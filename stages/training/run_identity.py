@@ -72,7 +72,7 @@ def _given_file(key: str, name: str, sha256: str) -> str | None:
     return found
 
 
-def refuse_changed(variant: str, states: StateFolder) -> None:
+def refuse_changed(variant: str, states: StateFolder, *, stage: str = "train") -> None:
     """Raise :class:`TrainingError`, with the differences, if a stopped training would be abandoned unnoticed.
 
     That is a training of this variant on the same data whose parameters are no longer those of params.yaml, while the
@@ -91,7 +91,7 @@ def refuse_changed(variant: str, states: StateFolder) -> None:
                 f"{folder}: a training of {variant} with other parameters was stopped before its end "
                 f"({'; '.join(changes)}); restore the old parameters to resume it "
                 "(if params.yaml is unchanged, an upgrade changed defaults: docs/operations.md, Upgrade), "
-                f"or delete that folder or run `python -m stages.train --variant {variant} --fresh` to start over"
+                f"or delete that folder or run `python -m stages.{stage} --variant {variant} --fresh` to start over"
             )
 
 

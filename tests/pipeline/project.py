@@ -71,7 +71,8 @@ def _stages() -> dict[str, object]:
         "ingest": stage("ingest", "data/ingested.json", "source.txt"),
         "validate": stage("validate", "data/index.json", "data/ingested.json"),
         "train": stage("train", f"{at}/train/run.json", "data/index.json"),
-        "export": stage("export", f"{at}/export/model.onnx", f"{at}/train/run.json"),
+        "quantize": stage("quantize", f"{at}/quantized/run.json", f"{at}/train/run.json"),
+        "export": stage("export", f"{at}/export/model.onnx", f"{at}/train/run.json", f"{at}/quantized/run.json"),
         "evaluate": stage("evaluate", "reports/${item.variant}/metrics.json", f"{at}/export/model.onnx"),
         "register": stage("register", f"{at}/registered.json", "reports/${item.variant}/metrics.json"),
     }

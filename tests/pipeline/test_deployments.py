@@ -268,7 +268,7 @@ def test_deployments_of_earlier_releases_keep_their_entrypoints(
     assert renamed.name == "train-family", "deployments are addressed by it"
     assert parameter_schema(renamed).properties.keys() == DEPLOYMENTS["nightly"]["parameters"].keys()
     report = renamed(promote_challengers=False)
-    assert len(report.stages) == 6 and not report.failures
+    assert len(report.stages) == 7 and not report.failures
     assert "the flow train-family is now called train-variants" in caplog.text
     assert "6 of 6 stages ran" in prefect_server.page("train-variants")
 

@@ -33,12 +33,12 @@ def test_runs_everything_once_and_then_nothing(here: Path, prefect_server: Prefe
     configure(here, ("yolov7-tiny",))
     first = train_variants(promote_challengers=False)
     assert [result.stage for result in first.data] == ["ingest", "validate"]
-    assert {result.outcome for result in first.stages} == {StageOutcome.RAN} and len(first.stages) == 6
+    assert {result.outcome for result in first.stages} == {StageOutcome.RAN} and len(first.stages) == 7
     assert (here / "models/yolov7-tiny/registered.json").is_file()
-    assert "6 of 6 stages ran" in prefect_server.page("train-variants")
+    assert "7 of 7 stages ran" in prefect_server.page("train-variants")
     second = train_variants(promote_challengers=False)
-    assert {result.outcome for result in second.stages} == {StageOutcome.UNCHANGED} and len(second.stages) == 6
-    assert "Nothing was recomputed: all 6 stages are up to date." in prefect_server.page("train-variants")
+    assert {result.outcome for result in second.stages} == {StageOutcome.UNCHANGED} and len(second.stages) == 7
+    assert "Nothing was recomputed: all 7 stages are up to date." in prefect_server.page("train-variants")
 
 
 def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: PrefectServer) -> None:
@@ -52,7 +52,7 @@ def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: P
     assert tiny.error is not None and "stage train of variant yolov7-tiny failed with exit code 2" in tiny.error
     assert "is on fire" in tiny.error and f"{LOGS}/train@yolov7-tiny.log" in tiny.error
     assert tiny.stages == [] and not (here / "models/yolov7-tiny/export").exists(), "nothing behind it was started"
-    assert large.error is None and len(large.stages) == 4, "one failure that may pass was tried again"
+    assert large.error is None and len(large.stages) == 5, "one failure that may pass was tried again"
     assert "## Failures" in prefect_server.page("train-variants")
     wanted = {
         "task_runs": {"name": {"any_": ["train@yolov7-tiny", "export@yolov7"]}},
@@ -112,7 +112,7 @@ def test_demo_without_a_server(project: Path, export: Path, monkeypatch: pytest.
         return " ".join(done.stdout.split())
 
     first = demo()
-    assert "6 of 6 stages ran" in first and "0.610" in first
+    assert "7 of 7 stages ran" in first and "0.610" in first
     assert f"{VARIANT}: version 1 promoted: there was no champion" in first
     assert (project / ".local/prefect").is_dir(), "the user's own Prefect settings are left alone"
 
@@ -125,6 +125,6 @@ def test_demo_without_a_server(project: Path, export: Path, monkeypatch: pytest.
     newer, _ = registry.register(other, name=VARIANT, run_id=run_id, origin={}, measured={"AP": "0.9"})
     assert registry.aliases(VARIANT) == {"champion": 1, "challenger": newer.number}
     second = demo()
-    assert "Nothing was recomputed: all 6 stages are up to date." in second
+    assert "Nothing was recomputed: all 7 stages are up to date." in second
     assert f"{VARIANT}: version 1 unchanged: the challenger is the champion already" in second
     assert registry.aliases(VARIANT) == {"champion": 1, "challenger": 1}, "the challenger is what the stages made"

@@ -8,6 +8,7 @@ in :mod:`yolov7.presets`. :func:`train_parameters` overrides a preset with the u
 
 from yolov7.config.group import AddedLater, Group, identity_of
 from yolov7.config.loss import AlignedLoss, AnchorLoss, Loss, LossParameters, SimOtaLoss
+from yolov7.config.quantization import Quantization, quantization_settings
 from yolov7.config.read import LOSSES, merge, parse, recipe_loss, train_parameters
 from yolov7.config.train import PGI, Augment, Distillation, Ema, HeadOptions, Optimizer, Train
 
@@ -25,11 +26,13 @@ __all__ = [
     "Loss",
     "LossParameters",
     "Optimizer",
+    "Quantization",
     "SimOtaLoss",
     "Train",
     "identity_of",
     "merge",
     "parse",
+    "quantization_settings",
     "recipe_loss",
     "train_parameters",
 ]

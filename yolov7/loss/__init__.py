@@ -6,6 +6,7 @@ from yolov7.loss.anchor_aided import AnchorAidedCriterion
 from yolov7.loss.create import CRITERIA, aligned_criterion, create_criterion
 from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
 from yolov7.loss.distillation import DistillationCriterion, distilled, loss_of_student, require_fit
+from yolov7.loss.features import FeatureCriterion, compares_classes, with_features
 from yolov7.loss.objectness import ObjectnessCriterion
 from yolov7.loss.simota import SimOtaCriterion
 
@@ -17,6 +18,7 @@ __all__ = [
     "AnchorLossResult",
     "Criterion",
     "DistillationCriterion",
+    "FeatureCriterion",
     "LevelPicture",
     "LossResult",
     "ObjectnessCriterion",
@@ -24,8 +26,10 @@ __all__ = [
     "Totals",
     "aligned_criterion",
     "anchor_criterion",
+    "compares_classes",
     "create_criterion",
     "distilled",
     "loss_of_student",
     "require_fit",
+    "with_features",
 ]

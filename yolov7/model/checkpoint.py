@@ -28,6 +28,7 @@ from yolov7.files import atomic_path, why_not_written
 from yolov7.metadata import MAX_STRIDE, StatedModel, read_stated, stated
 from yolov7.model.detector import Detector, create_model
 from yolov7.model.heads.anchor import AnchorTable, anchors_of, with_anchors
+from yolov7.model.quantized import check_ranges, is_of_range, quantized
 from yolov7.model.spec import Network
 from yolov7.model.spec_json import LARGEST, network_from_json, network_to_json, own_kinds
 from yolov7.model.variants import find_variant
@@ -46,7 +47,7 @@ class ModelMetadata:
 
     variant: str
     form: str
-    """`training` or `deploy`."""
+    """`training`, `deploy` or `quantized`."""
     num_classes: int
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -97,8 +98,8 @@ class ModelMetadata:
         return {name: value for name, value in asdict(self).items() if name != "anchors" or value}
 
     def __post_init__(self) -> None:
-        if self.form not in ("training", "deploy"):
-            raise ModelError(f"form: 'training' or 'deploy' is expected, got {self.form!r}")
+        if self.form not in ("training", "deploy", "quantized"):
+            raise ModelError(f"form: 'training', 'deploy' or 'quantized' is expected, got {self.form!r}")
         for name in ("class_names", "category_ids"):
             if len(getattr(self, name)) != self.num_classes:
                 raise ModelError(f"{name}: {self.num_classes} are expected, got {len(getattr(self, name))}")
@@ -149,7 +150,10 @@ def load_checkpoint(
         if metadata.form == "deploy":
             unneeded = _pruned(model)
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(unneeded)}
-        _fill(model, tensors)
+        if metadata.form == "quantized":
+            model = _quantized(model, tensors)
+        else:
+            _fill(model, tensors)
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from None
     except _BUILD_ERRORS as error:
@@ -169,6 +173,15 @@ def _built(network: Network, metadata: ModelMetadata) -> Detector:
     if not all(1 <= stride <= MAX_STRIDE for stride in model.strides):
         raise ModelError(f"the levels of its head have strides {model.strides}")
     return model if metadata.form == "training" else model.reparameterize()
+
+
+def _quantized(deploy: Detector, tensors: Mapping[str, Tensor]) -> Detector:
+    """The quantised form of a model on the meta device. Which ranges it has is only seen when it runs, with weights."""
+    _fill(deploy, {name: tensor for name, tensor in tensors.items() if not is_of_range(name)})
+    model = quantized(deploy)
+    _fill(model, tensors)
+    check_ranges(model)
+    return model
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from yolov7.errors import ModelError
 from yolov7.model import reparameterize
 from yolov7.model.heads.anchor import AnchorHeadModule, Anchors, with_anchors
-from yolov7.model.spec import IMAGE, Form, HeadModule, Network, Part
+from yolov7.model.rounding import RoundedValues
+from yolov7.model.spec import IMAGE, Form, HeadModule, ModelForm, Network, Part
 from yolov7.model.variants import find_variant
 
 if TYPE_CHECKING:
@@ -81,8 +83,8 @@ class Detector(nn.Module):
     then the columns that the head's `scoring` names, in the order of the head's `decode`. In train mode: the raw maps,
     as :meth:`raw`.
 
-    Attributes: `num_classes`, `form` ("training" or "deploy"), and `stride`, the largest of any map: image sides are
-    multiples of it.
+    Attributes: `num_classes`, `form` ("training", "deploy" or "quantized"), and `stride`, the largest of any map: image
+    sides are multiples of it.
     """
 
     def __init__(self, network: Network, num_classes: int):
@@ -90,7 +92,7 @@ class Detector(nn.Module):
         if num_classes < 1:
             raise ModelError(f"number of classes: {num_classes} is not possible, at least 1 is needed")
         self.num_classes = num_classes
-        self.form: Form = "training"
+        self.form: ModelForm = "training"
         self._network = network
         maps = network.maps()
         self.stride = max(item.stride for item in maps.values())
@@ -146,19 +148,26 @@ class Detector(nn.Module):
 
     def raw_and_features(self, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The raw maps, and the maps that they are made of by name."""
-        maps = self._maps(images, self.form)
-        return self._head.raw(maps), maps
+        with self._rounding():
+            maps = self._maps(images, "training" if self.form == "training" else "deploy")
+            return self._head.raw(maps), maps
 
     def leads_and_features(self, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The same for the lead levels alone: nothing is computed that only training needs."""
-        maps = self.features(images)
-        return self._head.leads(maps), maps
+        with self._rounding():
+            maps = self.features(images)
+            return self._head.leads(maps), maps
 
     def forward(self, images: Tensor) -> Tensor | list[Tensor]:
         """Predictions in eval mode, raw maps in train mode; see the class."""
         if self.training:
             return self.raw(images)
-        return self._head.decode(self._head.leads(self.features(images)))
+        with self._rounding():
+            leads = self._head.leads(self.features(images))
+        return self._head.decode(leads)
+
+    def _rounding(self) -> AbstractContextManager[object]:
+        return RoundedValues() if self.form == "quantized" else nullcontext()
 
     def _maps(self, images: Tensor, form: Form) -> dict[str, Tensor]:
         """The maps the head reads in this form, by name."""
@@ -178,6 +187,15 @@ class Detector(nn.Module):
             setattr(deploy, name, reparameterize.convert(child))
         deploy.form = "deploy"
         return deploy.requires_grad_(False).eval()
+
+    def inference(self) -> Detector:
+        """The form to predict with: deploy form; a quantised one as it is, since it computes what its int8 files do."""
+        return self.reparameterize() if self.form == "training" else self
+
+    def deployed_only(self) -> None:
+        """Forget, in deploy form, what only training has: the network as data has nothing of it either."""
+        network = self.spec
+        self._network = replace(network, head=network.head.deployed(), auxiliary=())
 
     def load_official(self, path: str | os.PathLike[str]) -> ImportReport:
         """Take the weights of a published checkpoint (`.pt`), read without executing anything in it.

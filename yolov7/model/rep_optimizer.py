@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.model import reparameterize as fold
-from yolov7.model.blocks import ConvUnit, CspStack, LinearAddModule, Mode, RepStack, RepVgg, block_of
+from yolov7.model.blocks import ConvUnit, CspStack, FusedConv, LinearAddModule, Mode, RepStack, RepVgg, block_of
 from yolov7.model.blocks.linear_add import summed_kernel
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.detector import Detector, create_model
@@ -151,7 +151,7 @@ def kernels_of(model: Detector, scales: Scales) -> dict[str, Tensor]:
     kernels = {}
     for name, block in scales.items():
         unit = modules.get(name)
-        kernel = unit.conv.weight if isinstance(unit, ConvUnit) else None
+        kernel = unit.conv.weight if isinstance(unit, ConvUnit | FusedConv) else None
         if kernel is None or (kernel.shape[0], *kernel.shape[2:]) != (len(block.dense), 3, 3):
             raise ModelError(
                 f"{model.variant}: {name} is not a 3x3 convolution of {len(block.dense)}, as in the scales"

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 IMAGE = "image"  # the name of the network's input among the maps
 
 Form = Literal["training", "deploy"]
+"""The stages and levels of a network that run."""
+ModelForm = Literal["training", "deploy", "quantized"]
+"""A detector's modules: as trained; folded for use; folded, with the rounding of int8 files inside, to be trained on
+(:mod:`yolov7.model.quantized`), which has the stages and levels of deploy form."""
 Part = Literal["backbone", "neck", "auxiliary"]
 
 ADDED: Mapping[str, Any] = MappingProxyType({"added": True})
@@ -130,6 +134,10 @@ class HeadModule(Protocol):
         """Raw maps of the levels that are decoded."""
         ...
 
+    def outputs(self) -> list[nn.Module]:
+        """Modules of the lead levels whose convolutions are the last of their path, which int8 files keep in float."""
+        ...
+
     def raw(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """Raw maps of all levels: lead levels, then auxiliary ones if the form has them."""
         ...
@@ -179,6 +187,10 @@ class Head:
 
     def scaled(self, scaling: Scaling) -> Head:
         """The head of a larger or smaller network."""
+        return self
+
+    def deployed(self) -> Head:
+        """The head without what only training has."""
         return self
 
     def current(self, module: nn.Module) -> Head:

@@ -133,9 +133,9 @@ def open_runtime(
     if kind == ".xml":
         return open_openvino(file, threads=threads, device=device)
     model, metadata = load_checkpoint(file, network=network)
-    deploy = model if model.form == "deploy" else model.reparameterize()
-    _try(deploy, file)
-    return TorchRuntime(deploy.to(choose_device(device)), metadata)
+    model = model.inference()
+    _try(model, file)
+    return TorchRuntime(model.to(choose_device(device)), metadata)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from yolov7.config import Train
 from yolov7.device import autocast, autocast_dtype, gradient_scaler, has_fused_sgd
-from yolov7.loss import Criterion, create_criterion, distilled, loss_of_student
+from yolov7.loss import Criterion, compares_classes, create_criterion, distilled, loss_of_student, with_features
 from yolov7.model import Detector
 from yolov7.train.distributed import Processes
 from yolov7.train.ema import AveragedModel
@@ -70,6 +70,8 @@ class Learner:
         teacher = teacher.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.synchronized:
             synchronize_batchnorm(teacher, self.device)
+        if self.model.form == "quantized" and not compares_classes(self.model.spec):
+            return with_features(criterion, self.model.spec, teacher, params, totals=self.processes.totals)
         gpus = params.optimizer.published_gpus
         return distilled(criterion, self.model.spec, teacher, params.distillation, gpus=gpus)
 

@@ -49,7 +49,8 @@ class Trainer:
     """Trains `model` on `train_index` and selects by COCO AP on `val_index`.
 
     One of several `processes` takes its share of every batch and of the evaluation. The first of them alone reads and
-    writes states, writes weights and has listeners. `teacher` is what `params.distill_from` names, loaded.
+    writes states, writes weights and has listeners. `teacher` is what `params.distill_from` names, loaded. With
+    `evaluate_first` the weights that `model` has are the best until those of an epoch are better.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Trainer:
         stop: Callable[[], bool] = lambda: False,
         processes: Processes | None = None,
         teacher: Detector | None = None,
+        evaluate_first: bool = False,
     ):
         _check_side(params.image_size, model.stride)
         self.params = params
@@ -99,6 +101,7 @@ class Trainer:
         self.reporter = Reporter(
             told, params, self.schedule, parts, training_images=len(train_index), device=self.device
         )
+        self.evaluate_first = evaluate_first
         self.position = Position()
         self.epoch_losses = torch.zeros(len(parts), dtype=torch.float64)
         self.saved = time.monotonic()
@@ -153,10 +156,27 @@ class Trainer:
         return self._outcome()
 
     def _run(self) -> None:
+        if self.evaluate_first and self.position.iteration == 0 and not self.position.start:
+            if not self._evaluate_start():
+                self._save()
+                return
+            self._save()
         while not self.position.finished:
             if not (self._train_epoch() and self._end_epoch()):
                 self._save()
                 return
+
+    def _evaluate_start(self) -> bool:
+        """Evaluate and save the weights before the first step; False if `stop()` asked for an end before that."""
+        figures = self._evaluate()
+        if figures is None:
+            return False
+        position = self.position
+        position.start = {f"val/{name}": value for name, value in figures.items()}
+        position.best_ap = figures["AP"]
+        self._save_weights(BEST, {"epoch": position.best_epoch, **position.start})
+        self.reporter.note(f"AP {position.best_ap:.4f} on the validation images before the first epoch")
+        return True
 
     def _outcome(self) -> Outcome:
         position = self.position
@@ -167,6 +187,7 @@ class Trainer:
             best_ap=position.best_ap,
             best_epoch=position.best_epoch,
             history=position.history,
+            start=position.start,
             skipped_steps=position.skipped_steps,
             unused=self.unused and with_unreadable(self.unused, self.train_index, position.lost_images),
         )
@@ -233,7 +254,8 @@ class Trainer:
                 return False
             row |= {f"val/{name}": value for name, value in figures.items()}
             # AP stays at -1 on data without objects: the first weights are as good as any.
-            best = position.best_epoch < 0 or row["val/AP"] > position.best_ap
+            first = position.best_epoch < 0 and not position.start
+            best = first or row["val/AP"] > position.best_ap
         if best:
             position.best_ap, position.best_epoch = row["val/AP"], position.epoch
             self._save_weights(BEST, row)

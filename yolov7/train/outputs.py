@@ -45,8 +45,9 @@ def write_outputs(out: Path, outcome: Outcome, train: Train, device: torch.devic
 
 def write_records(folder: Path, outcome: Outcome, train: Train, device: torch.device, *, title: str) -> None:
     """Write history and summary, and log the summary."""
-    columns = list(dict.fromkeys(name for row in outcome.history for name in row))
-    write_text(folder / "history.csv", _csv(columns, outcome.history))
+    rows = [*([{"epoch": -1, **outcome.start}] if outcome.start else []), *outcome.history]
+    columns = list(dict.fromkeys(name for row in (*outcome.history, *rows) for name in row))
+    write_text(folder / "history.csv", _csv(columns, rows))
     title = f"{title}: AP {outcome.best_ap:.3f} on the validation images"
     memory = peak_memory_gib(device)
     lines = facts(outcome, epochs=train.epochs, device=device.type, peak_memory_gib=memory, folder=folder)

@@ -90,6 +90,9 @@ class Position:
     """Numbers of the images that could not be read in some epoch of the run."""
     epoch_seconds: float = 0.0
     finished: bool = False
+    start: dict[str, float] = field(default_factory=dict)
+    """Figures of the weights that the run began with, where they are evaluated; `best_epoch` is -1 while they are the
+    best."""
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -105,6 +108,8 @@ class Outcome:
     best_epoch: int
     history: list[dict[str, float]]
     skipped_steps: int
+    start: dict[str, float] = field(default_factory=dict)
+    """Figures of the weights that the run began with, where they were evaluated."""
     unused: Tally | None = None
     """Training objects that the run never used, by reason and class; None in processes other than the first."""
 

@@ -20,13 +20,14 @@ def facts(outcome: Outcome, *, epochs: int, device: str, peak_memory_gib: float,
     last piece.
     """
     history = outcome.history
-    best, last = history[outcome.best_epoch], history[-1]
+    begun = outcome.best_epoch < 0  # the weights before the first epoch are the best
+    best, last = outcome.start if begun else history[outcome.best_epoch], history[-1]
     seconds = sum(row["seconds"] for row in history)
     images = sum(row["images_per_second"] * row["seconds"] for row in history)
     validation = ", ".join(f"{name} {best[f'val/{name}']:.3f}" for name in ("AP", "AP50", "AP75"))
     ended = "" if len(history) == epochs else f", stopped early of {epochs}"
     return [
-        ("best epoch", f"{outcome.best_epoch + 1} of {len(history)}{ended}"),
+        ("best epoch", f"{'none' if begun else outcome.best_epoch + 1} of {len(history)}{ended}"),
         ("validation", validation),
         ("last losses", ", ".join(f"{name} {last[f'train/{name}']:.4f}" for name in loss_parts(last))),
         ("training time", f"{duration(seconds)} on {device}"),

@@ -41,7 +41,7 @@ def validation_figures(
     stopped = False
     try:
         results = find_results(
-            Predictor(TorchRuntime(model.reparameterize(), metadata)),
+            Predictor(TorchRuntime(model.inference(), metadata)),
             index,
             image_size=params.image_size,
             batch_size=batch_size,

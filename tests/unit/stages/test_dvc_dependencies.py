@@ -45,6 +45,11 @@ IGNORED_BY: dict[str, dict[str, str]] = {
         "stages/training/processes.py": "starts and ends processes",
         "stages/training/state_remote.py": "copies states elsewhere",
     },
+    "quantize": {
+        "stages/registry": "where a run is recorded, not what it computes",
+        "stages/training/processes.py": "starts and ends processes",
+        "stages/training/state_remote.py": "copies states elsewhere",
+    },
     "export": {"stages/registry": "the id of the run"},
     "register": {
         "yolov7/data/decode.py": "the code that serves a version is not part of it",
@@ -54,7 +59,7 @@ IGNORED_BY: dict[str, dict[str, str]] = {
 """And for one stage each."""
 
 PARAMETERS = "yolov7/config"
-"""Defaults and presets of the training, and the base class of all groups: a reason for the train stage only."""
+"""Defaults and presets of trainings, and the base class of all groups: a reason for the stages that train."""
 
 NOT_IMPORTED: dict[str, dict[str, str]] = {}
 """Dependencies that are used without an import."""
@@ -115,7 +120,7 @@ def covered(file: str, deps: set[str]) -> bool:
 
 
 def ignored(stage: str) -> set[str]:
-    return {*IGNORED, *IGNORED_BY.get(stage, ()), *(() if stage == "train" else (PARAMETERS,))}
+    return {*IGNORED, *IGNORED_BY.get(stage, ()), *(() if stage in ("train", "quantize") else (PARAMETERS,))}
 
 
 def has_code(file: str) -> bool:

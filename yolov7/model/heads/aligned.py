@@ -11,7 +11,7 @@ itself), R = 4 * max(K, 1) box channels, F = 4 + C.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -40,6 +40,10 @@ class Branch(Protocol):
         """Set the biases of a fresh network."""
         ...
 
+    def outputs(self) -> list[nn.Module]:
+        """The modules whose convolutions are the last of their path."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class AlignedHead(Head):
@@ -53,6 +57,10 @@ class AlignedHead(Head):
     """Maps of the levels that only training has, of the same strides."""
     bins: int = 16
     """K: a distance is a distribution over 0 to K - 1 strides; 0: one number."""
+
+    def deployed(self) -> AlignedHead:
+        """The head with its lead levels alone."""
+        return replace(self, auxiliary=())
 
     def reads(self, form: Form) -> tuple[str, ...]:
         """Names of the maps it takes: in deploy form those of the lead levels."""
@@ -129,6 +137,10 @@ class AlignedHeadModule(nn.Module):
     def leads(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """Raw maps (B, R + C, h, w) of the lead levels, small stride to large."""
         return [branch(maps[branch.reads]) for branch in self.lead]  # type: ignore[index]
+
+    def outputs(self) -> list[nn.Module]:
+        """See :class:`yolov7.model.spec.HeadModule`."""
+        return [module for branch in self.lead for module in branch.outputs()]  # type: ignore[operator]
 
     def raw(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """Raw maps of the lead levels, then of the auxiliary levels if there are any."""

@@ -76,6 +76,10 @@ class AnchorHead(Head):
         strides = tuple(level.conv.output([maps[level.of]]).stride for level in self.lead)
         return AnchorHeadModule(lead, auxiliary, anchors, strides, num_classes)
 
+    def deployed(self) -> AnchorHead:
+        """The head with its lead levels alone."""
+        return replace(self, auxiliary=())
+
     def scaled(self, scaling: Scaling) -> AnchorHead:
         """Every level's convolution is a transition."""
         lead = tuple(replace(level, conv=level.conv.scaled(scaling)) for level in self.lead)
@@ -175,6 +179,10 @@ class AnchorHeadModule(nn.Module):
     def leads(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """Raw maps (B, A, h, w, F) of the lead levels, small stride to large."""
         return [branch(maps[branch.reads]) for branch in self.lead]  # type: ignore[index]
+
+    def outputs(self) -> list[nn.Module]:
+        """See :class:`yolov7.model.spec.HeadModule`."""
+        return [branch.predict for branch in self.lead]  # type: ignore[misc]
 
     def raw(self, maps: Mapping[str, Tensor]) -> list[Tensor]:
         """Raw maps of the lead levels, then of the auxiliary levels if there are any."""

@@ -95,6 +95,10 @@ class EfficientHead(AlignedHead):
             ]
         return EfficientHeadModule(lead, auxiliary, self.bins, strides, num_classes, objectness=self.objectness)
 
+    def deployed(self) -> EfficientHead:
+        """The head without the predictions that only training has."""
+        return replace(self, anchor_aided=False, distributions=False)
+
     @property
     def distribution_maps(self) -> tuple[int, int]:
         """See :class:`AlignedHead`: with `distributions` they are the last group."""
@@ -212,6 +216,11 @@ class EfficientBranch(nn.Module):
         if self.object_output is None:
             return torch.cat((self.box_output(box), self.class_output(classes)), 1)
         return torch.cat((self.box_output(box), self.object_output(box), self.class_output(classes)), 1)
+
+    def outputs(self) -> list[nn.Module]:
+        """See :class:`yolov7.model.heads.aligned.Branch`."""
+        outputs = (self.box_output, self.class_output, self.object_output)
+        return [output for output in outputs if output is not None]
 
     def set_prior(self, stride: int) -> None:
         """Set the outputs of a fresh network, which say nothing yet."""

@@ -71,6 +71,10 @@ class GelanBranch(nn.Module):
         """See the class."""
         return torch.cat((self.box(x), self.classes(x)), 1)
 
+    def outputs(self) -> list[nn.Module]:
+        """See :class:`yolov7.model.heads.aligned.Branch`."""
+        return [self.box[-1], self.classes[-1]]
+
     @torch.no_grad()
     def set_prior(self, stride: int) -> None:
         """Set the output biases of a fresh network."""
