@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,29 @@ def decision_lines(decisions: Sequence[Decision]) -> list[str]:
             f"  - {check.rule}: {'passed' if check.passed else '**failed**'}, {check.finding}"
             for check in decision.checks
         ]
+        lines += [f"  - {line}" for line in _measured(decision)]
     return lines
+
+
+def _measured(decision: Decision) -> list[str]:
+    """Float and int8 figures of both models, where one has int8 files."""
+    sides = {"challenger": decision.challenger, "champion": decision.champion}
+    found = {role: decision.evidence[role] for role in sides if role in decision.evidence}
+    if not any("int8" in side for side in found.values()):
+        return []
+    return [f"{role}, version {sides[role]}: {'; '.join(_files(side))}" for role, side in found.items()]
+
+
+def _files(side: Mapping[str, Any]) -> list[str]:
+    size = "" if side["size_mb"] is None else f", {side['size_mb']:.1f} MB"
+    files = [f"float AP {side['AP']:.4f}{size}, {side['latency_ms']:.1f} ms"]
+    for file, figures in side.get("int8", {}).items():
+        change = figures["AP"] - side["AP"]
+        files.append(
+            f"`{file}` AP {figures['AP']:.4f} ({change:+.4f}), {figures['size_mb']:.1f} MB, "
+            f"{figures['latency_ms']:.1f} ms"
+        )
+    return files
 
 
 def _number(value: float | None) -> str:
