@@ -31,7 +31,9 @@ from yolov7.export import FLOAT16, INT8, VerifyLimits, export_folder, verify
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.records import VERIFICATION, summary, write_records
 from yolov7.export.samples import evenly_spaced
+from yolov7.int8_files import SENSITIVITY_PAGE
 from yolov7.model import ModelMetadata, load_checkpoint
+from yolov7.report.sensitivity import write_sensitivity_page
 from yolov7.weights.origin import stated_origin
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ def export(params: Params, variant: str, checkpoint: Path, out: Path, *, run: di
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )
+    write_sensitivity_page(out, out / SENSITIVITY_PAGE, title=variant)
     write_records(out, description, report)
     for line in summary(report):
         log.info("%s", line)

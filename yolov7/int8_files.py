@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolov7.artefact import DESCRIPTION, FILE_OF_FORMAT, FORMATS_FILE, read_description
+from yolov7.artefact import DESCRIPTION, FILE_OF_FORMAT, FORMATS_FILE, OPTIONAL, read_description
 from yolov7.documents import DocumentError, load_json
 from yolov7.errors import ModelError
 
+SENSITIVITY_PAGE = f"{OPTIONAL}/sensitivity.html"
+"""What each layer costs in eight bits, for people, where that was measured."""
 _RUNTIMES = {".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
 
 

@@ -79,7 +79,7 @@ def section(found: EightBits | None, objects: Mapping[str, int]) -> dict[str, An
         "head": HEAD,
         "rows": figure_rows(found),
         "makings": [{"file": name, "facts": facts_of(found.makings[name])} for name in names if name in found.makings],
-        "class_head": ["Class", "#Objects", "#Float", *(f"#{name}" for name in names), "#Worst fall"],
+        "class_head": ["Class", "#Objects", "#Float", *(f"#{name}" for name in names), "#Change"],
         "class_rows": _falls(found, objects),
     }
 
@@ -134,7 +134,7 @@ def _falls(found: EightBits, objects: Mapping[str, int]) -> list[list[str]]:
             f"{objects.get(name, 0):,}",
             figure(before[name]),
             *(figure(one.measured.per_class[name]) for one in found.files),
-            f"{falls[name]:+.3f}",
+            f"{-falls[name]:+.3f}",
         ]
         for name in worst
     ]

@@ -27,9 +27,11 @@ from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_fold
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.records import write_records
 from yolov7.export.samples import evenly_spaced
+from yolov7.int8_files import SENSITIVITY_PAGE
 from yolov7.model import load_checkpoint
 from yolov7.model.spec import Network
 from yolov7.model.variants import find_variant
+from yolov7.report.sensitivity import write_sensitivity_page
 from yolov7.runs.data import DataSet, open_data
 
 
@@ -125,6 +127,7 @@ def export_weights(
             limits=VerifyLimits(),
             more={name: (folder / FILE_OF_FORMAT[name], _limits_of(name)) for name in formats},
         )
+    write_sensitivity_page(folder, folder / SENSITIVITY_PAGE, title=metadata.variant)
     write_records(folder, description, report)
     if not report.passed:
         problems = "; ".join(report.problems)

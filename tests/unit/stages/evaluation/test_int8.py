@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -10,11 +11,18 @@ from pathlib import Path
 import pytest
 from small_int8 import int8_export, project_with_test_split
 
+from flows.promotion.rules import budgets
+from stages import compare, compare_variants
 from stages import evaluate as stage
 from stages.evaluation.int8 import measure_int8
-from stages.project.params import Evaluate, Params
+from stages.project.params import Evaluate, Params, Promotion
+from stages.project.workspace import measured
+from stages.register import _check_one_export, record_of
+from stages.registry.server import metric_name
+from stages.registry.tags import evaluation_tags, int8_figures
+from stages.registry.versions import Version
 from yolov7.config import parse
-from yolov7.errors import ModelError
+from yolov7.errors import DataError, ModelError
 from yolov7.evaluate.bootstrap import ap_difference_interval
 from yolov7.files import sha256_file
 from yolov7.predict import load_detector
@@ -96,6 +104,83 @@ def test_the_report_shows_float_and_int8_beside_each_other(here):
         assert text in part, text
     assert f"{figures['int8'][FILES[0]]['AP_difference']['value']:+.4f} (" in part
     assert "AP on validation images" in part and "0 in float: AP" in part
+
+
+def test_the_gate_measures_the_int8_files_of_both_models(here, tmp_path):
+    _, _, export, figures = here
+    output = tmp_path / "comparison.json"
+    plain = shutil.copytree(export, tmp_path / "plain")
+    for file in FILES:
+        (plain / "optional" / file).unlink()
+    description = json.loads((plain / "model.json").read_text())
+    description["files"] = {name: each for name, each in description["files"].items() if "int8" not in name}
+    (plain / "model.json").write_text(json.dumps(description))
+    compare.main(params(), Namespace(challenger=str(export), champion=str(plain), output=output))
+    found = json.loads(output.read_text())
+    assert "int8" not in found["champion"] and list(found["challenger"]["int8"]) == FILES
+    for file in FILES:
+        measured, before = found["challenger"]["int8"][file], figures["int8"][file]
+        assert measured["AP"] == before["AP"] and measured["AP_difference"] == before["AP_difference"]
+        assert found["challenger"]["tags"][f"int8.{file}.AP"] == f"{before['AP']:.6f}"
+    assert set(found["champion"]["tags"]) == {"AP", "AP50", "test_data_sha256", "evaluation"}
+    loss = max(figures["AP"] - figures["int8"][file]["AP"] for file in FILES)
+    assert loss > 0, "or the limit below could not be passed"
+    judged = budgets(found["challenger"], Promotion(max_int8_loss=loss / 2))
+    assert [check.rule for check in judged] == ["int8", "int8"] and not all(check.passed for check in judged)
+    assert all(check.passed for check in budgets(found["challenger"], Promotion(max_int8_loss=loss + 0.001)))
+
+
+def test_a_version_carries_the_ap_of_its_int8_files(here):
+    _, _, _, figures = here
+    tags = evaluation_tags(figures, Evaluate())
+    assert tags["int8.model-int8.onnx.AP50"] == f"{figures['int8']['model-int8.onnx']['AP50']:.6f}"
+    assert set(tags) - set(evaluation_tags({**figures, "int8": {}}, Evaluate())) == {
+        f"int8.{file}.{name}" for file in FILES for name in ("AP", "AP50")
+    }
+    numbers = int8_figures(figures)
+    assert numbers["int8.openvino-int8.xml.times_as_fast"] > 0 and all(map(math.isfinite, numbers.values()))
+    assert [metric_name(f"test/{name}") for name in numbers] == [f"test/{name}" for name in numbers]
+    version = Version("small", 1, "run", dict.fromkeys(("artefact_sha256", "manifest_sha256", "git_revision"), "x"))
+    assert record_of(version, figures)["int8"] == {file: figures["int8"][file]["AP"] for file in FILES}
+    assert "int8" not in record_of(version, {key: figures[key] for key in ("AP", "AP50", "test_data_sha256")})
+
+
+def test_int8_figures_of_another_export_are_refused(here):
+    _, _, export, figures = here
+    (export / "verify.json").write_text("{}")
+    _check_one_export(export, figures, "small")
+    other = {**figures, "int8": {FILES[0]: {**figures["int8"][FILES[0]], "artefact_sha256": "0" * 64}}}
+    with pytest.raises(DataError, match=r"measured on another model-int8\.onnx; run `dvc repro evaluate@small` again"):
+        _check_one_export(export, other, "small")
+
+
+@pytest.mark.parametrize("int8", [3, {"a.onnx": {}}, {"a.onnx": {"AP": "high"}}])
+def test_damaged_int8_figures_are_named(tmp_path, int8):
+    document = {"AP": 0.5, "AP50": 0.7, "test_data_sha256": "0" * 64, "int8": int8}
+    (tmp_path / "reports/small").mkdir(parents=True)
+    (tmp_path / "reports/small/metrics.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"`int8` lacks figures of a file; run `dvc repro evaluate@small` again"):
+        measured("small", tmp_path)
+
+
+def test_the_comparison_of_variants_shows_them_too(here, caplog):
+    _, _, export, figures = here
+    compare_variants.main(params(), Namespace(rounds=1))
+    page = Path("reports/comparison.html").read_text()
+    part = page[page.index("<h2>Eight bits</h2>") : page.index("<h2>Classes</h2>")]
+    for file in FILES:
+        assert f"<td>small</td><td>{file}</td>" in part and f">small, {file}: " in page
+        assert f"{figures['int8'][file]['AP_difference']['value']:+.4f} (" in part
+    assert page[: page.index("<h2>As published</h2>")].count("<svg") == 4, "size too"
+    assert not caplog.messages or "not the file" not in caplog.text
+    file = export / "optional/model-int8.onnx"
+    bytes_before = file.read_bytes()
+    file.write_bytes(bytes_before + b" ")
+    try:
+        assert list(compare_variants._int8_measured("small", figures)) == FILES[1:]
+    finally:
+        file.write_bytes(bytes_before)
+    assert "model-int8.onnx: not the file that was evaluated: run `dvc repro evaluate@small`" in caplog.text
 
 
 def test_without_int8_files_nothing_is_said_of_them(here, tmp_path, trained, monkeypatch):
