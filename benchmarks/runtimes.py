@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from yolov7.export import export_onnx, export_openvino
+from yolov7.export.calibrate import calibrate
 from yolov7.export.onnx import described, write_graph
-from yolov7.export.quantize import calibrate, quantizable, quantized
+from yolov7.export.quantize import quantizable, quantized
 from yolov7.model import ModelMetadata, create_model
 from yolov7.model.cost import conv_gflops
 from yolov7.predict import load_detector

@@ -20,6 +20,7 @@ from stages.project.workspace import dataset_document, model_dir, open_index, tr
 from stages.registry.journal import delivered
 from yolov7.artefact import (
     FILE_OF_FORMAT,
+    INT8_FORMATS,
     ONNX,
     ONNX_NMS,
     SAFETENSORS,
@@ -30,8 +31,7 @@ from yolov7.errors import ModelError
 from yolov7.export import FLOAT16, INT8, VerifyLimits, export_folder, verify
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.records import VERIFICATION, summary, write_records
-from yolov7.export.samples import evenly_spaced
-from yolov7.int8_files import SENSITIVITY_PAGE
+from yolov7.export.samples import augmented_like, evenly_spaced
 from yolov7.model import ModelMetadata, load_checkpoint
 from yolov7.report.sensitivity import write_sensitivity_page
 from yolov7.weights.origin import stated_origin
@@ -66,7 +66,7 @@ def export(params: Params, variant: str, checkpoint: Path, out: Path, *, run: di
         iou=settings.iou,
         max_detections=settings.max_detections,
         formats=settings.formats,
-        int8=lambda graph, float_model: int8_exporter(graph, float_model, index, settings),
+        int8=lambda graph, float_model: int8_exporter(graph, float_model, index, params, variant),
         extra=_origin(run, metadata),
     )
     report = verify(
@@ -81,7 +81,7 @@ def export(params: Params, variant: str, checkpoint: Path, out: Path, *, run: di
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )
-    write_sensitivity_page(out, out / SENSITIVITY_PAGE, title=variant)
+    write_sensitivity_page(out, title=variant)
     write_records(out, description, report)
     for line in summary(report):
         log.info("%s", line)
@@ -121,15 +121,20 @@ def limits(settings: Export) -> VerifyLimits:
 
 def limits_of(name: FormatName, settings: Export) -> VerifyLimits:
     """The limits of an optional format, by its precision."""
-    if name.endswith("int8"):
+    if name in INT8_FORMATS:
         return INT8
     return FLOAT16 if name.endswith("float16") else limits(settings)
 
 
-def int8_exporter(graph: onnx.ModelProto, float_model: Path, validation: Index, settings: Export) -> Int8Exporter:
+def int8_exporter(
+    graph: onnx.ModelProto, float_model: Path, validation: Index, params: Params, variant: str
+) -> Int8Exporter:
     """An exporter that calibrates on training images and checks AP on validation images."""
-    train = open_index("train")
-    return Int8Exporter(graph, float_model, calibration=train, validation=validation, settings=settings.int8)
+    train, settings = open_index("train"), params.export.int8
+    augmented = augmented_like(params.training(variant), train) if settings.images == "mosaic" else None
+    return Int8Exporter(
+        graph, float_model, calibration=train, validation=validation, settings=settings, augmented=augmented
+    )
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from yolov7.documents import DocumentError, load_json
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.metadata import StatedFolder, stated
+from yolov7.ranges import RangeMethod
 
 RuntimeName = Literal["onnx", "torch", "openvino"]
 PrecisionName = Literal["float32", "float16", "int8"]
-FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-raw"]
+FormatName = Literal["openvino", "openvino-float16", "onnx-int8", "openvino-int8", "onnx-int8-tensorrt", "onnx-raw"]
 
 DESCRIPTION = "model.json"
 """The manifest: content of the folder, with the sha256 of every file. A folder with one is an export folder."""
@@ -29,6 +30,8 @@ OPTIONAL = "optional"
 """Subfolder for the files that not every export has."""
 FORMATS_FILE = f"{OPTIONAL}/formats.json"
 """Lists the optional formats, the layers kept in float in those of int8, and the result of the TensorRT check."""
+SENSITIVITY_FILE = f"{OPTIONAL}/sensitivity.csv"
+"""What each layer costs in eight bits, if that was measured."""
 
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 FILE_OF_FORMAT: dict[FormatName, str] = {
@@ -36,9 +39,11 @@ FILE_OF_FORMAT: dict[FormatName, str] = {
     "openvino-float16": f"{OPTIONAL}/openvino-float16.xml",
     "onnx-int8": f"{OPTIONAL}/model-int8.onnx",
     "openvino-int8": f"{OPTIONAL}/openvino-int8.xml",
+    "onnx-int8-tensorrt": f"{OPTIONAL}/model-int8-tensorrt.onnx",  # to build engines from
     "onnx-raw": f"{OPTIONAL}/model-raw.onnx",  # the network of model.onnx again, so no runtime chooses it
 }
 """Optional formats, and the file of each."""
+INT8_FORMATS: frozenset[FormatName] = frozenset(("onnx-int8", "openvino-int8", "onnx-int8-tensorrt"))
 
 FILES: dict[tuple[RuntimeName, PrecisionName], str] = {
     ("onnx", "float32"): ONNX,
@@ -61,6 +66,20 @@ class Int8Settings(Group):
     """Training images that ranges are measured on."""
     validation_images: int = Field(default=500, ge=1)
     """Validation images that AP is measured on, evenly spread over the split."""
+    method: RangeMethod = "mse"
+    """How the range of a value is chosen (:func:`yolov7.ranges.range_of`): `max`, `percentile` (99.99), `mse` or
+    `entropy`."""
+    images: Literal["letterbox", "mosaic"] = "letterbox"
+    """How calibration images are framed: as in evaluation, or with the augmentation of the training (as YOLOv6's)."""
+    share_ranges: bool = False
+    """Values that are joined by concatenations, pools and the like have one range."""
+    metric: Literal["shift", "mse", "snr", "cosine", "ap"] = "shift"
+    """What layers are ranked by for their way back to float. `ap` costs an evaluation per layer; the others differ in
+    what they compare on a few images (docs/export.md)."""
+    keep_in_float: int | None = Field(default=None, ge=0)
+    """Layers that stay in float, the most sensitive ones, whatever AP is; null: as many as `max_ap_drop` asks for."""
+    sensitivity: bool = False
+    """Measure every layer also where none has to return to float (`optional/sensitivity.csv`)."""
 
 
 def listed(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:

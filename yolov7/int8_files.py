@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolov7.artefact import DESCRIPTION, FILE_OF_FORMAT, FORMATS_FILE, OPTIONAL, read_description
+from yolov7.artefact import DESCRIPTION, FILE_OF_FORMAT, FORMATS_FILE, INT8_FORMATS, OPTIONAL, read_description
 from yolov7.documents import DocumentError, load_json
 from yolov7.errors import ModelError
 
@@ -69,7 +69,9 @@ class Int8Making:
 
 
 def runtime_of(file: str) -> str:
-    """The runtime that a file is measured with."""
+    """The runtime that a file is measured with, and the one it is for if that is another."""
+    if file == Path(FILE_OF_FORMAT["onnx-int8-tensorrt"]).name:
+        return "ONNX Runtime (for TensorRT)"  # an engine is tied to one GPU; this runtime reads the same numbers
     return _RUNTIMES.get(Path(file).suffix, "")
 
 
@@ -81,7 +83,7 @@ def int8_files(folder: Path) -> list[str]:
     if not (folder / DESCRIPTION).is_file():
         return []
     listed = read_description(folder)["files"]
-    return [file for name, file in FILE_OF_FORMAT.items() if "int8" in name and file in listed]
+    return [file for name, file in FILE_OF_FORMAT.items() if name in INT8_FORMATS and file in listed]
 
 
 def size_mb(file: Path) -> float:

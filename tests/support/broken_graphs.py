@@ -12,8 +12,9 @@ from onnx import helper, numpy_helper
 
 from yolov7.data.index import Index
 from yolov7.export import FLOAT16, INT8, VerifyLimits, export_openvino
+from yolov7.export.calibrate import calibrate
 from yolov7.export.onnx import described, write_graph
-from yolov7.export.quantize import calibrate, quantizable, quantized
+from yolov7.export.quantize import quantizable, quantized
 from yolov7.export.samples import Samples
 from yolov7.model import Detector
 from yolov7.predict import open_onnx

@@ -20,7 +20,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="openvino, openvino-float16, onnx-int8, openvino-int8, onnx-raw; .safetensors and ONNX are always written",
+        help="openvino, openvino-float16, onnx-int8, openvino-int8, onnx-int8-tensorrt, onnx-raw; .safetensors and ONNX"
+        " are always written",
     )
     add_data(parser, required=False)
     parser.add_argument(

@@ -1,46 +1,44 @@
-"""Int8 graphs: convolutions in eight bits, with ranges measured on real images, and decoding in float.
+"""Int8 graphs: convolutions in eight bits, and decoding in float.
 
-A convolution's input and output have one range each, its weights one per output channel; operators between two
-quantised convolutions work on bytes as well. The last convolutions, whose outputs are coordinates and logits, and all
-of the decoding stay in float.
+A convolution's input has one range, its weights one per output channel. The last convolutions, whose outputs are
+coordinates and logits, and all of the decoding stay in float. Where the runtime works on bytes from convolution to
+convolution, the values between them are rounded as well (:data:`Placement`).
 
-Weights use seven of the eight bits. Processors without byte dot products (VNNI) add two 8-bit products in 16 bits and
-overflow; with seven bits a file gives the same results everywhere.
+The numbers in the files are those of :mod:`yolov7.ranges`: for the input of a convolution, scale and zero point of
+`steps(low, high)`, as uint8; for its weights, `weight_scales(weight, axis=...)`, as int8 of seven bits. Biases are
+whole numbers of int32 times both scales. (ONNX Runtime's quantiser raises the scale of a channel whose bias would not
+fit: one with next to no weights.) For TensorRT both are int8 of eight bits with the zero point 0, of
+`symmetric_scale(low, high)` and `weight_scales(weight, axis=..., bits=8)`, and biases are float.
+
+Seven bits, because processors without byte dot products (VNNI) add two 8-bit products in 16 bits and overflow; with
+seven bits a file gives the same results everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 
-from yolov7.errors import DataError, ModelError
-from yolov7.predict.runtimes import onnx_session, scaled_parts
+from yolov7.errors import ModelError
+from yolov7.ranges import Range, steps
 
-Placement = Literal["onnx", "openvino"]
+Placement = Literal["onnx", "openvino", "tensorrt"]
 """Which values are quantised. ONNX Runtime works on bytes from convolution to convolution, so every operator between
-them needs ranges; OpenVINO fuses a convolution with the operators behind it and needs ranges at its inputs only."""
-Ranges = dict[str, tuple[float, float]]
+them needs ranges; OpenVINO and TensorRT fuse a convolution with the operators behind it and need ranges at its inputs
+only. TensorRT takes symmetric ranges only, and moves them across pools and concatenations itself."""
+Ranges = dict[str, Range]
 """Value name -> smallest and largest number to represent in eight bits."""
 
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+PASSING = ("MaxPool", "AveragePool", "Resize", "Slice", "Split", "Transpose", "Reshape")
+"""Operators whose outputs have the scale of their input in ONNX Runtime's files, whatever the outputs' ranges."""
 _JOINING = ("Add", "Mul", "Concat")
 """Operators whose inputs are all values. Others read one value first; their further inputs are sizes and weights."""
-_BETWEEN = (
-    *_JOINING,
-    *("Relu", "LeakyRelu", "Sigmoid"),
-    *("MaxPool", "AveragePool", "Resize"),
-    *("Slice", "Split", "Transpose", "Reshape"),
-)
+_BETWEEN = (*_JOINING, "Relu", "LeakyRelu", "Sigmoid", *PASSING)
 """Operators that can work on bytes."""
-_BINS = 2048
-_SAMPLES = 1 << 14
-"""Numbers per value and image in its histogram, evenly spaced."""
-_SHARES = np.linspace(0.1, 1.0, 91)
-"""Candidate ranges, as shares of the observed one."""
 
 
 def quantizable(graph: onnx.ModelProto) -> list[str]:
@@ -52,147 +50,153 @@ def quantizable(graph: onnx.ModelProto) -> list[str]:
     names = []
     for node in reversed(graph.graph.node):  # a graph is sorted: what uses a value comes after it
         leads_on = not feeds_convolution.isdisjoint(node.output)
-        if node.op_type in _CONVOLUTIONS and leads_on:
+        if node.op_type in CONVOLUTIONS and leads_on:
             names.append(node.name)
-        if node.op_type in _CONVOLUTIONS or (node.op_type in _BETWEEN and leads_on):
+        if node.op_type in CONVOLUTIONS or (node.op_type in _BETWEEN and leads_on):
             feeds_convolution.update(_values_read(node))
     return names[::-1]
 
 
-def _values_read(node: onnx.NodeProto) -> Sequence[str]:
-    return node.input if node.op_type in _JOINING else node.input[:1]
+def values_between(graph: onnx.ModelProto) -> list[str]:
+    """The images, and every value on a path between convolutions, from input to output."""
+    wanted: set[str] = set()
+    constants = {constant.name for constant in graph.graph.initializer}
+    for node in reversed(graph.graph.node):
+        between = node.op_type in _BETWEEN and not wanted.isdisjoint(node.output)
+        if node.op_type in CONVOLUTIONS or between:
+            wanted.update(_values_read(node))
+    made = [graph.graph.input[0].name, *(value for node in graph.graph.node for value in node.output)]
+    return [value for value in made if value in wanted - constants]
 
 
-def calibrate(graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]]) -> Ranges:
-    """Measure the range of every value that can be quantised on images, uint8 (B, 3, H, W) RGB, read twice.
+def layer_names(graph: onnx.ModelProto) -> dict[str, str]:
+    """Name of a convolution in the graph -> its name in the network (`backbone.stem.conv`)."""
+    return {
+        node.name: node.input[1].removeprefix("head/").removeprefix("model.").removesuffix(".weight")
+        for node in graph.graph.node
+        if node.op_type in CONVOLUTIONS
+    }
 
-    The range is the part of the observed one whose rounding to 256 steps and clipping give the smallest mean squared
-    error over a histogram of the value. Raises :class:`DataError` without images, and :class:`ModelError` for values
-    that are not finite.
-    """
-    names = _values(graph)
-    session = _observed(graph, names)
-    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-    for values in _outputs(session, names, batches()):
-        low = np.minimum(low, [value.min() for value in values])
-        high = np.maximum(high, [value.max() for value in values])
-    if np.isposinf(low).any():
-        raise DataError("int8: no images to calibrate with")
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ModelError("int8: the network's values are not finite on the calibration images")
-    counts = np.zeros((len(names), _BINS))
-    for values in _outputs(session, names, batches()):
-        for i, value in enumerate(values):
-            flat = value.ravel()
-            sampled = flat[:: max(1, flat.size // _SAMPLES)]
-            counts[i] += np.histogram(sampled, _BINS, (low[i], _above(low[i], high[i])))[0]
-    return {name: best_range(counts[i], low[i], high[i]) for i, name in enumerate(names)}
+
+def readers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """Value -> the operators that read it."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def quantized(
-    graph: onnx.ModelProto, convolutions: Iterable[str], ranges: Ranges, *, placement: Placement = "onnx"
+    graph: onnx.ModelProto,
+    convolutions: Iterable[str],
+    ranges: Ranges,
+    *,
+    placement: Placement = "onnx",
+    exact: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """A copy of `graph` with these convolutions quantised (operators QuantizeLinear and DequantizeLinear)."""
+    """A copy of `graph` with these convolutions quantised (operators QuantizeLinear and DequantizeLinear).
+
+    `exact` are values that keep their own range behind an operator that would pass on its input's; such an operator
+    works in float where the two differ. Raises :class:`ModelError` for a convolution whose input has no range.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     chosen = set(convolutions)
+    _require_ranges(graph, chosen, ranges)
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     del copy.metadata_props[:]
-    nodes = [*chosen, *(_between(graph, chosen) if placement == "onnx" else ())]
+    nodes = [*chosen, *(_between(graph, chosen, ranges, exact) if placement == "onnx" else ())]
     if not nodes:
         return copy
-    extents = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    options: dict[str, object] = {"ActivationSymmetric": False, "WeightSymmetric": True}
-    if placement == "openvino":
-        options["OpTypesToExcludeOutputQuantization"] = list(_CONVOLUTIONS)
+    before = {node.input[0]: ranges[node.output[0]] for node in _only_readers(graph) if _cuts(node, ranges)}
+    extents = {name: (np.float32(low), np.float32(high)) for name, (low, high) in {**ranges, **before}.items()}
+    symmetric = placement == "tensorrt"
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
-        reduce_range=True,
+        reduce_range=not symmetric,
         weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
+        activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, extents),
         nodes_to_quantize=nodes,
         nodes_to_exclude=[],
-        op_types_to_quantize=[*_CONVOLUTIONS, *_BETWEEN],
-        extra_options=options,
+        op_types_to_quantize=[*CONVOLUTIONS, *_BETWEEN],
+        extra_options=_options(placement),
     )
     result: onnx.ModelProto = quantizer.quantize_model()
+    if placement != "onnx":
+        _read_only_by(result, chosen, ranges)
     quantizer.model.topological_sort()
     return result
 
 
-def _between(graph: onnx.ModelProto, chosen: set[str]) -> list[str]:
+def _options(placement: Placement) -> dict[str, Any]:
+    options: dict[str, Any] = {"ActivationSymmetric": False, "WeightSymmetric": True}
+    if placement != "onnx":
+        options["OpTypesToExcludeOutputQuantization"] = list(CONVOLUTIONS)
+    if placement == "tensorrt":
+        # Its parser wants pairs at the weights, which stay float in the file, and takes no biases in int32.
+        options |= {"ActivationSymmetric": True, "AddQDQPairToWeight": True, "QuantizeBias": False}
+    return options
+
+
+def _require_ranges(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges) -> None:
+    for node in graph.graph.node:
+        if node.name in chosen and node.input[0] not in ranges:
+            layer = layer_names(graph)[node.name]
+            raise ModelError(f"int8: the input of {layer} has no range; calibrate the graph that is quantised")
+
+
+def _read_only_by(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges) -> None:
+    """Give all other operators the value itself instead of the rounded one, so that a value is rounded where a
+    convolution reads it and nowhere else. Those that only move numbers within one range may keep it: rounding behind
+    them gives the same.
+    """
+    made_by = {value: node for node in graph.graph.node for value in node.output}
+    for node in graph.graph.node:
+        if node.name in chosen or node.op_type == "DequantizeLinear":
+            continue
+        moves = node.op_type in (*PASSING, "Concat") and node.op_type != "AveragePool"
+        for position, name in enumerate(node.input):
+            if name not in made_by or made_by[name].op_type != "DequantizeLinear":
+                continue
+            value = made_by[made_by[name].input[0]].input[0]
+            if not (moves and all(ranges.get(out) == ranges[value] for out in node.output)):
+                node.input[position] = value
+
+
+def _only_readers(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The Relus that alone read their input."""
+    return [node for nodes in readers(graph).values() if len(nodes) == 1 for node in nodes if node.op_type == "Relu"]
+
+
+def _between(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges, exact: Collection[str]) -> list[str]:
     """Operators whose inputs are all quantised, on the way to another convolution."""
-    body = set(_values(graph))
+    body = set(values_between(graph))
     constants = {constant.name for constant in graph.graph.initializer}
     in_bytes: set[str] = set()
     names = []
     for node in graph.graph.node:
         fits = node.op_type in _BETWEEN and not body.isdisjoint(node.output)
         fits = fits and set(_values_read(node)) - constants <= in_bytes
+        if fits and node.op_type in PASSING:
+            fits = all(ranges[name] == ranges[node.input[0]] for name in node.output if name in exact)
         if node.name in chosen or fits:
             in_bytes.update(node.output)
-        if fits:
+        if fits and not _cuts(node, ranges):
             names.append(node.name)
     return names
 
 
-def _values(graph: onnx.ModelProto) -> list[str]:
-    """The images, and every value on a path between convolutions, from input to output."""
-    wanted: set[str] = set()
-    constants = {constant.name for constant in graph.graph.initializer}
-    for node in reversed(graph.graph.node):
-        between = node.op_type in _BETWEEN and not wanted.isdisjoint(node.output)
-        if node.op_type in _CONVOLUTIONS or between:
-            wanted.update(_values_read(node))
-    made = [graph.graph.input[0].name, *(value for node in graph.graph.node for value in node.output)]
-    return [value for value in made if value in wanted - constants]
+def _cuts(node: onnx.NodeProto, ranges: Ranges) -> bool:
+    """A Relu whose output has a range below zero, shared or learnt. The quantiser drops a Relu that it is given,
+    because the clipping to a range from zero does the same; this one has to stay."""
+    return node.op_type == "Relu" and steps(*ranges.get(node.output[0], (0.0, 0.0)))[1] != 0
 
 
-def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
-    """A session that returns all these values."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(graph)
-    present = {value.name for value in (*copy.graph.output, *copy.graph.input)}
-    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
-    return onnx_session(copy)
-
-
-def _outputs(
-    session: onnxruntime.InferenceSession, names: list[str], batches: Iterable[np.ndarray]
-) -> Iterator[list[np.ndarray]]:
-    """Values image by image: those of a whole batch would take gigabytes."""
-    images = session.get_inputs()[0].name
-    inside = [name for name in names if name != images]
-    for batch in batches:
-        for image in scaled_parts(batch, 1):
-            values = dict(zip(inside, session.run(inside, {images: image}), strict=True))
-            yield [image if name == images else values[name] for name in names]
-
-
-def _above(low: float, high: float) -> float:
-    """The upper end of the range, above `low` even for a constant value."""
-    return high if high > low else low + 1e-6
-
-
-def best_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """The part of `low` to `high`, including zero, with the smallest mean squared error in 256 steps.
-
-    `counts` is a histogram of the values, in bins of equal width from `low` to `high`.
-    """
-    edges = np.linspace(low, _above(low, high), len(counts) + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    best, least = (min(low, 0.0), max(_above(low, high), 0.0)), np.inf
-    for share in _SHARES[::-1]:
-        first, last = min(low * share, 0.0), max(high * share, 0.0)
-        step = (last - first) / 255 or 1e-9
-        zero = np.round(-first / step)
-        rounded = (np.clip(np.round(centres / step) + zero, 0, 255) - zero) * step
-        error = float((counts * (centres - rounded) ** 2).sum())
-        if error < least:
-            best, least = (first, last), error
-    return best
+def _values_read(node: onnx.NodeProto) -> Sequence[str]:
+    return node.input if node.op_type in _JOINING else node.input[:1]

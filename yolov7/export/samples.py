@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
+from yolov7.config import Train
 from yolov7.data.annotated import read_annotated
+from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.detections import Detections
 from yolov7.evaluate.coco import Result, evaluate_detections, ground_truth
@@ -68,6 +70,17 @@ class Samples:
 def evenly_spaced(length: int, count: int) -> list[int]:
     """`count` positions at even distances through `length` images, each once."""
     return sorted(set(np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()))
+
+
+def augmented_like(train: Train, index: Index) -> TrainDataset:
+    """The samples of a training on these images, before its last epochs without mosaic."""
+    return TrainDataset(index, image_size=train.image_size, augment=train.augment, seed=train.seed)
+
+
+def augmented_batches(dataset: TrainDataset, count: int) -> Iterator[np.ndarray]:
+    """Samples around images at even distances, uint8 (1, 3, S, S), as the first epoch of a training shows them."""
+    for i in evenly_spaced(len(dataset), count):
+        yield np.ascontiguousarray(dataset[(0, i)].image.transpose(2, 0, 1)[None])
 
 
 def candidates(decoded: Tensor, scoring: Scoring) -> list[Detections]:

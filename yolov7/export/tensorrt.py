@@ -115,9 +115,10 @@ def build_engine(
 ) -> None:
     """Build an engine for this machine's GPU and write it to `path`.
 
-    `half` allows float16; `batch` and `sides` are the smallest, usual and largest where the graph leaves them open
-    (sides by default: the model's own image size); `workspace` is in bytes. Raises :class:`ModelError` without the
-    package (TensorRT 10) or a GPU, and with the parser's message if it refuses the graph.
+    `half` allows float16 (beside int8, if the file is of the format onnx-int8-tensorrt); `batch` and `sides` are the
+    smallest, usual and largest where the graph leaves them open (sides by default: the model's own image size);
+    `workspace` is in bytes. Raises :class:`ModelError` without the package (TensorRT 10) or a GPU, and with the
+    parser's message if it refuses the graph.
     """
     tensorrt = _import_tensorrt()
     graph = load_graph(onnx_file)
@@ -133,6 +134,8 @@ def build_engine(
     config.set_memory_pool_limit(tensorrt.MemoryPoolType.WORKSPACE, workspace)
     if half:
         config.set_flag(tensorrt.BuilderFlag.FP16)
+    if any(node.op_type == "QuantizeLinear" for node in graph.graph.node):
+        config.set_flag(tensorrt.BuilderFlag.INT8)
     shape = contract["input"]["shape"]
     if any(not isinstance(side, int) for side in shape):
         chosen = sides or (metadata.image_size,) * 3
@@ -191,20 +194,42 @@ def _check_constants(model: onnx.ModelProto, constants: dict[str, TensorProto], 
 
 
 def _check_quantization(model: onnx.ModelProto, constants: dict[str, TensorProto], report: TensorrtReport) -> None:
-    """TensorRT takes symmetric int8 only; the int8 files of this project, made for CPUs, are asymmetric."""
+    """What the parser demands of QuantizeLinear and DequantizeLinear (onnx-tensorrt, docs/operators.md, and TensorRT's
+    guide, "Explicit quantization"): int8, zero points 0, positive scales, scales per channel of weights only."""
     asymmetric, kinds = 0, set()
+    made_by = {value: node for node in model.graph.node for value in node.output}
     for node in model.graph.node:
-        if not node.op_type.endswith("uantizeLinear") or len(node.input) < 3 or node.input[2] not in constants:
+        if not node.op_type.endswith("uantizeLinear"):
             continue
-        zero = constants[node.input[2]]
-        if zero.data_type != TensorProto.INT8:
+        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+        if zero is not None:
             kinds.add(TensorProto.DataType.Name(zero.data_type))
-        asymmetric += bool(np.any(numpy_helper.to_array(zero)))
-    if kinds - {"INT32"} or asymmetric:
+            asymmetric += bool(np.any(numpy_helper.to_array(zero)))
+        elif len(node.input) < 3 and node.op_type == "QuantizeLinear":
+            kinds.add("UINT8")  # the type without a zero point
+        if node.input[1] in constants:
+            source = made_by.get(node.input[0])
+            data = source.input[0] if source is not None and source.op_type == "QuantizeLinear" else node.input[0]
+            _check_scales(node, numpy_helper.to_array(constants[node.input[1]]), constants.get(data), report)
+    if kinds - {"INT8"} or asymmetric:
         report.problems.append(
             f"{asymmetric} zero points other than 0, types {', '.join(sorted(kinds | {'INT8'}))}: TensorRT takes "
-            "symmetric int8 only; give it the float graph, and float16"
+            "symmetric int8 only; give it the file of the format onnx-int8-tensorrt, or the float graph and float16"
         )
+
+
+def _check_scales(node: onnx.NodeProto, scales: np.ndarray, data: TensorProto | None, report: TensorrtReport) -> None:
+    """Scales of one operator; `data` is the constant that it reads, None for a value."""
+    what = f"{node.op_type} {node.name!r}"
+    if not (np.isfinite(scales).all() and (scales > 0).all()):
+        report.problems.append(f"{what}: scales must be positive")
+    if scales.size == 1:
+        return
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+    if data is None:
+        report.problems.append(f"{what}: {scales.size} scales of a value that is no weight; one is taken")
+    elif not -len(data.dims) <= axis < len(data.dims) or data.dims[axis] != scales.size:
+        report.problems.append(f"{what}: {scales.size} scales along axis {axis} of {list(data.dims)}")
 
 
 def _note_ranking(model: onnx.ModelProto, constants: dict[str, TensorProto], report: TensorrtReport) -> None:

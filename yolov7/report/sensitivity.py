@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from yolov7.files import write_text
-from yolov7.int8_files import Int8Making, read_makings
+from yolov7.int8_files import SENSITIVITY_PAGE, Int8Making, read_makings
 from yolov7.report.int8 import facts_of
 from yolov7.report.page import MISSING, render
 
@@ -39,15 +39,15 @@ class _Bar:
     in_float: bool
 
 
-def write_sensitivity_page(folder: Path, page: Path, *, title: str) -> bool:
-    """Write the page on an export folder; False, and no page, where nothing was measured.
+def write_sensitivity_page(folder: Path, *, title: str) -> bool:
+    """Write the page on an export folder into it; False, and no page, where nothing was measured.
 
     Raises :class:`yolov7.errors.ModelError` for a record of the folder that cannot be read.
     """
     text = render_sensitivity(title, list(read_makings(folder).values()))
     if text is None:
         return False
-    write_text(page, text)
+    write_text(folder / SENSITIVITY_PAGE, text)
     return True
 
 

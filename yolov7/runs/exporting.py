@@ -13,6 +13,7 @@ from yolov7.artefact import (
     DESCRIPTION,
     FILE_OF_FORMAT,
     FORMATS,
+    INT8_FORMATS,
     ONNX,
     ONNX_NMS,
     OPTIONAL,
@@ -20,17 +21,17 @@ from yolov7.artefact import (
     FormatName,
     Int8Settings,
 )
-from yolov7.config import parse
+from yolov7.config import parse, train_parameters
+from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError, ModelError, nearest
 from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.records import write_records
-from yolov7.export.samples import evenly_spaced
-from yolov7.int8_files import SENSITIVITY_PAGE
-from yolov7.model import load_checkpoint
+from yolov7.export.samples import augmented_like, evenly_spaced
+from yolov7.model import ModelMetadata, load_checkpoint
 from yolov7.model.spec import Network
-from yolov7.model.variants import find_variant
+from yolov7.model.variants import find_variant, recipe_of
 from yolov7.report.sensitivity import write_sensitivity_page
 from yolov7.runs.data import DataSet, open_data
 
@@ -74,7 +75,7 @@ def export_weights(
     for name in formats:
         if name not in FORMATS:
             raise ConfigError(f"formats: {name!r} is unknown{nearest(name, list(FORMATS))}")
-    needs_int8 = any(name.endswith("int8") for name in formats)
+    needs_int8 = any(name in INT8_FORMATS for name in formats)
     if data is None and needs_int8:
         raise ConfigError("formats: int8 is calibrated on training images and checked on validation images; give data")
     folder = Path(out)
@@ -110,7 +111,12 @@ def export_weights(
             max_detections=max_detections,
             formats=formats,
             int8=lambda graph, float_model: Int8Exporter(
-                graph, float_model, calibration=indices["train"], validation=indices["val"], settings=settings
+                graph,
+                float_model,
+                calibration=indices["train"],
+                validation=indices["val"],
+                settings=settings,
+                augmented=_augmented(metadata, network, indices["train"]) if settings.images == "mosaic" else None,
             ),
         )
         if data is None:
@@ -127,7 +133,7 @@ def export_weights(
             limits=VerifyLimits(),
             more={name: (folder / FILE_OF_FORMAT[name], _limits_of(name)) for name in formats},
         )
-    write_sensitivity_page(folder, folder / SENSITIVITY_PAGE, title=metadata.variant)
+    write_sensitivity_page(folder, title=metadata.variant)
     write_records(folder, description, report)
     if not report.passed:
         problems = "; ".join(report.problems)
@@ -135,7 +141,14 @@ def export_weights(
     return Exported(folder, description["files"], report)
 
 
+def _augmented(metadata: ModelMetadata, network: Network | str | None, index: Index) -> TrainDataset:
+    """Training images with the augmentation of the variant's recipe."""
+    recipe = "p5" if network else recipe_of(metadata.variant)
+    values = {"image_size": metadata.image_size}
+    return augmented_like(train_parameters(values, where="int8.images: mosaic", recipe=recipe), index)
+
+
 def _limits_of(name: FormatName) -> VerifyLimits:
-    if name.endswith("int8"):
+    if name in INT8_FORMATS:
         return INT8
     return FLOAT16 if name.endswith("float16") else VerifyLimits()

@@ -80,8 +80,9 @@ def test_sizes_and_runtimes(exported):
     parts = [exported / "optional/openvino.xml", exported / "optional/openvino.bin"]
     assert size_mb(parts[0]) == sum(part.stat().st_size for part in parts) / 1e6
     assert size_mb(exported / "model.onnx") == (exported / "model.onnx").stat().st_size / 1e6
-    assert [runtime_of(name) for name in ("model-int8.onnx", "a.xml", "b.safetensors")] == [
+    assert [runtime_of(name) for name in ("model-int8.onnx", "a.xml", "model-int8-tensorrt.onnx", "b")] == [
         "ONNX Runtime",
         "OpenVINO",
+        "ONNX Runtime (for TensorRT)",
         "",
     ]

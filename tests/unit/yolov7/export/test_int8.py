@@ -1,4 +1,4 @@
-"""Int8: which convolutions go to eight bits, ranges by smallest error, decoding in float, and the way back to float."""
+"""Int8: which convolutions go to eight bits, ranges by smallest error, decoding in float, and the way back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from small_detector import metadata_of
 
 from yolov7.errors import DataError, ModelError
 from yolov7.export import INT8, verify
+from yolov7.export.calibrate import calibrate
 from yolov7.export.int8 import Int8Exporter, Int8Settings, _counts
-from yolov7.export.quantize import best_range, calibrate, quantizable, quantized
+from yolov7.export.quantize import quantizable, quantized
 from yolov7.export.samples import evenly_spaced
 from yolov7.predict import load_detector
+from yolov7.ranges import Histogram, range_of
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +94,18 @@ def test_no_layer_in_eight_bits_is_the_float_graph(graph):
     assert sum(node.op_type == "QuantizeLinear" for node in one.graph.node) == 1
 
 
+def histogram_of(values):
+    histogram = Histogram()
+    for part in np.array_split(values, 64):
+        histogram.add(part)
+    return histogram
+
+
 def test_ranges_leave_out_what_is_too_rare_to_matter(graph):
     values = np.append(np.random.default_rng(0).normal(0, 1, 1_000_000), 100.0)
-    counts = np.histogram(values, 2048)[0]
-    low, high = best_range(counts, values.min(), values.max())
+    low, high = range_of(histogram_of(values), "mse")
     assert -6 < low <= -0.5 and 4 < high < 75  # one value in a million is not worth coarser steps for all others
-    counts = np.histogram(values[:-1], 2048)[0]
-    low, high = best_range(counts, values[:-1].min(), values[:-1].max())
+    low, high = range_of(histogram_of(values[:-1]), "mse")
     assert low < -3 and high > 3
     # Bytes of an image are 256 steps already: the whole range has no error.
     first = next(node for node in graph.graph.node if node.name == quantizable(graph)[0])

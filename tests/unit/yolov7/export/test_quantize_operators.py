@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from yolov7.export.quantize import calibrate, quantizable, quantized
+from yolov7.export.calibrate import calibrate
+from yolov7.export.quantize import quantizable, quantized
 
 CHANNELS = 8
 

@@ -15,7 +15,8 @@ from onnx import helper, numpy_helper
 from yolov7.cli import main
 from yolov7.errors import ConfigError, ModelError
 from yolov7.export import build_engine, check_tensorrt, export_onnx_nms
-from yolov7.export.quantize import calibrate, quantizable, quantized
+from yolov7.export.calibrate import calibrate
+from yolov7.export.quantize import quantizable, quantized
 from yolov7.export.tensorrt import profile_shapes
 from yolov7.nms import Thresholds
 

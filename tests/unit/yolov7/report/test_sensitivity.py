@@ -74,8 +74,8 @@ def test_no_page_where_nothing_was_measured(tmp_path):
     assert render_sensitivity("small", [making(sensitivity=())]) is None
     (tmp_path / "optional").mkdir()
     page = tmp_path / "optional/sensitivity.html"
-    assert not write_sensitivity_page(tmp_path, page, title="small") and not page.exists()
+    assert not write_sensitivity_page(tmp_path, title="small") and not page.exists()
     report = {"layers": 2, "kept_in_float": [], "sensitivity": {"node_1": 0.1, "node_2": 0.3}}
     (tmp_path / "optional/formats.json").write_text(json.dumps({"int8": {"onnx-int8": report}}))
-    assert write_sensitivity_page(tmp_path, page, title="small")
+    assert write_sensitivity_page(tmp_path, title="small")
     assert [row[1] for row in cells(page.read_text())] == ["node_2", "node_1"]

@@ -1,0 +1,179 @@
+"""Ranges of a graph's values, measured on images (:mod:`yolov7.ranges`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from yolov7.errors import DataError, ModelError
+from yolov7.export.quantize import CONVOLUTIONS, PASSING, Ranges, layer_names, readers, values_between
+from yolov7.letterbox import FILL
+from yolov7.predict.runtimes import onnx_session, scaled_parts
+from yolov7.ranges import Histogram, Range, RangeMethod, range_of, union
+
+log = logging.getLogger(__name__)
+
+_JOINED = ("Concat", *PASSING)
+"""Operators that move numbers and change none (a mean aside): their inputs and outputs can have one range."""
+_NAMED = 5
+"""Values that a warning names."""
+
+
+def calibrate(
+    graph: onnx.ModelProto, batches: Callable[[], Iterable[np.ndarray]], *, method: RangeMethod = "mse"
+) -> Ranges:
+    """Measure the range of every value that can be quantised on images, uint8 (B, 3, H, W) RGB.
+
+    Values that are always zero, and images that are all the same, give a warning in one line. Raises
+    :class:`DataError` without images and for images of a single colour, and :class:`ModelError` for values that are not
+    finite; it names the layer.
+    """
+    names, places = values_between(graph), _places(graph)
+    session = _observed(graph, names)
+    histograms = [Histogram(f"int8: the {places.get(name, f'value {name}')}") for name in names]
+    for values in _outputs(session, names, _looked_at(batches())):
+        for histogram, value in zip(histograms, values, strict=True):
+            histogram.add(value)
+    zero = [histogram.name.removeprefix("int8: the ") for histogram in histograms if histogram.is_zero]
+    if zero:
+        more = f" and {len(zero) - _NAMED} more" if len(zero) > _NAMED else ""
+        log.warning(
+            "int8: always zero on the calibration images, so without a range of its own: the %s%s",
+            ", the ".join(zero[:_NAMED]),
+            more,
+        )
+    return {name: range_of(histogram, method) for name, histogram in zip(names, histograms, strict=True)}
+
+
+def shared(graph: onnx.ModelProto, ranges: Ranges) -> Ranges:
+    """Every value gets the union of the ranges of all values that it is joined to by operators that compute nothing:
+    concatenations, pools, halves, and changes of size or shape. A runtime then moves bytes and rounds none again.
+
+    So are the inputs of a concatenation in the published networks (YOLOv6 paper, section 2.5.3, graph optimisation).
+    """
+    first = {name: name for name in ranges}
+
+    def group(name: str) -> str:
+        while first[name] != name:
+            name = first[name]
+        return name
+
+    for node in graph.graph.node:
+        inputs = node.input if node.op_type == "Concat" else node.input[:1]
+        joined = [name for name in (*inputs, *node.output) if name in ranges]
+        if node.op_type in _JOINED and len(joined) > 1:
+            for name in joined[1:]:
+                first[group(name)] = group(joined[0])
+    members: dict[str, list[Range]] = {}
+    for name in ranges:
+        members.setdefault(group(name), []).append(ranges[name])
+    unions = {name: union(found) for name, found in members.items()}
+    return {name: unions[group(name)] for name in ranges}
+
+
+def learnt_values(graph: onnx.ModelProto, learnt: Mapping[str, Range]) -> Ranges:
+    """Learnt ranges by the value they are of. `learnt` names the weights of the convolutions that read the values, as
+    in the graph or the checkpoint (`backbone.stem.conv.weight`).
+
+    Convolutions that read one value round it once, so their ranges become the union of them. Raises
+    :class:`ModelError` for the name of no convolution's weight, and a range that is not finite or empty.
+    """
+    names = {layer: node for node, layer in layer_names(graph).items()}
+    weights = {node.input[1]: node for node in graph.graph.node if node.op_type in CONVOLUTIONS}
+    by_name = {node.name: node for node in weights.values()}
+    found: dict[str, list[Range]] = {}
+    for weight, (low, high) in learnt.items():
+        node = weights.get(weight) or by_name.get(names.get(weight.removesuffix(".weight"), ""))
+        if node is None:
+            raise ModelError(f"int8: a learnt range is of {weight!r}, which is no convolution's weight in the network")
+        if not (np.isfinite(low) and np.isfinite(high) and low <= 0 <= high and low < high):
+            raise ModelError(f"int8: the learnt range of {weight!r}, {low:g} to {high:g}, is no range around zero")
+        found.setdefault(node.input[0], []).append((float(low), float(high)))
+    return {value: union(ranges) for value, ranges in found.items()}
+
+
+def with_learnt(graph: onnx.ModelProto, ranges: Ranges, learnt: Ranges) -> Ranges:
+    """`ranges` with those of `learnt` in their places.
+
+    A value without a learnt range that becomes one by an operator which keeps bytes, such as a pool, gets its range:
+    bytes have the same meaning on both sides.
+    """
+    merged = {**ranges, **learnt}
+    known = set(learnt)
+    for node in reversed(graph.graph.node):
+        if node.op_type in PASSING and node.input[0] in ranges and node.input[0] not in known:
+            outputs = [merged[name] for name in node.output if name in known]
+            if outputs:
+                merged[node.input[0]] = union(outputs)
+                known.add(node.input[0])
+    return merged
+
+
+def _places(graph: onnx.ModelProto) -> dict[str, str]:
+    """Value -> words for it by the layer that makes or reads it."""
+    layers, found = layer_names(graph), {}
+    for value, nodes in readers(graph).items():
+        for node in nodes:
+            if node.name in layers:
+                found[value] = f"input of {layers[node.name]}"
+    for node in graph.graph.node:
+        if node.name in layers:
+            found[node.output[0]] = f"output of {layers[node.name]}"
+    return found
+
+
+def _looked_at(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The batches, with a look at whether they show anything."""
+    count, plain, differ, first = 0, 0, False, None
+    for batch in batches:
+        for image in batch:
+            count += 1
+            plain += _is_plain(image)
+            first = image if first is None else first
+            differ = differ or not np.array_equal(image, first)
+        yield batch
+    if not count:
+        raise DataError("int8: no images to calibrate with; the training split is empty")
+    if plain == count:
+        raise DataError(
+            f"int8: the {count} calibration images are of a single colour each, so they say nothing about the ranges; "
+            "check the images of the training split"
+        )
+    if count > 1 and not differ:
+        log.warning(
+            "int8: the %d calibration images are all the same, so the ranges are those of one image; check the images "
+            "of the training split",
+            count,
+        )
+
+
+def _is_plain(image: np.ndarray) -> bool:
+    """A single colour (3, H, W), apart from a border of grey."""
+    flat = image.reshape(len(image), -1)
+    inside = flat[:, (flat != FILL).any(axis=0)]
+    return bool((inside == inside[:, :1]).all())
+
+
+def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
+    """A session that returns all these values."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    present = {value.name for value in (*copy.graph.output, *copy.graph.input)}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    return onnx_session(copy)
+
+
+def _outputs(
+    session: onnxruntime.InferenceSession, names: list[str], batches: Iterable[np.ndarray]
+) -> Iterator[list[np.ndarray]]:
+    """Values image by image: those of a whole batch would take gigabytes."""
+    images = session.get_inputs()[0].name
+    inside = [name for name in names if name != images]
+    for batch in batches:
+        for image in scaled_parts(batch, 1):
+            values = dict(zip(inside, session.run(inside, {images: image}), strict=True))
+            yield [image if name == images else values[name] for name in names]
