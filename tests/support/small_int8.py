@@ -9,6 +9,7 @@ from pathlib import Path
 from small_detector import metadata_of, pictures, small_index
 
 from yolov7.artefact import FormatName, Int8Settings
+from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.export import export_folder
 from yolov7.export.int8 import Int8Exporter
@@ -45,3 +46,19 @@ def project_with_test_split(root: Path, model: Detector, images: int = 6) -> Ind
     document = {"sha256": "a" * 64, "splits": {"test": {"sha256": "b" * 64}}, "test_is_val": False}
     (root / "data/ingested/dataset.json").write_text(json.dumps(document))
     return Index.open(root / "data/index/test", image_root=folder)
+
+
+def write_coco(index: Index, file: Path) -> Path:
+    """The annotations of an index as a COCO file."""
+    images, annotations = [], []
+    for place in range(len(index)):
+        path, image_id = index.image_path(place), index.image_id(place)
+        height, width = read_image(path).shape[:2]
+        images.append({"id": image_id, "file_name": path.name, "height": height, "width": width})
+        for box, label in zip(index.boxes(place).astype(float), index.labels(place), strict=True):
+            sides = [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()]
+            annotations.append({"image_id": image_id, "category_id": index.category_ids[label], "bbox": sides})
+    numbered = [{"id": number, **one} for number, one in enumerate(annotations, start=1)]
+    classes = [{"id": i, "name": name} for i, name in zip(index.category_ids, index.class_names, strict=True)]
+    file.write_text(json.dumps({"images": images, "annotations": numbered, "categories": classes}))
+    return file

@@ -9,8 +9,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from small_int8 import int8_export, project_with_test_split
+from small_int8 import int8_export, project_with_test_split, write_coco
 
+import yolov7
 from flows.promotion.rules import budgets
 from stages import compare, compare_variants
 from stages import evaluate as stage
@@ -21,6 +22,7 @@ from stages.register import _check_one_export, record_of
 from stages.registry.server import metric_name
 from stages.registry.tags import evaluation_tags, int8_figures
 from stages.registry.versions import Version
+from yolov7.cli import main
 from yolov7.config import parse
 from yolov7.errors import DataError, ModelError
 from yolov7.evaluate.bootstrap import ap_difference_interval
@@ -181,6 +183,24 @@ def test_the_comparison_of_variants_shows_them_too(here, caplog):
     finally:
         file.write_bytes(bytes_before)
     assert "model-int8.onnx: not the file that was evaluated: run `dvc repro evaluate@small`" in caplog.text
+
+
+def test_the_library_measures_and_times_an_int8_file_without_the_pipeline(here, tmp_path, capsys):
+    _, index, export, figures = here
+    truth = {"annotations": str(write_coco(index, tmp_path / "truth.json")), "images": str(index.image_root)}
+    for file in FILES:
+        out = tmp_path / file
+        found = yolov7.evaluate_model(
+            export / "optional" / file, data={"train": truth, "val": truth}, out=out, resamples=20
+        )
+        assert found.metrics["AP"] == pytest.approx(figures["int8"][file]["AP"], abs=1e-9)
+        assert "3 classes, 96 px, int8" in (out / "report.html").read_text()
+    options = ["--compare", "--rounds", "1", "--warmup", "0", "--network", "small_detector:small_network"]
+    assert main(["benchmark", "--model", str(export), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, file in zip(("onnx int8", "openvino int8"), FILES, strict=True):
+        (line,) = [line for line in lines if name in line]
+        assert f"{figures['int8'][file]['size_mb']:.1f}" in line
 
 
 def test_without_int8_files_nothing_is_said_of_them(here, tmp_path, trained, monkeypatch):
