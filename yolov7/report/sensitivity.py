@@ -130,4 +130,4 @@ def _number(value: Any) -> str:
     if value is None:
         return MISSING
     number = float(value)
-    return f"{number:.6f}" if 0.9 < abs(number) < 1.0 else f"{number:.3g}"
+    return f"{number:.8f}" if 0.9 < abs(number) < 1.0 else f"{number:#.3g}".removesuffix(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from flows.promotion.judge import Decision, describe
@@ -35,6 +36,17 @@ def test_page_holds_figures_decision_stages_and_failures() -> None:
     assert "- `tiny`: **version 3 promoted**, because" in page
     assert "- push: no remote" in page and "a \\| b" in page
     assert all(len(row) == len(COLUMNS) for row in rows([done, failed]))
+
+
+def test_int8_files_have_a_section_where_there_are_some(tmp_path) -> None:
+    done = VariantReport("tiny", ap=0.6, ap50=0.9)
+    assert "Int8" not in markdown(RunReport(variants=[done]))
+    found = {"AP": 0.5912, "AP_difference": {"value": -0.0088}, "size_mb": 6.4}
+    (tmp_path / "reports/tiny").mkdir(parents=True)
+    document = {"AP": 0.6, "AP50": 0.9, "int8": {"model-int8.onnx": found}}
+    (tmp_path / "reports/tiny/metrics.json").write_text(json.dumps(document))
+    page = markdown(RunReport(variants=[done.with_results(tmp_path)]))
+    assert "## Int8\n\n- `tiny`, `model-int8.onnx`: AP 0.591 (-0.0088 against float), 6.4 MB" in page
 
 
 def test_a_decision_shows_float_and_int8_of_both_models() -> None:

@@ -35,20 +35,20 @@ def test_every_layer_with_every_figure():
     page = render_sensitivity("small", [making()])
     assert page is not None and "<title>small: layers in eight bits</title>" in page
     assert cells(page) == [
-        ["1", "stem &lt;a&gt;", "Conv", "16", "0.5", "10", "0.990000", "0.2", "0.4", "float"],
-        ["2", "neck", "ConvTranspose", "8", "0.2", "20", "0.999991", "0.1", "0.45", "int8"],
-        ["3", "head", "Conv", "4", "0.1", "40", "1", "0", "0.5", "int8"],
+        ["1", "stem &lt;a&gt;", "Conv", "16", "0.500", "10.0", "0.99000000", "0.200", "0.400", "float"],
+        ["2", "neck", "ConvTranspose", "8", "0.200", "20.0", "0.99999100", "0.100", "0.450", "int8"],
+        ["3", "head", "Conv", "4", "0.100", "40.0", "1.00", "0.00", "0.500", "int8"],
     ]
     assert not re.search(r"https?://|<link|src=", page), "it opens without a network"
     assert "3 of 3 layers, the most sensitive by SNR, dB first" in page
     assert page.count("stroke:var(--accent)") == 1, "one layer stayed in float"
-    assert "stem &lt;a&gt;: 10, kept in float" in page
+    assert "stem &lt;a&gt;: 10.0, kept in float" in page
 
 
 def test_a_record_of_an_earlier_revision_has_the_shift_alone():
     old = making(sensitivity=({"layer": "b", "shift": 0.2}, {"layer": "a", "shift": 0.1}), kept_in_float=())
     page = render_sensitivity("small", [old])
-    assert cells(page) == [["1", "b", "–", "–", "0.2", "int8"], ["2", "a", "–", "–", "0.1", "int8"]]
+    assert cells(page) == [["1", "b", "–", "–", "0.200", "int8"], ["2", "a", "–", "–", "0.100", "int8"]]
     assert "by Shift first" in page and "MSE" not in page
 
 
