@@ -67,7 +67,7 @@ class EightBits:
 
 
 HEAD = ["File", "Runtime", "#AP", "#Difference (95 %)", *(f"#{name}" for name in _AREAS), "#MB"]
-HEAD += ["#Latency, ms", "#Times as fast"]
+HEAD += ["#ms", "#Times as fast"]
 
 
 def section(found: EightBits | None, objects: Mapping[str, int]) -> dict[str, Any] | None:

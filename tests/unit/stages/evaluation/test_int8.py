@@ -7,13 +7,14 @@ import math
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_int8 import int8_export, project_with_test_split, write_coco
 
 import yolov7
 from flows.promotion.rules import budgets
-from stages import compare, compare_variants
+from stages import choose, compare, compare_variants
 from stages import evaluate as stage
 from stages.evaluation.int8 import measure_int8
 from stages.project.params import Evaluate, Params, Promotion
@@ -183,6 +184,28 @@ def test_the_comparison_of_variants_shows_them_too(here, caplog):
     finally:
         file.write_bytes(bytes_before)
     assert "model-int8.onnx: not the file that was evaluated: run `dvc repro evaluate@small`" in caplog.text
+
+
+def test_a_choice_measures_and_registers_the_int8_files_of_its_finalists(here, tmp_path, monkeypatch):
+    _, index, export, figures = here
+    floats = stage.run_evaluation(load_detector(export / "model.onnx"), index, Evaluate(**SETTINGS))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    found = choose._int8(params(), {"small": export, "other": plain}, {"small": floats, "other": floats}, index)
+    assert list(found) == ["small"], "the other has no int8 files"
+    measured = found["small"].figures()
+    assert {file: measured[file]["AP"] for file in FILES} == {file: figures["int8"][file]["AP"] for file in FILES}
+    kept = {}
+    monkeypatch.setattr(choose, "register_export", lambda *_, metrics, **__: kept.update(metrics))
+    monkeypatch.setattr(choose, "record_of", lambda _, metrics: dict(metrics))
+    chosen = {"variant": "small", "ap_low": 0.1, "ap_high": 0.2}
+    document = {"measured": [chosen], "test_data_sha256": "b" * 64, "model": "m", "reasons": ["why"], "epochs": 3}
+    trial = SimpleNamespace(variant="small", key="k")
+    choose._register(params(), trial, floats, {**document, "int8": {"small": measured}})
+    assert kept["int8"] == measured
+    kept.clear()
+    choose._register(params(), trial, floats, document)
+    assert kept["AP"] == floats.metrics["AP"] and "int8" not in kept
 
 
 def test_the_library_measures_and_times_an_int8_file_without_the_pipeline(here, tmp_path, capsys):
