@@ -219,10 +219,12 @@ def scatter(
     if corners:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
         parts.append(f'<polyline class="main" points="{points}"/>')
-    parts += [_joined(place(*dot.beside), place(dot.x, dot.y)) for dot in dots if dot.beside is not None]
+    joins = [(place(*dot.beside), place(dot.x, dot.y)) for dot in dots if dot.beside is not None]
+    parts += [_joined(*join) for join in joins]
     centres = [place(dot.x, dot.y) for dot in dots]
     taken = [(x - 6, x + 6, y + 4) for x, y in centres]
     taken += [(left, right, y + 4) for (left, y), (right, _) in pairwise(corners) if right > left]
+    taken += [piece for join in joins for piece in _pieces(*join)]
     for dot in sorted(dots, key=lambda dot: -dot.y):
         x, y = place(dot.x, dot.y)
         if dot.low is not None and dot.high is not None:
@@ -239,6 +241,15 @@ def scatter(
 def _joined(start: tuple[float, float], end: tuple[float, float]) -> str:
     (x1, y1), (x2, y2) = start, end
     return f'<line class="thin" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _pieces(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float, float]]:
+    """A line in short pieces (left, right, y), as :func:`_label` takes what is drawn already."""
+    count = 1 + int(max(abs(end[0] - start[0]), abs(end[1] - start[1])) / 10)
+    xs, ys = np.linspace(start[0], end[0], count + 1), np.linspace(start[1], end[1], count + 1)
+    return [
+        (float(min(xs[i : i + 2])), float(max(xs[i : i + 2])), float(ys[i : i + 2].mean()) + 4) for i in range(count)
+    ]
 
 
 def _steps(front: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:

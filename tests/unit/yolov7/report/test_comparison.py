@@ -166,6 +166,14 @@ def test_joins_lead_from_dot_to_dot(points: list[tuple[float, float, float, floa
     assert not any(name.startswith("int8") for name in named if name), "their names are hover texts"
 
 
+def test_names_do_not_cover_joins():
+    dots = [Dot("network", 90.0, 0.5), Dot("network, int8", 50.0, 0.501, beside=(90.0, 0.5)), Dot("other", 100.0, 0.9)]
+    root = ElementTree.fromstring(scatter(dots, "x", "y"))
+    (name,) = [text for text in root.findall("text") if text.text == "network"]
+    (join,) = [line for line in root.findall("line") if line.attrib["class"] == "thin"]
+    assert abs(float(name.attrib["y"]) - 4 - float(join.attrib["y1"])) >= 13, "above or below the line"
+
+
 def test_a_choice_shows_the_int8_files_of_its_finalists():
     floats = FileFigures("model.onnx", FIGURES, {}, 24.0, 20.0)
     int8 = FileFigures("model-int8.onnx", {**FIGURES, "AP": 0.5}, {}, 6.0, 10.0)
