@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_detector import metadata_of
 from small_int8 import int8_export, project_with_test_split, write_coco
 
 import yolov7
@@ -23,11 +24,13 @@ from stages.register import _check_one_export, record_of
 from stages.registry.server import metric_name
 from stages.registry.tags import evaluation_tags, int8_figures
 from stages.registry.versions import Version
+from yolov7.artefact import check_folder
 from yolov7.cli import main
 from yolov7.config import parse
 from yolov7.errors import DataError, ModelError
 from yolov7.evaluate.bootstrap import ap_difference_interval
 from yolov7.files import sha256_file
+from yolov7.model import save_checkpoint
 from yolov7.predict import load_detector
 
 FILES = ["model-int8.onnx", "openvino-int8.xml"]
@@ -224,6 +227,27 @@ def test_the_library_measures_and_times_an_int8_file_without_the_pipeline(here, 
     for name, file in zip(("onnx int8", "openvino int8"), FILES, strict=True):
         (line,) = [line for line in lines if name in line]
         assert f"{figures['int8'][file]['size_mb']:.1f}" in line
+
+
+def test_the_library_leaves_a_page_on_the_layers(here, tmp_path, trained):
+    _, index, _, _ = here
+    truth = {"annotations": str(write_coco(index, tmp_path / "truth.json")), "images": str(index.image_root)}
+    save_checkpoint(tmp_path / "small.safetensors", trained, metadata_of(trained))
+    done = yolov7.export_weights(
+        tmp_path / "small.safetensors",
+        out=tmp_path / "out",
+        formats=["onnx-int8"],
+        data={"train": truth, "val": truth},
+        int8={"sensitivity": True, "calibration_images": 4, "keep_in_float": 4},
+        network="small_detector:small_network",
+    )
+    page = (tmp_path / "out/optional/sensitivity.html").read_text()
+    assert page.count(">float</td>") == 4 and "backbone.P2" in page and "4 in float: AP" in page
+    description = json.loads((tmp_path / "out/model.json").read_text())
+    assert description["files"]["optional/sensitivity.html"]["sha256"] == sha256_file(
+        tmp_path / "out/optional/sensitivity.html"
+    )
+    check_folder(done.folder)
 
 
 def test_without_int8_files_nothing_is_said_of_them(here, tmp_path, trained, monkeypatch):
