@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from yolov7.errors import DataError, ModelError
-from yolov7.export.quantize import CONVOLUTIONS, PASSING, Ranges, layer_names, readers, values_between
+from yolov7.export.quantize import CONVOLUTIONS, PASSING, Ranges, layer_names, values_between
 from yolov7.letterbox import FILL
 from yolov7.predict.runtimes import onnx_session, scaled_parts
 from yolov7.ranges import Histogram, Range, RangeMethod, range_of, union
@@ -34,7 +34,7 @@ def calibrate(
     """
     names, places = values_between(graph), _places(graph)
     session = _observed(graph, names)
-    histograms = [Histogram(f"int8: the {places.get(name, f'value {name}')}") for name in names]
+    histograms = [Histogram(f"int8: the {places.get(name, name)}") for name in names]
     for values in _outputs(session, names, _looked_at(batches())):
         for histogram, value in zip(histograms, values, strict=True):
             histogram.add(value)
@@ -114,15 +114,17 @@ def with_learnt(graph: onnx.ModelProto, ranges: Ranges, learnt: Ranges) -> Range
 
 
 def _places(graph: onnx.ModelProto) -> dict[str, str]:
-    """Value -> words for it by the layer that makes or reads it."""
-    layers, found = layer_names(graph), {}
-    for value, nodes in readers(graph).items():
-        for node in nodes:
-            if node.name in layers:
-                found[value] = f"input of {layers[node.name]}"
+    """Value -> words for it by the layer that makes it, or that what makes it comes after."""
+    layers, found = layer_names(graph), dict[str, str]()
+    behind = {graph.graph.input[0].name: ""}
     for node in graph.graph.node:
-        if node.name in layers:
-            found[node.output[0]] = f"output of {layers[node.name]}"
+        before = behind.get(next(iter(node.input), ""), "")
+        layer = layers.get(node.name, before)
+        for name in node.output:
+            behind[name] = layer
+            found[name] = (
+                f"output of {layer}" if node.name in layers else f"{node.op_type} behind {layer or 'the images'}"
+            )
     return found
 
 

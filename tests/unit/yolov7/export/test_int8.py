@@ -11,14 +11,16 @@ import onnxruntime
 import pytest
 from small_detector import metadata_of
 
-from yolov7.errors import DataError, ModelError
-from yolov7.export import INT8, verify
+from yolov7.artefact import check_folder
+from yolov7.config import train_parameters
+from yolov7.errors import ConfigError, DataError, ModelError
+from yolov7.export import INT8, export_folder, verify
 from yolov7.export.calibrate import calibrate
-from yolov7.export.int8 import Int8Exporter, Int8Settings, _counts
+from yolov7.export.int8 import Int8Exporter, Int8Settings, _counts, first_refused
 from yolov7.export.quantize import quantizable, quantized
-from yolov7.export.samples import evenly_spaced
+from yolov7.export.samples import augmented_like, evenly_spaced
 from yolov7.predict import load_detector
-from yolov7.ranges import Histogram, range_of
+from yolov7.ranges import Histogram, range_of, steps
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +212,120 @@ def test_a_single_layer_that_may_go_to_eight_bits_is_found(exporter, tmp_path, m
 def test_positions_are_spread_over_the_whole_set():
     assert evenly_spaced(9, 3) == [0, 4, 8]
     assert evenly_spaced(3, 10) == [0, 1, 2]
+
+
+def test_mosaic_needs_the_augmentation_of_a_training(graph, exported, index):
+    settings = Int8Settings(images="mosaic", calibration_images=2)
+    given = {"calibration": index, "validation": index, "settings": settings}
+    with pytest.raises(ConfigError, match=r"export\.int8\.images: mosaic needs the training's augmentation"):
+        Int8Exporter(graph, exported / "model.onnx", **given)
+    train = train_parameters({"image_size": 64}, where="train")
+    made = Int8Exporter(graph, exported / "model.onnx", **given, augmented=augmented_like(train, index))
+    assert [batch.shape for batch in made._batches(2)] == [(1, 3, 64, 64)] * 2
+    assert all(low <= 0 < high for low, high in made.ranges.values())
+
+
+def test_learnt_ranges_are_in_the_files(graph, exported, index, tmp_path):
+    convolution = next(node for node in graph.graph.node if node.name == quantizable(graph)[2])
+    name = convolution.input[1].removeprefix("model.")
+    settings = Int8Settings(calibration_images=2, max_ap_drop=1.0)
+    given = {"calibration": index, "validation": index, "settings": settings}
+    made = Int8Exporter(graph, exported / "model.onnx", **given, learnt={name: (-0.7, 3.1)})
+    assert made.ranges[convolution.input[0]] == (-0.7, 3.1)
+    report = made.export(tmp_path / "m.onnx", "onnx")
+    assert report.trained and not made.settings.share_ranges
+    written = onnx.load(tmp_path / "m.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
+    made_by = {value: node for node in written.graph.node for value in node.output}
+    reader = next(node for node in written.graph.node if node.name == convolution.name)
+    _, scale, zero = made_by[reader.input[0]].input
+    assert (constants[scale], constants[zero]) == steps(-0.7, 3.1)
+
+
+def test_shared_ranges_by_the_settings(exporter, graph):
+    joined = exporter(share_ranges=True)
+    joined.__dict__.pop("ranges")
+    for node in graph.graph.node:
+        if node.op_type == "Concat" and node.output[0] in joined.ranges:
+            assert len({joined.ranges[name] for name in (*node.input, *node.output)}) == 1
+
+
+@pytest.mark.parametrize("placement", ["onnx", "openvino"])
+def test_a_runtime_that_refuses_a_layer_gives_one_line(exporter, graph, tmp_path, monkeypatch, placement):
+    """As if one layer were not implemented."""
+    made = exporter(max_ap_drop=1.0)
+    refused = quantizable(graph)[3]
+    original = Int8Exporter._write
+
+    def spoilt(self, path, layers, placement):
+        if refused in layers:
+            path.write_bytes(b"not a graph")
+        else:
+            original(self, path, layers, placement)
+
+    monkeypatch.setattr(Int8Exporter, "_write", spoilt)
+    target = tmp_path / ("m.xml" if placement == "openvino" else "m.onnx")
+    layer = next(node.input[1] for node in graph.graph.node if node.name == refused).removeprefix("model.")
+    with pytest.raises(ModelError) as caught:
+        made.export(target, placement)
+    told = str(caught.value)
+    assert told.startswith(f"{target}: {layer.removesuffix('.weight')} in eight bits: ") and "\n" not in told
+    assert told.endswith("; update the runtime, or leave this format out of export.formats") and not target.exists()
+
+
+def test_the_first_refused_layer_is_found_by_halves():
+    layers = [f"conv{i}" for i in range(13)]
+    for bad in layers:
+        tries = []
+        found = first_refused(layers, lambda part, bad=bad, tries=tries: tries.append(part) or bad not in part)
+        assert found == bad and len(tries) <= 4
+
+
+@pytest.fixture
+def traced_already(exported, monkeypatch):
+    """Tracing takes seconds, and is not what these tests are of."""
+
+    def copy(model, path, **options):
+        path.write_bytes((exported / "model.onnx").read_bytes())
+        return onnx.load(path)
+
+    monkeypatch.setattr("yolov7.export.folder.export_onnx", copy)
+
+
+@pytest.mark.usefixtures("traced_already")
+def test_a_failed_int8_file_leaves_a_folder_that_can_be_used(trained, index, tmp_path):
+    settings = Int8Settings.model_construct(calibration_images=2, max_ap_drop=-1.0, metric="shift")
+
+    def exporter(graph, float_model):
+        return Int8Exporter(graph, float_model, calibration=index, validation=index, settings=settings)
+
+    formats = ("onnx-int8", "openvino")
+    with pytest.raises(ModelError, match=r"model-int8\.onnx: AP falls by more than"):
+        export_folder(trained, tmp_path, metadata=metadata_of(trained), formats=formats, int8=exporter)
+    names = check_folder(tmp_path)
+    assert "optional/openvino.bin" in names and "optional/model-int8.onnx" not in names
+    assert not (tmp_path / "optional/model-int8.onnx").exists()
+    document = json.loads((tmp_path / "optional/formats.json").read_text())
+    assert document["formats"] == ["openvino"] and document["int8"] == {}
+    assert load_detector(tmp_path).predict(np.zeros((64, 64, 3), np.uint8)) is not None
+
+
+@pytest.mark.usefixtures("traced_already")
+def test_all_int8_files_of_a_folder(trained, index, tmp_path):
+    settings = Int8Settings(calibration_images=2, max_ap_drop=1.0, sensitivity=True)
+
+    def exporter(graph, float_model):
+        return Int8Exporter(graph, float_model, calibration=index, validation=index, settings=settings)
+
+    formats = ("onnx-int8-tensorrt", "onnx-int8")
+    export_folder(trained, tmp_path, metadata=metadata_of(trained), formats=formats, int8=exporter)
+    names = check_folder(tmp_path)
+    assert {"optional/sensitivity.csv", "optional/model-int8-tensorrt.onnx", "optional/model-int8.onnx"} <= set(names)
+    document = json.loads((tmp_path / "optional/formats.json").read_text())
+    assert document["tensorrt"]["optional/model-int8-tensorrt.onnx"]["passed"]
+    assert {name: len(report["layer_sensitivity"]) for name, report in document["int8"].items()} == dict.fromkeys(
+        formats, 6
+    )
+    lines = (tmp_path / "optional/sensitivity.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 6
+    assert load_detector(tmp_path / "optional/model-int8-tensorrt.onnx").metadata.num_classes == trained.num_classes

@@ -19,6 +19,8 @@ from yolov7.export.calibrate import calibrate
 from yolov7.export.quantize import quantizable, quantized
 from yolov7.export.tensorrt import profile_shapes
 from yolov7.nms import Thresholds
+from yolov7.predict.runtimes import onnx_session
+from yolov7.ranges import weight_scales
 
 
 @pytest.fixture
@@ -63,6 +65,81 @@ def test_bytes_with_two_ends_are_not_for_tensorrt(graph):
     result.metadata_props.extend(graph.metadata_props)
     problems = check_tensorrt(result).problems
     assert len(problems) == 1 and "symmetric int8 only" in problems[0]
+
+
+@pytest.fixture
+def symmetric(graph):
+    batch = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), dtype=np.uint8)
+    result = quantized(graph, quantizable(graph), calibrate(graph, lambda: [batch]), placement="tensorrt")
+    result.metadata_props.extend(graph.metadata_props)
+    return result
+
+
+def test_symmetric_bytes_at_convolutions_pass(graph, symmetric):
+    onnx.checker.check_model(symmetric, full_check=True)
+    report = check_tensorrt(symmetric)
+    assert report.passed, report.problems
+    chosen, constants = set(quantizable(graph)), {tensor.name: tensor for tensor in symmetric.graph.initializer}
+    made_by = {value: node for node in symmetric.graph.node for value in node.output}
+    for node in symmetric.graph.node:
+        if node.name in chosen:
+            assert [made_by[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
+            assert constants[node.input[2]].data_type == onnx.TensorProto.FLOAT  # the bias
+            weight = made_by[made_by[node.input[1]].input[0]]
+            assert weight.op_type == "QuantizeLinear" and constants[weight.input[0]].data_type == onnx.TensorProto.FLOAT
+            scales = numpy_helper.to_array(constants[weight.input[1]])
+            values = numpy_helper.to_array(constants[weight.input[0]])
+            np.testing.assert_array_equal(scales, weight_scales(values, bits=8))  # eight bits, per output channel
+    zeros = [tensor for name, tensor in constants.items() if name.endswith("_zero_point")]
+    assert zeros and all(t.data_type == onnx.TensorProto.INT8 and not numpy_helper.to_array(t).any() for t in zeros)
+    batch = np.random.default_rng(1).integers(0, 256, (1, 3, 64, 64), dtype=np.uint8)
+    found, expected = (
+        onnx_session(one).run(None, {"images": batch.astype(np.float32) / 255})[0][..., 4:]
+        for one in (symmetric, graph)
+    )
+    assert 1e-4 < np.abs(found - expected).mean() < 0.05
+
+
+def weight_pair(graph):
+    """QuantizeLinear of the first weight, its scales and zero points."""
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    node = next(n for n in graph.graph.node if n.op_type == "QuantizeLinear" and n.input[0] in constants)
+    return node, constants[node.input[1]], constants[node.input[2]]
+
+
+def replace_values(tensor, values):
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def test_what_the_parser_demands_of_quantised_values_is_checked(symmetric):
+    node, scales, _ = weight_pair(symmetric)
+    values = numpy_helper.to_array(scales).copy()
+    values[0] = 0
+    replace_values(scales, values)
+    (problem, *more) = check_tensorrt(symmetric).problems
+    assert problem == f"QuantizeLinear {node.name!r}: scales must be positive" and len(more) == 1  # and the other half
+    replace_values(scales, np.ones(len(values) + 1, np.float32))
+    assert f"{len(values) + 1} scales along axis 0 of [" in check_tensorrt(symmetric).problems[0]
+
+
+def test_zero_points_and_types_are_checked(symmetric):
+    node, _, zeros = weight_pair(symmetric)
+    replace_values(zeros, np.ones(zeros.dims, np.int8))
+    assert "zero points other than 0" in check_tensorrt(symmetric).problems[0]
+    replace_values(zeros, np.zeros(zeros.dims, np.uint8))
+    assert "types INT8, UINT8" in check_tensorrt(symmetric).problems[0]
+    replace_values(zeros, np.zeros(zeros.dims, np.int8))
+    assert check_tensorrt(symmetric).passed
+    del node.input[2]
+    assert "types INT8, UINT8" in check_tensorrt(symmetric).problems[0]  # what its absence means
+
+
+def test_a_value_has_one_scale(symmetric):
+    constants = {tensor.name: tensor for tensor in symmetric.graph.initializer}
+    node = next(n for n in symmetric.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants)
+    replace_values(constants[node.input[1]], np.ones(3, np.float32))
+    problems = check_tensorrt(symmetric).problems
+    assert problems and all("3 scales of a value that is no weight; one is taken" in problem for problem in problems)
 
 
 def test_an_optimisation_profile_needs_sizes_that_rise_and_fit():
