@@ -21,7 +21,7 @@ _RISING = ("mse", "shift")
 _SAYS = {
     "mse": "mean squared error of the outputs of the last convolutions",
     "snr": "their signal to noise ratio in decibels",
-    "cosine": "the cosine of the angle between them and those of the float network",
+    "cosine": "the cosine of the angle between them and those without eight bits",
     "shift": "the mean change of the most confident scores, plus what their boxes lack of IoU 1",
     "ap": "AP on validation images",
 }
