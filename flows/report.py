@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class VariantReport:
     ap50: float | None = None
     size_bytes: int | None = None
     """Size of the ONNX artefact."""
+    int8: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Test figures of the int8 files, by file name."""
     version: int | None = None
     decision: Decision | None = None
     error: str | None = None
@@ -42,6 +44,7 @@ class VariantReport:
             self,
             ap=metrics.get("AP"),
             ap50=metrics.get("AP50"),
+            int8=metrics.get("int8", {}),
             version=record.get("version"),
             size_bytes=artefact.stat().st_size if artefact.is_file() else None,
         )
@@ -112,10 +115,20 @@ def markdown(report: RunReport) -> str:
     lines = ["# train-variants", "", report.summary, "", *table(COLUMNS, rows(report.variants))]
     if report.comparison is not None:
         lines += ["", f"The variants side by side: `{report.comparison}`"]
+    lines += section("Int8", bullets([line for each in report.variants for line in _int8_lines(each)]))
     lines += section("Promotion", decision_lines([each.decision for each in report.variants if each.decision]))
     lines += section("Stages", stage_table(report.stages))
     lines += section("Failures", bullets(report.failures))
     return "\n".join(lines) + "\n"
+
+
+def _int8_lines(report: VariantReport) -> list[str]:
+    """AP and size of each int8 file of a variant."""
+    return [
+        f"`{report.variant}`, `{file}`: AP {found['AP']:.3f} ({found['AP_difference']['value']:+.4f} against float), "
+        f"{found['size_mb']:.1f} MB"
+        for file, found in report.int8.items()
+    ]
 
 
 def decision_lines(decisions: Sequence[Decision]) -> list[str]:
@@ -127,7 +140,29 @@ def decision_lines(decisions: Sequence[Decision]) -> list[str]:
             f"  - {check.rule}: {'passed' if check.passed else '**failed**'}, {check.finding}"
             for check in decision.checks
         ]
+        lines += [f"  - {line}" for line in _measured(decision)]
     return lines
+
+
+def _measured(decision: Decision) -> list[str]:
+    """Float and int8 figures of both models, where one has int8 files."""
+    sides = {"challenger": decision.challenger, "champion": decision.champion}
+    found = {role: decision.evidence[role] for role in sides if role in decision.evidence}
+    if not any("int8" in side for side in found.values()):
+        return []
+    return [f"{role}, version {sides[role]}: {'; '.join(_files(side))}" for role, side in found.items()]
+
+
+def _files(side: Mapping[str, Any]) -> list[str]:
+    size = "" if side["size_mb"] is None else f", {side['size_mb']:.1f} MB"
+    files = [f"float AP {side['AP']:.4f}{size}, {side['latency_ms']:.1f} ms"]
+    for file, figures in side.get("int8", {}).items():
+        change = figures["AP"] - side["AP"]
+        files.append(
+            f"`{file}` AP {figures['AP']:.4f} ({change:+.4f}), {figures['size_mb']:.1f} MB, "
+            f"{figures['latency_ms']:.1f} ms"
+        )
+    return files
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 from stages.choice.candidates import candidate, finished
 from stages.choice.plan import RuledOut, Standing, beyond, given_latencies, too_slow_to_train
 from stages.choice.recommend import Difference, Measured, Recommendation, pareto, recommend
-from stages.evaluate import run_evaluation
+from stages.evaluation.int8 import measure_int8
+from stages.evaluation.measure import run_evaluation
 from stages.evaluation.timing import first_images, timed
 from stages.export import export
 from stages.project.command import Interrupted, run_stage
@@ -36,6 +37,7 @@ from yolov7.evaluate.bootstrap import ap_difference_interval, ap_interval
 from yolov7.files import sha256_file, write_json, write_text
 from yolov7.predict import load_detector
 from yolov7.report.choice import ChoiceDocument, Finalist, render_choice
+from yolov7.report.int8 import EightBits
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +55,14 @@ def main(params: Params, args: argparse.Namespace) -> None:
     exports = {variant: _exported(params, trial) for variant, trial in trials.items()}
     index = open_index("test")
     results = _evaluated(params, exports, index)
+    int8 = _int8(params, exports, results, index)
     measured = _measured(params, trials, exports, results, index)
     ruled_out = [RuledOut(**each) for each in plan["ruled_out"]]
     ruled_out += _beyond_now(params, measured, plan["epochs"])
     found = recommend(measured, ruled_out, _differences(params, results), prefer=params.choice.prefer)
     figures = _figures(params, plan, measured, ruled_out, found, document)
-    write_text(PAGE, _page(params, plan, measured, ruled_out, found, index, document))
+    figures |= {"int8": {variant: each.figures() for variant, each in int8.items()}} if int8 else {}
+    write_text(PAGE, _page(params, plan, measured, ruled_out, found, int8, index, document))
     write_json(FIGURES, figures)
     for reason in found.reasons:
         log.info("%s", reason)
@@ -99,6 +103,14 @@ def _evaluated(params: Params, exports: Mapping[str, Path], index: Index) -> dic
         found[variant] = run_evaluation(load_detector(folder / ONNX, device="cpu"), index, params.evaluate)
         log.info("%s on %d test images: AP %.4f", variant, len(index), found[variant].metrics["AP"])
     return found
+
+
+def _int8(
+    params: Params, exports: Mapping[str, Path], results: Mapping[str, Evaluation], index: Index
+) -> dict[str, EightBits]:
+    """The int8 files of the exports that have some, by variant."""
+    found = {name: measure_int8(exports[name], result, index, params.evaluate) for name, result in results.items()}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def _measured(
@@ -173,6 +185,7 @@ def _page(
     measured: list[Measured],
     ruled_out: list[RuledOut],
     found: Recommendation,
+    int8: Mapping[str, EightBits],
     index: Index,
     document: Mapping[str, Any],
 ) -> str:
@@ -203,6 +216,7 @@ def _page(
             finalists=finalists,
             standings=standings,
             ruled_out=[(each.variant, each.limit, each.finding) for each in ruled_out],
+            int8=int8,
         ),
     )
 
@@ -211,6 +225,8 @@ def _register(params: Params, trial: Trial, result: Evaluation, figures: Mapping
     mine = next(each for each in figures["measured"] if each["variant"] == trial.variant)
     metrics = {**result.metrics, "AP_low": mine["ap_low"], "AP_high": mine["ap_high"]}
     metrics["test_data_sha256"] = figures["test_data_sha256"]
+    int8 = figures.get("int8", {})
+    metrics |= {"int8": int8[trial.variant]} if trial.variant in int8 else {}
     others = [each["variant"] for each in figures["measured"] if each["variant"] != trial.variant]
     tags = {"chosen_from": ", ".join(params.choice.candidates), "finalists": ", ".join(others) or "none"}
     version = register_export(

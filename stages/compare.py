@@ -3,8 +3,9 @@
     python -m stages.compare --challenger MODEL --champion MODEL --output FILE
 
 The promotion gate decides by this. Both models run now, on the same images, with the same settings and code, so that
-nothing else differs; the interval of the difference comes from a paired bootstrap (yolov7/evaluate/bootstrap.py).
-Models with different classes are not measured: the document then holds both lists of names, as `class_names`.
+nothing else differs; the interval of the difference comes from a paired bootstrap (yolov7/evaluate/bootstrap.py). The
+int8 files of an export folder are measured beside its float file. Models with different classes are not measured: the
+document then holds both lists of names, as `class_names`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from stages.evaluate import run_evaluation
+from stages.evaluation.int8 import measure_int8
+from stages.evaluation.measure import run_evaluation
 from stages.project.command import run_stage
 from stages.project.params import Params
 from stages.project.workspace import dataset_document, open_index
 from stages.registry.tags import evaluation_tags
+from stages.registry.versions import download_model
 from yolov7.data.decode import read_image
 from yolov7.data.index import Index
 from yolov7.evaluate import Evaluation
@@ -36,7 +40,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     """Write the comparison to `--output`."""
     index = open_index("test")
     sha256 = dataset_document(needs={"splits.test.sha256": str})["splits"]["test"]["sha256"]
-    predictors = {role: load_detector(getattr(args, role)) for role in ("challenger", "champion")}
+    models = {role: _at(getattr(args, role)) for role in ("challenger", "champion")}
+    predictors = {role: load_detector(model) for role, model in models.items()}
     names = {role: list(predictor.metadata.class_names) for role, predictor in predictors.items()}
     if names["challenger"] != names["champion"]:
         write_json(args.output, {"test_data_sha256": sha256, "class_names": names})
@@ -54,9 +59,15 @@ def main(params: Params, args: argparse.Namespace) -> None:
     }
     for role, predictor in predictors.items():
         document[role] = _figures(getattr(args, role), predictor, results[role], index, sha256, params)
+        document[role] |= _int8(models[role], results[role], index, sha256, params)
     write_json(args.output, document)
     ours, theirs = (document[role]["AP"] for role in ("challenger", "champion"))
     log.info("AP %.4f against %.4f, difference within %+.4f and %+.4f", ours, theirs, difference.low, difference.high)
+
+
+def _at(model: str) -> str:
+    """The export folder of a registered version; anything else as it is."""
+    return str(download_model(model)) if model.startswith("models:/") else model
 
 
 def _objects(result: Evaluation) -> dict[str, int]:
@@ -82,6 +93,15 @@ def _figures(
         "size_mb": size,
         "tags": evaluation_tags(figures, params.evaluate),
     }
+
+
+def _int8(model: str, floats: Evaluation, index: Index, sha256: str, params: Params) -> dict[str, Any]:
+    """The int8 files of an export folder, and the tags with their AP; empty where it has none."""
+    found = measure_int8(Path(model), floats, index, params.evaluate, rounds=_TIMED_IMAGES)
+    if found is None:
+        return {}
+    figures = {**floats.metrics, "test_data_sha256": sha256, "int8": found.figures()}
+    return {"int8": found.figures(), "tags": evaluation_tags(figures, params.evaluate)}
 
 
 if __name__ == "__main__":

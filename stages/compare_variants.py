@@ -1,7 +1,7 @@
 """One page that compares the variants evaluated in this workspace: `python -m stages.compare_variants`.
 
-AP comes from `reports/V/metrics.json`. Latency is measured now, for all variants in turn on the same test images: the
-page is not an output that DVC keeps. Written to `reports/comparison.html`.
+AP comes from `reports/V/metrics.json`, that of the int8 files too. Latency is measured now, for all files in turn on
+the same test images: the page is not an output that DVC keeps. Written to `reports/comparison.html`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,13 +23,15 @@ from stages.project.params import Evaluate, Params
 from stages.project.workspace import dataset_document, measured, model_dir, open_index, read_json, reports
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.versions import ModelRegistry
+from yolov7.artefact import ONNX, OPTIONAL
 from yolov7.catalogue import listed_infos
 from yolov7.errors import DataError
-from yolov7.files import write_text
+from yolov7.files import sha256_file, write_text
+from yolov7.int8_files import size_mb
 from yolov7.model.checkpoint import load_checkpoint
 from yolov7.model.cost import conv_gflops, count_parameters
 from yolov7.predict.benchmark import Benchmark
-from yolov7.report.comparison import Compared, render_comparison
+from yolov7.report.comparison import Compared, Int8Compared, render_comparison
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +43,12 @@ def main(params: Params, args: argparse.Namespace) -> None:
     document = dataset_document(needs={"splits.test.sha256": str})["splits"]["test"]
     figures = _evaluated(params.variants, document["sha256"])
     index = open_index("test")
-    latencies = _timed(list(figures), first_images(index), args.rounds, params.evaluate)
-    compared = [_compared(params, variant, metrics, latencies[variant]) for variant, metrics in figures.items()]
+    int8 = {variant: _int8_measured(variant, metrics) for variant, metrics in figures.items()}
+    latencies = _timed(list(figures), first_images(index), args.rounds, params.evaluate, int8)
+    compared = [
+        replace(_compared(params, variant, metrics, latencies[variant]), int8=_int8(variant, int8[variant], latencies))
+        for variant, metrics in figures.items()
+    ]
     facts = {
         "Test images": f"{len(index):,}, {index.num_boxes:,} objects",
         "Test data": document["sha256"],
@@ -100,8 +109,43 @@ def _export(variant: str) -> Path:
     return model_dir(variant) / "export"
 
 
-def _timed(variants: list[str], images: list[np.ndarray], rounds: int, settings: Evaluate) -> dict[str, Benchmark]:
-    return timed({variant: _export(variant) / "model.onnx" for variant in variants}, images, settings, rounds=rounds)
+def _int8_measured(variant: str, metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The evaluated figures of each int8 file, by file name; those of another export are left out with a warning."""
+    found = {}
+    for file, figures in metrics.get("int8", {}).items():
+        path = _export(variant) / OPTIONAL / file
+        if path.is_file() and sha256_file(path) == figures["artefact_sha256"]:
+            found[file] = figures
+        else:
+            log.warning("%s: not the file that was evaluated: run `dvc repro evaluate@%s`", path, variant)
+    return found
+
+
+def _timed(
+    variants: list[str],
+    images: list[np.ndarray],
+    rounds: int,
+    settings: Evaluate,
+    int8: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> dict[str, Benchmark]:
+    """Latency by variant, and by `VARIANT FILE` for each of its int8 files."""
+    files = {variant: _export(variant) / ONNX for variant in variants}
+    for variant, names in int8.items():
+        files |= {f"{variant} {name}": _export(variant) / OPTIONAL / name for name in names}
+    return timed(files, images, settings, rounds=rounds)
+
+
+def _int8(variant: str, measured: Mapping[str, Any], latencies: Mapping[str, Benchmark]) -> list[Int8Compared]:
+    return [
+        Int8Compared(
+            file=file,
+            metrics=figures,
+            difference=tuple(figures["AP_difference"][end] for end in ("value", "low", "high")),
+            latency_ms=latencies[f"{variant} {file}"].timings[-1].median,
+            size_mb=size_mb(_export(variant) / OPTIONAL / file),
+        )
+        for file, figures in measured.items()
+    ]
 
 
 def _compared(params: Params, variant: str, metrics: dict[str, Any], timed: Benchmark) -> Compared:
@@ -120,7 +164,7 @@ def _compared(params: Params, variant: str, metrics: dict[str, Any], timed: Benc
         latency_ms=total.median,
         latency_low=total.low,
         latency_high=total.high,
-        size_mb=(_export(variant) / "model.onnx").stat().st_size / 1e6,
+        size_mb=size_mb(_export(variant) / ONNX),
         notes={"Version": str(version)},
     )
 

@@ -1,7 +1,8 @@
-"""COCO evaluation of the exported ONNX file on the test split: `python -m stages.evaluate --variant V`.
+"""COCO evaluation of the exported files on the test split: `python -m stages.evaluate --variant V`.
 
-The artefact that will be used is measured, not the network it came from. `--model` measures another model on the same
-data, for a fair comparison; then only `--output` is written.
+The artefact that will be used is measured, not the network it came from: the ONNX file, and beside it the int8 files
+of the export. `--model` measures another model on the same data, for a fair comparison; then only `--output` is
+written.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stages.evaluation.int8 import measure_int8
+from stages.evaluation.measure import border_of, run_evaluation
 from stages.project.command import check_chosen, run_stage
 from stages.project.params import Evaluate, Params
 from stages.project.workspace import TEST_SPLIT, dataset_document, model_dir, open_index, reports
 from yolov7.artefact import DESCRIPTION, ONNX
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
-from yolov7.evaluate import Evaluation, evaluate
+from yolov7.evaluate import Evaluation
 from yolov7.files import sha256_file, write_json, write_text
 from yolov7.letterbox import Border
-from yolov7.model.variants.borders import published_border
-from yolov7.predict import AugmentedRuntime, Predictor, load_detector
-from yolov7.predict.augmented import Views
+from yolov7.predict import Predictor, load_detector
 from yolov7.report.evaluation import Analysis, analyse, render_report
 from yolov7.report.outputs import figures_of, left_out, write_outputs
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def main(params: Params, args: argparse.Namespace) -> None:
-    """Evaluate `models/V/export/model.onnx` into `reports/V`, or `--model` into `--output`."""
+    """Evaluate `models/V/export`, its `model.onnx` and int8 files, into `reports/V`, or `--model` into `--output`."""
     document = dataset_document(needs=TEST_SPLIT)
     index = open_index("test")
     if bool(args.model) != bool(args.output):
@@ -49,6 +50,8 @@ def main(params: Params, args: argparse.Namespace) -> None:
     analysis = analyse(result, index, resamples=params.evaluate.resamples)
     figures = _figures(predictor, result, analysis, index, document, None if args.model else sha256_file(model))
     figures |= _framing(predictor, params.evaluate)
+    int8 = None if args.model else measure_int8(Path(model).parent, result, index, params.evaluate)
+    figures |= {"int8": int8.figures()} if int8 else {}
     if args.output:
         write_json(args.output, figures)
     else:
@@ -56,7 +59,7 @@ def main(params: Params, args: argparse.Namespace) -> None:
         write_outputs(out, predictor, index, result, figures, pictures=params.evaluate.pictures)
         facts = _facts(model, predictor, index, params.evaluate, document)
         facts |= left_out(result, max_detections=params.evaluate.max_detections)
-        page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures)
+        page = render_report(args.variant, facts, result, analysis, index, pictures=params.evaluate.pictures, int8=int8)
         write_text(out / "report.html", page)
     shown = ", ".join(f"{name} {figures[name]:.3f}" for name in ("AP", "AP50", "AP75"))
     if predictor.suppression_inside:
@@ -71,38 +74,10 @@ def device_for(model: str) -> str:
     return os.environ.get("YOLOV7_DEVICE", "auto") if Path(model).suffix.lower() == ".safetensors" else "cpu"
 
 
-def run_evaluation(predictor: Predictor, index: Index, settings: Evaluate) -> Evaluation:
-    """Evaluate with the settings of `params.yaml`."""
-    return evaluate(
-        _decoder(predictor, settings),
-        index,
-        batch_size=settings.batch_size,
-        confidence=settings.confidence,
-        iou=settings.iou,
-        max_detections=settings.max_detections,
-        rectangular=settings.rectangular,
-        border=border_of(predictor, settings),
-    )
-
-
-def border_of(predictor: Predictor, settings: Evaluate) -> Border:
-    """The grey border of `params.yaml` for this model."""
-    given = settings.border
-    pixels = published_border(predictor.metadata.variant) if given.pixels == "published" else given.pixels
-    return Border(pixels, given.integer_offset, given.exact_scale, given.spare)
-
-
 def _framing(predictor: Predictor, settings: Evaluate) -> dict[str, Any]:
     """The border among the figures, where it is not the usual one."""
     border = border_of(predictor, settings)
     return {} if border == Border() else {"border": asdict(border)}
-
-
-def _decoder(predictor: Predictor, settings: Evaluate) -> Predictor | AugmentedRuntime:
-    if not settings.augment:
-        return predictor
-    views: Views = "all" if settings.augment is True else settings.augment
-    return AugmentedRuntime(predictor.runtime, views)  # type: ignore[arg-type]  # checked at run time
 
 
 def _figures(

@@ -39,6 +39,7 @@ from yolov7.files import sha256_file
 from yolov7.model import ModelMetadata, load_checkpoint
 from yolov7.model.quantized import learnt_ranges
 from yolov7.ranges import Range
+from yolov7.report.sensitivity import write_sensitivity_page
 from yolov7.weights.origin import stated_origin
 
 log = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ def export(
         limits=limits(settings),
         more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
     )
+    write_sensitivity_page(out, title=variant)
     write_records(out, description, report)
     for line in summary(report):
         log.info("%s", line)

@@ -27,9 +27,9 @@ from stages.project.workspace import (
 )
 from stages.registry.errors import RegistryUnavailableError
 from stages.registry.journal import delivered, flush
-from stages.registry.tags import evaluation_tags, origin_tags, verdict_tags
+from stages.registry.tags import evaluation_tags, int8_figures, origin_tags, verdict_tags
 from stages.registry.versions import DATA_STATISTICS, ModelRegistry, Version
-from yolov7.artefact import ONNX, read_description
+from yolov7.artefact import ONNX, OPTIONAL, read_description
 from yolov7.errors import DataError
 from yolov7.files import sha256_file, write_json
 
@@ -97,7 +97,8 @@ def register_export(
         example=_example_image(),
     )
     _keep_statistics(registry, version)
-    registry.log_metrics(run_id, {f"test/{key}": v for key, v in metrics.items() if isinstance(v, float)})
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, float)} | int8_figures(metrics)
+    registry.log_metrics(run_id, {f"test/{key}": value for key, value in numbers.items()})
     registry.log_page(run_id, page)
     log.info("%s %s, alias challenger", version, "is new" if new else "holds this artefact already")
     return version
@@ -113,6 +114,7 @@ def record_of(version: Version, metrics: Mapping[str, Any]) -> dict[str, Any]:
         "run_id": version.run_id,
         "AP": metrics["AP"],
         "AP50": metrics["AP50"],
+        **({"int8": {file: found["AP"] for file, found in metrics["int8"].items()}} if "int8" in metrics else {}),
         "test_data_sha256": metrics["test_data_sha256"],
         "git_revision": version.tags["git_revision"],
     }
@@ -128,6 +130,10 @@ def _check_one_export(export: Path, metrics: dict[str, Any], variant: str) -> No
     if metrics.get("artefact_sha256", sums.get(ONNX)) != sums.get(ONNX):
         path = reports(variant) / "metrics.json"
         raise DataError(f"measured on another {ONNX}; run `dvc repro evaluate@{variant}` again", path=path)
+    for file, found in metrics.get("int8", {}).items():
+        if found["artefact_sha256"] != sums.get(f"{OPTIONAL}/{file}"):
+            path = reports(variant) / "metrics.json"
+            raise DataError(f"measured on another {file}; run `dvc repro evaluate@{variant}` again", path=path)
     path = export / "verify.json"
     verified = read_json(path, f"dvc repro export@{variant}").get("files", {})
     if not isinstance(verified, dict) or any(sums.get(name) != sha256 for name, sha256 in verified.items()):

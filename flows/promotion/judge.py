@@ -190,7 +190,7 @@ def _by_itself(
 ) -> Decision:
     """Judge the first champion of its classes: it has no rival to exceed, but must keep to the budgets."""
     measured: Mapping[str, Any] = {}
-    if rules.max_latency_ms or rules.max_size_mb:
+    if rules.max_latency_ms or rules.max_size_mb or rules.max_int8_loss:
         measured = compare(challenger, challenger)["challenger"]
     judged = (*more, *gate.budgets(measured, rules), *gate.evidence(challenger.tags))
     failed = [check for check in judged if not check.passed]

@@ -63,6 +63,18 @@ def budgets(ours: Mapping[str, Any], rules: Promotion) -> list[Check]:
         size = ours["size_mb"]
         found = "size unknown" if size is None else f"{size:.1f} MB, {rules.max_size_mb:g} MB allowed"
         judged.append(Check("size", size is not None and size <= rules.max_size_mb, found))
+    return judged + (_int8(ours, rules) if rules.max_int8_loss else [])
+
+
+def _int8(ours: Mapping[str, Any], rules: Promotion) -> list[Check]:
+    """Check the AP of each int8 file of a model against its float file."""
+    judged = []
+    for file, figures in ours.get("int8", {}).items():
+        loss = ours["AP"] - figures["AP"]
+        moved = f"{loss:.4f} below" if loss > 0 else f"{-loss:.4f} above"
+        found = f"{file}: test AP {figures['AP']:.4f}, {moved} the float file's {ours['AP']:.4f}; "
+        found += f"{rules.max_int8_loss:g} allowed"
+        judged.append(Check("int8", round(loss, _ROUNDING) <= rules.max_int8_loss, found))
     return judged
 
 

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from stages.project.names import check_folder, check_line, check_model_name, check_values, check_variant
 from stages.project.params_data import Data, check_address, check_data
+from stages.project.params_promotion import Promotion
 from stages.project.params_search import Choice, Search
 from stages.project.params_train import check_head, check_pgi, check_quantization, check_rep_optimizer, quantization_for
 from stages.project.redaction import in_one_line
@@ -169,23 +170,6 @@ class Registry(Group):
     """Experiment the runs are filed under."""
     model_prefix: str = ""
     """Prefix of the variant's name in the registered model's name."""
-
-
-class Promotion(Group):
-    """Conditions for a challenger to become the champion, measured side by side on the test split."""
-
-    margin: float = Field(default=0.0, ge=0.0, le=1.0)
-    """The challenger's test AP must exceed the champion's by more than this."""
-    certain: bool = False
-    """Require the whole 95 % interval of the difference to exceed `margin`, not only the measured difference."""
-    max_class_loss: float = Field(default=0.2, gt=0.0, le=1.0)
-    """No class's AP may fall by more than this."""
-    min_class_objects: int = Field(default=30, ge=1)
-    """Classes with fewer test objects do not count: their AP is mostly chance."""
-    max_latency_ms: float = Field(default=0.0, ge=0.0)
-    """Largest median time of one test image, with preparation and suppression, on the machine of the gate (0: any)."""
-    max_size_mb: float = Field(default=0.0, ge=0.0)
-    """Largest size of the ONNX file (0: any)."""
 
 
 class Flow(Group):

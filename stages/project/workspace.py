@@ -31,6 +31,8 @@ _NOTHING: Needs = {}
 _IDENTITY: Needs = {"sha256": str}
 TEST_SPLIT: Needs = {"sha256": str, "test_is_val": bool, "splits.test.sha256": str}
 """Entries of `dataset.json` that a measurement on the test split reads."""
+_INT8: Needs = {"AP": NUMBER, "AP50": NUMBER, "AP75": NUMBER, "AP_difference": dict, "artefact_sha256": str}
+"""Entries of an int8 file in `metrics.json` that other stages read."""
 _ABSENT = object()
 
 
@@ -83,7 +85,16 @@ def training_run(variant: str, *, needs: Needs = _NOTHING) -> dict[str, Any]:
 def measured(variant: str, root: Path = Path()) -> dict[str, Any]:
     """`metrics.json` of an evaluation."""
     needs: Needs = {"AP": NUMBER, "AP50": NUMBER, "test_data_sha256": str}
-    return read_json(root / reports(variant) / "metrics.json", f"dvc repro evaluate@{variant}", needs=needs)
+    path, command = root / reports(variant) / "metrics.json", f"dvc repro evaluate@{variant}"
+    document = read_json(path, command, needs=needs)
+    int8 = document.get("int8", {})  # absent without int8 files, and in documents of earlier revisions
+    if not isinstance(int8, dict) or not all(_has(figures, _INT8) for figures in int8.values()):
+        raise DataError(f"`int8` lacks figures of a file; run `{command}` again", path=path)
+    return document
+
+
+def _has(document: Any, needs: Needs) -> bool:
+    return isinstance(document, dict) and all(isinstance(document.get(key), kinds) for key, kinds in needs.items())
 
 
 def read_json(path: Path, command: str, *, needs: Needs = _NOTHING) -> dict[str, Any]:

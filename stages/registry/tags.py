@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,26 @@ def origin_tags(variant: str) -> dict[str, str]:
 
 
 def evaluation_tags(metrics: dict[str, Any], settings: Evaluate) -> dict[str, str]:
-    """AP, and the data and settings it was measured with: two versions are comparable if the last two agree."""
+    """AP, and the data and settings it was measured with: two versions are comparable if the last two agree.
+
+    AP of the int8 files stands in tags of their own, `int8.FILE.AP`.
+    """
     return {
         "AP": f"{metrics['AP']:.6f}",
         "AP50": f"{metrics['AP50']:.6f}",
         "test_data_sha256": str(metrics["test_data_sha256"]),
         "evaluation": settings.conditions,
+        **{name: f"{value:.6f}" for name, value in int8_figures(metrics).items() if name.endswith((".AP", ".AP50"))},
+    }
+
+
+def int8_figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of each int8 file in metrics.json, as `int8.FILE.NAME`; nested ones have no place in a registry."""
+    return {
+        f"int8.{file}.{name}": value
+        for file, figures in metrics.get("int8", {}).items()
+        for name, value in figures.items()
+        if isinstance(value, float)
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from small_detector import small_detector
+from small_int8 import int8_export, project_with_test_split
 
 from flows.promote import main
+from flows.promotion.judge import describe as describe_decision
 from flows.promotion.judge import judge, roll_back
+from flows.report import decision_lines
 from stages import compare as stage
 from stages.project.params import Params, Promotion
 from stages.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, SIGNATURE, ModelRegistry, Version, download_model
@@ -78,6 +83,31 @@ def test_a_champion_with_other_classes_is_not_an_error_and_can_be_replaced(
     assert registry.aliases(name) == {CHALLENGER: 2, CHAMPION: 2, PREVIOUS: 1}
     register(registry, name, another(tmp_path / "same", export, "same classes"), 0.4)
     assert "AP" in [check.rule for check in judge(registry, name, rules=rules, compare=measured).checks]
+
+
+def test_a_version_whose_int8_file_loses_too_much_is_kept_and_its_figures_are_on_record(
+    registry: ModelRegistry, tmp_path: Path
+) -> None:
+    shutil.rmtree("data")
+    detector = small_detector()
+    index = project_with_test_split(Path(), detector)
+    register(registry, "bits", int8_export(detector, tmp_path / "first", index, formats=["onnx-int8"]), 0.5)
+    kept = judge(registry, "bits", rules=Promotion(max_int8_loss=1e-6), compare=measured)
+    assert kept.outcome == "kept" and [check.rule for check in kept.checks if not check.passed] == ["int8"]
+    found = kept.evidence["challenger"]
+    int8 = found["int8"]["model-int8.onnx"]
+    loss = found["AP"] - int8["AP"]
+    assert loss > 1e-6 and kept.reason.endswith(
+        f"model-int8.onnx: test AP {int8['AP']:.4f}, {loss:.4f} below the float file's {found['AP']:.4f}; 1e-06 allowed"
+    )
+    assert (
+        "\n" not in describe_decision(kept) and f"`model-int8.onnx` AP {int8['AP']:.4f}" in decision_lines([kept])[-1]
+    )
+    won = judge(registry, "bits", rules=Promotion(max_int8_loss=loss + 0.001), compare=measured)
+    assert won.outcome == "promoted"
+    version = registry.resolve(f"models:/bits@{CHAMPION}")
+    assert version.tags["int8.model-int8.onnx.AP"] == f"{int8['AP']:.6f}"
+    assert version.tags["AP"] == f"{found['AP']:.6f}"
 
 
 def test_after_signing_is_switched_on_the_old_champion_is_signed_and_measured(

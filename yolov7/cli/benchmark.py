@@ -49,7 +49,7 @@ def _benchmark(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     how = {"rounds": args.rounds, "warmup": args.warmup, "batch_size": args.batch_size, "threads": args.threads}
     if args.compare:
-        _print_comparison(compare(_every_file(args), images, **how), as_json=args.json)
+        _print_comparison(compare(_every_file(args), images, **how), _sizes(args.model), as_json=args.json)
         return
     result = benchmark(load(args), images, **how)
     if args.json:
@@ -71,20 +71,30 @@ def _every_file(args: argparse.Namespace) -> dict[str, Predictor]:
     return {"training form": reference(next(iter(predictors.values())), network=args.network), **predictors}
 
 
-def _print_comparison(results: dict[str, Benchmark], *, as_json: bool) -> None:
+def _sizes(folder: str) -> dict[str, float]:
+    """Megabytes of each file of an export folder, by runtime and precision."""
+    from yolov7.artefact import FILES
+    from yolov7.int8_files import size_mb
+    from yolov7.predict.benchmark import files_in
+
+    return {f"{name} {kind}": size_mb(Path(folder) / FILES[name, kind]) for name, kind in files_in(folder)}
+
+
+def _print_comparison(results: dict[str, Benchmark], sizes: dict[str, float], *, as_json: bool) -> None:
     first = next(iter(results.values())).timings[1].median
     ratios = {name: first / result.timings[1].median for name, result in results.items()}
     if as_json:
-        print(json.dumps({n: {**r.to_dict(), "network_ratio": ratios[n]} for n, r in results.items()}, indent=2))
+        more = {name: {"network_ratio": ratios[name], "size_mb": sizes.get(name)} for name in results}
+        print(json.dumps({name: {**r.to_dict(), **more[name]} for name, r in results.items()}, indent=2))
         return
-    heading = ("ms per batch", "network", "10 %", "90 %", "times faster", "before", "after", "images/s")
+    heading = ("ms per batch", "network", "10 %", "90 %", "times faster", "before", "after", "images/s", "MB")
     lines = []
     for name, result in results.items():
         before, network, after = (part for part in result.timings if part.part != "total")
         network_ms = (f"{network.median:.1f}", f"{network.low:.1f}", f"{network.high:.1f}", f"{ratios[name]:.2f}")
-        lines.append(
-            (name, *network_ms, f"{before.median:.2f}", f"{after.median:.2f}", f"{result.images_per_second:.1f}")
-        )
+        around = (f"{before.median:.2f}", f"{after.median:.2f}")
+        size_shown = f"{sizes[name]:.1f}" if name in sizes else ""
+        lines.append((name, *network_ms, *around, f"{result.images_per_second:.1f}", size_shown))
     print_table(heading, lines, left=1)
     first_result = next(iter(results.values()))
     size = " x ".join(map(str, first_result.image_size))

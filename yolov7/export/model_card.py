@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from yolov7.artefact import ONNX, OPTIONAL
+from yolov7.int8_files import Int8Making, makings, runtime_of
 from yolov7.model.variants import FAMILIES
 from yolov7.text import markdown
 from yolov7.weights.origin import stated_origin
@@ -34,7 +36,7 @@ def model_card(description: Mapping[str, Any], verification: Mapping[str, Any], 
             ("form", "AP", "trained AP", "largest difference of a probability", "of a box, px", "unmatched", "passed"),
             [_form(name, form) for name, form in verification["forms"].items()],
         ),
-        *_int8(formats.get("int8", {})),
+        *_int8(formats.get("int8", {}), description["files"]),
         *_tensorrt(formats.get("tensorrt", {})),
         "## Classes",
         _classes(names, description["category_ids"]),
@@ -99,20 +101,40 @@ def _form(name: str, form: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _int8(reports: Mapping[str, Any]) -> list[str]:
-    if not reports:
+def _int8(reports: Mapping[str, Any], files: Mapping[str, Any]) -> list[str]:
+    """Each int8 file beside the float file, and how it was made."""
+    found = makings(reports)
+    if not found:
         return []
-    parts = ["## Int8"]
-    for name, report in reports.items():
-        kept = report["kept_in_float"]
-        in_float = f"kept in float: {', '.join(f'`{layer}`' for layer in kept)}" if kept else "none kept in float"
-        steps = "; ".join(f"{step['in_float']} in float: AP {step['AP']:.4f}" for step in report["steps"])
-        parts.append(
-            f"`{name}`: ranges from {report['calibration_images']} training images; AP {report['ap']:.4f} where the "
-            f"float file has {report['float_ap']:.4f}, on {report['validation_images']} validation images. "
-            f"Of {report['layers']} layers {in_float}. Steps: {steps}."
-        )
-    return parts
+    floats = max(making.float_ap for making in found.values())  # of one file, the same for all
+    rows = [(f"`{ONNX}`", runtime_of(ONNX), _megabytes(files, ONNX), f"{floats:.4f}", "")]
+    for making in found.values():
+        size = _megabytes(files, f"{OPTIONAL}/{making.file}")
+        change = f"{making.ap - making.float_ap:+.4f}"
+        rows.append((f"`{making.file}`", runtime_of(making.file), size, f"{making.ap:.4f}", change))
+    return [
+        "## Int8",
+        "AP on validation images, by which layers may have returned to float. Figures on unseen images, and latency, "
+        "are in the report of the evaluation.",
+        _table(("file", "runtime", "MB", "AP", "difference"), rows),
+        *(_int8_making(making) for making in found.values()),
+    ]
+
+
+def _megabytes(files: Mapping[str, Any], name: str) -> str:
+    """Size of a file in 10^6 bytes, with the `.bin` of an `.xml`."""
+    parts = [name, f"{name.removesuffix('.xml')}.bin"] if name.endswith(".xml") else [name]
+    found = [files[part]["bytes"] for part in parts if part in files]
+    return f"{sum(found) / 1e6:.1f}" if found else ""
+
+
+def _int8_making(making: Int8Making) -> str:
+    kept = making.kept_in_float
+    in_float = f"kept in float: {', '.join(f'`{layer}`' for layer in kept)}" if kept else "none kept in float"
+    return (
+        f"`{making.file}`: {making.how}; AP on {making.validation_images} validation images. "
+        f"Of {making.layers} layers {in_float}. Steps: {making.attempts}."
+    )
 
 
 def _tensorrt(reports: Mapping[str, Any]) -> list[str]:

@@ -10,18 +10,22 @@ from yolov7.documents import load_json
 from yolov7.export.model_card import MODEL_CARD, model_card
 from yolov7.export.verify import VerifyReport
 from yolov7.files import write_json, write_text
+from yolov7.int8_files import SENSITIVITY_PAGE
 
 VERIFICATION, FIGURES = "verify.json", "metrics.json"
 
 
 def write_records(out: Path, description: dict[str, Any], report: VerifyReport) -> None:
-    """Verification, figures and card; then `model.json`, the manifest of all the others."""
+    """Verification, figures and card; then `model.json`, the manifest of all the others, also of the page on the
+    sensitivity of layers if there is one.
+    """
     description["figures"] = figures(report)
     verified = {name: entry["sha256"] for name, entry in description["files"].items()}
     write_json(out / VERIFICATION, {**report.to_dict(), "files": verified})
     write_json(out / FIGURES, headline(report))
     write_text(out / MODEL_CARD, model_card(description, report.to_dict(), load_json(out / FORMATS_FILE)))
-    description["files"] |= listed(out, [VERIFICATION, FIGURES, MODEL_CARD])
+    pages = [SENSITIVITY_PAGE] if (out / SENSITIVITY_PAGE).is_file() else []
+    description["files"] |= listed(out, [*pages, VERIFICATION, FIGURES, MODEL_CARD])
     write_json(out / DESCRIPTION, description)
 
 

@@ -132,7 +132,7 @@ def _summary(predictor: Predictor, rows: list[list[float]], found: int, batch_si
     return Benchmark(
         variant=predictor.metadata.variant,
         runtime=type(predictor.runtime).__name__,
-        precision=_precision(predictor.runtime),
+        precision=precision_of(predictor.runtime),
         threads=threads,
         image_size=predictor.canvas,
         batch_size=batch_size,
@@ -142,7 +142,8 @@ def _summary(predictor: Predictor, rows: list[list[float]], found: int, batch_si
     )
 
 
-def _precision(runtime: Runtime | DetectingRuntime) -> str:
+def precision_of(runtime: Runtime | DetectingRuntime) -> str:
+    """float32, float16 or int8, as the file states; PyTorch computes in float32."""
     file = runtime.file if isinstance(runtime, DecodingFile | DetectingFile) else None
     return "float32" if file is None else str(file.about.contract.get("precision", "float32"))
 

@@ -188,6 +188,8 @@ class Dot:
     low: float | None = None
     """With `high`, the interval of `y`: drawn as a line."""
     high: float | None = None
+    beside: tuple[float, float] | None = None
+    """Place (x, y) of another dot that this one is a form of: drawn hollow, joined with it, and named by hover text."""
 
 
 def scatter(
@@ -217,19 +219,37 @@ def scatter(
     if corners:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
         parts.append(f'<polyline class="main" points="{points}"/>')
+    joins = [(place(*dot.beside), place(dot.x, dot.y)) for dot in dots if dot.beside is not None]
+    parts += [_joined(*join) for join in joins]
     centres = [place(dot.x, dot.y) for dot in dots]
     taken = [(x - 6, x + 6, y + 4) for x, y in centres]
     taken += [(left, right, y + 4) for (left, y), (right, _) in pairwise(corners) if right > left]
+    taken += [piece for join in joins for piece in _pieces(*join)]
     for dot in sorted(dots, key=lambda dot: -dot.y):
         x, y = place(dot.x, dot.y)
         if dot.low is not None and dot.high is not None:
             (_, bottom), (_, top) = place(dot.x, dot.low), place(dot.x, dot.high)
             parts.append(f'<line class="thin" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom:.1f}" y2="{top:.1f}"/>')
         words = escape(f"{dot.name}: {x_name} {dot.x:g}, {y_name} {dot.y:g}")
-        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{words}</title></circle>')
-        if labels:
+        hollow = ' style="fill-opacity:0;stroke:var(--accent);stroke-width:2"' if dot.beside is not None else ""
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"{hollow}><title>{words}</title></circle>')
+        if labels and dot.beside is None:
             parts.append(_label(dot.name, x, y, taken))
     return Markup(_axes(x_name, y_name, x_ticks, y_ticks, "".join(parts)))
+
+
+def _joined(start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x1, y1), (x2, y2) = start, end
+    return f'<line class="thin" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _pieces(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float, float]]:
+    """A line in short pieces (left, right, y), as :func:`_label` takes what is drawn already."""
+    count = 1 + int(max(abs(end[0] - start[0]), abs(end[1] - start[1])) / 10)
+    xs, ys = np.linspace(start[0], end[0], count + 1), np.linspace(start[1], end[1], count + 1)
+    return [
+        (float(min(xs[i : i + 2])), float(max(xs[i : i + 2])), float(ys[i : i + 2].mean()) + 4) for i in range(count)
+    ]
 
 
 def _steps(front: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:

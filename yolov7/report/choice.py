@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from yolov7.report.charts import Dot, scatter
+from yolov7.report.int8 import HEAD, EightBits, FileFigures, figure_rows
 from yolov7.report.page import MISSING, figure, render
 
 
@@ -37,6 +38,8 @@ class ChoiceDocument:
     """Variant, epochs, best validation AP and minutes of every training."""
     ruled_out: Sequence[tuple[str, str, str]] = ()
     """Variant, limit and finding."""
+    int8: Mapping[str, EightBits] = field(default_factory=dict)
+    """The int8 files of the finalists that have some, by variant."""
 
 
 def render_choice(facts: Mapping[str, str], choice: ChoiceDocument) -> str:
@@ -44,6 +47,8 @@ def render_choice(facts: Mapping[str, str], choice: ChoiceDocument) -> str:
     front = sorted((each.latency_ms, each.ap) for each in choice.finalists if each.on_front)
     dots = [Dot(each.variant, each.latency_ms, each.ap, each.ap_low, each.ap_high) for each in choice.finalists]
     sizes = [Dot(each.variant, each.size_mb, each.ap, each.ap_low, each.ap_high) for each in choice.finalists]
+    dots += _int8_dots(choice, lambda one: one.latency_ms, lambda file: file.latency_ms)
+    sizes += _int8_dots(choice, lambda one: one.size_mb, lambda file: file.size_mb)
     rungs = sorted({epochs for _, epochs, _, _ in choice.standings})
     return render(
         "choice",
@@ -56,6 +61,8 @@ def render_choice(facts: Mapping[str, str], choice: ChoiceDocument) -> str:
         rows=[_row(each, choice.recommended) for each in choice.finalists],
         rung_head=["Variant", *(f"#{epochs} epochs" for epochs in rungs), "#Minutes"],
         rung_rows=_rungs(choice, rungs),
+        int8_head=["Variant", *HEAD],
+        int8_rows=[[variant, *row] for variant, found in choice.int8.items() for row in figure_rows(found)],
         out_head=["Variant", "Limit", "Found"],
         out_rows=[list(each) for each in choice.ruled_out],
     )
@@ -72,6 +79,20 @@ def _row(each: Finalist, recommended: str | None) -> list[str]:
         f"{each.training_minutes:.1f}",
         ", ".join(notes),
     ]
+
+
+def _int8_dots(
+    choice: ChoiceDocument, cost: Callable[[Finalist], float], of: Callable[[FileFigures], float]
+) -> list[Dot]:
+    """Each int8 file beside its float file, at the ratio of their costs measured here."""
+    places = {each.variant: each for each in choice.finalists}
+    dots = []
+    for variant, found in choice.int8.items():
+        x, y = cost(places[variant]), places[variant].ap
+        for one in found.files:
+            name, ratio = f"{variant}, {one.measured.file}", of(one.measured) / of(found.float_file)
+            dots.append(Dot(name, x * ratio, one.measured.metrics["AP"], beside=(x, y)))
+    return dots
 
 
 def _rungs(choice: ChoiceDocument, rungs: Sequence[int]) -> list[list[str]]:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
 from yolov7.catalogue import VariantInfo, by_family, speed_note
+from yolov7.int8_files import runtime_of
 from yolov7.report.charts import Dot, scatter
 from yolov7.report.page import MISSING, figure, render
+
+
+@dataclass(frozen=True)
+class Int8Compared:
+    """An int8 file of a variant, as measured here."""
+
+    file: str
+    metrics: Mapping[str, float]
+    """The COCO tool's figures."""
+    difference: tuple[float, float, float]
+    """AP minus that of the float file, and the ends of the 95 % interval."""
+    latency_ms: float
+    size_mb: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Compared:
     """Of the ONNX file."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Further cells by heading, such as the registered version; the same headings for all."""
+    int8: Sequence[Int8Compared] = ()
 
 
 def render_comparison(facts: Mapping[str, str], compared: Sequence[Compared], published: Sequence[VariantInfo]) -> str:
@@ -50,6 +65,8 @@ def render_comparison(facts: Mapping[str, str], compared: Sequence[Compared], pu
         measured_charts=_measured_charts(compared),
         measured_head=_measured_head(compared),
         measured_rows=[_measured_row(variant, title_of.get(variant.variant, MISSING)) for variant in compared],
+        int8_head=_INT8_HEAD,
+        int8_rows=[row for variant in compared for row in _int8_rows(variant)],
         class_head=["Class", *(f"#{variant.variant}" for variant in compared)],
         class_rows=[[name, *(figure(variant.per_class.get(name, -1.0)) for variant in compared)] for name in names],
         published_charts=_published_charts(published),
@@ -72,11 +89,47 @@ def _measured_charts(compared: Sequence[Compared]) -> list[Markup]:
         ]
 
     costs = {
-        "latency of an image, ms": dots({v.variant: v.latency_ms for v in compared}),
+        "latency of an image, ms": [
+            *dots({v.variant: v.latency_ms for v in compared}),
+            *_int8_dots(compared, lambda one: one.latency_ms),
+        ],
         "parameters, millions": dots({v.variant: v.parameters / 1e6 for v in compared}),
         "GFLOPs": dots({v.variant: v.gflops for v in compared}),
     }
+    if any(variant.int8 for variant in compared):
+        sizes = dots({v.variant: v.size_mb for v in compared})
+        costs["size of the file, MB"] = [*sizes, *_int8_dots(compared, lambda one: one.size_mb)]
     return _charts(costs, "AP")
+
+
+def _int8_dots(compared: Sequence[Compared], cost: Callable[[Compared | Int8Compared], float]) -> list[Dot]:
+    return [
+        Dot(f"{v.variant}, {one.file}", cost(one), one.metrics["AP"], beside=(cost(v), v.metrics["AP"]))
+        for v in compared
+        for one in v.int8
+    ]
+
+
+_INT8_HEAD = ["Variant", "File", "Runtime", "#AP", "#Difference (95 %)", "#AP50", "#AP75", "#Latency, ms"]
+_INT8_HEAD += ["#Times as fast", "#MB"]
+
+
+def _int8_rows(variant: Compared) -> list[list[str]]:
+    """The float file, then the int8 files; none for a variant without."""
+    if not variant.int8:
+        return []
+    rows = [_int8_row(variant.variant, "model.onnx", variant, MISSING, 1.0)]
+    for one in variant.int8:
+        value, low, high = one.difference
+        change = f"{value:+.4f} ({low:+.4f} to {high:+.4f})"
+        rows.append(_int8_row(variant.variant, one.file, one, change, variant.latency_ms / one.latency_ms))
+    return rows
+
+
+def _int8_row(variant: str, file: str, one: Compared | Int8Compared, change: str, ratio: float) -> list[str]:
+    ap, ap50, ap75 = (figure(one.metrics[name]) for name in ("AP", "AP50", "AP75"))
+    times = [f"{one.latency_ms:.1f}", f"{ratio:.2f}"]
+    return [variant, file, runtime_of(file), ap, change, ap50, ap75, *times, f"{one.size_mb:.1f}"]
 
 
 def _measured_head(compared: Sequence[Compared]) -> list[str]:

@@ -18,6 +18,7 @@ from yolov7.evaluate.run import Evaluation
 from yolov7.evaluate.slices import Slice, image_slices, object_slices
 from yolov7.predict.draw import draw_boxes, encode_picture, shrink
 from yolov7.report import charts
+from yolov7.report.int8 import EightBits, section
 from yolov7.report.page import MISSING, figure, render
 
 _PICTURE_SIDE = 480
@@ -64,10 +65,12 @@ def render_report(
     index: Index,
     *,
     pictures: int = 12,
+    int8: EightBits | None = None,
 ) -> str:
     """The page. `facts` stand under the title; two thirds of the `pictures` show the most mistakes, the others show
-    images without any."""
+    images without any. The int8 files of the same export get a section."""
     errors, error = analysis.errors, analysis.calibration.expected_error
+    objects = dict(zip(index.class_names, evaluation.matches.truths.sum(axis=1).tolist(), strict=True))
     return render(
         "evaluation",
         title=title,
@@ -86,6 +89,7 @@ def render_report(
             [part.group, part.name, f"{part.count:,}", part.figure, figure(part.value)] for part in analysis.slices
         ],
         galleries=_galleries(errors, index, pictures),
+        int8=section(int8, objects),
     )
 
 

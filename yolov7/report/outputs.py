@@ -19,6 +19,8 @@ from yolov7.report.evaluation import Analysis
 from yolov7.text import csv_text
 
 SUMMARY = ("AP", "AP_low", "AP_high", "AP50", "AP75", "APs", "APm", "APl", "AR100", "F1")
+INT8_SUMMARY = ("AP", "AP50", "AP75", "AP_difference", "size_mb")
+"""Of each int8 file; without times, so that the same files give the same summary."""
 
 
 def figures_of(result: Evaluation, analysis: Analysis, index: Index) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def write_outputs(
     """Write `metrics.json`, `summary.json`, the tables and curves for `dvc plots`, the results, and pictures."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "metrics.json", figures)
-    write_json(out / "summary.json", {name: figures[name] for name in SUMMARY})
+    write_json(out / "summary.json", _summary(figures))
     write_results(out / "results.json", result.results)
     write_text(out / "per_class.csv", csv_text(["class", "AP"], result.per_class.items()))
     curves = result.curves
@@ -61,6 +63,16 @@ def write_outputs(
     write_text(out / "precision_recall.csv", csv_text(["recall", "precision_at_50", "precision"], points))
     with replace_folder(out / "detections") as folder:
         _draw_pictures(folder, predictor, index, pictures)
+
+
+def _summary(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures for `dvc metrics show`."""
+    summary: dict[str, Any] = {name: figures[name] for name in SUMMARY}
+    if "int8" in figures:
+        summary["int8"] = {
+            file: {name: measured[name] for name in INT8_SUMMARY} for file, measured in figures["int8"].items()
+        }
+    return summary
 
 
 def _draw_pictures(folder: Path, predictor: Predictor, index: Index, most: int) -> None:

@@ -17,6 +17,7 @@ from yolov7.files import write_text
 from yolov7.letterbox import Border
 from yolov7.model.spec import Network
 from yolov7.predict import Predictor, load_detector
+from yolov7.predict.benchmark import precision_of
 from yolov7.report.evaluation import analyse, render_report
 from yolov7.report.outputs import figures_of, left_out, write_outputs
 from yolov7.runs.data import DESCRIPTION, DataSet, open_data
@@ -125,9 +126,10 @@ def _facts(
     settings: str,
 ) -> dict[str, str]:
     """Model, data and settings for the report."""
-    metadata = predictor.metadata
+    metadata, precision = predictor.metadata, precision_of(predictor.runtime)
     return {
-        "Model": f"{os.fspath(model)}, {metadata.variant}, {metadata.num_classes} classes, {metadata.image_size} px",
+        "Model": f"{os.fspath(model)}, {metadata.variant}, {metadata.num_classes} classes, {metadata.image_size} px"
+        + (f", {precision}" if precision != "float32" else ""),
         "Images": f"{len(index):,} of the {split} split, {index.num_boxes:,} objects",
         "Data": f"{source} ({sha256})",
         "Settings": settings,

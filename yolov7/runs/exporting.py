@@ -32,6 +32,7 @@ from yolov7.export.samples import augmented_like, evenly_spaced
 from yolov7.model import ModelMetadata, load_checkpoint
 from yolov7.model.spec import Network
 from yolov7.model.variants import find_variant, recipe_of
+from yolov7.report.sensitivity import write_sensitivity_page
 from yolov7.runs.data import DataSet, open_data
 
 
@@ -132,6 +133,7 @@ def export_weights(
             limits=VerifyLimits(),
             more={name: (folder / FILE_OF_FORMAT[name], _limits_of(name)) for name in formats},
         )
+    write_sensitivity_page(folder, title=metadata.variant)
     write_records(folder, description, report)
     if not report.passed:
         problems = "; ".join(report.problems)

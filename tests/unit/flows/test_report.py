@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from flows.promotion.judge import Decision, describe
-from flows.report import COLUMNS, RunReport, VariantReport, markdown, rows
+from flows.report import COLUMNS, RunReport, VariantReport, decision_lines, markdown, rows
 from flows.runner.pipeline import StageOutcome, StageResult
 
 
@@ -33,6 +36,31 @@ def test_page_holds_figures_decision_stages_and_failures() -> None:
     assert "- `tiny`: **version 3 promoted**, because" in page
     assert "- push: no remote" in page and "a \\| b" in page
     assert all(len(row) == len(COLUMNS) for row in rows([done, failed]))
+
+
+def test_int8_files_have_a_section_where_there_are_some(tmp_path) -> None:
+    done = VariantReport("tiny", ap=0.6, ap50=0.9)
+    assert "Int8" not in markdown(RunReport(variants=[done]))
+    found = {"AP": 0.5912, "AP_difference": {"value": -0.0088}, "size_mb": 6.4}
+    (tmp_path / "reports/tiny").mkdir(parents=True)
+    document = {"AP": 0.6, "AP50": 0.9, "int8": {"model-int8.onnx": found}}
+    (tmp_path / "reports/tiny/metrics.json").write_text(json.dumps(document))
+    page = markdown(RunReport(variants=[done.with_results(tmp_path)]))
+    assert "## Int8\n\n- `tiny`, `model-int8.onnx`: AP 0.591 (-0.0088 against float), 6.4 MB" in page
+
+
+def test_a_decision_shows_float_and_int8_of_both_models() -> None:
+    ours = {"AP": 0.6, "size_mb": 24.2, "latency_ms": 20.0}
+    int8 = {"model-int8.onnx": {"AP": 0.5912, "size_mb": 6.4, "latency_ms": 12.5}}
+    lines = decision_lines([replace(decision(), evidence={"challenger": {**ours, "int8": int8}, "champion": ours})])
+    assert lines[1:] == [
+        "  - challenger, version 3: float AP 0.6000, 24.2 MB, 20.0 ms; "
+        "`model-int8.onnx` AP 0.5912 (-0.0088), 6.4 MB, 12.5 ms",
+        "  - champion, version 2: float AP 0.6000, 24.2 MB, 20.0 ms",
+    ]
+    assert decision_lines([replace(decision(), evidence={"challenger": ours, "champion": ours})])[1:] == []
+    first = decision_lines([replace(decision(), evidence={"challenger": {**ours, "size_mb": None, "int8": int8}})])
+    assert len(first) == 2 and "float AP 0.6000, 20.0 ms;" in first[1]
 
 
 def test_decision_says_what_holds_now() -> None:

@@ -50,7 +50,10 @@ IGNORED_BY: dict[str, dict[str, str]] = {
         "stages/training/processes.py": "starts and ends processes",
         "stages/training/state_remote.py": "copies states elsewhere",
     },
-    "export": {"stages/registry": "the id of the run"},
+    "export": {
+        "stages/registry": "the id of the run",
+        "yolov7/report": "a page on what the export has measured",
+    },
     "register": {
         "yolov7/data/decode.py": "the code that serves a version is not part of it",
         "yolov7/predict": "the code that serves a version is not part of it",

@@ -312,6 +312,8 @@ def test_benchmark_compares_every_file_with_the_training_form(capsys, made, imag
     assert result["training form"]["network_ratio"] == 1
     assert [said["precision"] for said in result.values()] == ["float32"] * 4 + ["float16"]
     assert {said["threads"] for said in result.values()} == {1}
+    sizes = [said["size_mb"] for said in result.values()]
+    assert sizes[:2] == [None, (exported / "model.onnx").stat().st_size / 1e6] and min(sizes[1:]) > 0
     for said in result.values():
         network = next(timing for timing in said["timings"] if timing["part"] == "network")
         assert said["network_ratio"] * network["median"] > 0 and said["rounds"] == 2

@@ -63,6 +63,31 @@ def test_budgets_hold_only_where_they_are_set():
     assert failed(comparison(size_mb=None), max_size_mb=1.0) == ["size"]
 
 
+def with_int8(**aps: float) -> dict[str, Any]:
+    return comparison(0.6, 0.5, int8={file: {"AP": ap} for file, ap in aps.items()})
+
+
+def test_int8_files_may_lose_as_much_as_is_allowed_where_that_is_limited():
+    good, bad = with_int8(onnx=0.595, openvino=0.6), with_int8(onnx=0.595, openvino=0.58)
+    assert failed(bad) == [] and failed(bad, max_int8_loss=0.02) == []
+    assert failed(bad, max_int8_loss=0.01) == ["int8"] and failed(good, max_int8_loss=0.01) == []
+    assert failed(comparison(), max_int8_loss=0.001) == [], "a model without int8 files"
+    better = with_int8(onnx=0.61)
+    assert failed(better, max_int8_loss=0.001) == []
+    findings = [check.finding for check in checks(bad, Promotion(max_int8_loss=0.01)) if check.rule == "int8"]
+    assert findings == [
+        "onnx: test AP 0.5950, 0.0050 below the float file's 0.6000; 0.01 allowed",
+        "openvino: test AP 0.5800, 0.0200 below the float file's 0.6000; 0.01 allowed",
+    ]
+    (above,) = [check.finding for check in checks(better, Promotion(max_int8_loss=0.01)) if check.rule == "int8"]
+    assert above == "onnx: test AP 0.6100, 0.0100 above the float file's 0.6000; 0.01 allowed"
+
+
+def test_rounding_is_no_loss_and_an_empty_limit_is_none():
+    assert failed(with_int8(onnx=0.5899999), max_int8_loss=0.01) == []
+    assert Promotion(max_int8_loss=None) == Promotion()
+
+
 def test_outcomes_of_earlier_stages_must_be_on_record():
     good = {"artefact_verification": "passed", "data_validation": "passed"}
     assert all(check.passed for check in evidence(good))

@@ -38,8 +38,15 @@ def test_a_card_has_the_facts_of_the_folder(exported):
         "onnx-int8": {
             "kept_in_float": ["node_7"], "steps": [{"in_float": 0, "AP": 0.4}, {"in_float": 1, "AP": 0.5}], "layers": 6,
             "float_ap": 0.503, "ap": 0.5, "calibration_images": 64, "validation_images": 100,
-        }
+        },
+        "openvino-int8": {
+            "file": "openvino-int8.xml", "kept_in_float": [], "steps": [{"in_float": 0, "AP": 0.51}], "layers": 6,
+            "float_ap": 0.503, "ap": 0.51, "calibration_images": 64, "validation_images": 100, "method": "entropy",
+            "trained": True,
+        },
     }  # fmt: skip
+    parts = {"optional/openvino-int8.xml": 1_000_000, "optional/openvino-int8.bin": 5_250_000}
+    description["files"] |= {name: {"bytes": size, "sha256": "0" * 64} for name, size in parts.items()}
     card = model_card(description, {"images": [1, 2], "forms": {"onnx": form, "onnx-nms": without}}, formats)
     for text in (
         "# small, 3 classes\n\nA detector, trained and exported by",
@@ -56,6 +63,12 @@ def test_a_card_has_the_facts_of_the_folder(exported):
         "| onnx-nms | 0.5000 | 0.5100 |  |  | 1.0 % | NO |",
         "On 2 validation images",
         "Of 6 layers kept in float: `node_7`. Steps: 0 in float: AP 0.4000; 1 in float: AP 0.5000.",
+        f"| `model.onnx` | ONNX Runtime | {description['files']['model.onnx']['bytes'] / 1e6:.1f} | 0.5030 |  |",
+        "| `model-int8.onnx` | ONNX Runtime |  | 0.5000 | -0.0030 |",
+        "| `openvino-int8.xml` | OpenVINO | 6.2 | 0.5100 | +0.0070 |",
+        "`model-int8.onnx`: post-training, ranges on 64 training images; AP on 100 validation images.",
+        "`openvino-int8.xml`: quantisation-aware training, from ranges by entropy on 64 training images",
+        "Of 6 layers none kept in float. Steps: 0 in float: AP 0.5100.",
         "* `model-nms.onnx`: no problems found",
         "0 kind 0, 1 a \\| b c, 2 kind 2. Category ids: 10 to 12.",
     ):

@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolov7.catalogue import listed_infos
+from yolov7.evaluate.bootstrap import Interval
 from yolov7.report.charts import Dot, scatter
-from yolov7.report.comparison import Compared, render_comparison
+from yolov7.report.choice import ChoiceDocument, Finalist, render_choice
+from yolov7.report.comparison import Compared, Int8Compared, render_comparison
+from yolov7.report.int8 import EightBits, FileFigures, Int8Figures
 
 FIGURES = {"AP": 0.512, "AP_low": 0.49, "AP_high": 0.53, "AP50": 0.7, "AP75": 0.55}
 FIGURES |= {"APs": -1.0, "APm": 0.4, "APl": 0.6}
@@ -124,3 +127,62 @@ def test_axes_have_round_numbers(values, ticks):
     )
     shown = [t.text for t in root.findall("text") if t.attrib.get("y") and float(t.attrib["y"]) == bottom]
     assert " ".join(shown) == ticks
+
+
+def int8_of(file: str, ap: float, latency: float) -> Int8Compared:
+    return Int8Compared(file, {**FIGURES, "AP": ap}, (ap - FIGURES["AP"], -0.02, -0.001), latency, 6.4)
+
+
+def test_int8_files_stand_beside_their_float_file_and_are_joined_with_it():
+    plain, both = compared("plain"), compared("tiny", int8=(int8_of("a<b.onnx", 0.5, 5.0), int8_of("c.xml", 0.51, 4.0)))
+    page = render_comparison({}, [plain, both], [])
+    part = page[page.index("<h2>Eight bits</h2>") : page.index("<h2>Classes</h2>")]
+    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in part.split("<tr>")[2:]]
+    interval, last = "(-0.0200 to -0.0010)", ["0.700", "0.550"]
+    assert rows == [
+        ["tiny", "model.onnx", "ONNX Runtime", "0.512", "–", *last, "12.5", "1.00", "24.2"],
+        ["tiny", "a&lt;b.onnx", "ONNX Runtime", "0.500", f"-0.0120 {interval}", *last, "5.0", "2.50", "6.4"],
+        ["tiny", "c.xml", "OpenVINO", "0.510", f"-0.0020 {interval}", *last, "4.0", "3.12", "6.4"],
+    ]
+    charts = page[: page.index("<h2>Eight bits</h2>")].split("<svg")[1:]
+    assert [chart.count("<circle") for chart in charts] == [4, 2, 2, 4], "latency and size have the int8 files"
+    assert [chart.count("fill-opacity:0;") for chart in charts] == [2, 0, 0, 2], "hollow"
+    assert "Eight bits" not in render_comparison({}, [plain], [])
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=6))
+def test_joins_lead_from_dot_to_dot(points: list[tuple[float, float, float, float]]):
+    dots = [Dot(f"float {place}", x, y) for place, (x, y, _, _) in enumerate(points)]
+    dots += [Dot(f"int8 {place}", u, v, beside=(x, y)) for place, (x, y, u, v) in enumerate(points)]
+    root = ElementTree.fromstring(scatter(dots, "x", "y"))
+    centres = {c.find("title").text.split(":")[0]: (c.attrib["cx"], c.attrib["cy"]) for c in root.findall("circle")}
+    ends = [
+        ((line.attrib["x1"], line.attrib["y1"]), (line.attrib["x2"], line.attrib["y2"]))
+        for line in root.findall("line")
+        if line.attrib["class"] == "thin"
+    ]
+    assert ends == [(centres[f"float {place}"], centres[f"int8 {place}"]) for place in range(len(points))]
+    named = {text.text for text in root.findall("text")}
+    assert not any(name.startswith("int8") for name in named if name), "their names are hover texts"
+
+
+def test_names_do_not_cover_joins():
+    dots = [Dot("network", 90.0, 0.5), Dot("network, int8", 50.0, 0.501, beside=(90.0, 0.5)), Dot("other", 100.0, 0.9)]
+    root = ElementTree.fromstring(scatter(dots, "x", "y"))
+    (name,) = [text for text in root.findall("text") if text.text == "network"]
+    (join,) = [line for line in root.findall("line") if line.attrib["class"] == "thin"]
+    assert abs(float(name.attrib["y"]) - 4 - float(join.attrib["y1"])) >= 13, "above or below the line"
+
+
+def test_a_choice_shows_the_int8_files_of_its_finalists():
+    floats = FileFigures("model.onnx", FIGURES, {}, 24.0, 20.0)
+    int8 = FileFigures("model-int8.onnx", {**FIGURES, "AP": 0.5}, {}, 6.0, 10.0)
+    found = EightBits(floats, [Int8Figures(int8, Interval(-0.012, -0.02, -0.001), "f" * 64)])
+    finalist = Finalist("tiny", 0.512, 0.49, 0.53, 5.0, 24.0, 3.0, on_front=True)
+    plain = ChoiceDocument("tiny", ["why"], [finalist], [("tiny", 3, 0.4, 3.0)])
+    page = render_choice({}, replace(plain, int8={"tiny": found}))
+    assert "tiny, model-int8.onnx: latency of an image, ms 2.5, test AP 0.5" in page, "of the machine it is for: half"
+    assert "tiny, model-int8.onnx: size of the ONNX file, MB 6" in page
+    row = "<td>tiny</td><td>model-int8.onnx</td><td>ONNX Runtime</td>"
+    assert row in page and "-0.0120 (-0.0200 to -0.0010)" in page
+    assert "Eight bits" not in render_choice({}, plain)
