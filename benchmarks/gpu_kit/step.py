@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gpu_kit.reference import per_image
 from gpu_kit.settings import Settings
+from yolov7.augment.device_color import jitter_batch
 from yolov7.config import Train, train_parameters
 from yolov7.device import autocast, autocast_dtype, gradient_scaler, has_fused_sgd
 from yolov7.loss import create_criterion
@@ -61,6 +62,8 @@ class Batch:
     """(B, 3, S, S) uint8, in channels_last memory order; pinned if the way asks for it."""
     targets: Tensor
     """(n, 6) float32."""
+    tables: Tensor | None = None
+    """(B, 3, 256) uint8 of the jitter on the device, if there is any."""
 
 
 def synthetic_batch(settings: Settings, side: int, *, seed: int = 0) -> Batch:
@@ -128,6 +131,8 @@ class Step:
         """Forward, loss, backward, optimiser, average; the loss."""
         images = batch.images.to(self.device, non_blocking=self.way.uint8_transfer)
         targets = batch.targets.to(self.device, non_blocking=self.way.uint8_transfer)
+        if batch.tables is not None:
+            images = jitter_batch(images, batch.tables.to(self.device, non_blocking=True))
         order = torch.channels_last if self.way.channels_last else torch.contiguous_format
         images = images.contiguous(memory_format=order)
         if self.way.uint8_transfer:

@@ -112,6 +112,7 @@ def test_figures_of_training(whole):
     loader = rows(whole[1], "loader")
     assert loader["one core"]["figures"]["images_s"] > 0 and loader["loader alone"]["figures"]["workers"] == 1
     assert 0 <= loader["yolov6-n"]["figures"]["waited"] <= 1
+    assert loader["yolov6-n, images cached, colours on the device"]["figures"]["images_s"] > 0
 
 
 def test_tables(whole):
@@ -134,18 +135,29 @@ def test_the_profile_is_saved(whole):
     assert "aten::" in (folder / "profile.txt").read_text()
 
 
-def test_faults_are_recorded_and_the_time_limit_holds(tmp_path):
-    """A package is missing, a part fails, and the time ends before the last item."""
-    options = ("--minutes", "0.25", "--parts", "correctness", "inference", "training", "--fail", "inference")
+def test_faults_are_recorded_and_the_rest_goes_on(tmp_path):
+    options = ("--minutes", "4", "--parts", "correctness", "inference", "profile", "--fail", "inference")
     done = kit(tmp_path / "out", *options, hidden=f"{PIPELINE} pytest")
     assert done.returncode == 1 and "correctness: not installed: pytest\n" in done.stdout
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["seconds"] < 0.25 * 60 + 10  # a stopped process needs a moment to end
-    parts = results["parts"]
+    parts = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]
+    assert {name: part["status"] for name, part in parts.items()} == {
+        "correctness": "skipped",
+        "inference": "failed",
+        "profile": "ok",
+    }
     assert parts["correctness"]["why"] == "not installed: pytest"
     why = "RuntimeError: inference was asked to fail (benchmarks/gpu_kit/parts.py:"
-    assert parts["inference"]["status"] == "failed" and parts["inference"]["why"].startswith(why)
+    assert parts["inference"]["why"].startswith(why)
     text = (tmp_path / "out" / "results.md").read_text()
     assert f"* all: failed: {why}" in text and "* skipped: not installed: pytest" in text
-    assert {row["status"] for row in parts["training"]["rows"]} <= {"ok", "stopped", "skipped"}
-    assert parts["training"]["rows"] or parts["training"]["why"] == "no time is left"
+
+
+def test_the_time_limit_holds(tmp_path):
+    """There is not even time to ask the device: the report is there, and says so."""
+    done = kit(tmp_path / "out", "--minutes", "0.04", "--parts", "inference", "training")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["seconds"] < 15  # on a busy machine a stopped process needs a moment to end
+    assert {part["status"] for part in results["parts"].values()} == {"skipped"}
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "it did not answer in time" in text and text.count("* skipped: no time is left") == 2
