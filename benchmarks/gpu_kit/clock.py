@@ -71,10 +71,14 @@ def busy_ms(call: Callable[[], object], device: torch.device, *, rounds: int = 3
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        for _ in range(rounds):
-            call()
-        synchronize(device)
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for _ in range(rounds):
+                call()
+            synchronize(device)
+    except RuntimeError as error:  # a driver that lets nobody count; the other figures stand
+        print(f"the profiler does not work here: {error}", flush=True)
+        return None
     intervals = [
         (event.time_range.start, event.time_range.end)
         for event in seen.events() or ()

@@ -86,11 +86,16 @@ def deployed(settings: Settings, info: VariantInfo, batch: int) -> tuple[Detecto
     """The re-parameterised network in float16, channels_last (float32 on a CPU), and a batch of noise."""
     device = torch.device(settings.device)
     dtype = torch.float32 if device.type == "cpu" else torch.float16
-    model = create_model(info.variant, device=device).reparameterize().to(dtype)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _network(info.variant, device, dtype)
     side = max(64, max(info.strides)) if settings.tiny else info.image_size
     images = torch.rand(batch, 3, side, side, device=device).to(dtype)
     return model, images.contiguous(memory_format=torch.channels_last)
+
+
+@functools.lru_cache(maxsize=1)  # the next item is the same network with another batch
+def _network(variant: str, device: torch.device, dtype: torch.dtype) -> Detector:
+    model = create_model(variant, device=device).reparameterize().to(dtype)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def captured(model: Detector, images: Tensor) -> Callable[[], None]:

@@ -45,8 +45,8 @@ class Part:
 
 
 PARTS = (
-    Part("correctness", 1.0, "gpu_kit.correctness"),
-    Part("inference", 2.0, "gpu_kit.inference"),
+    Part("correctness", 1.5, "gpu_kit.correctness"),
+    Part("inference", 3.0, "gpu_kit.inference"),
     Part("training", 4.0, "gpu_kit.training"),
     Part("loader", 2.0, "gpu_kit.loading"),
     Part("profile", 0.7, "gpu_kit.steps"),

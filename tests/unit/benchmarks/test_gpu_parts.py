@@ -10,12 +10,12 @@ import pytest
 import torch
 from aligned_cases import random_batch
 from assign_cases import head, random_targets, raw_maps
-from gpu_kit import runner
+from gpu_kit import correctness, runner
 from gpu_kit.card import peak_tflops
 from gpu_kit.clock import median_ms, total_ms
 from gpu_kit.parts import Part
 from gpu_kit.reference import PerImageAligned, PerImageOta
-from gpu_kit.settings import Expectations, Item, Settings, SkipItem
+from gpu_kit.settings import Expectations, FailedItem, Item, Settings, SkipItem
 from gpu_kit.step import OURS, PLAIN, ladder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,3 +152,43 @@ def test_an_item_without_end_is_stopped(tmp_path, monkeypatch):
     assert time.monotonic() - started < 30
     assert [(row["item"], row["status"]) for row in found["rows"]] == [("first", "ok"), ("endless", "stopped")]
     assert found["status"] == "ok"
+
+
+# The tests of tests/gpu as items --------------------------------------------------------------------------------------
+
+
+def correctness_of(tmp_path, monkeypatch, text):
+    (tmp_path / "test_some.py").write_text(text)
+    monkeypatch.setattr(correctness, "FOLDER", tmp_path)
+    monkeypatch.setenv("YOLOV7_TEST_DEVICE", "cpu")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    (item,) = correctness.items(Settings(folder=tmp_path, device="cpu"))
+    assert item.name == "test_some: test_it"
+    return item.measure()
+
+
+def test_tests_are_counted(tmp_path, monkeypatch):
+    text = (
+        "import pytest\n\n@pytest.mark.parametrize('n', [1, 2, 3])\ndef test_it(n):\n    n < 3 or pytest.skip('big')\n"
+    )
+    found = correctness_of(tmp_path, monkeypatch, text)
+    assert (found["passed"], found["failed"], found["skipped"]) == (2, 0, 1)
+    assert found["reasons"] == {"test_it[3]": "Skipped: big"}
+
+
+def test_a_test_that_fails_is_named_with_its_reason(tmp_path, monkeypatch):
+    with pytest.raises(
+        FailedItem, match=r"1 of 1 tests failed, first test_it: AssertionError: no\sassert 1 == 2"
+    ) as caught:
+        correctness_of(tmp_path, monkeypatch, "def test_it():\n    assert 1 == 2, 'no'\n")
+    assert caught.value.figures["failed"] == 1
+
+
+def test_a_file_that_cannot_be_imported_fails_and_a_skipped_one_is_skipped(tmp_path, monkeypatch):
+    body = "\n\ndef test_it():\n    pass\n"
+    with pytest.raises(FailedItem, match="no_such_module"):
+        correctness_of(tmp_path, monkeypatch, f"import no_such_module{body}")
+    with pytest.raises(SkipItem, match="no_other_module"):
+        correctness_of(tmp_path, monkeypatch, f"import pytest\npytest.importorskip('no_other_module'){body}")
+    with pytest.raises(SkipItem, match="no_other_module"):  # nor does another function of it fail
+        correctness_of(tmp_path, monkeypatch, f"import pytest\npytest.importorskip('no_other_module'){body}")
