@@ -42,6 +42,11 @@ def items(settings: Settings) -> list[Item]:
     return [*found, Item(f"{names[0]}, {SPARED}", spared, 40.0)] if spared else found
 
 
+def first(settings: Settings) -> str:
+    """The variant whose recipe the loader is measured with."""
+    return (settings.chosen(TRAINED) or TRAINED)[0]
+
+
 def workers(settings: Settings) -> int:
     """Loader processes."""
     return settings.workers or os.cpu_count() or 1
@@ -75,7 +80,7 @@ def batches(loader: TrainLoader) -> Iterator[Batch]:
 
 def one_core(settings: Settings) -> Figures:
     """Processor time of an image of yolov7-tiny's recipe in one process."""
-    variant = settings.chosen(TRAINED[:1])[0]
+    variant = first(settings)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     with loader_of(settings, variant, processes=0) as loader:
@@ -90,7 +95,7 @@ def one_core(settings: Settings) -> Figures:
 
 def alone(settings: Settings) -> Figures:
     """Images per second of all workers, without a network."""
-    count, variant = workers(settings), settings.chosen(TRAINED[:1])[0]
+    count, variant = workers(settings), first(settings)
     with loader_of(settings, variant, processes=count) as loader:
         source = batches(loader)
         for _ in range(1 if settings.tiny else 2 * count):  # what was prepared while the processes started

@@ -58,9 +58,9 @@ PARTS = (
 def run_part(name: str, settings: Settings, deadline: float, log: str, done: tuple[str, ...]) -> None:
     """Run a part's items that are not `done` until `deadline` (of `time.monotonic`), writing a JSON line for each.
 
-    Runs in a process of its own. Lines: `{"begun": item}` before an item, its row after it; a row without a name for
-    the error for which a part has no items. Without the name of a part: `{"missing": ...}` packages by part, and
-    `{"device": ...}` its facts.
+    Runs in a process of its own. Lines: `{"listed": [...]}` all items; `{"begun": item}` before an item, its row after
+    it; a row without a name for the error for which a part has no items. Without the name of a part: `{"missing": ...}`
+    packages by part, and `{"device": ...}` its facts.
     """
     os.setsid()  # what it starts, compilers for example, ends with it
     with (settings.folder / "log.txt").open("a", encoding="utf-8") as sink:
@@ -82,6 +82,7 @@ def run_part(name: str, settings: Settings, deadline: float, log: str, done: tup
         except BaseException as error:  # noqa: BLE001  whatever it is, the other parts go on
             say({"item": "", "status": "failed", "why": one_line(error), "seconds": 0.0, "figures": {}})
             return
+        say({"listed": [item.name for item in listed]})
         expectations = Expectations()
         for item in listed:
             if item.name not in done:

@@ -115,8 +115,13 @@ class Runner:
                 status, why = "stopped", "the time of this part is over"
             if not unfinished and len(rows) == before:
                 unfinished = [""]  # it did not come to its first item
-            rows += [{"item": name, "status": status, "why": why, "seconds": 0.0, "figures": {}} for name in unfinished]
+            rows += [_row(name, status, why) for name in unfinished]
             if ended is None or "" in unfinished:
+                known = {row["item"] for row in rows}
+                listed = [name for row in _rows(log) for name in row.get("listed", ())]
+                rows += [
+                    _row(name, "skipped", "no time is left") for name in dict.fromkeys(listed) if name not in known
+                ]
                 return
 
     def _process(
@@ -160,6 +165,10 @@ class Runner:
             path = Path(folder) / "rows.jsonl"
             path.touch()
             yield path
+
+
+def _row(item: str, status: str, why: str) -> dict[str, Any]:
+    return {"item": item, "status": status, "why": why, "seconds": 0.0, "figures": {}}
 
 
 def _rows(log: Path) -> list[dict[str, Any]]:
