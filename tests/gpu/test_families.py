@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from gpu_kit.reference import per_image
 from gpu_kit.step import CLASSES, Settings, synthetic_batch
 
+from yolov7.augment.color import hsv_tables
+from yolov7.augment.device_color import jitter_batch
 from yolov7.device import autocast
 from yolov7.loss import create_criterion
 from yolov7.model import create_model
@@ -128,6 +131,17 @@ def test_suppression(device, variant):
         assert torch.equal(theirs.labels.cpu(), ours.labels)
         torch.testing.assert_close(theirs.boxes.cpu(), ours.boxes)
         torch.testing.assert_close(theirs.scores.cpu(), ours.scores)
+
+
+def test_colours_changed_on_the_device(device):
+    images = synthetic_batch(Settings(folder=None, batch=IMAGES), SIDE).images
+    tables = torch.from_numpy(np.stack([hsv_tables(1.01, 0.6, 1.3), hsv_tables(0.99, 1.4, 0.8)]))
+    here, there = jitter_batch(images, tables), jitter_batch(images.to(device), tables.to(device))
+    assert there.is_contiguous(memory_format=torch.channels_last)
+    difference = (there.cpu().int() - here.int()).abs()
+    assert not torch.equal(here, images)
+    # A product rounded once or twice may fall on either side of a whole number.
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
