@@ -34,16 +34,15 @@ PARTS = ("data", "forward", "assignment+loss", "backward", "optimiser")
 CLASSES, OBJECTS, IMAGES = 80, 7, 32  # classes and objects an image as in COCO
 
 
-def photographs(folder: Path) -> Index:
-    """Smooth colour fields with noise as JPEGs, and random boxes."""
+def photographs(folder: Path, count: int = IMAGES) -> Index:
+    """`count` JPEGs of smooth colour fields with noise, with random boxes; 32 different ones, again and again."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(IMAGES):
-        coarse = cv2.resize(
-            rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC
-        )
-        noisy = np.clip(coarse + rng.normal(0, 12, coarse.shape), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{number}.jpg"), noisy, [cv2.IMWRITE_JPEG_QUALITY, 75])
+    for number in range(count):
+        if number < IMAGES:
+            _picture(folder / f"{number}.jpg", rng)
+        else:
+            (folder / f"{number}.jpg").hardlink_to(folder / f"{number % IMAGES}.jpg")
         images.append({"id": number, "file_name": f"{number}.jpg", "width": 640, "height": 480})
         for _ in range(OBJECTS):
             width, height = rng.uniform(20, 300), rng.uniform(20, 240)
@@ -52,6 +51,12 @@ def photographs(folder: Path) -> Index:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label, "bbox": box})
     categories = [{"id": number, "name": str(number)} for number in range(CLASSES)]
     return build_index(CocoAnnotations(folder / "a.json", images, annotations, categories), folder, folder / "index")
+
+
+def _picture(file: Path, rng: np.random.Generator) -> None:
+    coarse = cv2.resize(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC)
+    noisy = np.clip(coarse + rng.normal(0, 12, coarse.shape), 0, 255).astype(np.uint8)
+    cv2.imwrite(str(file), noisy, [cv2.IMWRITE_JPEG_QUALITY, 75])
 
 
 class Clock:

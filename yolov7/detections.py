@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from markupsafe import Markup, escape
 from torch import Tensor
 
 from yolov7.errors import ConfigError
@@ -89,6 +88,8 @@ class Detections:
 
     def _repr_html_(self) -> str:
         """A notebook's table: class, score, and corners in pixels of the best detections."""
+        from markupsafe import Markup, escape  # only notebooks need it
+
         heading = Markup("").join(Markup("<th>{}</th>").format(name) for name in ("class", "score", *_CORNERS))
         rows = []
         for name, score, box in zip(self.names[:_SHOWN], self.scores.tolist(), self.boxes.tolist(), strict=False):

@@ -10,9 +10,10 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
+if TYPE_CHECKING:  # the networks are read and trained without YAML
+    import yaml
 
 MAX_DEPTH = 64
 MAX_DIGITS = 100
@@ -62,18 +63,21 @@ def parse_json(text: str | bytes, *, any_text: bool = False) -> Any:
     return value
 
 
-def parse_yaml(text: str, *, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """The value of a YAML text with one document; None for an empty one. `loader` decides the types of plain words.
+def parse_yaml(text: str, *, loader: type[yaml.SafeLoader] | None = None) -> Any:
+    """The value of a YAML text with one document; None for an empty one. `loader` decides the types of plain words
+    (default: `yaml.SafeLoader`).
 
     Raises :class:`DocumentError` for anything that is not YAML, deeper than `MAX_DEPTH`, with aliases that contain
     themselves or unfold to more than `MAX_NODES` values, with a whole number of more than `MAX_DIGITS`, or with a
     control character other than a line break or tab.
     """
+    import yaml
+
     if len(text) > MAX_YAML:
         raise DocumentError(f"larger than {MAX_YAML >> 20} MiB")
     opened = None
     try:
-        opened = loader(text)
+        opened = (loader or yaml.SafeLoader)(text)
         node = opened.get_single_node()
         if node is None:
             return None
@@ -95,6 +99,8 @@ def parse_yaml(text: str, *, loader: type[yaml.SafeLoader] = yaml.SafeLoader) ->
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
     """PyYAML's words in one line, without its name for a text."""
+    import yaml
+
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).replace('in "<unicode string>", ', "").split())[:300]
     mark = error.problem_mark
@@ -178,6 +184,8 @@ def _check_nodes(root: yaml.Node) -> None:
 
 
 def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    import yaml
+
     if isinstance(node, yaml.MappingNode):
         for pair in node.value:
             yield from pair

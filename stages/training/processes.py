@@ -48,7 +48,7 @@ def restarted() -> bool:
 
 
 def loader_workers(device: torch.device) -> int:
-    """Processes that load data for this one: `YOLOV7_WORKERS`, or 0 on a CPU, and up to 8 for an accelerator."""
+    """Processes that load data for this one: `YOLOV7_WORKERS`, or 0 on a CPU, and up to 16 for an accelerator."""
     if "YOLOV7_WORKERS" in os.environ or device.type == "cpu":
         return _number("YOLOV7_WORKERS", 0)
     return default_workers(device)

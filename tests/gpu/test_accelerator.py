@@ -1,5 +1,6 @@
 """On an accelerator everything computes what it computes on the CPU, and a training with its own precision learns."""
 
+# ruff: noqa: E402  modules are asked for before they are imported
 from __future__ import annotations
 
 import copy
@@ -7,6 +8,10 @@ import warnings
 
 import pytest
 import torch
+
+for _name in ("hotcoco", "onnx", "onnxruntime", "rich"):  # a training evaluates and predicts
+    pytest.importorskip(_name)
+
 from assign_cases import random_targets, raw_maps
 from small_detector import SIDE, metadata_of, pictures, small_detector
 from small_training import parameters, trainer, training_data

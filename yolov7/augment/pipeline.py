@@ -33,7 +33,11 @@ def augment_sample(
         if not augment.outlines_without_mosaic:
             scene.polygons = None
         rendered = render(source, scene, matrix, scale, size, augment.max_aspect)
-    image = jitter(rendered.image, draw_hsv_tables(rng, augment), rendered.content)
+    tables = draw_hsv_tables(rng, augment)
+    if augment.hsv_on_device:
+        image = cv2.cvtColor(rendered.image, cv2.COLOR_RGBA2RGB)
+    else:
+        image = jitter(rendered.image, tables, rendered.content)
     boxes, labels = rendered.boxes, rendered.labels
     if not closed and rng.random() < augment.paste_in:
         boxes, labels = paste_in(image, boxes, labels, source, rng)
@@ -44,7 +48,7 @@ def augment_sample(
     # Rounding to float32 must not push a box out of the image or below the least side.
     rounded = np.clip(boxes, 0, size).astype(np.float32)
     kept = (rounded[:, 2:] - rounded[:, :2] > MIN_SIDE).all(1)
-    return Sample(image, rounded[kept], labels[kept])
+    return Sample(image, rounded[kept], labels[kept], tables if augment.hsv_on_device else None)
 
 
 def _mosaic(source: SampleSource, index: int, augment: Augment, size: int, rng: np.random.Generator) -> Rendered:

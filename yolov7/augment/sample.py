@@ -59,6 +59,8 @@ class Sample:
     """(n, 4) float32 xyxy pixels."""
     labels: NDArray[np.int64]
     """(n,) class numbers."""
+    tables: Image | None = None
+    """(3, 256) of :func:`yolov7.augment.color.draw_hsv_tables`, to be applied on the device; None: they were."""
     skipped: tuple[str, ...] = ()
     """Images that should have been part of it but could not be read, each with the reason."""
     unreadable: tuple[int, ...] = ()

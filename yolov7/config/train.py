@@ -74,6 +74,10 @@ class Augment(Group):
     """Relative jitter of the saturation."""
     hsv_v: float = Field(default=0.4, ge=0.0, le=1.0)
     """Relative jitter of the brightness."""
+    hsv_on_device: Annotated[bool, AddedLater()] = False
+    """Jitter hue, saturation and brightness on the device, a batch at a time, instead of in the loader: a third less
+    work for it where images are cached. From the same random numbers; values differ by one level at most, and what was
+    pasted in is jittered with the rest."""
     flip_up_down: float = Field(default=0.0, ge=0.0, le=1.0)
     """Probability of a vertical flip."""
     flip_left_right: float = Field(default=0.5, ge=0.0, le=1.0)

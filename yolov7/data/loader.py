@@ -42,6 +42,9 @@ class Batch:
     """Epoch, from 0."""
     batch_index: int
     """Number of the batch in the epoch, from 0, the same on all ranks."""
+    tables: Tensor | None = None
+    """(B, 3, 256) uint8 tables that the images still need (:mod:`yolov7.augment.device_color`); None: nothing is left
+    to do."""
     skipped: list[str] = field(default_factory=list)
     """Images that could not be read, each with file and reason; another image took its place."""
     unreadable: dict[str, int] = field(default_factory=dict)
@@ -53,6 +56,7 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Page-locked tensors, for copies to a device that do not block."""
         self.images, self.targets = self.images.pin_memory(), self.targets.pin_memory()
+        self.tables = None if self.tables is None else self.tables.pin_memory()
         return self
 
 
@@ -124,12 +128,15 @@ class _BatchBuilder:
         targets = [np.zeros((0, 6), np.float32)]
         skipped: list[str] = []
         unreadable: dict[str, int] = {}
+        tables = []
         for position, (index, repeat) in enumerate(zip(key.indices, key.repeats, strict=True)):
             sample = self.dataset[key.epoch, index, repeat]
             pixels[position] = sample.image
             rows = np.full((len(sample.boxes), 6), position, np.float32)
             rows[:, 1], rows[:, 2:] = sample.labels, sample.boxes
             targets.append(rows)
+            if sample.tables is not None:
+                tables.append(sample.tables)
             skipped += sample.skipped
             unreadable |= zip(sample.skipped, sample.unreadable, strict=True)
         return Batch(
@@ -138,6 +145,7 @@ class _BatchBuilder:
             image_ids=[self.dataset.index.image_id(index) for index in key.indices],
             epoch=key.epoch,
             batch_index=key.batch_index,
+            tables=torch.from_numpy(np.stack(tables)) if tables else None,
             skipped=skipped,
             unreadable=unreadable,
         )

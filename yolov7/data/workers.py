@@ -26,7 +26,7 @@ _REQUESTS = (signal.SIGTERM, signal.SIGINT)
 _GRACE_SECONDS = 3.0
 """Grace period before a worker that ignores the end of the work is killed: it may hang in a file system."""
 
-_MOST = 8
+_MOST = 16
 """Most loader processes by default."""
 
 _LESS = "fewer loader processes (YOLOV7_WORKERS), or a smaller train.batch_size"
@@ -36,8 +36,8 @@ R = TypeVar("R")
 
 
 def default_workers(device: torch.device) -> int:
-    """Processes that load data for a training on `device`: none for a CPU, whose cores compute, and up to 8 for an
-    accelerator."""
+    """Processes that load data for a training on `device`: none for a CPU, whose cores compute, and up to 16 for
+    an accelerator."""
     if device.type == "cpu":
         return 0
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolov7.augment.device_color import jitter_batch
 from yolov7.augment.multi_scale import multi_scale_size, resize_batch
 from yolov7.config import Train
 from yolov7.data.dataset import TrainDataset
@@ -318,6 +319,8 @@ class Trainer:
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) float32 in [0, 1], and targets, resized if the training is at several scales."""
         images = batch.images.to(self.device, non_blocking=True)
+        if batch.tables is not None:
+            images = jitter_batch(images, batch.tables.to(self.device, non_blocking=True))
         images = images.contiguous(memory_format=torch.channels_last).float().div_(255)
         targets = batch.targets.to(self.device, non_blocking=True)
         return resize_batch(images, targets, self._side())

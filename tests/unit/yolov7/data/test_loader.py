@@ -84,6 +84,8 @@ def assert_same(batches, others):
         assert (mine.epoch, mine.batch_index, mine.image_ids) == (its.epoch, its.batch_index, its.image_ids)
         assert mine.skipped == its.skipped
         assert torch.equal(mine.images, its.images) and torch.equal(mine.targets, its.targets)
+        assert (mine.tables is None) == (its.tables is None)
+        assert mine.tables is None or torch.equal(mine.tables, its.tables)
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(index):
@@ -123,6 +125,18 @@ def test_samples_are_clean(index):
 def test_workers_change_nothing(index, workers):
     dataset = dataset_of(index)
     assert_same(loaded(dataset, workers=workers), loaded(dataset))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_tables_of_a_jitter_on_the_device_travel_with_their_images(index, workers):
+    dataset = dataset_of(index, augment=BUSY.model_copy(update={"hsv_on_device": True}))
+    batches = loaded(dataset, workers=workers)
+    assert_same(batches, loaded(dataset))
+    assert_same(loaded(dataset, start_batch=1, workers=workers), batches[1:])
+    for batch in batches:
+        assert batch.tables.shape == (len(batch), 3, 256) and batch.tables.dtype == torch.uint8
+    assert len({tuple(table) for batch in batches for table in batch.tables[:, 2].tolist()}) == len(dataset)
+    assert all(batch.tables is None for batch in loaded(dataset_of(index)))
 
 
 def test_persistent_workers_serve_many_epochs_and_an_abandoned_one(index):
