@@ -40,12 +40,26 @@ NOT_LOADED = {
 }
 """In the order of the imports."""
 
+OPTIMISERS = "the optimisers"
+"""And after these, a step of each optimiser: torch's own load all of torch._dynamo."""
+
 CODE = """
 import importlib, json, sys
 loaded = {}
 for stage in sys.argv[1:]:
     importlib.import_module(f"stages.{stage}")
     loaded[stage] = sorted(sys.modules)
+import torch
+from yolov7.config import Optimizer
+from yolov7.train.optimizer import create_optimizer
+for name in ("sgd", "adam", "adamw"):
+    network = torch.nn.Conv2d(3, 4, 3)
+    optimizer = create_optimizer(network, Optimizer(name=name), weight_decay=0.1)
+    network(torch.ones(1, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+loaded["the optimisers"] = sorted(sys.modules)
 print(json.dumps(loaded))
 """
 
@@ -65,3 +79,8 @@ def test_every_stage_is_looked_at():
 def test_a_stage_begins_without_what_it_may_not_need(loaded, stage):
     assert not NOT_LOADED[stage] & loaded[stage]
     assert "pydantic" in loaded[stage], "the names are those of modules"
+
+
+def test_no_optimiser_loads_the_compiler(loaded):
+    assert "torch.optim.adamw" in loaded[OPTIMISERS]
+    assert not EXPORTS & loaded[OPTIMISERS]
