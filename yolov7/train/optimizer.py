@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -62,10 +63,22 @@ def create_optimizer(
     rate = options.learning_rate
     if options.name == "sgd":
         how = {"fused": True} if fused_sgd else {"foreach": True}
-        return torch.optim.SGD(sets, lr=rate, momentum=options.momentum, nesterov=options.momentum > 0, **how)
-    kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
+        return _eager(torch.optim.SGD)(sets, lr=rate, momentum=options.momentum, nesterov=options.momentum > 0, **how)
+    kind = _eager(torch.optim.Adam if options.name == "adam" else torch.optim.AdamW)
     # `fused` does the same arithmetic in one pass over memory; on CPU it halves the time of a step.
     return kind(sets, lr=rate, betas=(options.momentum, 0.999), fused=True)
+
+
+def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """`kind` without its guards against being traced.
+
+    torch.optim wraps these methods for steps inside a compiled function, which a training here has not, and the first
+    call of a wrapper loads all of torch._dynamo: 1.3 s of processor time at every start. Each wrapper names what it
+    wraps; where a build of torch has none, the method is as it was. Without gradients, as the wrapper of `step` does.
+    """
+    guarded = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in guarded}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
