@@ -30,7 +30,7 @@ PERCENTILE = 99.99
 """Share of the values below the upper end, and above the lower end, in percent."""
 NOTHING: Range = (0.0, 1.0)
 """Range of a value that is always zero: any range represents it, and this one divides by nothing small."""
-_BINS = 4096
+_BINS = 2048
 _SAMPLES = 1 << 14
 """Numbers of one array that are counted, evenly spaced. Its smallest and largest always are."""
 _LEVELS = 256

@@ -53,7 +53,7 @@ def shared(graph: onnx.ModelProto, ranges: Ranges) -> Ranges:
     """Every value gets the union of the ranges of all values that it is joined to by operators that compute nothing:
     concatenations, pools, halves, and changes of size or shape. A runtime then moves bytes and rounds none again.
 
-    So are the inputs of a concatenation in the published networks (YOLOv6 paper, section 2.5.3, graph optimisation).
+    So are the inputs of a concatenation in the published networks (YOLOv6 paper, section 3.5.2, graph optimisation).
     """
     first = {name: name for name in ranges}
 

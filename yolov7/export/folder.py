@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from yolov7.artefact import (
     FormatName,
     listed,
 )
-from yolov7.errors import ConfigError
+from yolov7.errors import ConfigError, YoloError
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import contract_of, export_onnx, export_onnx_nms
 from yolov7.export.openvino import export_openvino
@@ -82,65 +82,76 @@ def export_folder(
         "contracts": {ONNX: contract_of(graph), ONNX_NMS: contract_of(with_nms)},
         **(extra or {}),
     }
-    optional = _Optional(graph, folder, int8, write_raw)
+    written = [SAFETENSORS, ONNX, ONNX_NMS]
+    failure: _Int8FailedError | None = None
     try:
-        optional.write(formats)
-    finally:
-        # Also where an int8 file fails: those before it are whole, and can be used.
-        description["files"] = listed(folder, [SAFETENSORS, ONNX, ONNX_NMS, *optional.written])
-        files.write_json(folder / DESCRIPTION, description)
+        written += _write_optional(graph, folder, formats, int8, write_raw)
+    except _Int8FailedError as failed:  # the files before it are whole, and can be used
+        failure = failed
+        written += failed.written
+    description["files"] = listed(folder, written)
+    files.write_json(folder / DESCRIPTION, description)
+    if failure is not None:
+        raise failure.reason
     return description
 
 
-class _Optional:
-    """The optional formats of a folder. `written` are the names of the files that are whole."""
+class _Int8FailedError(Exception):
+    """An int8 file could not be made, for `reason`; `written` are the optional files before it."""
 
-    def __init__(
-        self,
-        graph: onnx.ModelProto,
-        folder: Path,
-        int8: Callable[[onnx.ModelProto, Path], Int8Exporter] | None,
-        write_raw: Callable[[Path], onnx.ModelProto],
-    ):
-        self.graph, self.folder, self.int8, self.write_raw = graph, folder, int8, write_raw
-        self.written: list[str] = []
-        self._formats: list[FormatName] = []
-        self._reports: dict[str, Any] = {}
+    def __init__(self, reason: YoloError, written: list[str]):
+        super().__init__(reason)
+        self.reason, self.written = reason, written
 
-    def write(self, formats: Sequence[FormatName]) -> None:
-        """Write the formats and the record of them; the int8 ones last. Files of an earlier export are removed."""
-        shutil.rmtree(self.folder / OPTIONAL, ignore_errors=True)
-        try:
-            for name in sorted(formats, key=lambda name: name in INT8_FORMATS):
-                file = self.folder / FILE_OF_FORMAT[name]
-                if name in INT8_FORMATS:
-                    self._reports[name] = asdict(self._exporter.export(file, placement_of(name)))
-                elif name == "onnx-raw":
-                    self.write_raw(file)
-                else:
-                    export_openvino(self.graph, file, half=name.endswith("float16"))
-                self._formats.append(name)
-                self.written += [
-                    f"{OPTIONAL}/{part.name}" for part in (file, file.with_suffix(".bin")) if part.is_file()
-                ]
-        finally:
-            self._record([name for name in formats if name in self._formats])
 
-    @cached_property
-    def _exporter(self) -> Int8Exporter:
-        if self.int8 is None:
-            raise ConfigError("int8 formats need images to calibrate with and to measure AP on")
-        return self.int8(self.graph, self.folder / ONNX)
+def _write_optional(
+    graph: onnx.ModelProto,
+    folder: Path,
+    formats: Sequence[FormatName],
+    int8: Callable[[onnx.ModelProto, Path], Int8Exporter] | None,
+    write_raw: Callable[[Path], onnx.ModelProto],
+) -> list[str]:
+    """Write the optional formats, those of int8 last, and return the files' names. Files of an earlier export are
+    removed.
+    """
+    shutil.rmtree(folder / OPTIONAL, ignore_errors=True)
+    in_bytes = [name for name in formats if name in INT8_FORMATS]
+    if in_bytes and int8 is None:
+        raise ConfigError("int8 formats need images to calibrate with and to measure AP on")
+    done: list[FormatName] = []
+    for name in formats:
+        file = folder / FILE_OF_FORMAT[name]
+        if name == "onnx-raw":
+            write_raw(file)
+        elif name not in INT8_FORMATS:
+            export_openvino(graph, file, half=name.endswith("float16"))
+        if name not in INT8_FORMATS:
+            done.append(name)
+    reports: dict[str, Any] = {}
+    try:
+        exporter = int8(graph, folder / ONNX) if in_bytes and int8 else None
+        for name in in_bytes:
+            assert exporter is not None
+            reports[name] = asdict(exporter.export(folder / FILE_OF_FORMAT[name], placement_of(name)))
+            done.append(name)
+    except YoloError as error:
+        raise _Int8FailedError(error, _recorded(folder, [name for name in formats if name in done], reports)) from None
+    return _recorded(folder, formats, reports)
 
-    def _record(self, formats: Sequence[FormatName]) -> None:
-        if any(report["layer_sensitivity"] for report in self._reports.values()):
-            write_sensitivities(self.folder / SENSITIVITY_FILE, self._reports)
-            self.written.append(SENSITIVITY_FILE)
-        symmetric = [FILE_OF_FORMAT[name] for name in formats if name == "onnx-int8-tensorrt"]
-        checked = {name: check_tensorrt(self.folder / name).to_dict() for name in (ONNX, ONNX_NMS, *symmetric)}
-        document = {"formats": list(formats), "int8": self._reports, "tensorrt": checked}
-        files.write_json(self.folder / FORMATS_FILE, document)
-        self.written.append(FORMATS_FILE)
+
+def _recorded(folder: Path, formats: Sequence[FormatName], reports: dict[str, Any]) -> list[str]:
+    """Write the records of these formats; returns the names of their files and of the records."""
+    paths = [folder / FILE_OF_FORMAT[name] for name in formats]
+    written = [
+        f"{OPTIONAL}/{part.name}" for file in paths for part in (file, file.with_suffix(".bin")) if part.is_file()
+    ]
+    if any(report["layer_sensitivity"] for report in reports.values()):
+        write_sensitivities(folder / SENSITIVITY_FILE, reports)
+        written.append(SENSITIVITY_FILE)
+    symmetric = [FILE_OF_FORMAT[name] for name in formats if name == "onnx-int8-tensorrt"]
+    checked = {name: check_tensorrt(folder / name).to_dict() for name in (ONNX, ONNX_NMS, *symmetric)}
+    files.write_json(folder / FORMATS_FILE, {"formats": list(formats), "int8": reports, "tensorrt": checked})
+    return [*written, FORMATS_FILE]
 
 
 def placement_of(name: FormatName) -> Placement:
