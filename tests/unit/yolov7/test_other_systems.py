@@ -53,6 +53,7 @@ COMMANDS: dict[str, list[str]] = {
     "stages.ingest": [],
     "stages.validate": [],
     "stages.train": VARIANT,
+    "stages.quantize": VARIANT,
     "stages.export": VARIANT,
     "stages.evaluate": VARIANT,
     "stages.register": VARIANT,
