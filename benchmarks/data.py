@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,15 @@ import numpy as np
 IMAGES, BOXES, CLASSES = 118_287, 860_001, 80
 HELD_OUT = 0.01
 """Share of the images in val, and in test."""
+PIECE = 20_000
+"""Records written at a time."""
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"validate": (120.0, 4.0), "index": (30.0, 2.0), "open": (0.1, None)}
 """Seconds and GB that the full set may take."""
 
 
-def write_dataset(folder: Path, scale: float) -> None:
+def write_dataset(folder: Path, scale: float, outlines: float, *, files: bool) -> None:
+    """A data set as ingest leaves it: one record per line. Written piece by piece, whatever its size."""
     from stages.dataset.layout import SPLITS
     from yolov7.files import write_json
 
@@ -40,44 +44,69 @@ def write_dataset(folder: Path, scale: float) -> None:
     first = 1
     for split in SPLITS:
         share = round(boxes * counts[split] / images)
-        write_split(folder / "data/ingested" / split, counts[split], share, first, generator)
+        owners = np.sort(generator.integers(0, counts[split], share))
+        write_split(folder / "data/ingested" / split, counts[split], owners, first, outlines, generator)
+        if files:
+            make_files(folder / "data/ingested" / split / "images", counts[split], first)
         first += counts[split]
     write_json(folder / "data/ingested/dataset.json", {"source": "benchmark", "test_is_val": False, "sha256": "0" * 64})
     (folder / "params.yaml").write_text("validation: {check_images: false}\nper_variant: {yolov7-tiny: {}}\n")
     (folder / "validation").symlink_to(ROOT / "validation")
 
 
-def write_split(folder: Path, images: int, boxes: int, first: int, generator: np.random.Generator) -> None:
+def make_files(folder: Path, images: int, first: int) -> None:
+    for i in range(first, first + images):
+        os.close(os.open(folder / f"{i:012d}.jpg", os.O_CREAT | os.O_WRONLY))
+
+
+def write_split(
+    folder: Path, images: int, owners: np.ndarray, first: int, outlines: float, generator: np.random.Generator
+) -> None:
     (folder / "images").mkdir(parents=True)
-    ids = range(first, first + images)
     sizes = np.where(generator.random(images)[:, None] < 0.7, [[640, 480]], [[480, 640]])
-    owners = np.sort(generator.integers(0, images, boxes))
+    with (folder / "annotations.json").open("w") as file:
+        file.write('{\n"info":{},\n"licenses":[],\n"images":[\n')
+        for start in range(0, images, PIECE):
+            rows = sizes[start : start + PIECE].tolist()
+            lines = (
+                f'{{"id":{i},"file_name":"{i:012d}.jpg","width":{width},"height":{height}}}'
+                for i, (width, height) in enumerate(rows, first + start)
+            )
+            file.write((",\n" if start else "") + ",\n".join(lines))
+        file.write('\n],\n"annotations":[\n')
+        for start in range(0, len(owners), PIECE):
+            some = owners[start : start + PIECE]
+            lines = write_boxes(some, sizes[some], first, first * 100 + start, outlines, generator)
+            file.write((",\n" if start else "") + ",\n".join(lines))
+        classes = ",\n".join(f'{{"id":{i},"name":"class {i}"}}' for i in range(1, CLASSES + 1))
+        file.write(f'\n],\n"categories":[\n{classes}\n]\n}}\n')
+
+
+def write_boxes(
+    owners: np.ndarray, sizes: np.ndarray, image: int, number: int, outlines: float, generator: np.random.Generator
+) -> Iterator[str]:
+    """Annotation records; `outlines` of them have a polygon of 3 to 45 points, and one in a hundred is a crowd."""
     popularity = 1 / np.arange(1, CLASSES + 1)
-    labels = generator.choice(CLASSES, boxes, p=popularity / popularity.sum()) + 1
-    sides = np.clip(generator.lognormal(-2, 0.8, (boxes, 2)), 0.01, 0.95) * sizes[owners]
-    corners = generator.random((boxes, 2)) * (sizes[owners] - sides)
-    rows = np.hstack([corners, sides]).round(2).tolist()
-    document = {
-        "images": [
-            {"id": i, "file_name": f"{i:012d}.jpg", "width": int(w), "height": int(h)}
-            for i, (w, h) in zip(ids, sizes, strict=True)
-        ],
-        "annotations": [
-            {
-                "id": first * 100 + number,
-                "image_id": first + owner,
-                "category_id": label,
-                "bbox": row,
-                "area": round(row[2] * row[3] * 0.6, 2),
-                "iscrowd": 0,
-            }
-            for number, (owner, label, row) in enumerate(zip(owners.tolist(), labels.tolist(), rows, strict=True))
-        ],
-        "categories": [{"id": i + 1, "name": f"class {i + 1}"} for i in range(CLASSES)],
-    }
-    (folder / "annotations.json").write_text(json.dumps(document))
-    for i in ids:
-        os.close(os.open(folder / "images" / f"{i:012d}.jpg", os.O_CREAT | os.O_WRONLY))
+    labels = generator.choice(CLASSES, len(owners), p=popularity / popularity.sum()) + 1
+    sides = np.clip(generator.lognormal(-2, 0.8, sizes.shape), 0.01, 0.95) * sizes
+    corners = generator.random(sizes.shape) * (sizes - sides)
+    boxes = np.hstack([corners, sides]).round(2)
+    areas = (boxes[:, 2] * boxes[:, 3] * 0.6).round(2).tolist()
+    points = np.where(generator.random(len(owners)) < outlines, generator.integers(3, 46, len(owners)), 0)
+    spread = generator.random((int(points.sum()), 2)) * np.repeat(sides, points, axis=0)
+    ends = np.cumsum(points).tolist()
+    rings = (np.repeat(corners, points, axis=0) + spread).round(2)
+    crowds = (generator.random(len(owners)) < 0.01).tolist()
+    rows = zip(owners.tolist(), labels.tolist(), boxes.tolist(), areas, points.tolist(), ends, crowds, strict=True)
+    for place, (owner, label, box, area, count, end, crowd) in enumerate(rows, number):
+        ring = ",".join(map(str, rings[end - count : end].ravel().tolist()))
+        outline = f',"segmentation":[[{ring}]]' if count else ""
+        if crowd and outlines:
+            outline = ',"segmentation":{"counts":[10,20,30,40],"size":[10,10]}'
+        yield (
+            f'{{"id":{place},"image_id":{image + owner},"category_id":{label},"bbox":{box},"area":{area},'
+            f'"iscrowd":{int(crowd)}{outline}}}'
+        ).replace(" ", "")
 
 
 def measure(step: str) -> None:
