@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from stages.dataset.layout import SPLITS, annotations_file, images_folder
-from stages.preflight.check import look_ahead
 from stages.project.command import run_stage
 from stages.project.params import Params, Validation
 from stages.project.redaction import redacted
@@ -49,6 +48,8 @@ _FINDINGS_NAMED = 3
 def main(params: Params, args: argparse.Namespace) -> None:
     """The stage: `validation` of params.yaml, the rules and the ingested data in, report and index out."""
     validate(params.validation, INGESTED, VALIDATION_REPORT, INDEX, cache=CACHE)
+    from stages.preflight.check import look_ahead  # brings torch: a third of a gigabyte that validation does not need
+
     ahead = look_ahead(params)
     for line in ahead.problems:
         logger.warning("the training will refuse this: %s", redacted(line))
