@@ -25,7 +25,7 @@ Int64s = NDArray[np.int64]
 Float64s = NDArray[np.float64]
 Rows = slice | Int64s
 
-PIECE = 1 << 19
+PIECE = 1 << 18
 """Rows of a frame."""
 
 _EXTENSIONS = {
