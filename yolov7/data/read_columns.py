@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from yolov7.data.columns import (
     AnnotationColumns,
@@ -31,6 +31,10 @@ from yolov7.data.formats.coco import (
 )
 from yolov7.data.formats.coco_stream import Batch, Begin, stream_coco
 
+T = TypeVar("T")
+
+_SMALL = 32
+"""Batches joined to a larger part."""
 _INTEGERS = frozenset({int})
 _NUMBERS = frozenset({int, float})
 
@@ -60,8 +64,8 @@ class _Reader:
     def __init__(self) -> None:
         self.document: Record = {}
         """Values of the top level; of the three lists of records, only that they are there and the categories."""
-        self._images: list[ImageColumns] = []
-        self._annotations: list[AnnotationColumns] = []
+        self._images: _Parts[ImageColumns] = _Parts(join_images)
+        self._annotations: _Parts[AnnotationColumns] = _Parts(join_annotations)
         self._counts: dict[str, int] = {}
         self._problems: dict[str, _Problems] = {}
 
@@ -84,12 +88,12 @@ class _Reader:
         if name == "images":
             images = _lists(ImageLists, records)
             if images is not None and _fits_images(images):
-                self._images.append(image_columns(images))
+                self._images.add(image_columns(images))
                 return
         elif name == "annotations":
             annotations = _lists(AnnotationLists, records)
             if annotations is not None and _fits_annotations(annotations):
-                self._annotations.append(annotation_columns(annotations))
+                self._annotations.add(annotation_columns(annotations))
                 return
         if name in LISTS:
             self._problems[name].add(problems_of(name, records, first))
@@ -103,8 +107,32 @@ class _Reader:
                 total.join(self._problems[name])
         if total.examples:
             raise refusal_of_kinds(total.examples, total.counts, path)
-        images, annotations = join_images(self._images), join_annotations(self._annotations)
+        images, annotations = self._images.join(), self._annotations.join()
         return CocoColumns(path, images, annotations, self.document["categories"])
+
+
+class _Parts(Generic[T]):
+    """Parts of columns, joined now and then: thousands of small arrays would leave their memory in pieces that nothing
+    large can use."""
+
+    def __init__(self, join: Callable[[list[T]], T]) -> None:
+        self._join = join
+        self._small: list[T] = []
+        self._large: list[T] = []
+
+    def add(self, part: T) -> None:
+        self._small.append(part)
+        if len(self._small) >= _SMALL:
+            self._large.append(self._join(self._small))
+
+    def clear(self) -> None:
+        self._small.clear()
+        self._large.clear()
+
+    def join(self) -> T:
+        parts = self._large + self._small
+        self.clear()
+        return self._join(parts)
 
 
 class _Problems:
