@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from stages.validation.pictures import sample_pictures, worst_pictures
 from stages.validation.statistics import Statistics, read_statistics
 from stages.validation.suite import REFERENCE, Skipped, choose, read_suite
 from stages.validation.tables import Context
-from yolov7.data.formats.coco import CocoAnnotations, read_coco
+from yolov7.data.columns import CocoColumns
 from yolov7.data.index import build_index
+from yolov7.data.read_columns import read_columns
 from yolov7.errors import DataError
 from yolov7.files import write_json, write_text
 from yolov7.folders import replace_folder
@@ -66,7 +68,7 @@ def validate(
     reference, no_reference = _reference(suite)
     rules = read_suite(suite, parameters.severity, where="params.yaml: validation.severity")
     rules, skipped = choose(rules, pixels=parameters.check_images, no_reference=no_reference)
-    splits = {split: read_coco(annotations_file(ingested, split)) for split in SPLITS}
+    splits = {split: read_columns(annotations_file(ingested, split)) for split in SPLITS}
     dataset = dataset_document(ingested)
     checks = _check_files(splits, ingested, parameters.check_images, cache)
     context = Context(
@@ -100,17 +102,17 @@ def _reference(suite: Path) -> tuple[Statistics | None, str | None]:
 
 
 def _check_files(
-    splits: Mapping[str, CocoAnnotations], ingested: Path, decode: bool, cache: Path | None
+    splits: Mapping[str, CocoColumns], ingested: Path, decode: bool, cache: Path | None
 ) -> dict[str, list[ImageCheck]]:
     """Check every image file of every split in one call, so that the processes start once."""
-    paths = [
-        images_folder(ingested, split) / image["file_name"] for split, coco in splits.items() for image in coco.images
-    ]
+    folders = {split: images_folder(ingested, split) for split in splits}
+    paths = (f"{folders[split]}/{name}" for split, coco in splits.items() for name in coco.images.names)
+    total = sum(len(coco.images) for coco in splits.values())
     found = check_images(paths, decode=decode, cache=cache)
     if decode:
-        logger.info("%d images: %d decoded, the rest known by content", len(paths), found.decoded)
+        logger.info("%d images: %d decoded, the rest known by content", total, found.decoded)
     remaining = iter(found.checks)
-    return {split: [next(remaining) for _ in coco.images] for split, coco in splits.items()}
+    return {split: list(islice(remaining, len(coco.images))) for split, coco in splits.items()}
 
 
 def _write_report(

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolov7.data.formats.coco import CocoAnnotations, read_coco
+import numpy as np
+
+from yolov7.data.columns import CocoColumns
+from yolov7.data.formats.coco import Record
+from yolov7.data.read_columns import read_columns
 from yolov7.files import sha256_file
 
 SPLITS = ("train", "val", "test")
@@ -52,13 +56,15 @@ def describe(ingested: Path, source: str, report: SourceReport) -> dict[str, Any
     `sha256` of a split covers path and bytes of its annotation file and of every image; the one at the top covers the
     splits. Neither depends on the place of the folder or the time.
     """
-    splits = {split: read_coco(annotations_file(ingested, split)) for split in SPLITS}
     turned = report.turned_upright or {}
-    counts = {
-        split: {**_counts(coco), "turned_upright": turned.get(split, 0), "sha256": _folder_hash(ingested / split)}
-        for split, coco in splits.items()
-    }
-    categories = sorted(splits["train"].categories, key=lambda category: category["id"])
+    counts: dict[str, dict[str, Any]] = {}
+    categories: list[Record] = []
+    for split in SPLITS:  # one after the other: large sets need not fit together
+        coco = read_columns(annotations_file(ingested, split))
+        own = {"turned_upright": turned.get(split, 0), "sha256": _folder_hash(ingested / split)}
+        counts[split] = _counts(coco) | own
+        if split == "train":
+            categories = sorted(coco.categories, key=lambda category: category["id"])
     digest = hashlib.sha256("".join(f"{split} {counts[split]['sha256']}\n" for split in SPLITS).encode())
     return {
         "source": source,
@@ -73,13 +79,13 @@ def describe(ingested: Path, source: str, report: SourceReport) -> dict[str, Any
     }
 
 
-def _counts(coco: CocoAnnotations) -> dict[str, int]:
-    annotated = {annotation["image_id"] for annotation in coco.annotations}
+def _counts(coco: CocoColumns) -> dict[str, Any]:
+    images, annotations = coco.images, coco.annotations
     return {
-        "images": len(coco.images),
-        "annotations": len(coco.annotations),
-        "crowd": sum(bool(annotation.get("iscrowd")) for annotation in coco.annotations),
-        "images_without_annotations": sum(image["id"] not in annotated for image in coco.images),
+        "images": len(images),
+        "annotations": len(annotations),
+        "crowd": int(annotations.crowd.sum()),
+        "images_without_annotations": int((~np.isin(images.ids, annotations.image_ids)).sum()),
     }
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stages.project.params import RuleSeverity
 from stages.validation.suite import Rule, Skipped, check_columns
-from stages.validation.tables import Tables
+from stages.validation.tables import Table, Tables
 from yolov7.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_ROW_BY_ROW = frozenset(
+    f"expect_column_values_to_{what}"
+    for what in ("be_between", "be_in_set", "not_be_in_set", "be_null", "not_be_null", "match_regex", "not_match_regex")
+)
+"""Expectations that judge every row by itself: the rows of a large table can be judged in pieces."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,8 @@ class RuleOutcome:
     failures: int
     """Records that break the rule: exact, however few are listed. 0 or 1 for an expectation about the whole column
     (a mean, a quantile)."""
-    rows: tuple[int, ...] = ()
-    """Row positions of all records that break it."""
+    rows: Sequence[int] = ()
+    """Row positions, ascending, of all records that break it."""
     observed: str | None = None
     """The observed value of an expectation about the whole column."""
 
@@ -64,28 +72,58 @@ class Finding:
 def run_rules(tables: Tables, rules: Sequence[Rule]) -> list[RuleOutcome]:
     """Judge every rule. Raises :class:`ConfigError` for a rule about an unknown column or expectation."""
     for rule in rules:
-        check_columns(rule, _fields(tables.frame(rule.table)))
-    rules = [rule.about_texts() if _holds_texts(tables.frame(rule.table)[rule.column]) else rule for rule in rules]
+        check_columns(rule, _fields(tables.table(rule.table)))
+    rules = [rule.about_texts() if _is_about_texts(tables.table(rule.table), rule) else rule for rule in rules]
     gx = _GreatExpectations()
     outcomes: dict[str, RuleOutcome] = {}
-    for table in dict.fromkeys(rule.table for rule in rules):
-        chosen = [rule for rule in rules if rule.table == table]
-        frame = tables.frame(table)
-        for rule, result in zip(chosen, gx.results(frame, chosen), strict=True):
-            outcomes[rule.name] = _outcome(rule, len(frame), result)
+    for name in dict.fromkeys(rule.table for rule in rules):
+        for outcome in _judge(gx, tables.table(name), [rule for rule in rules if rule.table == name]):
+            outcomes[outcome.rule.name] = outcome
     return [outcomes[rule.name] for rule in rules]
+
+
+def _is_about_texts(table: Table, rule: Rule) -> bool:
+    """True if the column of a rule with lists holds texts alone; whole columns are looked at."""
+    if not any(type(value) is list for value in rule.arguments.values()):
+        return False
+    return all(_holds_texts(frame[rule.column]) for frame in table.frames([rule.column]))
 
 
 def _holds_texts(column: pd.Series) -> bool:
     return column.dtype == object and all(type(value) is str for value in column if value is not None)
 
 
-def _outcome(rule: Rule, records: int, result: dict[str, Any]) -> RuleOutcome:
+def _judge(gx: _GreatExpectations, table: Table, rules: Sequence[Rule]) -> Iterator[RuleOutcome]:
+    """The outcomes of the rules of one table: row by row in pieces, about whole columns with one column at a time."""
+    by_row = [rule for rule in rules if rule.expectation in _ROW_BY_ROW]
+    rows: dict[str, array[int]] = {rule.name: array("q") for rule in by_row}
+    failures = dict.fromkeys(rows, 0)
+    first = 0
+    for frame in table.frames(list(dict.fromkeys(rule.column for rule in by_row))) if by_row else ():
+        for rule, result in zip(by_row, gx.results(frame, by_row), strict=True):
+            failures[rule.name] += int(result["result"]["unexpected_count"])
+            places = result["result"].get("unexpected_index_list") or ()
+            rows[rule.name].extend(sorted(first + int(place) for place in places))
+        first += len(frame)
+    for rule in by_row:
+        yield RuleOutcome(rule, len(table), failures[rule.name], rows[rule.name])
+    for rule in rules:
+        if rule.name not in rows:
+            yield _judge_column(gx, table, rule)
+
+
+def _judge_column(gx: _GreatExpectations, table: Table, rule: Rule) -> RuleOutcome:
+    import pandas as pd
+
+    column = pd.concat([frame[[rule.column]] for frame in table.frames([rule.column])], ignore_index=True)
+    [result] = gx.results(column, [rule])
     if "unexpected_count" not in result["result"]:
         observed = result["result"]["observed_value"]
-        return RuleOutcome(rule, records, int(not result["success"]), observed=f"{observed}")
-    rows = tuple(sorted(int(place) for place in result["result"].get("unexpected_index_list") or ()))
-    return RuleOutcome(rule, records, int(result["result"]["unexpected_count"]), rows)
+        return RuleOutcome(rule, len(table), int(not result["success"]), observed=f"{observed}")
+    places = result["result"].get("unexpected_index_list") or ()
+    return RuleOutcome(
+        rule, len(table), int(result["result"]["unexpected_count"]), array("q", sorted(map(int, places)))
+    )
 
 
 def list_findings(
@@ -95,7 +133,7 @@ def list_findings(
     findings: list[Finding] = []
     for outcome in outcomes:
         rows = outcome.rows if outcome.rule.name in in_full else outcome.rows[:limit]
-        records = tables.frame(outcome.rule.table).iloc[list(rows)].to_dict("records")
+        records = tables.table(outcome.rule.table).records(rows)
         own = [_finding(outcome.rule, _plain(record)) for record in records]
         findings += [replace(finding, dropped=True) for finding in own] if outcome.rule.name in in_full else own
         if outcome.observed is not None and not outcome.passed:
@@ -185,9 +223,9 @@ def _exceptions(info: dict[str, Any]) -> list[dict[str, Any]]:
     return [entry for entry in described if isinstance(entry, dict) and entry.get("exception_message")]
 
 
-def _fields(frame: pd.DataFrame) -> list[str]:
+def _fields(table: Table) -> list[str]:
     """Columns, and what :func:`_plain` adds to them."""
-    return [*(str(name) for name in frame.columns), *(["bbox"] if "box_width" in frame.columns else [])]
+    return [*table.columns, *(["bbox"] if "box_width" in table.columns else [])]
 
 
 def _plain(row: dict[Any, Any]) -> dict[str, Any]:

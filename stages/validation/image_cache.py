@@ -1,4 +1,6 @@
-"""Cache of image checks by the sha256 of the bytes: no content is decoded twice.
+"""Cache of image checks: no content is decoded twice, and no file is read again that has not changed.
+
+Checks are kept by the sha256 of the bytes; the sha256 of a file by its path, size and times.
 
 A small database outside of DVC: it changes the speed of the stage, never its findings. An entry is valid for the code
 that made it; other code, or another version of the decoders, starts an empty one.
@@ -10,7 +12,8 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,10 +31,14 @@ _CODE = (
 )
 """Code that an entry depends on, as well as on the bytes."""
 _BATCH = 500
-"""Entries per write, so that an interrupted run keeps its results."""
+"""Entries per write, and per question."""
+_SECONDS = 5.0
+"""An interrupted run loses no more than these last ones."""
+_SETTLED = 2.0
+"""A file changed less than these seconds ago may change again within one tick of its clock: its digest is not kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageCheck:
     """The result of decoding one image file."""
 
@@ -58,13 +65,34 @@ class ImageCheck:
     """Difference hash, hexadecimal (see `stages.images.near_duplicates`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What changes with a file: inode, size, and the times of its content and of its entry."""
+
+    text: str
+    is_settled: bool
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """The stamp of a file; None where it cannot be had."""
+    now = time.time()
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    text = f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    return Stamp(text, now - found.st_mtime > _SETTLED)
+
+
 class ImageCache:
     """A context manager; with `path` None nothing is kept. A damaged or unusable file is ignored."""
 
     def __init__(self, path: Path | None):
         self._path = path
         self._database: sqlite3.Connection | None = None
-        self._pending: list[tuple[str, str]] = []
+        self._checks: list[tuple[str, str]] = []
+        self._files: list[tuple[str, str, str]] = []
+        self._flushed = time.monotonic()
 
     def __enter__(self) -> ImageCache:
         if self._path is not None:
@@ -88,18 +116,44 @@ class ImageCache:
 
     def add(self, digest: str, check: ImageCheck) -> None:
         """Store the result for a content."""
-        self._pending.append((digest, json.dumps(asdict(check))))
-        if len(self._pending) >= _BATCH:
+        self._checks.append((digest, json.dumps(asdict(check))))
+        self._flush_in_time()
+
+    def digests(self, files: Sequence[str], stamps: Sequence[Stamp | None]) -> dict[str, str]:
+        """The sha256 of the files that are as they were when it was taken, by path; at most `_BATCH` files."""
+        if self._database is None:
+            return {}
+        marks = ", ".join("?" * len(files))
+        rows = self._database.execute(f"SELECT path, stamp, sha256 FROM files WHERE path IN ({marks})", files)
+        known = {path: (stamp, digest) for path, stamp, digest in rows}
+        return {
+            path: known[path][1]
+            for path, stamp in zip(files, stamps, strict=True)
+            if stamp is not None and path in known and known[path][0] == stamp.text
+        }
+
+    def add_file(self, path: str, stamp: Stamp, digest: str) -> None:
+        """Store the sha256 of a file, whose `stamp` was taken before."""
+        if stamp.is_settled:
+            self._files.append((path, stamp.text, digest))
+            self._flush_in_time()
+
+    def _flush_in_time(self) -> None:
+        full = len(self._checks) + len(self._files) >= _BATCH
+        if full or time.monotonic() - self._flushed > _SECONDS:
             self._flush()
 
     def _flush(self) -> None:
-        if self._database is not None and self._pending:
+        if self._database is not None and (self._checks or self._files):
             try:
                 with self._database:
-                    self._database.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?)", self._pending)
+                    self._database.executemany("INSERT OR REPLACE INTO checks VALUES (?, ?)", self._checks)
+                    self._database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", self._files)
             except sqlite3.Error as error:
                 log.warning("%s: the image checks are not kept: %s", self._path, error)
-        self._pending.clear()
+        self._checks.clear()
+        self._files.clear()
+        self._flushed = time.monotonic()
 
 
 def _open(path: Path) -> sqlite3.Connection | None:
@@ -123,6 +177,7 @@ def _prepare(path: Path) -> sqlite3.Connection:
         with database:
             database.execute("CREATE TABLE IF NOT EXISTS code (version TEXT)")
             database.execute("CREATE TABLE IF NOT EXISTS checks (sha256 TEXT PRIMARY KEY, found TEXT)")
+            database.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stamp TEXT, sha256 TEXT)")
             version = _version()
             if database.execute("SELECT version FROM code").fetchone() != (version,):
                 database.execute("DELETE FROM checks")

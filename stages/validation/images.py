@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.validation.image_cache import ImageCache, ImageCheck
+from stages.validation.image_cache import ImageCache, ImageCheck, stamp_of
+from stages.validation.progress import Progress
 from yolov7.data.header import MAX_PIXELS, read_header
 from yolov7.data.sandbox import Died, clear_complaints, complaints, run_limited
 from yolov7.errors import DataError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _IMAGES_PER_PROCESS = 200
 """A process takes over a second to start; fewer images than this are not worth another one."""
+_FILES_AT_ONCE = 500
+"""Files whose digests are looked up together."""
 _HARMLESS = ("libpng warning: iCCP", "[")
 """Starts of lines that say nothing about the pixels: colour profiles, OpenCV's own log."""
 
@@ -39,30 +42,56 @@ class CheckedImages:
     decoded: int
 
 
-def check_images(paths: Sequence[Path], *, decode: bool, cache: Path | None = None) -> CheckedImages:
-    """Look at every file; with `decode`, decode those whose content is not known from `cache` or another path."""
+def check_images(paths: Iterable[str | Path], *, decode: bool, cache: Path | None = None) -> CheckedImages:
+    """Look at every file; with `decode`, decode those whose content is not known from `cache` or another path.
+
+    A file that has not changed since `cache` was written is not read. What is found goes to `cache` on the way: after
+    an interruption the next call resumes.
+    """
     if not decode:
-        return CheckedImages([ImageCheck(exists=path.is_file()) for path in paths], 0)
-    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        sums = list(pool.map(_sha256, paths))
-    first: dict[str, Path] = {}
-    for path, digest in zip(paths, sums, strict=True):
-        if digest is not None:
-            first.setdefault(digest, path)
+        there, missing = ImageCheck(exists=True), ImageCheck(exists=False)
+        return CheckedImages([there if Path(path).is_file() else missing for path in paths], 0)
+    files = [str(path) for path in paths]
     with ImageCache(cache) as known:
-        results = {digest: ImageCheck(**found) for digest, found in known.read(first).items()}
+        digests = _take_digests(files, known)
+        first: dict[str, Path] = {}
+        for file, digest in zip(files, digests, strict=True):
+            if digest is not None and digest not in first:
+                first[digest] = Path(file)
+        results = {digest: ImageCheck(**{**found, "sha256": digest}) for digest, found in known.read(first).items()}
         unknown = {digest: path for digest, path in first.items() if digest not in results}
+        progress = Progress("decoding images", len(unknown))
         for digest, check in zip(unknown, _decode_all(list(unknown.values())), strict=True):
-            results[digest] = check
+            results[digest] = replace(check, sha256=digest)
             known.add(digest, check)
+            progress.add()
     checks = [
-        _unreadable(path) if digest is None else replace(results[digest], sha256=digest)
-        for path, digest in zip(paths, sums, strict=True)
+        _unreadable(Path(file)) if digest is None else results[digest]
+        for file, digest in zip(files, digests, strict=True)
     ]
     return CheckedImages(checks, len(unknown))
 
 
-def _sha256(path: Path) -> str | None:
+def _take_digests(files: Sequence[str], known: ImageCache) -> list[str | None]:
+    """The sha256 of every file: as remembered where it has not changed, otherwise of its bytes; None if unreadable."""
+    digests: list[str | None] = []
+    progress = Progress("reading images", len(files))
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        for start in range(0, len(files), _FILES_AT_ONCE):
+            some = files[start : start + _FILES_AT_ONCE]
+            stamps = list(pool.map(stamp_of, some))
+            found: dict[str, str | None] = {**known.digests(some, stamps)}
+            changed = [(file, stamp) for file, stamp in zip(some, stamps, strict=True) if file not in found]
+            for (file, stamp), digest in zip(changed, pool.map(_sha256, [file for file, _ in changed]), strict=True):
+                found[file] = digest
+                if stamp is not None and digest is not None:
+                    known.add_file(file, stamp, digest)
+            digests += [found[file] for file in some]
+            progress.add(len(some))
+    return digests
+
+
+def _sha256(path: str) -> str | None:
     try:
         return sha256_file(path)
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from stages.validation.check import Finding, RuleOutcome, blocking, list_finding
 from stages.validation.images import ImageCheck
 from stages.validation.suite import Rule
 from stages.validation.tables import Context, Tables, make_tables
-from yolov7.data.formats.coco import CocoAnnotations
+from yolov7.data.columns import CocoColumns
 from yolov7.data.tally import Tally, tally
 
 WITH_ITS_IMAGE = "its image is left out"
@@ -44,7 +44,7 @@ class Verdict:
     findings: list[Finding]
     tables: Tables
     """All records."""
-    kept: Mapping[str, CocoAnnotations]
+    kept: Mapping[str, CocoColumns]
     """The splits without the dropped records."""
     kept_tables: Tables
     dropped: list[Dropped]
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def judge_data(
-    splits: Mapping[str, CocoAnnotations],
+    splits: Mapping[str, CocoColumns],
     checks: Mapping[str, Sequence[ImageCheck]],
     context: Context,
     rules: Sequence[Rule],
@@ -90,10 +90,14 @@ def dropped_document(dropped: Sequence[Dropped]) -> list[dict[str, Any]]:
 
 def dropped_counts(verdict: Verdict) -> Tally:
     """The annotations of all splits by class, and those that were left out by reason."""
-    records = [annotation for coco in verdict.kept.values() for annotation in coco.annotations]
     names = {category["id"]: category["name"] for coco in verdict.kept.values() for category in coco.categories}
     dropped = [record for record in verdict.dropped if record.kind == "annotation" and record.class_name]
-    counts = Counter(names[record["category_id"]] for record in records if record["category_id"] in names)
+    counts: Counter[str] = Counter()
+    for coco in verdict.kept.values():
+        ids, numbers = np.unique(coco.annotations.category_ids, return_counts=True)
+        for identity, number in zip(ids.tolist(), numbers.tolist(), strict=True):
+            if identity in names:
+                counts[names[identity]] += number
     counts.update(record.class_name for record in dropped)
     lost: dict[str, Counter[str]] = {}
     for record in dropped:
@@ -104,34 +108,28 @@ def dropped_counts(verdict: Verdict) -> Tally:
 
 
 def _leave_out(
-    splits: Mapping[str, CocoAnnotations],
+    splits: Mapping[str, CocoColumns],
     checks: Mapping[str, Sequence[ImageCheck]],
     tables: Tables,
     bad: Sequence[RuleOutcome],
-) -> tuple[dict[str, CocoAnnotations], dict[str, list[ImageCheck]], list[Dropped]]:
+) -> tuple[dict[str, CocoColumns], dict[str, list[ImageCheck]], list[Dropped]]:
     """The splits and checks without the records that break these rules, and those records."""
     images, annotations = _reasons(bad, "images"), _reasons(bad, "annotations")
-    kept: dict[str, CocoAnnotations] = {}
+    kept: dict[str, CocoColumns] = {}
     kept_checks: dict[str, list[ImageCheck]] = {}
     dropped: list[Dropped] = []
-    first_image = first_annotation = 0
     for split, coco in splits.items():
-        gone = {i: images[first_image + i] for i in range(len(coco.images)) if first_image + i in images}
-        gone_ids = {coco.images[i]["id"] for i in gone}
-        gone_boxes = {
-            i: annotations.get(first_annotation + i, (WITH_ITS_IMAGE,))
-            for i, record in enumerate(coco.annotations)
-            if first_annotation + i in annotations or record["image_id"] in gone_ids
-        }
-        dropped += _describe(split, coco, gone, gone_boxes)
-        kept[split] = replace(
-            coco,
-            images=[record for i, record in enumerate(coco.images) if i not in gone],
-            annotations=[record for i, record in enumerate(coco.annotations) if i not in gone_boxes],
-        )
-        kept_checks[split] = [check for i, check in enumerate(checks[split]) if i not in gone]
-        first_image += len(coco.images)
-        first_annotation += len(coco.annotations)
+        own = tables.images.rows(split), tables.annotations.rows(split)
+        gone = {row - own[0].start: why for row, why in images.items() if row in own[0]}
+        reasons = {row - own[1].start: why for row, why in annotations.items() if row in own[1]}
+        kept_images, kept_boxes = np.ones(len(own[0]), np.bool_), np.ones(len(own[1]), np.bool_)
+        kept_images[list(gone)] = False
+        kept_boxes[list(reasons)] = False
+        kept_boxes &= ~np.isin(coco.annotations.image_ids, coco.images.ids[~kept_images])
+        boxes = {row: reasons.get(row, (WITH_ITS_IMAGE,)) for row in np.flatnonzero(~kept_boxes).tolist()}
+        dropped += _describe(split, coco, dict(sorted(gone.items())), boxes)
+        kept[split] = coco.take(kept_images, kept_boxes)
+        kept_checks[split] = [check for check, keep in zip(checks[split], kept_images, strict=True) if keep]
     return kept, kept_checks, dropped
 
 
@@ -146,23 +144,20 @@ def _reasons(bad: Sequence[RuleOutcome], table: str) -> dict[int, tuple[str, ...
 
 
 def _describe(
-    split: str, coco: CocoAnnotations, images: Mapping[int, tuple[str, ...]], boxes: Mapping[int, tuple[str, ...]]
+    split: str, coco: CocoColumns, images: Mapping[int, tuple[str, ...]], boxes: Mapping[int, tuple[str, ...]]
 ) -> list[Dropped]:
-    names = {record["id"]: record["file_name"] for record in coco.images}
-    classes = {record["id"]: record["name"] for record in coco.categories}
+    records, annotations = coco.images, coco.annotations
     found = [
-        Dropped(split, "image", record["id"], record["id"], record["file_name"], why)
-        for record, why in ((coco.images[i], why) for i, why in images.items())
+        Dropped(split, "image", int(records.ids[i]), int(records.ids[i]), records.names[i], why)
+        for i, why in images.items()
     ]
+    rows = list(boxes)
+    image_ids, category_ids = annotations.image_ids[rows].tolist(), annotations.category_ids[rows].tolist()
+    named = np.isin(records.ids, image_ids)
+    names = dict(zip(records.ids[named].tolist(), records.names[named], strict=True))
+    classes = {record["id"]: record["name"] for record in coco.categories}
+    ids = annotations.ids[rows].tolist()
     return found + [
-        Dropped(
-            split,
-            "annotation",
-            record["id"],
-            record["image_id"],
-            names.get(record["image_id"], ""),
-            why,
-            classes.get(record["category_id"], ""),
-        )
-        for record, why in ((coco.annotations[i], why) for i, why in boxes.items())
+        Dropped(split, "annotation", own, image, names.get(image, ""), why, classes.get(category, ""))
+        for own, image, category, why in zip(ids, image_ids, category_ids, boxes.values(), strict=True)
     ]

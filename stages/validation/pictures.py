@@ -8,23 +8,22 @@ from __future__ import annotations
 import base64
 import colorsys
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from stages.dataset.layout import images_folder
 from stages.validation.check import Finding
 from stages.validation.tables import Tables
 from yolov7.data.decode import read_image
 from yolov7.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LONG_SIDE = 480
 """Larger pictures are shrunk to this many pixels; boxes keep their coordinates."""
@@ -49,12 +48,11 @@ class _Label:
 
 def sample_pictures(tables: Tables, ingested: Path, count: int) -> list[Markup]:
     """Up to `count` SVG elements, evenly spread over the images of all splits that are sound and have boxes."""
-    usable = _drawable(tables)
-    usable = usable[usable["boxes"] > 0]
+    usable = np.flatnonzero(_drawable(tables, with_boxes=True))
     count = min(count, len(usable))
-    chosen = usable.iloc[[round(i * (len(usable) - 1) / max(1, count - 1)) for i in range(count)]]
+    places = [round(i * (len(usable) - 1) / max(1, count - 1)) for i in range(count)]
     pictures = []
-    for row in chosen.to_dict("records"):
+    for row in tables.images.records(usable[places]):
         # Without the image checks this file has not been decoded yet, and a missing picture is no reason to fail.
         with contextlib.suppress(DataError):
             pictures.append(_figure(row, tables, ingested, []))
@@ -66,7 +64,7 @@ def worst_pictures(tables: Tables, findings: Sequence[Finding], ingested: Path, 
 
     Boxes that a finding is about stand out, and a box of no size or outside its image is marked where it would lie.
     """
-    usable = {(row["split"], row["file_name"]): row for row in _drawable(tables).to_dict("records")}
+    usable = _drawn(tables, {(finding.split, finding.file) for finding in findings})
     by_image: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         if (finding.split, finding.file) in usable:
@@ -92,11 +90,26 @@ def _in_turns(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
             yield from ((own[turn].split, own[turn].file) for own in rules.values() if turn < len(own))
 
 
-def _drawable(tables: Tables) -> pd.DataFrame:
-    """Images that can be shown, with boxes where they were drawn."""
-    images = tables.images
-    mismatched = images["size_matches"].eq(False)
-    return images[images["file_exists"] & images["defect"].isna() & images["size_is_valid"] & ~mismatched]
+def _drawable(tables: Tables, *, with_boxes: bool = False) -> NDArray[np.bool_]:
+    """True for images that can be shown, with boxes where they were drawn."""
+    found = []
+    for images in tables.images.frames(["size_matches", "file_exists", "defect", "size_is_valid", "boxes"]):
+        mismatched = images["size_matches"].eq(False)
+        shown = images["file_exists"] & images["defect"].isna() & images["size_is_valid"] & ~mismatched
+        found.append((shown & (images["boxes"] > 0) if with_boxes else shown).to_numpy(np.bool_))
+    return np.concatenate(found)
+
+
+def _drawn(tables: Tables, places: Collection[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of these images, by split and file name, that can be shown."""
+    drawable = _drawable(tables)
+    wanted: list[int] = []
+    for part in tables.images.parts:
+        names = {name for split, name in places if split == part.split}
+        first = tables.images.rows(part.split).start
+        wanted += [first + row for row, name in enumerate(part.coco.images.names) if name in names]
+    rows = tables.images.records([row for row in wanted if drawable[row]])
+    return {(row["split"], row["file_name"]): row for row in rows}
 
 
 def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Sequence[Finding]) -> Markup:
@@ -123,9 +136,9 @@ def _figure(image: dict[str, Any], tables: Tables, ingested: Path, findings: Seq
 
 def _labels(image: dict[str, Any], tables: Tables, accused: set[int | None]) -> list[_Label]:
     """The image's boxes that can be drawn, each with the name and the colour of its class; those accused come last."""
-    boxes: pd.DataFrame = tables.annotations
-    boxes = boxes[(boxes["split"] == image["split"]) & (boxes["image_id"] == image["image_id"])]
-    boxes = boxes[boxes["box_is_finite"]]
+    part = tables.annotations.part(image["split"])
+    rows = np.flatnonzero(part.coco.annotations.image_ids == image["image_id"])
+    boxes = tables.annotations.records(rows + tables.annotations.rows(image["split"]).start)
     names = dict(zip(tables.classes["category_id"], tables.classes["name"], strict=True))
     numbers = {identity: number for number, identity in enumerate(sorted(names))}
     labels = [
@@ -138,7 +151,8 @@ def _labels(image: dict[str, Any], tables: Tables, accused: set[int | None]) -> 
             _BAD if box["annotation_id"] in accused else _colour(numbers.get(box["category_id"], 0)),
             box["annotation_id"] in accused,
         )
-        for box in boxes.to_dict("records")
+        for box in boxes
+        if box["box_is_finite"]
     ]
     return sorted(labels, key=lambda label: label.accused)
 

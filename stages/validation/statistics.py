@@ -12,7 +12,7 @@ between the two cumulative distributions, taken at the edges of fixed bins. Two 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ from yolov7.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from stages.validation.records import RecordTable, SplitAnnotations, SplitImages
 
 FORMAT = 1
 CLASS_SHARES = "class_shares"
@@ -93,36 +95,57 @@ class Statistics(Group):
 
 
 def describe_data(
-    splits: Sequence[str], classes: pd.DataFrame, images: pd.DataFrame, annotations: pd.DataFrame, sha256: str
+    classes: pd.DataFrame,
+    images: RecordTable[SplitImages],
+    annotations: RecordTable[SplitAnnotations],
+    sha256: str,
 ) -> Statistics:
     """The statistics of the tables of the same names."""
-    real = annotations[~annotations["iscrowd"].to_numpy(bool)]
+    splits = [part.split for part in images.parts]
+    counts = {split: {quantity.name: [0] * quantity.bins for quantity in QUANTITIES} for split in splits}
+    boxes = dict.fromkeys(splits, 0)
+    for frame in annotations.frames(["split", "iscrowd", "relative_size", "box_width", "box_height"]):
+        for split, own in _by_split(frame[~frame["iscrowd"].to_numpy(bool)]):
+            boxes[split] += len(own)
+            _count(counts[split], BOX_SIZES, own["relative_size"])
+            _count(counts[split], BOX_SHAPES, own["box_width"] / own["box_height"].where(own["box_height"] > 0))
+    for frame in images.frames(["split", "real_boxes", "mean_side", "brightness"]):
+        for split, own in _by_split(frame):
+            _count(counts[split], BOXES_PER_IMAGE, own["real_boxes"])
+            _count(counts[split], IMAGE_SIZES, own["mean_side"])
+            _count(counts[split], BRIGHTNESS, own["brightness"])
     return Statistics(
-        data_sha256=sha256, splits={split: _describe_split(split, classes, images, real) for split in splits}
+        data_sha256=sha256,
+        splits={
+            split: SplitStatistics(
+                images=len(images.part(split)),
+                boxes=boxes[split],
+                classes=_class_counts(classes, split),
+                histograms=_without_brightness(counts[split]),
+            )
+            for split in splits
+        },
     )
 
 
-def _describe_split(
-    split: str, classes: pd.DataFrame, images: pd.DataFrame, annotations: pd.DataFrame
-) -> SplitStatistics:
-    images, boxes = images[images["split"] == split], annotations[annotations["split"] == split]
-    counted = {
-        BOX_SIZES: boxes["relative_size"],
-        BOX_SHAPES: boxes["box_width"] / boxes["box_height"].where(boxes["box_height"] > 0),
-        BOXES_PER_IMAGE: images["real_boxes"],
-        IMAGE_SIZES: images["mean_side"],
-        BRIGHTNESS: images["brightness"],
-    }
-    histograms = {quantity.name: quantity.count(values.to_numpy(np.float64)) for quantity, values in counted.items()}
-    if not any(histograms[BRIGHTNESS.name]):
-        del histograms[BRIGHTNESS.name]
-    names = classes.groupby("name", sort=True)[split].sum()
-    return SplitStatistics(
-        images=len(images),
-        boxes=len(boxes),
-        classes={str(name): int(count) for name, count in names.items()},
-        histograms=histograms,
-    )
+def _by_split(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for split in frame["split"].unique():
+        yield str(split), frame[frame["split"] == split]
+
+
+def _count(counts: dict[str, list[int]], quantity: Quantity, values: pd.Series) -> None:
+    found = quantity.count(values.to_numpy(np.float64))
+    counts[quantity.name] = [before + more for before, more in zip(counts[quantity.name], found, strict=True)]
+
+
+def _class_counts(classes: pd.DataFrame, split: str) -> dict[str, int]:
+    return {str(name): int(count) for name, count in classes.groupby("name", sort=True)[split].sum().items()}
+
+
+def _without_brightness(histograms: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The histograms; none of the brightness if no image was decoded."""
+    lit = any(histograms[BRIGHTNESS.name])
+    return {name: counts for name, counts in histograms.items() if lit or name != BRIGHTNESS.name}
 
 
 def read_statistics(path: Path) -> Statistics:

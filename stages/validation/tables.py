@@ -1,43 +1,81 @@
-"""The annotations of all splits as data frames, one row per record, with the columns that rules use.
+"""The annotations of all splits as tables, with the columns that rules use; those of records are in `records`.
 
-Every frame has `row` (its own position) and `split`. Columns that compare records (uses of an id, references, overhang)
+Every table has `row` (its own position) and `split`. Columns that compare records (uses of an id, references, overhang)
 are computed here, in whole-array arithmetic, so that the expectations stay simple and fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stages.validation.images import ImageCheck
-from stages.validation.leaks import Picture, find_repetitions
+from stages.validation.leaks import Picture, Repetitions, find_repetitions
+from stages.validation.records import (
+    RecordTable,
+    SplitAnnotations,
+    SplitImages,
+    annotation_table,
+    count_uses,
+    image_table,
+    positions,
+)
 from stages.validation.statistics import Statistics, describe_data, distances
-from yolov7.data.flags import FLAGS, describe_flags, describe_open_world
+from yolov7.data.columns import CocoColumns, columns_of
+from yolov7.data.flags import FLAGS, describe_bits, describe_open_world
 from yolov7.data.formats.coco import CocoAnnotations
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Int64s = NDArray[np.int64]
-Float64s = NDArray[np.float64]
 
-_EXTENSIONS = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},
-    "TIFF": {".tif", ".tiff"},
-    "JPEG2000": {".jp2", ".j2k"},
-}
-"""File extensions by format, if they differ from the format's name."""
+class Table(Protocol):
+    """What the rules need of a table."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        ...
+
+    def __len__(self) -> int: ...
+    def frames(self, names: Collection[str]) -> Iterator[pd.DataFrame]:
+        """At least these columns of all rows, in order, piece by piece."""
+        ...
+
+    def records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """All columns of some rows, which ascend."""
+        ...
+
+
+@dataclass(frozen=True)
+class SmallTable:
+    """A table that is one frame."""
+
+    frame: pd.DataFrame
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return [str(name) for name in self.frame.columns]
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def frames(self, names: Collection[str]) -> Iterator[pd.DataFrame]:
+        """The frame, with all columns."""
+        yield self.frame
+
+    def records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """Some rows."""
+        return self.frame.iloc[list(rows)].to_dict("records")
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The data set as seven frames; each rule names one."""
+    """The data set as seven tables; each rule names one."""
 
     splits: pd.DataFrame
     """One row per split: images, boxes (without crowds), categories, and a text per flag."""
@@ -45,10 +83,8 @@ class Tables:
     """One row per category record: category_id, name, uses_of_id, uses_of_name, case_clash."""
     classes: pd.DataFrame
     """One row per pair of id and name in any split: missing_from, and boxes in train, val, test."""
-    images: pd.DataFrame
-    """One row per image record: image_id, file_name, width, height, facts of its file, and the image it repeats."""
-    annotations: pd.DataFrame
-    """One row per annotation record: ids, bbox, the image's size, and the position of the box in it."""
+    images: RecordTable[SplitImages]
+    annotations: RecordTable[SplitAnnotations]
     balance: pd.DataFrame
     """One row for val and for test: distances from train (see `statistics`)."""
     drift: pd.DataFrame
@@ -56,9 +92,10 @@ class Tables:
     statistics: Statistics
     """Summary statistics, a few kilobytes."""
 
-    def frame(self, table: str) -> pd.DataFrame:
-        """The frame of a rule's `table`."""
-        return getattr(self, table)
+    def table(self, name: str) -> Table:
+        """A rule's `table`."""
+        found = getattr(self, name)
+        return found if isinstance(found, RecordTable) else SmallTable(found)
 
     @property
     def split_names(self) -> list[str]:
@@ -81,23 +118,26 @@ class Context:
 
 
 def make_tables(
-    splits: Mapping[str, CocoAnnotations], checks: Mapping[str, Sequence[ImageCheck]], context: Context
+    splits: Mapping[str, CocoColumns | CocoAnnotations],
+    checks: Mapping[str, Sequence[ImageCheck]],
+    context: Context,
 ) -> Tables:
     """Lay out the annotations of every split; `checks` holds one entry per image record, in the same order."""
-    categories = _joined([_categories(split, coco) for split, coco in splits.items()])
-    annotations = _joined([_annotations(split, coco) for split, coco in splits.items()])
-    images = _joined([_images(split, coco, checks[split]) for split, coco in splits.items()])
+    columns = {split: columns_of(coco) for split, coco in splits.items()}
+    owners = {split: positions(coco.images.ids, coco.annotations.image_ids) for split, coco in columns.items()}
+    annotations = [SplitAnnotations(split, coco, owners[split]) for split, coco in columns.items()]
+    images = [SplitImages(split, coco, checks[split], owners[split]) for split, coco in columns.items()]
     _add_repetitions(images, context)
-    classes = _classes(splits, annotations)
-    statistics = describe_data(list(splits), classes, images, annotations, context.sha256)
+    classes = _classes(columns)
+    statistics = describe_data(classes, image_table(images), annotation_table(annotations), context.sha256)
     compared = [split for split in splits if split != "train" and not (split == "test" and context.test_is_val)]
     reference = context.reference
     return Tables(
-        splits=_splits(splits),
-        categories=categories,
+        splits=_splits(columns),
+        categories=_joined([_categories(split, coco) for split, coco in columns.items()]),
         classes=classes,
-        images=images,
-        annotations=annotations,
+        images=image_table(images),
+        annotations=annotation_table(annotations),
         balance=_distances(dict.fromkeys(compared, "train"), statistics, statistics),
         drift=_distances(
             {split: split for split in splits if reference is not None}, statistics, reference or statistics
@@ -106,7 +146,7 @@ def make_tables(
     )
 
 
-def _splits(splits: Mapping[str, CocoAnnotations]) -> pd.DataFrame:
+def _splits(splits: Mapping[str, CocoColumns]) -> pd.DataFrame:
     import pandas as pd
 
     frames = [
@@ -114,7 +154,7 @@ def _splits(splits: Mapping[str, CocoAnnotations]) -> pd.DataFrame:
             {
                 "split": [split],
                 "images": [len(coco.images)],
-                "boxes": [sum(not annotation.get("iscrowd") for annotation in coco.annotations)],
+                "boxes": [int((~coco.annotations.crowd).sum())],
                 "categories": [len(coco.categories)],
                 **_flags(coco),
             }
@@ -124,12 +164,15 @@ def _splits(splits: Mapping[str, CocoAnnotations]) -> pd.DataFrame:
     return _joined(frames)
 
 
-def _flags(coco: CocoAnnotations) -> dict[str, pd.Series]:
+def _flags(coco: CocoColumns) -> dict[str, pd.Series]:
     """A text for every flag, with class counts; missing if no annotation has the flag."""
     import pandas as pd
 
-    found: dict[str, str | None] = {**dict.fromkeys(flag.name for flag in FLAGS), **describe_flags(coco)}
-    found["not_exhaustive"] = describe_open_world(coco.images)
+    names = {record["id"]: record["name"] for record in coco.categories}
+    columns = coco.annotations
+    described = describe_bits(columns.flags, columns.marks, columns.category_ids, names, len(columns))
+    found: dict[str, str | None] = {**dict.fromkeys(flag.name for flag in FLAGS), **described}
+    found["not_exhaustive"] = describe_open_world(int(coco.images.open_world.sum()), len(coco.images))
     found["and_crowds"] = f"; {found['crowds']}" if found["crowds"] else ""
     return {name: pd.Series([text], dtype=object) for name, text in found.items()}
 
@@ -149,14 +192,21 @@ def _distances(pairs: Mapping[str, str], ours: Statistics, theirs: Statistics) -
     return _joined([pd.DataFrame(rows)])
 
 
-def _add_repetitions(images: pd.DataFrame, context: Context) -> None:
-    import pandas as pd
-
-    columns = (images[name].tolist() for name in ("split", "file_name", "sha256", "hash"))
-    pictures = [Picture(*values) for values in zip(*columns, strict=True)]
+def _add_repetitions(images: Sequence[SplitImages], context: Context) -> None:
+    """Compare the files of all splits, if any was read."""
+    if not any(check.sha256 or check.hash for part in images for check in part.checks):
+        return
+    pictures = [
+        Picture(part.split, name, check.sha256, check.hash)
+        for part in images
+        for name, check in zip(part.coco.images.names, part.checks, strict=True)
+    ]
     found = find_repetitions(pictures, bits=context.near_duplicate_bits, test_is_val=context.test_is_val)
-    for name in ("repeats", "also_in", "nearly_in"):
-        images[name] = pd.Series(getattr(found, name), dtype=object)
+    first = 0
+    for part in images:
+        rows = slice(first, first + len(part))
+        part.repetitions = Repetitions(found.repeats[rows], found.also_in[rows], found.nearly_in[rows])
+        first += len(part)
 
 
 def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
@@ -168,38 +218,18 @@ def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
     return joined
 
 
-def _column(records: list[dict[str, Any]], name: str) -> Int64s:
-    return np.fromiter((record[name] for record in records), dtype=np.int64, count=len(records))
-
-
-def _uses(values: Sequence[Any] | NDArray[Any]) -> Int64s:
-    """Number of occurrences of every value."""
+def _categories(split: str, coco: CocoColumns) -> pd.DataFrame:
     import pandas as pd
 
-    series = pd.Series(values)
-    return series.groupby(series).transform("size").to_numpy(dtype=np.int64) if len(series) else np.zeros(0, np.int64)
-
-
-def _positions(known: Int64s, wanted: Int64s) -> Int64s:
-    """Position of each wanted id among the known ones (the first); -1 if missing."""
-    unique, first = np.unique(known, return_index=True)
-    if len(unique) == 0:
-        return np.full(len(wanted), -1)
-    at = np.searchsorted(unique, wanted).clip(max=len(unique) - 1)
-    return np.where(unique[at] == wanted, first[at], -1)
-
-
-def _categories(split: str, coco: CocoAnnotations) -> pd.DataFrame:
-    import pandas as pd
-
-    ids, names = _column(coco.categories, "id"), [record["name"] for record in coco.categories]
+    ids = np.array([record["id"] for record in coco.categories], np.int64)
+    names = [record["name"] for record in coco.categories]
     return pd.DataFrame(
         {
             "split": split,
             "category_id": ids,
             "name": pd.Series(names, dtype=object),
-            "uses_of_id": _uses(ids),
-            "uses_of_name": _uses(names),
+            "uses_of_id": count_uses(ids),
+            "uses_of_name": count_uses(names),
             "case_clash": pd.Series(_case_clashes(names), dtype=object),
         }
     )
@@ -212,7 +242,7 @@ def _case_clashes(names: Sequence[str]) -> list[str | None]:
     return [other if other != name else None for name, other in zip(names, earlier, strict=True)]
 
 
-def _classes(splits: Mapping[str, CocoAnnotations], annotations: pd.DataFrame) -> pd.DataFrame:
+def _classes(splits: Mapping[str, CocoColumns]) -> pd.DataFrame:
     import pandas as pd
 
     listed = {split: {(record["id"], record["name"]) for record in coco.categories} for split, coco in splits.items()}
@@ -228,140 +258,13 @@ def _classes(splits: Mapping[str, CocoAnnotations], annotations: pd.DataFrame) -
             ),
         }
     )
-    real = annotations[~annotations["iscrowd"].astype(bool)]
-    for split in splits:
-        counts = real.loc[real["split"] == split, "category_id"].value_counts()
+    for split, coco in splits.items():
+        columns = coco.annotations
+        ids, numbers = np.unique(columns.category_ids[~columns.crowd], return_counts=True)
+        counts = pd.Series(numbers, index=ids.astype(np.int64))
         frame[split] = frame["category_id"].map(counts).fillna(0).astype(np.int64)
     frame["train_if_any"] = frame["train"].where(frame["train"] > 0)
     lacking = [[split for split in splits if split != "train" and not row[split]] for row in frame.to_dict("records")]
     frame["unmeasured_in"] = pd.Series([" and ".join(names) or None for names in lacking], dtype=object)
     frame.insert(0, "row", np.arange(len(frame)))
     return frame
-
-
-def _images(split: str, coco: CocoAnnotations, checks: Sequence[ImageCheck]) -> pd.DataFrame:
-    import pandas as pd
-
-    ids = _column(coco.images, "id")
-    names = [record["file_name"] for record in coco.images]
-    width, height = (
-        np.array([record[side] for record in coco.images], dtype=np.float64) for side in ("width", "height")
-    )
-    owners = _positions(ids, _column(coco.annotations, "image_id"))
-    crowd = np.fromiter((bool(record.get("iscrowd")) for record in coco.annotations), bool, len(coco.annotations))
-    valid = _is_pixel_count(width) & _is_pixel_count(height)
-    frame = pd.DataFrame(
-        {
-            "split": split,
-            "image_id": ids,
-            "file_name": pd.Series(names, dtype=object),
-            "width": pd.Series([record["width"] for record in coco.images], dtype=object),
-            "height": pd.Series([record["height"] for record in coco.images], dtype=object),
-            "boxes": np.bincount(owners[owners >= 0], minlength=len(ids)),
-            "real_boxes": np.bincount(owners[(owners >= 0) & ~crowd], minlength=len(ids)),
-            "uses_of_id": _uses(ids),
-            "uses_of_file": _uses(names),
-            "size_is_valid": valid,
-            "mean_side": np.sqrt(np.where(valid, width, np.nan) * np.where(valid, height, np.nan)),
-        }
-    )
-    for column, values in _file_columns(names, checks).items():
-        frame[column] = values
-    matches = (width == frame["file_width"]) & (height == frame["file_height"])
-    # Missing if the file could not be decoded, which is another rule's finding.
-    frame["size_matches"] = pd.Series(np.where(frame["file_width"].isna(), None, matches), dtype=object)
-    return frame
-
-
-def _file_columns(names: Sequence[str], checks: Sequence[ImageCheck]) -> dict[str, pd.Series | NDArray[Any]]:
-    """Facts of the files."""
-    import pandas as pd
-
-    columns: dict[str, pd.Series | NDArray[Any]] = {
-        "file_exists": np.array([check.exists for check in checks], dtype=bool),
-        "extension_fits": pd.Series(
-            [_extension_fits(name, check.format) for name, check in zip(names, checks, strict=True)], dtype=object
-        ),
-        "file_width": np.array([check.width or np.nan for check in checks], dtype=np.float64),
-        "file_height": np.array([check.height or np.nan for check in checks], dtype=np.float64),
-    }
-    for name in ("brightness", "contrast"):
-        columns[name] = np.array([getattr(check, name) for check in checks], dtype=np.float64)
-    for name in ("defect", "complaint", "format", "mode", "is_animated", "sha256", "hash"):
-        columns[name] = pd.Series([getattr(check, name) for check in checks], dtype=object)
-    return columns
-
-
-def _extension_fits(name: str, format_: str | None) -> bool | None:
-    if format_ is None:
-        return None
-    return PurePosixPath(name).suffix.lower() in _EXTENSIONS.get(format_, {f".{format_.lower()}"})
-
-
-def _is_pixel_count(side: Float64s) -> NDArray[np.bool_]:
-    return (side >= 1) & (side < 2**31) & (np.floor(side) == side)
-
-
-def _annotations(split: str, coco: CocoAnnotations) -> pd.DataFrame:
-    import pandas as pd
-
-    records = coco.annotations
-    image_ids, category_ids = _column(records, "image_id"), _column(records, "category_id")
-    boxes = np.array([record["bbox"] for record in records], dtype=np.float64).reshape(-1, 4)
-    at = _positions(_column(coco.images, "id"), image_ids)
-    sizes = np.array([(record["width"], record["height"]) for record in coco.images], dtype=np.float64).reshape(-1, 2)
-    sizes = np.vstack([sizes, [np.nan, np.nan]])[at]  # -1 is the row of NaN
-    names = np.array([record["file_name"] for record in coco.images] + [None], dtype=object)
-    finite = np.asarray(np.isfinite(boxes).all(axis=1))
-    crowd = np.fromiter((bool(record.get("iscrowd")) for record in records), bool, len(records))
-    area = np.fromiter((record.get("area", np.nan) for record in records), np.float64, len(records))
-    frame = pd.DataFrame(
-        {
-            "split": split,
-            "annotation_id": _column(records, "id"),
-            "image_id": image_ids,
-            "category_id": category_ids,
-            "iscrowd": crowd,
-            "file_name": pd.Series(names[at], dtype=object),
-            "left": boxes[:, 0],
-            "top": boxes[:, 1],
-            "box_width": boxes[:, 2],
-            "box_height": boxes[:, 3],
-            "area": area,
-            "image_width": sizes[:, 0],
-            "image_height": sizes[:, 1],
-            "uses_of_id": _uses(_column(records, "id")),
-            "image_is_known": at >= 0,
-            "category_is_known": _positions(_column(coco.categories, "id"), category_ids) >= 0,
-            "box_is_finite": finite,
-            "overhang": _overhang(boxes, sizes, finite),
-            **_shape(boxes, sizes, area, crowd),
-        }
-    )
-    place = ["image_id", "category_id", "left", "top", "box_width", "box_height"]
-    frame["box_is_new"] = ~frame.duplicated(place) | ~finite
-    return frame
-
-
-def _shape(boxes: Float64s, sizes: Float64s, area: Float64s, crowd: NDArray[np.bool_]) -> dict[str, Float64s]:
-    """Size and aspect of a box; NaN for crowds and for boxes or images without a valid size."""
-    sides = boxes[:, 2:]
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        usable = (np.isfinite(sides) & (sides > 0)).all(axis=1) & ~crowd
-        known = usable & (np.isfinite(sizes) & (sizes > 0)).all(axis=1)
-        box_area = sides[:, 0] * sides[:, 1]
-        return {
-            "short_side": np.where(usable, sides.min(axis=1, initial=np.inf), np.nan),
-            "elongation": np.where(usable, np.maximum(sides[:, 0] / sides[:, 1], sides[:, 1] / sides[:, 0]), np.nan),
-            "coverage": np.where(known, box_area / (sizes[:, 0] * sizes[:, 1]), np.nan),
-            "relative_size": np.where(known, np.sqrt(box_area) / sizes.max(axis=1, initial=0), np.nan),
-            "area_of_box": np.where(usable & np.isfinite(area), area / box_area, np.nan),
-        }
-
-
-def _overhang(boxes: Float64s, sizes: Float64s, finite: NDArray[np.bool_]) -> Float64s:
-    """Overhang of a box beyond its image, in pixels; NaN if the size of either is invalid."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        far = boxes[:, :2] + boxes[:, 2:] - sizes
-        beyond = np.maximum(np.maximum(-boxes[:, :2], far).max(axis=1, initial=-np.inf), 0.0)
-    return np.where(finite & np.isfinite(sizes).all(axis=1), beyond, np.nan)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from yolov7.data.formats.coco import CocoAnnotations, Record
 from yolov7.data.tally import named_counts
@@ -17,7 +21,7 @@ from yolov7.data.tally import named_counts
 _ROUNDING = 2.0
 """Pixels by which a box and the bounds of its outline may differ: tools round, and count pixels in two ways."""
 
-_PLAIN = frozenset({"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "line"})
+PLAIN_FIELDS = frozenset({"id", "image_id", "category_id", "bbox", "area", "segmentation", "iscrowd", "line"})
 """Fields of an annotation that carry no mark but `iscrowd`."""
 
 _MARKS = (
@@ -119,31 +123,70 @@ FLAGS: tuple[Flag, ...] = (
 )
 
 
+def flag_bits(record: Record) -> int:
+    """A bit for each of :data:`FLAGS` that the record has, the first flag the lowest."""
+    return sum(1 << place for place, flag in enumerate(FLAGS) if flag.holds(record))
+
+
+def mark_bits(record: Record) -> int:
+    """A bit for each mark without effect that the record has."""
+    return sum(1 << _MARKS.index(name) for name in _marks(record))
+
+
 def describe_flags(coco: CocoAnnotations) -> dict[str, str]:
     """The marks of one split, by flag: "4 of 8 objects are crowds ...: fish 3, trap 1"; flags that occur only."""
-    odd = [record for record in coco.annotations if record.get("iscrowd") or not record.keys() <= _PLAIN]
+    odd = [record for record in coco.annotations if record.get("iscrowd") or not record.keys() <= PLAIN_FIELDS]
     names = {record["id"]: record["name"] for record in coco.categories}
+    return describe_bits(
+        np.array([flag_bits(record) for record in odd], np.uint8),
+        np.array([mark_bits(record) for record in odd], np.uint16),
+        np.array([record["category_id"] for record in odd], np.int64),
+        names,
+        len(coco.annotations),
+    )
+
+
+def describe_bits(
+    flags: NDArray[np.uint8],
+    marks: NDArray[np.uint16],
+    category_ids: NDArray[Any],
+    names: Mapping[int, str],
+    total: int,
+) -> dict[str, str]:
+    """:func:`describe_flags` of columns: the bits of annotations and their categories, among `total` annotations.
+
+    Annotations without any flag may be left out.
+    """
     result: dict[str, str] = {}
-    for flag in FLAGS:
-        records = [record for record in odd if flag.holds(record)]
-        if not records:
+    for place, flag in enumerate(FLAGS):
+        rows = np.flatnonzero(flags & (1 << place))
+        if not len(rows):
             continue
         if flag.name == "marked":
-            marks = Counter(mark for record in records for mark in _marks(record))
-            detail = ", ".join(f"{mark} {count}" for mark, count in marks.most_common())
+            detail = ", ".join(f"{mark} {count}" for mark, count in _count_marks(marks[rows]))
         else:
-            detail = shown_counts(Counter(record["category_id"] for record in records), names)
-        result[flag.name] = f"{len(records)} of {len(coco.annotations)} objects {flag.words}: {detail}"
+            ids, counts = np.unique(category_ids[rows], return_counts=True)
+            detail = shown_counts(dict(zip(ids.tolist(), counts.tolist(), strict=True)), names)
+        result[flag.name] = f"{len(rows)} of {total} objects {flag.words}: {detail}"
     return result
 
 
-def describe_open_world(images: Sequence[Record]) -> str | None:
-    """Images that name classes whose objects are not all annotated (LVIS); None if there are none."""
-    number = sum(bool(record.get("not_exhaustive_category_ids")) for record in images)
+def _count_marks(bits: NDArray[np.uint16]) -> list[tuple[str, int]]:
+    """The number of each mark that occurs, the most frequent first, then the one that comes first."""
+    found = []
+    for place, name in enumerate(_MARKS):
+        rows = np.flatnonzero(bits & (1 << place))
+        if len(rows):
+            found.append((-len(rows), int(rows[0]), name))
+    return [(name, -count) for count, _, name in sorted(found, key=lambda one: one[:2])]
+
+
+def describe_open_world(number: int, total: int) -> str | None:
+    """`number` of `total` images name classes whose objects are not all annotated (LVIS); None if there are none."""
     if not number:
         return None
     words = "images list classes that are not annotated exhaustively: objects without a box are learned as background"
-    return f"{number} of {len(images)} {words}"
+    return f"{number} of {total} {words}"
 
 
 def describe_outlines(coco: CocoAnnotations) -> str | None:
@@ -181,7 +224,8 @@ def flag_notes(coco: CocoAnnotations, source: str) -> list[str]:
     """Notes for dataset.json on one split; `source` is the format, as in `data.source`."""
     switches = {flag.name: flag.switches[source] for flag in FLAGS if source in flag.switches}
     notes = [f"{text}; {switches[name]}" if name in switches else text for name, text in describe_flags(coco).items()]
-    more = (describe_open_world(coco.images), describe_outlines(coco))
+    open_world = sum(bool(record.get("not_exhaustive_category_ids")) for record in coco.images)
+    more = (describe_open_world(open_world, len(coco.images)), describe_outlines(coco))
     return [*notes, *(text for text in more if text is not None)]
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolov7.data.columns import CocoColumns
 from yolov7.data.formats.coco import CocoAnnotations, classes_of
 from yolov7.data.index_arrays import ARRAYS, arrays_of, boxes_and_extents, left_out
 from yolov7.documents import load_json
@@ -205,7 +206,9 @@ class Index:
         return slice(int(self._box_starts[i]), int(self._box_starts[i + 1]))
 
 
-def build_index(coco: CocoAnnotations, image_root: str | os.PathLike[str], out: str | os.PathLike[str]) -> Index:
+def build_index(
+    coco: CocoAnnotations | CocoColumns, image_root: str | os.PathLike[str], out: str | os.PathLike[str]
+) -> Index:
     """Write the index of `coco`, whose file names are relative to `image_root`, as the folder `out`, and open it.
 
     Class numbers follow the order of the category ids. The folder is written under a temporary name and renamed: what
@@ -292,7 +295,7 @@ def _write_folder(out: Path, description: dict[str, Any], arrays: dict[str, NDAr
         fresh, old = work / "new", work / "old"
         fresh.mkdir()
         for name, (dtype, tail) in ARRAYS.items():
-            array: NDArray[Any] = np.ascontiguousarray(arrays[name], dtype)
+            array: NDArray[Any] = np.ascontiguousarray(arrays.pop(name), dtype)
             with (fresh / f"{name}.npy").open("wb") as file:
                 np.lib.format.write_array(file, array.reshape(-1, *tail), allow_pickle=False)
                 file.flush()

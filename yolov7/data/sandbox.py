@@ -15,8 +15,9 @@ import queue
 import signal
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +39,8 @@ MEMORY = 1 << 30
 SECONDS = 60.0
 """Processor time one file may take."""
 
+_AHEAD = 16
+"""Items per process that wait for it."""
 _OPENCV_LIMIT = "OPENCV_IO_MAX_IMAGE_PIXELS"
 _environment_lock = threading.Lock()
 
@@ -83,8 +86,15 @@ def run_limited(
             idle.put(process)
 
     threads = ThreadPoolExecutor(count)
+    waiting: deque[Future[R | Died]] = deque()
     try:
-        yield from threads.map(run, items)
+        # A million futures at once would take a gigabyte.
+        for item in items:
+            waiting.append(threads.submit(run, item))
+            if len(waiting) > _AHEAD * count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         threads.shutdown(cancel_futures=True)
         for process in processes:

@@ -11,10 +11,10 @@ import contextlib
 import gc
 import json
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from yolov7.errors import DataError
 from yolov7.files import write_atomic
@@ -22,6 +22,9 @@ from yolov7.files import write_atomic
 Record = dict[str, Any]
 
 _INT64 = 2**63
+
+NESTED = "not an annotation file: lists or objects nested too deeply"
+"""The message for a file that no parser takes."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def _is_number(value: Any) -> bool:
     return type(value) is float or type(value) is int
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """True for a text that is not empty and can be part of a path."""
     # A zero byte ends a path early and a lone surrogate cannot be written as UTF-8.
     return type(value) is str and value != "" and (value.isascii() or is_utf8(value)) and "\0" not in value
 
@@ -86,7 +90,8 @@ def _is_crowd_flag(value: Any) -> bool:
     return type(value) in (int, bool) and value in (0, 1)
 
 
-def _is_segmentation(value: Any) -> bool:
+def is_segmentation(value: Any) -> bool:
+    """True for a list of rings or a run-length object."""
     if type(value) is list:
         return all(type(ring) is list and _NUMBER_TYPES.issuperset(map(type, ring)) for ring in value)
     if type(value) is not dict:
@@ -96,10 +101,10 @@ def _is_segmentation(value: Any) -> bool:
     return runs and type(size) is list and len(size) == 2 and all(map(_is_integer, size))
 
 
-_FIELDS: dict[str, tuple[_Field, ...]] = {
+LISTS: dict[str, tuple[_Field, ...]] = {
     "images": (
         _Field("id", _is_integer, "a whole number"),
-        _Field("file_name", _is_text, "a text that is not empty"),
+        _Field("file_name", is_text, "a text that is not empty"),
         _Field("width", _is_number, "a number"),
         _Field("height", _is_number, "a number"),
     ),
@@ -110,13 +115,14 @@ _FIELDS: dict[str, tuple[_Field, ...]] = {
         _Field("bbox", is_box, "four numbers (left, top, width, height)"),
         _Field("area", _is_number, "a number", required=False),
         _Field("iscrowd", _is_crowd_flag, "0 or 1", required=False),
-        _Field("segmentation", _is_segmentation, "a list of polygons or a run-length object", required=False),
+        _Field("segmentation", is_segmentation, "a list of polygons or a run-length object", required=False),
     ),
     "categories": (
         _Field("id", _is_integer, "a whole number"),
-        _Field("name", _is_text, "a text that is not empty"),
+        _Field("name", is_text, "a text that is not empty"),
     ),
 }
+"""The checked fields of the records, by list."""
 
 
 @dataclass(frozen=True)
@@ -174,17 +180,23 @@ def parse_coco(file: Path) -> Record:
 
 def coco_of(document: Record, path: Path) -> CocoAnnotations:
     """The annotations of an object in which :func:`find_problems` finds none."""
-    lists = {name: document[name] for name in _FIELDS}
+    lists = {name: document[name] for name in LISTS}
     return CocoAnnotations(path=path, info=document.get("info", {}), licenses=document.get("licenses", []), **lists)
 
 
 def find_problems(document: Record) -> list[Problem]:
     """Everything in an annotation file that :func:`read_coco` refuses."""
+    faults = ((fault, document[fault.list]) for fault in find_faults(document))
+    return find_list_problems(document) + [_problem(records, fault) for fault, records in faults]
+
+
+def find_list_problems(document: Record) -> list[Problem]:
+    """What :func:`find_problems` says about the lists as such."""
     problems = [
         Problem((name, None), f"the list `{name}` is missing; is this an instances file of the COCO format?")
         if name not in document
         else Problem((name, None), f"`{name}` is {_kind(document[name])}; expected a list")
-        for name in _FIELDS
+        for name in LISTS
         if not isinstance(document.get(name), list)
     ]
     info, licenses = document.get("info", {}), document.get("licenses", [])
@@ -192,13 +204,19 @@ def find_problems(document: Record) -> list[Problem]:
         problems.append(Problem("info", f"`info` is {_kind(info)}; expected an object (it is optional)"))
     if not isinstance(licenses, list) or not all(isinstance(item, dict) for item in licenses):
         problems.append(Problem("licenses", "`licenses` must be a list of objects (it is optional)"))
-    return problems + [_problem(document, fault) for fault in find_faults(document)]
+    return problems
 
 
-def find_faults(document: Record, lists: Sequence[str] = tuple(_FIELDS)) -> Iterator[Fault]:
+def problems_of(name: str, records: Sequence[Any], first: int) -> Iterator[Problem]:
+    """The problems of some records of a list, of which `records[0]` has the place `first`."""
+    for fault in find_faults({name: records}, [name]):
+        yield _problem(records, fault, first)
+
+
+def find_faults(document: Record, lists: Sequence[str] = tuple(LISTS)) -> Iterator[Fault]:
     """The faults of all records, in the order of the lists; a list that is missing or not a list has none."""
     for name in lists:
-        fields = _FIELDS[name]
+        fields = LISTS[name]
         records = document.get(name)
         if not isinstance(records, list):
             continue
@@ -223,6 +241,11 @@ def refusal(problems: Sequence[Problem], path: Path) -> DataError:
     for problem in problems:
         counts[problem.kind] = counts.get(problem.kind, 0) + 1
         examples.setdefault(problem.kind, problem)
+    return refusal_of_kinds(examples, counts, path)
+
+
+def refusal_of_kinds(examples: Mapping[Hashable, Problem], counts: Mapping[Hashable, int], path: Path) -> DataError:
+    """The error of :func:`refusal`, by the first problem of every kind and their number."""
     first, *others = examples.values()
     message = _with_count(first.message, counts[first.kind])
     if others:
@@ -275,19 +298,19 @@ def _parse(file: Path) -> Any:
         raise DataError(f"not UTF-8 at byte {error.start}; save the annotations as UTF-8 JSON", path=file) from None
     del content
     try:
-        with _without_collector():
-            return json.loads(text, parse_int=_integer)
+        with paused_collector():
+            return json.loads(text, parse_int=parse_integer)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"not JSON ({where}: {error.msg}); is the file complete?", path=file) from None
     except RecursionError:
-        raise DataError("not an annotation file: lists or objects nested too deeply", path=file) from None
-    except ValueError as error:  # from _integer
+        raise DataError(NESTED, path=file) from None
+    except ValueError as error:  # from parse_integer
         raise DataError(str(error), path=file) from None
 
 
-def _integer(digits: str) -> int:
-    """A whole number of 64 bits: larger ones overflow every array."""
+def parse_integer(digits: str) -> int:
+    """A whole number of 64 bits. Raises :class:`ValueError` for larger ones: they overflow every array."""
     if len(digits) < 19:
         return int(digits)
     value = int(digits) if len(digits) <= 20 else _INT64
@@ -297,7 +320,7 @@ def _integer(digits: str) -> int:
 
 
 @contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
+def paused_collector() -> Iterator[None]:
     """Pause cyclic garbage collection: with millions of new objects and no cycles, every pass is wasted."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -308,20 +331,23 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def record_name(records: Sequence[Any], name: str, index: int) -> str:
-    """A record of the list `name` for a message: its place, and its id if it has one."""
+def record_name(records: Sequence[Any], name: str, index: int, first: int = 0) -> str:
+    """A record of the list `name` for a message: its place, and its id if it has one.
+
+    `records` are those from the place `first` on; `index` counts from there.
+    """
     record = records[index]
     known = isinstance(record, dict) and _is_integer(record.get("id"))
-    return f"{name}[{index}] (id {record['id']})" if known else f"{name}[{index}]"
+    place = f"{name}[{first + index}]"
+    return f"{place} (id {record['id']})" if known else place
 
 
-def _problem(document: Record, fault: Fault) -> Problem:
-    records = document[fault.list]
+def _problem(records: Sequence[Any], fault: Fault, first: int = 0) -> Problem:
     record, kind = records[fault.index], (fault.list, fault.field)
-    where = record_name(records, fault.list, fault.index)
+    where = record_name(records, fault.list, fault.index, first)
     if fault.field is None:
         return Problem(kind, f"expected an object, found {_kind(record)}", where)
-    expected = next(item.expected for item in _FIELDS[fault.list] if item.name == fault.field)
+    expected = next(item.expected for item in LISTS[fault.list] if item.name == fault.field)
     if fault.field not in record:
         return Problem(kind, f"field `{fault.field}` is missing; expected {expected}", where)
     found = repr(record[fault.field])
@@ -335,7 +361,16 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def classes_of(coco: CocoAnnotations) -> tuple[list[str], list[int]]:
+class _Classes(Protocol):
+    """The part of annotations that names classes, of records and of columns alike."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def categories(self) -> list[Record]: ...
+
+
+def classes_of(coco: _Classes) -> tuple[list[str], list[int]]:
     """Names and category ids by class number: the order of the ids."""
     by_id: dict[int, str] = {}
     for record in coco.categories:

@@ -127,7 +127,7 @@ def made_tables(reference: Statistics | None, *, width: float, brightness: float
 
 def broken(tables) -> dict[tuple[str, str], str]:
     rules = [rule for rule in read_suite(SUITE, {}, where="here") if rule.table in ("balance", "drift")]
-    rules = [rule for rule in rules if len(tables.frame(rule.table))]
+    rules = [rule for rule in rules if len(tables.table(rule.table))]
     findings = list_findings(tables, run_rules(tables, rules), limit=9, in_full=())
     return {(finding.rule, finding.split): finding.value for finding in findings}
 
