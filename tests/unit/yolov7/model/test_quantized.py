@@ -54,7 +54,7 @@ def read_by(graph):
 # What the int8 files compute -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "depth"), [("", None), ("_aligned", 16), ("_yolov6", None)])
+@pytest.mark.parametrize(("family", "depth"), [("", None), ("_aligned", 16), ("_yolov6", 30)])
 def test_the_quantised_form_computes_what_the_int8_graph_does(family, depth, request):
     model = request.getfixturevalue({"": "trained"}.get(family, f"trained{family}"))
     compare(model, onnx.load(request.getfixturevalue(f"exported{family}") / "model.onnx"), depth)
@@ -63,8 +63,8 @@ def test_the_quantised_form_computes_what_the_int8_graph_does(family, depth, req
 def compare(model, graph, depth):
     """The values that the first `depth` convolutions read, or with None all and the outputs, are those of the graph.
 
-    In a deep network whose weights are drawn and not learnt a single value in the middle of two steps, which may fall to
-    either side, moves everything behind it.
+    In a deep network whose weights are drawn and not learnt a single value in the middle of two steps, which may fall
+    to either side, moves everything behind it.
     """
     form, nodes = calibrated(model), read_by(graph)
     learnt = learnt_ranges(form)
