@@ -186,9 +186,8 @@ def rounded_value(x: Tensor, values: InputRange) -> Tensor:
 
 
 class RoundedValues(TorchFunctionMode):
-    """While it is active, everything that reads a value after it has been rounded reads the rounded one.
-
-    A file rounds a value and not what reads it: a sum, a concatenation or a second convolution gets the same bytes.
+    """While it is active, convolutions that read the same value share its rounding. All others read the value itself,
+    as in the files.
     """
 
     def __init__(self) -> None:
@@ -198,11 +197,10 @@ class RoundedValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call `func` with the rounded values."""
+        """Call `func`, or look up a value that has been rounded."""
         if func is rounded_value:
             return self._once(*args)
-        given = {name: self._swapped(value) for name, value in (kwargs or {}).items()}
-        return func(*[self._swapped(value) for value in args], **given)
+        return func(*args, **(kwargs or {}))
 
     def _once(self, x: Tensor, values: InputRange) -> Tensor:
         """`x` rounded by the convolution that reads it first."""
@@ -214,11 +212,3 @@ class RoundedValues(TorchFunctionMode):
         # Nothing is kept longer than the value itself, whose number may be that of another one later.
         entries[key] = weakref.ref(x, lambda _: entries.pop(key, None)), rounded
         return rounded
-
-    def _swapped(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            known = self._rounded.get(id(value))
-            return value if known is None else known[1]
-        if type(value) in (list, tuple):
-            return type(value)([self._swapped(item) for item in value])
-        return value
