@@ -33,6 +33,7 @@ EXPORTS = {"torch._dynamo", "torch.onnx", "sympy", "onnxscript", "onnxruntime.qu
 NOT_LOADED = {
     "register": RECORDS | NETWORKS | {"numpy", "cv2", "scipy", "requests"},
     "ingest": RECORDS | NETWORKS,
+    "quantize": RECORDS | NETWORKS,
     "validate": RECORDS | NETWORKS,
     "evaluate": RECORDS | EXPORTS,
     "train": RECORDS | EXPORTS,
