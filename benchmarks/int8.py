@@ -24,6 +24,7 @@ import numpy as np
 import onnx
 
 from yolov7.artefact import Int8Settings
+from yolov7.config import RangeMethod
 from yolov7.data.index import Index
 from yolov7.export.calibrate import calibrate, shared
 from yolov7.export.int8 import Int8Exporter
@@ -34,7 +35,6 @@ from yolov7.export.samples import Samples, evenly_spaced
 from yolov7.export.sensitivity import Metric, as_rows
 from yolov7.predict.load import open_runtime
 from yolov7.predict.runtimes import Runtime, onnx_session, scaled_parts
-from yolov7.ranges import RangeMethod
 
 PLACEMENTS: tuple[Placement, ...] = ("onnx", "openvino")
 

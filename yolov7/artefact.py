@@ -12,12 +12,11 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from yolov7.config import Group
+from yolov7.config import Group, RangeMethod
 from yolov7.documents import DocumentError, load_json
 from yolov7.errors import ModelError
 from yolov7.files import sha256_file
 from yolov7.metadata import StatedFolder, stated
-from yolov7.ranges import RangeMethod
 
 RuntimeName = Literal["onnx", "torch", "openvino"]
 PrecisionName = Literal["float32", "float16", "int8"]

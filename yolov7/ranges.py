@@ -19,10 +19,9 @@ from typing import Literal
 
 import numpy as np
 
+from yolov7.config import RangeMethod
 from yolov7.errors import ModelError
 
-RangeMethod = Literal["max", "entropy", "percentile", "mse"]
-"""How a range is chosen: everything seen; least divergence of the distribution; all but the rarest; least error."""
 Range = tuple[float, float]
 """Smallest and largest number to represent in eight bits."""
 

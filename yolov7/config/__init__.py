@@ -8,7 +8,7 @@ in :mod:`yolov7.presets`. :func:`train_parameters` overrides a preset with the u
 
 from yolov7.config.group import AddedLater, Group, identity_of
 from yolov7.config.loss import AlignedLoss, AnchorLoss, Loss, LossParameters, SimOtaLoss
-from yolov7.config.quantization import Quantization, quantization_settings
+from yolov7.config.quantization import Quantization, RangeMethod, quantization_settings
 from yolov7.config.read import LOSSES, merge, parse, recipe_loss, train_parameters
 from yolov7.config.train import PGI, Augment, Distillation, Ema, HeadOptions, Optimizer, Train
 
@@ -27,6 +27,7 @@ __all__ = [
     "LossParameters",
     "Optimizer",
     "Quantization",
+    "RangeMethod",
     "SimOtaLoss",
     "Train",
     "identity_of",

@@ -30,6 +30,11 @@ _DISTILLATION: Mapping[str, Any] = MappingProxyType({"dfl": 0.0, "features": 10.
 _DEFAULTS: Mapping[str, Any] = MappingProxyType({"optimizer": _OPTIMIZER, "ema": _EMA, "distillation": _DISTILLATION})
 
 
+RangeMethod = Literal["max", "entropy", "percentile", "mse"]
+"""How a range is chosen: everything seen; least divergence of the distribution; all but the rarest; least error
+(:func:`yolov7.ranges.range_of`)."""
+
+
 class Quantization(Group):
     """Training of a network as its int8 files compute, from the weights of a finished training (docs/training.md).
 
@@ -45,7 +50,7 @@ class Quantization(Group):
     """Passes over the training images."""
     batch_size: int = Field(default=0, ge=0)
     """Images per step; 0: as in the training of the weights."""
-    method: Literal["max", "entropy", "percentile", "mse"] = "mse"
+    method: RangeMethod = "mse"
     """How the ranges are chosen that the training begins with."""
     calibration_images: int = Field(default=64, ge=1)
     """Training images, evenly spread, that they are measured on."""

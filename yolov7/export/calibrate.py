@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from yolov7.config import RangeMethod
 from yolov7.errors import DataError, ModelError
 from yolov7.export.quantize import CONVOLUTIONS, PASSING, Ranges, layer_names, values_between
 from yolov7.letterbox import FILL
 from yolov7.predict.runtimes import onnx_session, scaled_parts
-from yolov7.ranges import Histogram, Range, RangeMethod, range_of, union
+from yolov7.ranges import Histogram, Range, range_of, union
 
 log = logging.getLogger(__name__)
 

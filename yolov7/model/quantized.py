@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from yolov7.config import RangeMethod
 from yolov7.errors import DataError, ModelError
 from yolov7.model.detector import Detector
 from yolov7.model.rounding import Convolution, InputRange, QuantizedConv
 from yolov7.model.spec import HeadModule
-from yolov7.ranges import Histogram, Range, RangeMethod, range_of
+from yolov7.ranges import Histogram, Range, range_of
 
 
 def quantized(model: Detector) -> Detector:

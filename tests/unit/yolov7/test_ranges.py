@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from yolov7.config import RangeMethod
 from yolov7.errors import ModelError
 from yolov7.ranges import (
     NOTHING,
     Histogram,
-    RangeMethod,
     range_of,
     rounded,
     steps,

@@ -12,11 +12,12 @@ import pytest
 from graph_maker import CHANNELS, GraphMaker
 from onnx import numpy_helper
 
+from yolov7.config import RangeMethod
 from yolov7.errors import DataError, ModelError
 from yolov7.export.calibrate import calibrate, learnt_values, shared, with_learnt
 from yolov7.export.quantize import quantizable, quantized
 from yolov7.export.samples import augmented_batches, augmented_like
-from yolov7.ranges import NOTHING, RangeMethod, rounded, steps, weight_scales
+from yolov7.ranges import NOTHING, rounded, steps, weight_scales
 
 
 def relu(maker, value):
