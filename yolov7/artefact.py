@@ -63,8 +63,8 @@ class Int8Settings(Group):
     max_ap_drop: float = Field(default=0.005, ge=0.0, le=1.0)
     """Largest allowed drop of AP on the validation images (0.005 is half a point of a hundred); beyond it, the layers
     that cost most return to float, one group after another."""
-    calibration_images: int = Field(default=64, ge=1)
-    """Training images that ranges are measured on."""
+    calibration_images: int = Field(default=128, ge=1)
+    """Training images that ranges are measured on, as many as the published partial quantisation took."""
     validation_images: int = Field(default=500, ge=1)
     """Validation images that AP is measured on, evenly spread over the split."""
     method: RangeMethod = "mse"
