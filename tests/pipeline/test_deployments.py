@@ -270,7 +270,7 @@ def test_deployments_of_earlier_releases_keep_their_entrypoints(
     report = renamed(promote_challengers=False)
     assert len(report.stages) == 7 and not report.failures
     assert "the flow train-family is now called train-variants" in caplog.text
-    assert "6 of 6 stages ran" in prefect_server.page("train-variants")
+    assert "7 of 7 stages ran" in prefect_server.page("train-variants")
 
 
 def test_automations_are_accepted(prefect_server: PrefectServer) -> None:

@@ -193,7 +193,7 @@ def test_a_run_outlives_its_database(team: Team) -> None:
     assert [run["state"]["type"] for run in answer.raise_for_status().json()] == ["COMPLETED"]
     wanted = {"artifacts": {"key": {"any_": ["train-variants"]}}}
     page = httpx.post(f"{team.prefect}/artifacts/filter", json=wanted, auth=SIGN_IN, timeout=60, trust_env=False)
-    assert "6 of 6 stages ran" in page.json()[0]["data"]
+    assert "7 of 7 stages ran" in page.json()[0]["data"]
     assert "MLflow cannot be reached" in team.log.read_text(), "the database was away while the training went on"
     expected = [(step, 1 / (step + 1)) for step in range(STEPS)]
     assert history(team, team.mlflow) == expected, "every step arrived, once"
@@ -201,7 +201,7 @@ def test_a_run_outlives_its_database(team: Team) -> None:
 
 def test_no_credential_was_written_anywhere(team: Team) -> None:
     dumps = {name: team.cluster.tool("pg_dump", name) for name in ("prefect", "mlflow")}
-    assert "6 of 6 stages ran" in dumps["prefect"] and "train/loss" in dumps["mlflow"], "the dumps hold the run"
+    assert "7 of 7 stages ran" in dumps["prefect"] and "train/loss" in dumps["mlflow"], "the dumps hold the run"
     assert "working on ingest" in dumps["prefect"], "what stages say is among the logs on the server"
     files = [path for path in team.folder.rglob("*") if path.is_file() and ".git" not in path.parts]
     names = {path.name for path in files}
