@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,12 @@ def verified(
         "images": evenly_spaced(len(index), settings.verify_images),
         "limits": limits(settings),
     }
-    more = {name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats}
-    own = {name: file for name, file in more.items() if quantized is not None and name in INT8_FORMATS}
-    report = verify(trained, *artefacts, **how, more={name: file for name, file in more.items() if name not in own})
+    own: dict[str, tuple[str | os.PathLike[str], VerifyLimits]] = {}
+    others: dict[str, tuple[str | os.PathLike[str], VerifyLimits]] = {}
+    for name in settings.formats:
+        kind = own if quantized is not None and name in INT8_FORMATS else others
+        kind[name] = (out / FILE_OF_FORMAT[name], limits_of(name, settings))
+    report = verify(trained, *artefacts, **how, more=others)
     if quantized is not None and own:
         source, _ = load_checkpoint(quantized, network=network)
         report.forms += [form for form in verify(source, *artefacts, **how, more=own).forms if form.name in own]
