@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,15 @@ from yolov7.artefact import (
 )
 from yolov7.data.index import Index
 from yolov7.errors import DataError, ModelError
-from yolov7.export import FLOAT16, INT8, VerifyLimits, export_folder, verify
+from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import described, export_onnx
 from yolov7.export.records import VERIFICATION, summary, write_records
 from yolov7.export.samples import augmented_like, evenly_spaced
 from yolov7.files import sha256_file
-from yolov7.model import ModelMetadata, load_checkpoint
+from yolov7.model import Detector, ModelMetadata, load_checkpoint
 from yolov7.model.quantized import learnt_ranges
+from yolov7.model.spec import Network
 from yolov7.ranges import Range
 from yolov7.report.sensitivity import write_sensitivity_page
 from yolov7.weights.origin import stated_origin
@@ -91,18 +93,7 @@ def export(
         int8=lambda graph, float_model: int8_exporter(graph, float_model, index, params, variant, quantized=quantized),
         extra=_origin(run, metadata),
     )
-    report = verify(
-        trained,
-        out / SAFETENSORS,
-        out / ONNX,
-        out / ONNX_NMS,
-        index,
-        metadata=metadata,
-        network=network,
-        images=evenly_spaced(len(index), settings.verify_images),
-        limits=limits(settings),
-        more={name: (out / FILE_OF_FORMAT[name], limits_of(name, settings)) for name in settings.formats},
-    )
+    report = verified(trained, out, index, settings, metadata=metadata, network=network, quantized=quantized)
     write_sensitivity_page(out, title=variant)
     write_records(out, description, report)
     for line in summary(report):
@@ -110,6 +101,37 @@ def export(
     if not report.passed:
         problems = "; ".join(report.problems)
         raise ModelError(f"{out}: an exported form does not compute what was trained: {problems}; see {VERIFICATION}")
+
+
+def verified(
+    trained: Detector,
+    out: Path,
+    index: Index,
+    settings: Export,
+    *,
+    metadata: ModelMetadata,
+    network: Network | None = None,
+    quantized: Path | None = None,
+) -> VerifyReport:
+    """Every file of the export folder `out` against the network that it is of: int8 files of a `quantized` network
+    against that one, which its training may have moved away from the float network, for the better too."""
+    artefacts = out / SAFETENSORS, out / ONNX, out / ONNX_NMS, index
+    how: dict[str, Any] = {
+        "metadata": metadata,
+        "network": network,
+        "images": evenly_spaced(len(index), settings.verify_images),
+        "limits": limits(settings),
+    }
+    own: dict[str, tuple[str | os.PathLike[str], VerifyLimits]] = {}
+    others: dict[str, tuple[str | os.PathLike[str], VerifyLimits]] = {}
+    for name in settings.formats:
+        kind = own if quantized is not None and name in INT8_FORMATS else others
+        kind[name] = (out / FILE_OF_FORMAT[name], limits_of(name, settings))
+    report = verify(trained, *artefacts, **how, more=others)
+    if quantized is not None and own:
+        source, _ = load_checkpoint(quantized, network=network)
+        report.forms += [form for form in verify(source, *artefacts, **how, more=own).forms if form.name in own]
+    return report
 
 
 def _run(variant: str) -> dict[str, Any]:

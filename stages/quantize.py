@@ -16,6 +16,7 @@ from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted, run_
 from stages.project.home import experiment_origin, project_root
 from stages.project.params import Params
 from stages.project.workspace import DOCUMENT, quantized_dir
+from yolov7.artefact import INT8_FORMATS
 from yolov7.errors import YoloError
 from yolov7.files import write_json
 from yolov7.folders import remove
@@ -33,6 +34,13 @@ def main(params: Params, args: argparse.Namespace) -> None:
         write_json(quantized_dir(args.variant) / DOCUMENT, {"enabled": False})
         log.info("%s: no quantisation-aware training (quantization.enabled)", args.variant)
         return
+    if INT8_FORMATS.isdisjoint(params.export.formats):
+        log.warning(
+            "%s: params.yaml: export.formats has no int8 format, so no file will be made of the quantised network; "
+            "add one of %s",
+            args.variant,
+            ", ".join(sorted(INT8_FORMATS)),
+        )
     from stages.training.quantization import QuantizationRun
 
     _train(args, QuantizationRun.prepared(params, args.variant))

@@ -50,7 +50,8 @@ class Int8Making:
     @property
     def how(self) -> str:
         """Training and calibration in a few words."""
-        kind = "quantisation-aware training, from" if self.trained else "post-training,"
+        # A training begins with ranges of its own settings; these are of the values that it does not round.
+        kind = "quantisation-aware training; other" if self.trained else "post-training,"
         ranges = f"ranges by {self.method}" if self.method else "ranges"
         framed = f" ({self.pictures})" if self.pictures else ""
         shared = ", shared where values are joined" if self.shared else ""

@@ -44,6 +44,7 @@ class QuantizationRun(TrainingRun):
     """The training of one variant's quantised form."""
 
     stage: ClassVar[str] = "quantize"
+    inputs: ClassVar[tuple[str, ...]] = ("data", "weights")
     settings: Quantization = field(default_factory=Quantization)
     weights: Path = Path()
     """Of the float network."""

@@ -74,6 +74,8 @@ class TrainingRun:
     """The second of two trainings, for the first, once that has left weights."""
     stage: ClassVar[str] = "train"
     """The stage that makes such runs."""
+    inputs: ClassVar[tuple[str, ...]] = ("data",)
+    """Parts of the identity that earlier stages make: where they are others, a stopped run is no longer wanted."""
 
     @classmethod
     def of(
@@ -137,7 +139,7 @@ class TrainingRun:
             if self.remote is not None:
                 self.remote.bring()
             # Before pruning: a refused run must not displace older ones.
-            refuse_changed(self.variant, self.states, stage=self.stage)
+            refuse_changed(self.variant, self.states, stage=self.stage, inputs=self.inputs)
             fresh = self._made_by_other_code()
         if fresh:
             self._forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,13 @@ def _given_file(key: str, name: str, sha256: str) -> str | None:
     return found
 
 
-def refuse_changed(variant: str, states: StateFolder, *, stage: str = "train") -> None:
+def refuse_changed(
+    variant: str, states: StateFolder, *, stage: str = "train", inputs: Sequence[str] = ("data",)
+) -> None:
     """Raise :class:`TrainingError`, with the differences, if a stopped training would be abandoned unnoticed.
 
-    That is a training of this variant on the same data whose parameters are no longer those of params.yaml, while the
-    current ones have no state. New data start a new run without asking.
+    That is a training of this variant on the same `inputs` (keys of the identity) whose parameters are no longer those
+    of params.yaml, while the current ones have no state. New inputs start a new run without asking.
     """
     if any(states.folder.glob("state-*.safetensors")):
         return
@@ -85,7 +88,7 @@ def refuse_changed(variant: str, states: StateFolder, *, stage: str = "train") -
         old = {} if last is None or last.finished else last.identity
         if old.get(FIRST) == states.folder.name:
             continue  # the second of two trainings, whose first this is: it resumes after it
-        if old and old.get("data") == states.identity["data"]:
+        if old and all(old.get(name) == states.identity[name] for name in inputs):
             changes = differences(_comparable(old, states), states.identity)
             raise TrainingError(
                 f"{folder}: a training of {variant} with other parameters was stopped before its end "

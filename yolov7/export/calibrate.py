@@ -90,9 +90,11 @@ def learnt_values(graph: onnx.ModelProto, learnt: Mapping[str, Range]) -> Ranges
     for weight, (low, high) in learnt.items():
         node = weights.get(weight) or by_name.get(names.get(weight.removesuffix(".weight"), ""))
         if node is None:
-            raise ModelError(f"int8: a learnt range is of {weight!r}, which is no convolution's weight in the network")
+            raise ModelError(
+                f"int8: a learnt range is of {weight!r}, which is not the weight of a convolution in the network"
+            )
         if not (np.isfinite(low) and np.isfinite(high) and low <= 0 <= high and low < high):
-            raise ModelError(f"int8: the learnt range of {weight!r}, {low:g} to {high:g}, is no range around zero")
+            raise ModelError(f"int8: the learnt range of {weight!r}, {low:g} to {high:g}, is not a range around zero")
         found.setdefault(node.input[0], []).append((float(low), float(high)))
     return {value: union(ranges) for value, ranges in found.items()}
 

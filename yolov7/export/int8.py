@@ -157,7 +157,8 @@ class Int8Exporter:
         images = [image for batch in self._batches(_SENSITIVITY_IMAGES) for image in scaled_parts(batch, 1)]
         probe = Probe(self.graph, images, self._scoring)
         measure = (lambda name: self._ap_alone(name, placement)) if ap else None
-        return [probe.measure(name, self.ranges, placement, measure) for name in layers]
+        exact = set(self._learnt)
+        return [probe.measure(name, self.ranges, placement, measure, exact=exact) for name in layers]
 
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
         """Layer -> the metric of the settings with that layer alone in int8."""

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -75,10 +75,17 @@ class Probe:
         self._expected = self._run(self.graph)
 
     def measure(
-        self, name: str, ranges: Ranges, placement: Placement, ap: Callable[[str], float] | None = None
+        self,
+        name: str,
+        ranges: Ranges,
+        placement: Placement,
+        ap: Callable[[str], float] | None = None,
+        *,
+        exact: Collection[str] = (),
     ) -> Sensitivity:
-        """The convolution `name` (of the graph) alone in eight bits; `ap` measures it on validation images."""
-        found = self._run(quantized(self.graph, [name], ranges, placement=placement))
+        """The convolution `name` (of the graph) alone in eight bits; `ap` measures it on validation images. `exact` as
+        in :func:`yolov7.export.quantize.quantized`."""
+        found = self._run(quantized(self.graph, [name], ranges, placement=placement, exact=exact))
         node = next(node for node in self.graph.graph.node if node.name == name)
         weight = next(tensor for tensor in self.graph.graph.initializer if tensor.name == node.input[1])
         shifts = [shift(new[0], old[0], self.scoring) for new, old in zip(found, self._expected, strict=True)]

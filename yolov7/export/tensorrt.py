@@ -227,7 +227,7 @@ def _check_scales(node: onnx.NodeProto, scales: np.ndarray, data: TensorProto | 
         return
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
     if data is None:
-        report.problems.append(f"{what}: {scales.size} scales of a value that is no weight; one is taken")
+        report.problems.append(f"{what}: {scales.size} scales of a value that is not a weight; only one is allowed")
     elif not -len(data.dims) <= axis < len(data.dims) or data.dims[axis] != scales.size:
         report.problems.append(f"{what}: {scales.size} scales along axis {axis} of {list(data.dims)}")
 

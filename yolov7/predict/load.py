@@ -68,14 +68,14 @@ def load_detector(
     """Load a detector from a file, an export folder, a URI such as `models:/yolov7-tiny@champion`, or by the name of a
     variant with published weights, such as `yolov7-tiny`.
 
-    `path`: a `.safetensors` checkpoint of either form (a training form is re-parameterised), an `.onnx` file this
-    project exported, an OpenVINO `.xml` with its .bin beside it, or an export folder, whose files are checked against
-    the sha256 in its model.json. `runtime` and `precision` choose among the files of a folder (default: ONNX in
-    float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the installed resolver of
-    its scheme). Published weights are fetched once (:mod:`yolov7.weights`); a file or export folder of that name comes
-    first. `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or MODULE:FUNCTION) supplies
-    your own kinds of block for a checkpoint that has them; the other files need none. The other parameters are
-    :class:`Predictor`'s.
+    `path`: a `.safetensors` checkpoint (a training form is re-parameterised; a quantised form computes as its int8
+    files do), an `.onnx` file this project exported, an OpenVINO `.xml` with its .bin beside it, or an export folder,
+    whose files are checked against the sha256 in its model.json. `runtime` and `precision` choose among the files of a
+    folder (default: ONNX in float32, the file that is evaluated). `resolve` turns a URI into a local path (default: the
+    installed resolver of its scheme). Published weights are fetched once (:mod:`yolov7.weights`); a file or export
+    folder of that name comes first. `threads` is ONNX Runtime's or OpenVINO's, 0 lets it choose. `network` (or
+    MODULE:FUNCTION) supplies your own kinds of block for a checkpoint that has them; the other files need none. The
+    other parameters are :class:`Predictor`'s.
 
     Raises :class:`ModelError` for a missing, damaged, changed or foreign file, and for a scheme without a resolver;
     :class:`ConfigError` as :class:`Predictor` does.

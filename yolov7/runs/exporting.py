@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from yolov7.export.int8 import Int8Exporter
 from yolov7.export.records import write_records
 from yolov7.export.samples import augmented_like, evenly_spaced
 from yolov7.model import ModelMetadata, load_checkpoint
+from yolov7.model.quantized import learnt_ranges
 from yolov7.model.spec import Network
 from yolov7.model.variants import find_variant, recipe_of
 from yolov7.report.sensitivity import write_sensitivity_page
@@ -69,6 +70,8 @@ def export_weights(
     With `data`, every file is compared with the network on `verify_images` validation images, by tensor, detection and
     AP, as in the pipeline; the int8 formats need it, calibrate on training images and take `int8`
     (:class:`yolov7.artefact.Int8Settings`). The thresholds are those of `model-nms.onnx` and the defaults of the files.
+    The int8 files of a quantised network have the ranges that it has learnt; its other files, which round nothing, are
+    compared with the same weights without rounding.
     Raises :class:`ConfigError` for an unknown format, or int8 without data; :class:`ModelError` for weights that are no
     checkpoint, and if a file does not compute what the network does; :class:`DataError` as :func:`open_data`.
     """
@@ -85,6 +88,10 @@ def export_weights(
             f"{folder}: holds `{OPTIONAL}`, not of an export, which would replace it; name another folder"
         )
     trained, metadata = load_checkpoint(weights, network=network or None)
+    learnt = learnt_ranges(trained)  # none but of a quantised network
+    if trained.form == "quantized":
+        trained = trained.reparameterize()
+        metadata = replace(metadata, form=trained.form)
     # The files are of a network of this name, whatever its function calls it.
     own = find_variant(metadata.variant, source=network) if isinstance(network, str) and network else network or None
     settings = parse(Int8Settings, int8, where="int8")
@@ -117,6 +124,7 @@ def export_weights(
                 validation=indices["val"],
                 settings=settings,
                 augmented=_augmented(metadata, network, indices["train"]) if settings.images == "mosaic" else None,
+                learnt=learnt,
             ),
         )
         if data is None:

@@ -77,10 +77,10 @@ def load_teacher(
     except YoloError as error:
         raise ConfigError(f"train.distill_from: {error}") from None
     _require_classes(metadata.class_names, class_names, where)
-    if metadata.form == "deploy" and params.distillation.statistics == "batch":
+    if metadata.form != "training" and params.distillation.statistics == "batch":
         raise ConfigError(
-            f"{where}: holds a {metadata.variant} in deploy form, which has no batch norms: name the file of its "
-            "training (best.safetensors), or set train.distillation.statistics to running"
+            f"{where}: holds a {metadata.variant} in {metadata.form} form, which has no batch norms: name the file of "
+            "its training (best.safetensors), or set train.distillation.statistics to running"
         )
     try:
         require_fit(student, teacher.spec, params.distillation)

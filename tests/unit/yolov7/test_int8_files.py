@@ -38,7 +38,7 @@ def test_layers_have_their_names_in_the_network_where_these_are_known():
     )
     assert making.sensitivity == tuple(ROWS) and making.metric == "mse"
     (trained,) = makings({"onnx-int8": {**EARLIER, "trained": True, "method": "mse"}}).values()
-    assert trained.how == "quantisation-aware training, from ranges by mse on 64 training images"
+    assert trained.how == "quantisation-aware training; other ranges by mse on 64 training images"
 
 
 def test_a_record_without_the_name_of_its_file_is_of_its_format():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +22,11 @@ from stages.registry.journal import JOURNALS, RunJournal
 from stages.training.quantization import QuantizationRun, scales_for
 from stages.training.run import STATES
 from yolov7.config import quantization_settings
-from yolov7.errors import ConfigError, DataError
+from yolov7.errors import ConfigError, DataError, TrainingError
 from yolov7.files import sha256_file, write_json
 from yolov7.model import ModelMetadata, load_checkpoint, save_checkpoint
 from yolov7.train.identity import fingerprint, run_identity
-from yolov7.train.state import StateFolder
+from yolov7.train.state import StateFolder, TrainingState
 
 VARIANT = "yolov7-tiny"
 ARGUMENTS = argparse.Namespace(variant=VARIANT, fresh=False)
@@ -88,6 +89,18 @@ def test_off_it_writes_a_document_and_nothing_else(project):
     assert [path.name for path in OUT.iterdir()] == ["quantization.json"]
     assert json.loads((OUT / "quantization.json").read_text()) == {"enabled": False}
     assert quantized_file(VARIANT, WEIGHTS) is None and not STATES.exists()
+
+
+def test_a_network_that_no_int8_file_would_be_made_of_is_named_before_it_is_trained(project, monkeypatch, caplog):
+    monkeypatch.setattr(stages.quantize, "_train", lambda *_: None)
+    caplog.set_level(logging.WARNING, "stages.quantize")
+    quantize()
+    assert f"{VARIANT}: params.yaml: export.formats has no int8 format" in caplog.text
+    caplog.clear()
+    params = params_with()
+    export = params.export.model_copy(update={"formats": ("openvino-int8",)})
+    stages.quantize.main(params.model_copy(update={"export": export}), ARGUMENTS)
+    assert not caplog.text
 
 
 @pytest.mark.slow
@@ -153,6 +166,17 @@ def test_the_run_is_that_of_weights_data_and_settings(project, images):
     }
     give_weights(images, seed=1)
     assert len(others | {key(), first}) == 9
+
+
+def test_a_stopped_run_bars_other_settings_but_not_new_weights(project, images):
+    stopped = QuantizationRun.prepared(params_with(), VARIANT)
+    stopped.states.save(TrainingState({}, {"position": {"finished": False}}), 1)
+    with pytest.raises(TrainingError, match=r"train.epochs: was 2, is now 3.*stages.quantize .*--fresh"):
+        QuantizationRun.prepared(params_with(epochs=3), VARIANT).prepare(fresh=False)
+    give_weights(images, seed=1)
+    run = QuantizationRun.prepared(params_with(epochs=3), VARIANT)
+    run.prepare(fresh=False)
+    assert run.key != stopped.key and stopped.states.last() is not None
 
 
 def test_the_identity_of_the_float_training_is_as_before(project):

@@ -137,10 +137,10 @@ def test_learnt_ranges_are_found_by_the_names_of_weights():
     )
     assert found == {values["stem"]: (-0.5, 3.0), "images": (0.0, 1.0)}  # the union of those of one value
     for learnt, message in (
-        ({"nothing.weight": (0.0, 1.0)}, "'nothing.weight', which is no convolution's weight"),
-        ({"c0": (0.0, np.inf)}, "is no range around zero"),
-        ({"c0": (0.0, 0.0)}, "is no range around zero"),
-        ({"c0": (1.0, 2.0)}, "is no range around zero"),
+        ({"nothing.weight": (0.0, 1.0)}, "'nothing.weight', which is not the weight of a convolution"),
+        ({"c0": (0.0, np.inf)}, "is not a range around zero"),
+        ({"c0": (0.0, 0.0)}, "is not a range around zero"),
+        ({"c0": (1.0, 2.0)}, "is not a range around zero"),
     ):
         with pytest.raises(ModelError, match=message):
             learnt_values(graph, learnt)

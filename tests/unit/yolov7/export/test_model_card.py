@@ -67,7 +67,7 @@ def test_a_card_has_the_facts_of_the_folder(exported):
         "| `model-int8.onnx` | ONNX Runtime |  | 0.5000 | -0.0030 |",
         "| `openvino-int8.xml` | OpenVINO | 6.2 | 0.5100 | +0.0070 |",
         "`model-int8.onnx`: post-training, ranges on 64 training images; AP on 100 validation images.",
-        "`openvino-int8.xml`: quantisation-aware training, from ranges by entropy on 64 training images",
+        "`openvino-int8.xml`: quantisation-aware training; other ranges by entropy on 64 training images",
         "Of 6 layers none kept in float. Steps: 0 in float: AP 0.5100.",
         "* `model-nms.onnx`: no problems found",
         "0 kind 0, 1 a \\| b c, 2 kind 2. Category ids: 10 to 12.",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from yolov7.artefact import Int8Settings
 from yolov7.errors import ConfigError
+from yolov7.export import sensitivity
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.quantize import layer_names, quantizable
 from yolov7.export.sensitivity import SNR_MOST, Sensitivity, distances, last_maps, write_sensitivities
@@ -140,3 +141,21 @@ def test_the_table_has_a_line_per_format_and_layer(tmp_path):
         ("onnx-int8", "neck.1", "0.5", "true"),
     ]
     assert list(read[0])[1:4] == ["layer", "node", "kind"]
+
+
+@pytest.mark.parametrize("placement", ["onnx", "openvino"])
+def test_a_layer_is_measured_with_its_learnt_range_as_the_file_has_it(graph, exported, index, monkeypatch, placement):
+    name, exacts = quantizable(graph)[1], []
+    weight = next(node.input[1] for node in graph.graph.node if node.name == name)
+    value = next(node.input[0] for node in graph.graph.node if node.name == name)
+    given_ = {"calibration": index, "validation": index, "settings": Int8Settings(calibration_images=2)}
+    made = Int8Exporter(graph, exported / "model.onnx", **given_, learnt={weight: (-0.7, 3.1)})
+    plain = sensitivity.quantized
+
+    def quantized(*arguments, exact=(), **how):
+        exacts.append(set(exact))
+        return plain(*arguments, exact=exact, **how)
+
+    monkeypatch.setattr(sensitivity, "quantized", quantized)
+    (row,) = made.sensitivities([name], placement)
+    assert row.node == name and exacts == [{value}]

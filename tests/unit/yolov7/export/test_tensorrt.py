@@ -139,7 +139,9 @@ def test_a_value_has_one_scale(symmetric):
     node = next(n for n in symmetric.graph.node if n.op_type == "QuantizeLinear" and n.input[0] not in constants)
     replace_values(constants[node.input[1]], np.ones(3, np.float32))
     problems = check_tensorrt(symmetric).problems
-    assert problems and all("3 scales of a value that is no weight; one is taken" in problem for problem in problems)
+    assert problems and all(
+        "3 scales of a value that is not a weight; only one is allowed" in problem for problem in problems
+    )
 
 
 def test_an_optimisation_profile_needs_sizes_that_rise_and_fit():

@@ -21,6 +21,7 @@ from yolov7.files import sha256_file
 from yolov7.loss import AlignedCriterion, loss_of_student, require_fit
 from yolov7.model import ModelMetadata, create_model, load_checkpoint, save_checkpoint
 from yolov7.model.heads.efficient import EfficientHead
+from yolov7.model.quantized import quantized
 from yolov7.model.trained import training_network
 from yolov7.train.teacher import frozen, load_teacher, require_self_fits, student_parameters, teacher_parameters
 
@@ -244,6 +245,12 @@ def test_a_teacher_in_deploy_form_has_running_statistics_only(data, tmp_path):
     assert "in deploy form, which has no batch norms" in refused(data, path)
     params = parameters("yolov9", distill_from=str(path), distillation={"statistics": "running"})
     assert load_teacher(params, student(data).spec, data.class_names).form == "deploy"
+
+
+def test_a_teacher_in_quantised_form_has_no_statistics_of_a_batch_either(data, tmp_path):
+    form = quantized(small_aligned(len(data.class_names)))
+    path = saved(tmp_path / "quantized.safetensors", form, data.class_names)
+    assert "in quantized form, which has no batch norms" in refused(data, path)
 
 
 def test_a_teacher_that_does_not_fit_is_named_with_its_file(data, file):
