@@ -31,6 +31,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _CONTINUATION = bytes(range(0x80, 0xC0))
 """Bytes of UTF-8 that begin no character."""
+_NUMBER = "0123456789+-.eE"
+"""Characters of numbers."""
 _LONG = b"0" * 19
 """Whole numbers of more digits may not fit 64 bits."""
 
@@ -162,6 +164,10 @@ class _Window:
                 value, end = self.decode(text, 0)
             except json.JSONDecodeError as error:
                 self._cut_or_wrong(error)
+            except ValueError:  # from parse_integer; the window may cut a fraction or an exponent off
+                if self.ended or text[-1] not in _NUMBER:
+                    raise
+                self.grow()
             else:
                 if end < len(text) or self.ended:
                     self.advance(end)
@@ -279,7 +285,7 @@ def _exact(window: _Window) -> tuple[list[Any], bool]:
         start = _end_of_space(text, at)
         try:
             value, end = window.decode(text, start)
-        except json.JSONDecodeError:
+        except ValueError:  # not JSON, or a number too large
             break
         end = _end_of_space(text, end)
         if text[end : end + 1] not in (",", "]") or end == len(text):
