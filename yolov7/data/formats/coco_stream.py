@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -343,18 +342,18 @@ def _characters(data: bytes) -> int:
 
 def _not_utf8(path: Path) -> DataError | None:
     """The error of a file that is not UTF-8: it comes before every other."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    read = 0
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0  # bytes, without the mark
     with path.open("rb") as file:
-        mark = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
-        file.seek(0, os.SEEK_SET)
+        if file.read(3) != codecs.BOM_UTF8:
+            file.seek(0)
         while True:
             piece = file.read(_WINDOW)
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
-                at = read - pending + error.start - (mark if read - pending else 0)
+                at = read - pending + error.start
                 return DataError(f"not UTF-8 at byte {at}; save the annotations as UTF-8 JSON", path=path)
             if not piece:
                 return None
