@@ -13,7 +13,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,10 +108,8 @@ class ImageCache:
 
     def read(self, digests: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Known entries by digest."""
-        if self._database is None:
-            return {}
         wanted = set(digests)
-        rows = self._database.execute("SELECT sha256, found FROM checks")
+        rows = self._ask("SELECT sha256, found FROM checks")
         return {digest: json.loads(found) for digest, found in rows if digest in wanted}
 
     def add(self, digest: str, check: ImageCheck) -> None:
@@ -121,10 +119,8 @@ class ImageCache:
 
     def digests(self, files: Sequence[str], stamps: Sequence[Stamp | None]) -> dict[str, str]:
         """The sha256 of the files that are as they were when it was taken, by path; at most `_BATCH` files."""
-        if self._database is None:
-            return {}
         marks = ", ".join("?" * len(files))
-        rows = self._database.execute(f"SELECT path, stamp, sha256 FROM files WHERE path IN ({marks})", files)
+        rows = self._ask(f"SELECT path, stamp, sha256 FROM files WHERE path IN ({marks})", files)
         known = {path: (stamp, digest) for path, stamp, digest in rows}
         return {
             path: known[path][1]
@@ -137,6 +133,18 @@ class ImageCache:
         if stamp.is_settled:
             self._files.append((path, stamp.text, digest))
             self._flush_in_time()
+
+    def _ask(self, question: str, values: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
+        """The answer, as far as the file gives one; a damaged file is replaced by an empty one."""
+        if self._database is None or self._path is None:
+            return
+        try:
+            yield from self._database.execute(question, values)
+        except sqlite3.OperationalError as error:
+            log.warning("%s: cannot be read: %s", self._path, error)
+        except sqlite3.DatabaseError:
+            self._database.close()
+            self._database = _restart(self._path)
 
     def _flush_in_time(self) -> None:
         full = len(self._checks) + len(self._files) >= _BATCH
@@ -163,12 +171,16 @@ def _open(path: Path) -> sqlite3.Connection | None:
     except sqlite3.OperationalError as error:  # no space, no right to write
         log.warning("%s: cannot be used, every image is decoded: %s", path, error)
     except sqlite3.DatabaseError:
-        log.warning("%s: damaged; starting with an empty cache", path)
-        path.unlink(missing_ok=True)
-        return _prepare(path)
+        return _restart(path)
     except OSError as error:
         log.warning("%s: cannot be used, every image is decoded: %s", path, error.strerror)
     return None
+
+
+def _restart(path: Path) -> sqlite3.Connection:
+    log.warning("%s: damaged; starting with an empty cache", path)
+    path.unlink(missing_ok=True)
+    return _prepare(path)
 
 
 def _prepare(path: Path) -> sqlite3.Connection:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +30,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _CONTINUATION = bytes(range(0x80, 0xC0))
 """Bytes of UTF-8 that begin no character."""
+_NUMBER = "0123456789+-.eE"
+"""Characters of numbers."""
 _LONG = b"0" * 19
 """Whole numbers of more digits may not fit 64 bits."""
 
@@ -162,6 +163,10 @@ class _Window:
                 value, end = self.decode(text, 0)
             except json.JSONDecodeError as error:
                 self._cut_or_wrong(error)
+            except ValueError:  # from parse_integer; the window may cut a fraction or an exponent off
+                if self.ended or text[-1] not in _NUMBER:
+                    raise
+                self.grow()
             else:
                 if end < len(text) or self.ended:
                     self.advance(end)
@@ -279,7 +284,7 @@ def _exact(window: _Window) -> tuple[list[Any], bool]:
         start = _end_of_space(text, at)
         try:
             value, end = window.decode(text, start)
-        except json.JSONDecodeError:
+        except ValueError:  # not JSON, or a number too large
             break
         end = _end_of_space(text, end)
         if text[end : end + 1] not in (",", "]") or end == len(text):
@@ -337,18 +342,18 @@ def _characters(data: bytes) -> int:
 
 def _not_utf8(path: Path) -> DataError | None:
     """The error of a file that is not UTF-8: it comes before every other."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    read = 0
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = 0  # bytes, without the mark
     with path.open("rb") as file:
-        mark = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
-        file.seek(0, os.SEEK_SET)
+        if file.read(3) != codecs.BOM_UTF8:
+            file.seek(0)
         while True:
             piece = file.read(_WINDOW)
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(piece, final=not piece)
             except UnicodeDecodeError as error:
-                at = read - pending + error.start - (mark if read - pending else 0)
+                at = read - pending + error.start
                 return DataError(f"not UTF-8 at byte {at}; save the annotations as UTF-8 JSON", path=path)
             if not piece:
                 return None

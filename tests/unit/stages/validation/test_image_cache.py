@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stages.validation import images, progress
-from stages.validation.image_cache import ImageCache, stamp_of
+from stages.validation.image_cache import ImageCache, ImageCheck, Stamp, stamp_of
 from stages.validation.images import check_images
 from stages.validation.progress import Progress, time_left
 
@@ -125,6 +125,24 @@ def test_a_killed_check_resumes(tmp_path, read_files, monkeypatch):
     found = check_images(paths, decode=True, cache=cache)
     assert decoded == paths[8:] and found.decoded == 16 and read_files == []
     assert [check.width for check in found.checks] == [*range(1, 9), *[0] * 16]
+
+
+def test_a_cache_with_damaged_pages_is_begun_anew(tmp_path, caplog):
+    path, names = tmp_path / "checks.sqlite", [f"{number}.png" for number in range(400)]
+    stamps = [Stamp(name, is_settled=True) for name in names]
+    with ImageCache(path) as cache:
+        for name, stamp in zip(names, stamps, strict=True):
+            cache.add(name, ImageCheck(exists=True))
+            cache.add_file(name, stamp, name)
+    data = path.read_bytes()
+    assert len(data) > 20 * 4096
+    path.write_bytes(data[: 8 * 4096] + b"\xff" * (len(data) - 8 * 4096))
+    with ImageCache(path) as cache:
+        assert len(cache.digests(names, stamps)) < len(names) and len(cache.read(names)) < len(names)
+        assert "damaged; starting with an empty cache" in caplog.text
+        cache.add("new", ImageCheck(exists=True))
+    with ImageCache(path) as cache:
+        assert cache.read([*names, "new"]).keys() == {"new"}
 
 
 def test_long_work_says_how_much_is_left(monkeypatch, caplog):

@@ -141,6 +141,10 @@ def test_a_damaged_file_is_refused_in_the_same_words(tmp_path_factory, document,
     [
         b"",
         b"\xef\xbb\xbf",
+        b"\xef\xbb",
+        b"\xef\xbb\xbf\xff",
+        b'\xef\xbb\xbf{"images": "\xff"}',
+        b'\xef\xbb\xbf{"images": [], "note": "' + b"x" * 100 + b'\xc3"}',
         b"[]",
         b"3",
         b"{}",
@@ -169,6 +173,15 @@ def test_refusals_are_those_of_the_whole_file(tmp_path, content, window):
     path = tmp_path / "broken.json"
     path.write_bytes(content)
     assert_read_the_same(path, window)
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999.5", "9" * 19 + "e-3", "9" * 30])
+def test_a_long_number_is_read_whole_wherever_a_window_ends(tmp_path, number):
+    path = tmp_path / "long.json"
+    for place in range(12):
+        box = f'{{"note": "{"x" * place}", "id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, {number}]}}'
+        path.write_text(f'{{"images": [], "annotations": [{box}], "categories": []}}')
+        assert_read_the_same(path, 100)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):
