@@ -120,7 +120,7 @@ def test_metrics_plots_and_graph_are_worth_reading(project):
     assert "recall" in page
     shutil.rmtree(project / "plots")
     graph = run(project, "dvc", "dag", "--dot").stdout
-    for stage in ("ingest", "validate", "train", "export", "evaluate", "register"):
+    for stage in ("ingest", "validate", "train", "quantize", "export", "evaluate", "register"):
         assert stage in graph
 
 
@@ -130,9 +130,10 @@ CHANGES = {
     "registry": (lambda v: v["registry"].update(experiment="other"), {"register"}),
     "evaluate": (lambda v: v["evaluate"].update(pictures=1), {"evaluate"}),
     "export": (lambda v: v["export"].update(confidence=0.3), {"export"}),
-    "train": (lambda v: v["train"].update(seed=5), {"train"}),
-    "per_variant": (lambda v: v["per_variant"][VARIANT].update(seed=5), {"train"}),
-    "weights": (lambda v: v["train"].update(weights_sha256="0" * 64), {"train"}),
+    "train": (lambda v: v["train"].update(seed=5), {"train", "quantize"}),
+    "per_variant": (lambda v: v["per_variant"][VARIANT].update(seed=5), {"train", "quantize"}),
+    "weights": (lambda v: v["train"].update(weights_sha256="0" * 64), {"train", "quantize"}),
+    "quantization": (lambda v: v["quantization"].update(epochs=5), {"quantize"}),
     "validation": (lambda v: v["validation"].update(max_findings=7), {"validate"}),
     "data": (lambda v: v["data"]["digits"].update(seed=5), {"ingest"}),
 }

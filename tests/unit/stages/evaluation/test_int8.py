@@ -225,7 +225,7 @@ def test_the_library_measures_and_times_an_int8_file_without_the_pipeline(here, 
     assert main(["benchmark", "--model", str(export), *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, file in zip(("onnx int8", "openvino int8"), FILES, strict=True):
-        (line,) = [line for line in lines if name in line]
+        line = [line for line in lines if name in line][-1]  # a narrow terminal has the last columns below
         assert f"{figures['int8'][file]['size_mb']:.1f}" in line
 
 

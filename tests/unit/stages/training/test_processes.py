@@ -66,7 +66,7 @@ def test_an_impossible_number_of_processes_is_refused(launches, monkeypatch, val
 def test_loader_workers_share_the_cores_of_a_machine(monkeypatch):
     accelerator = torch.device("meta")
     monkeypatch.setattr(os, "cpu_count", lambda: 24)
-    assert (loader_workers(CPU), loader_workers(accelerator)) == (0, 8)
+    assert (loader_workers(CPU), loader_workers(accelerator)) == (0, 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert loader_workers(accelerator) == 3
     monkeypatch.setenv("YOLOV7_WORKERS", "5")
