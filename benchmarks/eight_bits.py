@@ -1,11 +1,11 @@
 """What eight bits cost and gain: AP, size and time of float, post-training, partial and quantisation-aware int8 files.
 
-    python benchmarks/eight_bits.py --index data/index NAME=models/V/train/best.safetensors[,models/V/quantized/quantized.safetensors] ...
+    python benchmarks/eight_bits.py --index data/index V=models/V/train/best.safetensors[,QUANTIZED] ...
 
-Every file is measured as it would be used: opened from the disk, in its own runtime. AP is that of the validation split;
-ranges come from the training split. `partial` keeps the most sensitive layers in float (`--keep`). Time is that of the
-process on one thread for one image, the files of a network in turn, so other programs weigh little. The tables are
-Markdown; `-o` also writes the figures as JSON.
+QUANTIZED is `models/V/quantized/quantized.safetensors`. Every file is measured as it would be used: opened from the
+disk, in its own runtime. AP is that of the validation split; ranges come from the training split. `partial` keeps the
+most sensitive layers in float (`--keep`). Time is that of the process on one thread for one image, the files of a
+network in turn, so other programs weigh little. The tables are Markdown; `-o` also writes the figures as JSON.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """One row per kind, both runtimes beside each other; `times faster` is against the float file in ONNX Runtime."""
     base = next(row for row in rows if row["kind"] == "float" and row["placement"] == "onnx")
     lines = [
-        f"| {name}, {base['side']} px | AP, ONNX Runtime | ms | times faster | MB | AP, OpenVINO | ms | times faster | MB |",
+        f"| {name}, {base['side']} px | AP, ONNX Runtime | ms | faster | MB | AP, OpenVINO | ms | faster | MB |",
         f"| --- |{' ---: |' * 8}",
     ]
     for kind in KINDS:
