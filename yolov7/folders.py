@@ -35,12 +35,13 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with its content, if it exists."""
+    """Remove a file, a link or a folder with its content, if it exists; another thread may be removing it, too."""
     # DVC may make an output a link into its cache: remove the link, never its target.
     if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+    while path.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # one that another was quicker to remove
+            shutil.rmtree(path)
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:

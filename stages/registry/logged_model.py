@@ -50,9 +50,14 @@ def _signature(export: Path) -> Any:
     )
 
 
+_NOT_SERVED = frozenset({"orjson"})
+"""Dependencies of the library that no prediction loads: it reads annotations with them."""
+
+
 def _requirements() -> list[str]:
     """The library's own dependencies and the server's, pinned to the installed versions."""
     needed = [line for line in metadata.requires("yolov7-pipeline") or [] if "extra ==" not in line]
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in needed]
+    names = [name for name in names if name not in _NOT_SERVED]
     # A build such as 2.13.0+cpu exists on this kind of machine only.
     return [f"{name}=={metadata.version(name).split('+')[0]}" for name in ["mlflow", *names, "pandas", "pillow"]]

@@ -156,6 +156,7 @@ def test_a_model_says_what_it_takes_and_works_without_this_checkout(
     assert (folder / "code/yolov7/predict/predictor.py").is_file() and not list(folder.rglob("*.pkl"))
     needs = (folder / "requirements.txt").read_text().split()
     assert any(line.startswith("onnxruntime==") for line in needs) and len(needs) < 20
+    assert not any(line.startswith("orjson") for line in needs), "it reads annotations, and a served model has none"
 
     pixels = sample_image()
     by_bytes = model.predict(pd.DataFrame({"image": [image_bytes()]}), params={"confidence": 0.1})

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
-
 from yolov7.data.formats.coco import NESTED, parse_coco, parse_integer
 from yolov7.errors import DataError
 
@@ -246,6 +244,8 @@ def _fast(window: _Window) -> list[Any] | None:
 
     A wrong guess of the border leaves unbalanced text, which orjson refuses.
     """
+    import orjson  # a served model, whose code includes this module, reads no annotations and goes without it
+
     cut = _border(window.data)
     if cut is None:
         return None
