@@ -7,15 +7,52 @@ runs on each of them with `YOLOV7_NODES`, their number, and `YOLOV7_RENDEZVOUS`,
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
-from stages.project.command import EXIT_RESUMABLE
+from stages.project.command import EXIT_ERROR, EXIT_RESUMABLE, Interrupted
+from stages.project.home import experiment_origin, project_root
 from yolov7.data.workers import default_workers
-from yolov7.errors import ConfigError
-from yolov7.train.distributed import launched, share_of_batch
+from yolov7.device import choose_device
+from yolov7.errors import ConfigError, YoloError
+from yolov7.train.distributed import Processes, is_echo, join_processes, launched, local_rank, share_of_batch
+
+Fit = Callable[[torch.device, Processes], tuple[Path, bool]]
+"""Trains in one of the processes; returns the folder of the states, and whether all is finished."""
+
+
+def train_in_processes(
+    arguments: Sequence[str], fit: Fit, *, batch_size: int, before: Callable[[], None] = lambda: None
+) -> None:
+    """Train as the stage `python ARGUMENTS`, in the processes that the environment asks for.
+
+    `before` is called once, before there are any: those that are restarted after a failure must resume. Raises
+    :class:`Interrupted` for a training that was stopped on request.
+    """
+    status = start_processes(arguments, batch_size=batch_size, before=before)
+    if status is not None:
+        sys.exit(status)
+    device = choose_device(os.environ.get("YOLOV7_DEVICE", "auto"), local_rank=local_rank())
+    with join_processes(device) as processes:
+        if not processes.main:
+            logging.getLogger().setLevel(logging.WARNING)  # the first process logs the rest once for all
+        try:
+            folder, finished = fit(device, processes)
+        except YoloError as error:
+            if processes.main or not is_echo(error):
+                raise
+            sys.exit(EXIT_ERROR)  # the first process prints it
+    if not finished:
+        if not processes.main:
+            sys.exit(EXIT_RESUMABLE)
+        if experiment_origin(project_root()) is not None:
+            raise Interrupted("DVC deletes the folder of an experiment that has not finished: it will start over")
+        raise Interrupted(f"the state is saved in {folder}; the same command resumes it")
 
 
 def start_processes(
