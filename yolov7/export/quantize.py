@@ -23,12 +23,22 @@ import numpy as np
 import onnx
 
 from yolov7.errors import ModelError
+from yolov7.export.kernels import (
+    compute_in_float,
+    fuse_silus,
+    in_float,
+    is_plain_mean,
+    means_as_convolutions,
+    readers,
+    silus,
+)
 from yolov7.ranges import Range, steps
 
 Placement = Literal["onnx", "openvino", "tensorrt"]
 """Which values are quantised. ONNX Runtime works on bytes from convolution to convolution, so every operator between
-them needs ranges; OpenVINO and TensorRT fuse a convolution with the operators behind it and need ranges at its inputs
-only. TensorRT takes symmetric ranges only, and moves them across pools and concatenations itself."""
+them needs ranges (exceptions: :mod:`yolov7.export.kernels`); OpenVINO and TensorRT fuse a convolution with the
+operators behind it and need ranges at its inputs only. TensorRT takes symmetric ranges only, and moves them across
+pools and concatenations itself."""
 Ranges = dict[str, Range]
 """Value name -> smallest and largest number to represent in eight bits."""
 
@@ -78,15 +88,6 @@ def layer_names(graph: onnx.ModelProto) -> dict[str, str]:
     }
 
 
-def readers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """Value -> the operators that read it."""
-    found: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.graph.node:
-        for name in node.input:
-            found.setdefault(name, []).append(node)
-    return found
-
-
 def quantized(
     graph: onnx.ModelProto,
     convolutions: Iterable[str],
@@ -111,9 +112,14 @@ def quantized(
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
     del copy.metadata_props[:]
-    nodes = [*chosen, *(_between(graph, chosen, ranges, exact) if placement == "onnx" else ())]
-    if not nodes:
+    if not chosen:
         return copy
+    between, floats = list[onnx.NodeProto](), set[str]()
+    if placement == "onnx":
+        ranges = _moved_together(graph, ranges)
+        floats = in_float(graph, chosen)
+        between = _between(graph, chosen, ranges, exact, floats)
+        means_as_convolutions(copy, {node.name for node in between if is_plain_mean(node)})
     before = {node.input[0]: ranges[node.output[0]] for node in _only_readers(graph) if _cuts(node, ranges)}
     extents = {name: (np.float32(low), np.float32(high)) for name, (low, high) in {**ranges, **before}.items()}
     symmetric = placement == "tensorrt"
@@ -124,7 +130,7 @@ def quantized(
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, extents),
-        nodes_to_quantize=nodes,
+        nodes_to_quantize=[*chosen, *(node.name for node in between)],
         nodes_to_exclude=[],
         op_types_to_quantize=[*CONVOLUTIONS, *_BETWEEN],
         extra_options=_options(placement),
@@ -133,12 +139,17 @@ def quantized(
     if placement != "onnx":
         _read_only_by(result, chosen, ranges, None if placement == "tensorrt" else exact)
     quantizer.model.topological_sort()
+    if placement == "onnx":
+        compute_in_float(result, floats)
+        fuse_silus(result)
     return result
 
 
 def _options(placement: Placement) -> dict[str, Any]:
     options: dict[str, Any] = {"ActivationSymmetric": False, "WeightSymmetric": True}
-    if placement != "onnx":
+    if placement == "onnx":
+        options["ForceQuantizeNoInputCheck"] = True  # pools and splits behind a SiLU, which is in float
+    else:
         options["OpTypesToExcludeOutputQuantization"] = list(CONVOLUTIONS)
     if placement == "tensorrt":
         # Its parser wants pairs at the weights, which stay float in the file, and takes no biases in int32.
@@ -178,22 +189,48 @@ def _only_readers(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for nodes in readers(graph).values() if len(nodes) == 1 for node in nodes if node.op_type == "Relu"]
 
 
-def _between(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges, exact: Collection[str]) -> list[str]:
-    """Operators whose inputs are all quantised, on the way to another convolution."""
+def _between(
+    graph: onnx.ModelProto, chosen: set[str], ranges: Ranges, exact: Collection[str], floats: set[str]
+) -> list[onnx.NodeProto]:
+    """Operators that work on bytes: on the way to another convolution, with all inputs rounded. `floats` are
+    convolutions whose outputs stay in float."""
     body = set(values_between(graph))
     constants = {constant.name for constant in graph.graph.initializer}
-    in_bytes: set[str] = set()
-    names = []
+    of_silu = {part.name for pair in silus(graph) for part in pair}
+    rounded: set[str] = set()
+    not_rounded: set[str] = set()
+    nodes = []
     for node in graph.graph.node:
         fits = node.op_type in _BETWEEN and not body.isdisjoint(node.output)
-        fits = fits and set(_values_read(node)) - constants <= in_bytes
-        if fits and node.op_type in PASSING:
+        fits = fits and set(_values_read(node)) - constants <= rounded
+        if fits and node.op_type in PASSING and not is_plain_mean(node):
             fits = all(ranges[name] == ranges[node.input[0]] for name in node.output if name in exact)
         if node.name in chosen or fits:
-            in_bytes.update(node.output)
-        if fits and not _cuts(node, ranges):
-            names.append(node.name)
-    return names
+            rounded.update(node.output)
+        if node.name in floats:
+            not_rounded.update(node.output)
+        if fits and not (_cuts(node, ranges) or node.name in of_silu or not_rounded.intersection(node.input)):
+            nodes.append(node)
+    return nodes
+
+
+def _moved_together(graph: onnx.ModelProto, ranges: Ranges) -> Ranges:
+    """Give values that are only moved into one concatenation its range, so that they are rounded once, not twice."""
+    users, found = readers(graph), Ranges()
+
+    def wanted(node: onnx.NodeProto) -> Range | None:
+        if node.op_type == "Concat":
+            return found.get(node.output[0], ranges.get(node.output[0]))
+        moved = {found.get(name) for name in node.output} if node.op_type in PASSING else {None}
+        return None if is_plain_mean(node) or len(moved) > 1 else moved.pop()
+
+    for node in reversed(graph.graph.node):
+        for name in node.output:
+            ends = {wanted(user) for user in users.get(name, ())}
+            end = ends.pop() if name in ranges and len(ends) == 1 else None
+            if end is not None and not (node.op_type == "Relu" and steps(*end)[1] != 0):  # that Relu would have to stay
+                found[name] = end
+    return {**ranges, **found}
 
 
 def _cuts(node: onnx.NodeProto, ranges: Ranges) -> bool:
