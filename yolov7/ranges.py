@@ -135,11 +135,6 @@ def steps(low: float, high: float) -> tuple[np.float32, int]:
     return np.float32(scale), int(np.round(-first / scale))
 
 
-def symmetric_scale(low: float, high: float) -> np.float32:
-    """Scale of a value with this range as int8, -127 to 127 with the zero point 0 (TensorRT)."""
-    return weight_scales(np.array([[low, high]], np.float32), bits=8)[0]
-
-
 def weight_scales(weight: np.ndarray, *, axis: int = 0, bits: Literal[7, 8] = 7) -> np.ndarray:
     """Scales (C,) of a weight, float32, whose output channels C lie along `axis`: 1 for transposed convolutions.
 
@@ -148,13 +143,6 @@ def weight_scales(weight: np.ndarray, *, axis: int = 0, bits: Literal[7, 8] = 7)
     largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis)).astype(np.float32)
     scales = 2 * largest.astype(np.float64) / (128.0 if bits == 7 else 254.0)
     return np.where(scales < np.finfo(np.float32).tiny, 1.0, scales).astype(np.float32)
-
-
-def rounded(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """`values` (float32) as the file's arithmetic gives them back from eight bits."""
-    scale, zero = steps(low, high)
-    q = np.clip(np.round(values.astype(np.float32) / scale) + np.float32(zero), 0, 255)
-    return ((q - np.float32(zero)) * scale).astype(np.float32)
 
 
 def _all(histogram: Histogram) -> Range:

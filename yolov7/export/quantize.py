@@ -7,8 +7,8 @@ convolution, the values between them are rounded as well (:data:`Placement`).
 The numbers in the files are those of :mod:`yolov7.ranges`: for the input of a convolution, scale and zero point of
 `steps(low, high)`, as uint8; for its weights, `weight_scales(weight, axis=...)`, as int8 of seven bits. Biases are
 whole numbers of int32 times both scales. (ONNX Runtime's quantiser raises the scale of a channel whose bias would not
-fit: one with next to no weights.) For TensorRT both are int8 of eight bits with the zero point 0, of
-`symmetric_scale(low, high)` and `weight_scales(weight, axis=..., bits=8)`, and biases are float.
+fit: one with next to no weights.) For TensorRT both are int8 of eight bits with the zero point 0, of the scales
+`max(-low, high) / 127` and `weight_scales(weight, axis=..., bits=8)`, and biases are float.
 
 Seven bits, because processors without byte dot products (VNNI) add two 8-bit products in 16 bits and overflow; with
 seven bits a file gives the same results everywhere.

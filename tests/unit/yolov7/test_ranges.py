@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from byte_arithmetic import rounded, symmetric_scale
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
@@ -18,9 +19,7 @@ from yolov7.ranges import (
     NOTHING,
     Histogram,
     range_of,
-    rounded,
     steps,
-    symmetric_scale,
     union,
     weight_scales,
 )

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from byte_arithmetic import rounded
 from graph_maker import CHANNELS, GraphMaker
 from onnx import numpy_helper
 
@@ -17,7 +18,7 @@ from yolov7.errors import DataError, ModelError
 from yolov7.export.calibrate import calibrate, learnt_values, shared, with_learnt
 from yolov7.export.quantize import quantizable, quantized
 from yolov7.export.samples import augmented_batches, augmented_like
-from yolov7.ranges import NOTHING, rounded, steps, weight_scales
+from yolov7.ranges import NOTHING, steps, weight_scales
 
 
 def relu(maker, value):

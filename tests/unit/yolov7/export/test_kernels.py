@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 import pytest
+from byte_arithmetic import rounded
 from graph_maker import CHANNELS, GraphMaker
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
@@ -16,7 +17,7 @@ from yolov7.export.calibrate import calibrate
 from yolov7.export.kernels import DOMAIN, is_plain_mean
 from yolov7.export.quantize import quantizable, quantized
 from yolov7.predict.runtimes import onnx_session
-from yolov7.ranges import rounded, steps, weight_scales
+from yolov7.ranges import steps, weight_scales
 
 
 def silu(maker, value):
