@@ -6,6 +6,7 @@ States, copies, locks and journal are those of every training (:mod:`stages.trai
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from yolov7.files import sha256_file, write_json
 from yolov7.train.identity import fingerprint, run_identity
 from yolov7.train.loop import Trainer
 from yolov7.train.quantization import (
+    OWN_PARAMETERS,
     quantization_parameters,
     student_and_teacher,
     write_quantized,
@@ -45,6 +47,7 @@ class QuantizationRun(TrainingRun):
 
     stage: ClassVar[str] = "quantize"
     inputs: ClassVar[tuple[str, ...]] = ("data", "weights")
+    names: ClassVar[Mapping[str, str]] = OWN_PARAMETERS
     settings: Quantization = field(default_factory=Quantization)
     weights: Path = Path()
     """Of the float network."""

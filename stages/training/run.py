@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,6 +76,8 @@ class TrainingRun:
     """The stage that makes such runs."""
     inputs: ClassVar[tuple[str, ...]] = ("data",)
     """Parts of the identity that earlier stages make: where they are others, a stopped run is no longer wanted."""
+    names: ClassVar[Mapping[str, str]] = {}
+    """Parameters of the identity -> where params.yaml has them, if under another name."""
 
     @classmethod
     def of(
@@ -139,7 +141,7 @@ class TrainingRun:
             if self.remote is not None:
                 self.remote.bring()
             # Before pruning: a refused run must not displace older ones.
-            refuse_changed(self.variant, self.states, stage=self.stage, inputs=self.inputs)
+            refuse_changed(self.variant, self.states, stage=self.stage, inputs=self.inputs, names=self.names)
             fresh = self._made_by_other_code()
         if fresh:
             self._forget()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,18 @@ def _given_file(key: str, name: str, sha256: str) -> str | None:
 
 
 def refuse_changed(
-    variant: str, states: StateFolder, *, stage: str = "train", inputs: Sequence[str] = ("data",)
+    variant: str,
+    states: StateFolder,
+    *,
+    stage: str = "train",
+    inputs: Sequence[str] = ("data",),
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Raise :class:`TrainingError`, with the differences, if a stopped training would be abandoned unnoticed.
 
     That is a training of this variant on the same `inputs` (keys of the identity) whose parameters are no longer those
-    of params.yaml, while the current ones have no state. New inputs start a new run without asking.
+    of params.yaml, while the current ones have no state. New inputs start a new run without asking. `names` says where
+    in params.yaml a parameter of the identity is set, if not under the same name.
     """
     if any(states.folder.glob("state-*.safetensors")):
         return
@@ -89,13 +95,21 @@ def refuse_changed(
         if old.get(FIRST) == states.folder.name:
             continue  # the second of two trainings, whose first this is: it resumes after it
         if old and all(old.get(name) == states.identity[name] for name in inputs):
-            changes = differences(_comparable(old, states), states.identity)
+            changes = [_named(line, names or {}) for line in differences(_comparable(old, states), states.identity)]
             raise TrainingError(
                 f"{folder}: a training of {variant} with other parameters was stopped before its end "
                 f"({'; '.join(changes)}); restore the old parameters to resume it "
                 "(if params.yaml is unchanged, an upgrade changed defaults: docs/operations.md, Upgrade), "
                 f"or delete that folder or run `python -m stages.{stage} --variant {variant} --fresh` to start over"
             )
+
+
+def _named(difference: str, names: Mapping[str, str]) -> str:
+    """A line of :func:`differences`, with the name that the parameter, or its group, has in params.yaml."""
+    for name, where in names.items():
+        if difference.startswith((f"{name}:", f"{name}.")):
+            return where + difference.removeprefix(name)
+    return difference
 
 
 def _comparable(old: dict[str, Any], states: StateFolder) -> dict[str, Any]:

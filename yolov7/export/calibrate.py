@@ -10,9 +10,9 @@ import onnx
 import onnxruntime
 
 from yolov7.config import RangeMethod
-from yolov7.errors import DataError, ModelError
+from yolov7.data.calibration import checked
+from yolov7.errors import ModelError
 from yolov7.export.quantize import CONVOLUTIONS, PASSING, Ranges, layer_names, values_between
-from yolov7.letterbox import FILL
 from yolov7.predict.runtimes import onnx_session, scaled_parts
 from yolov7.ranges import Histogram, Range, range_of, union
 
@@ -36,7 +36,7 @@ def calibrate(
     names, places = values_between(graph), _places(graph)
     session = _observed(graph, names)
     histograms = [Histogram(f"int8: the {places.get(name, name)}") for name in names]
-    for values in _outputs(session, names, _looked_at(batches())):
+    for values in _outputs(session, names, checked(batches(), "int8")):
         for histogram, value in zip(histograms, values, strict=True):
             histogram.add(value)
     zero = [histogram.name.removeprefix("int8: the ") for histogram in histograms if histogram.is_zero]
@@ -129,38 +129,6 @@ def _places(graph: onnx.ModelProto) -> dict[str, str]:
                 f"output of {layer}" if node.name in layers else f"{node.op_type} behind {layer or 'the images'}"
             )
     return found
-
-
-def _looked_at(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The batches, with a look at whether they show anything."""
-    count, plain, differ, first = 0, 0, False, None
-    for batch in batches:
-        for image in batch:
-            count += 1
-            plain += _is_plain(image)
-            first = image if first is None else first
-            differ = differ or not np.array_equal(image, first)
-        yield batch
-    if not count:
-        raise DataError("int8: no images to calibrate with; the training split is empty")
-    if plain == count:
-        raise DataError(
-            f"int8: the {count} calibration images are of a single colour each, so they say nothing about the ranges; "
-            "check the images of the training split"
-        )
-    if count > 1 and not differ:
-        log.warning(
-            "int8: the %d calibration images are all the same, so the ranges are those of one image; check the images "
-            "of the training split",
-            count,
-        )
-
-
-def _is_plain(image: np.ndarray) -> bool:
-    """A single colour (3, H, W), apart from a border of grey."""
-    flat = image.reshape(len(image), -1)
-    inside = flat[:, (flat != FILL).any(axis=0)]
-    return bool((inside == inside[:, :1]).all())
 
 
 def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:

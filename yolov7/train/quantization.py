@@ -18,6 +18,7 @@ from torch import Tensor
 from yolov7.artefact import QUANTIZED
 from yolov7.config import HeadOptions, Quantization, Train
 from yolov7.data.annotated import read_annotated
+from yolov7.data.calibration import checked
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError
 from yolov7.files import atomic_path
@@ -27,6 +28,15 @@ from yolov7.predict import Predictor, TorchRuntime
 from yolov7.predict.predictor import stack
 from yolov7.train.outputs import write_records
 from yolov7.train.records import Outcome
+
+OWN_PARAMETERS = {
+    "train.epochs": "quantization.epochs",
+    "train.batch_size": "quantization.batch_size (0: train.batch_size)",
+    "train.augment.close_mosaic_epochs": "quantization.close_mosaic_epochs",
+    "train.optimizer": "quantization.optimizer",
+    "train.ema": "quantization.ema",
+}
+"""Parameters of the training -> where they are set. All others are those of the training of the weights."""
 
 
 def quantization_parameters(train: Train, settings: Quantization, *, scales: tuple[str, str] | None = None) -> Train:
@@ -99,8 +109,12 @@ def write_quantized(out: Path, outcome: Outcome, train: Train, device: torch.dev
 
 
 def calibration_images(model: Detector, metadata: ModelMetadata, index: Index, count: int) -> Iterator[Tensor]:
-    """`count` images, evenly spread over the index and fitted as in an evaluation: (1, 3, H, W) in [0, 1]."""
+    """`count` images, evenly spread over the index and fitted as in an evaluation: (1, 3, H, W) in [0, 1].
+
+    Raises :class:`DataError` for images of a single colour; images that are all the same give a warning.
+    """
     preparer = Predictor(TorchRuntime(model, metadata))
     positions = torch.linspace(0, len(index) - 1, min(count, len(index))).round().int().unique().tolist()
-    for position in positions:
-        yield stack([preparer.prepare(read_annotated(index, position)).image]).float() / 255
+    prepared = (stack([preparer.prepare(read_annotated(index, position)).image]).numpy() for position in positions)
+    for images in checked(prepared, "quantization"):
+        yield torch.from_numpy(images).float() / 255

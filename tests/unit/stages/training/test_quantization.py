@@ -171,8 +171,13 @@ def test_the_run_is_that_of_weights_data_and_settings(project, images):
 def test_a_stopped_run_bars_other_settings_but_not_new_weights(project, images):
     stopped = QuantizationRun.prepared(params_with(), VARIANT)
     stopped.states.save(TrainingState({}, {"position": {"finished": False}}), 1)
-    with pytest.raises(TrainingError, match=r"train.epochs: was 2, is now 3.*stages.quantize .*--fresh"):
+    expected = r"\(quantization\.epochs: was 2, is now 3\).*stages.quantize .*--fresh"
+    with pytest.raises(TrainingError, match=expected):
         QuantizationRun.prepared(params_with(epochs=3), VARIANT).prepare(fresh=False)
+    with pytest.raises(TrainingError, match=r"\(quantization\.optimizer\.learning_rate: was 0\.\d+, is now 0\.5\)"):
+        QuantizationRun.prepared(params_with(optimizer={"learning_rate": 0.5}), VARIANT).prepare(fresh=False)
+    with pytest.raises(TrainingError, match=r"\(train\.augment\.mosaic: was 0\.0, is now 1\.0\)"):
+        QuantizationRun.prepared(params_with(train={"augment": {"mosaic": 1.0}}), VARIANT).prepare(fresh=False)
     give_weights(images, seed=1)
     run = QuantizationRun.prepared(params_with(epochs=3), VARIANT)
     run.prepare(fresh=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_aligned import small_aligned
@@ -11,8 +12,10 @@ from small_detector import metadata_of, small_detector
 from small_rep import BLOCKS
 from small_training import Watcher, parameters, same_outcome, trainer, training_data
 
+import yolov7.train.quantization
 from yolov7.config import Quantization, Train, quantization_settings
-from yolov7.errors import ConfigError, ModelError
+from yolov7.data.annotated import read_annotated
+from yolov7.errors import ConfigError, DataError, ModelError
 from yolov7.files import sha256_file
 from yolov7.loss.divergence import channel_divergence
 from yolov7.model import ModelMetadata, load_checkpoint, save_checkpoint
@@ -180,6 +183,19 @@ def test_published_settings_and_ours():
     ):
         with pytest.raises(ConfigError, match=message):
             quantization_settings(values)
+
+
+def test_calibration_images_that_show_nothing_are_refused_and_equal_ones_warned_of(data, files, monkeypatch, caplog):
+    settings, read = quantization_settings({**QUICK, "calibration_images": 3}), read_annotated
+    student_and_teacher(files["p5"], settings, data)
+    assert "calibration images" not in caplog.text
+    monkeypatch.setattr(yolov7.train.quantization, "read_annotated", lambda index, _: read(index, 0))
+    student_and_teacher(files["p5"], settings, data)
+    assert "quantization: the 3 calibration images are all the same" in caplog.text
+    plain = np.full((8, 8, 3), 7, np.uint8)
+    monkeypatch.setattr(yolov7.train.quantization, "read_annotated", lambda index, _: plain)
+    with pytest.raises(DataError, match=r"^quantization: the 3 calibration images are of a single colour each"):
+        student_and_teacher(files["p5"], settings, data)
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(data, tmp_path, files):
