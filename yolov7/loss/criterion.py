@@ -85,3 +85,31 @@ class Criterion(Protocol):
     def levels(self) -> tuple[LevelPicture, ...]:
         """The facts needed to draw each lead level."""
         ...
+
+
+class TeacherCriterion(Criterion):
+    """The criterion `labels` plus terms that compare the student with a teacher. Assignment and sizes are those of
+    `labels`, on the student's maps.
+    """
+
+    labels: Criterion
+
+    def _split(self, raw: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
+        """The parts of `raw`; the student's raw maps come first."""
+        raise NotImplementedError
+
+    def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
+        """See :class:`Criterion`."""
+        return self.labels.assign(self._split(raw)[0], targets)
+
+    def misfit(self, sizes: Tensor) -> Tensor:
+        """See :class:`Criterion`."""
+        return self.labels.misfit(sizes)
+
+    def largest_side(self) -> float:
+        """See :class:`Criterion`."""
+        return self.labels.largest_side()
+
+    def levels(self) -> tuple[LevelPicture, ...]:
+        """See :class:`Criterion`."""
+        return self.labels.levels()

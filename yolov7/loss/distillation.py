@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from yolov7.assign import Matches
 from yolov7.config import AlignedLoss, Distillation, LossParameters
 from yolov7.errors import ConfigError
-from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
+from yolov7.loss.criterion import Criterion, LossResult, TeacherCriterion, Totals
 from yolov7.loss.divergence import channel_divergence, class_divergence, distribution_divergence
 from yolov7.model import Detector
 from yolov7.model.heads.aligned import AlignedHead
@@ -41,7 +41,7 @@ class Labelled(Criterion, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class DistillationCriterion(Criterion):
+class DistillationCriterion(TeacherCriterion):
     """`labels`, and what `teacher` predicts for the same images.
 
     Of several processes each adds its share: the divergences of its own cells, and its part of the means over the
@@ -144,24 +144,6 @@ class DistillationCriterion(Criterion):
         places = zip(maps, matches.places(), strict=False)
         found = [level[:, : 4 * self.bins].movedim(1, 3)[image, y, x] for level, (image, _, y, x) in places]
         return torch.cat(found).unflatten(1, (4, self.bins))
-
-    # What the student alone decides ----------------------------------------------------------------------------------
-
-    def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
-        """See :class:`Criterion`."""
-        return self.labels.assign(self._split(raw)[0], targets)
-
-    def misfit(self, sizes: Tensor) -> Tensor:
-        """See :class:`Criterion`."""
-        return self.labels.misfit(sizes)
-
-    def largest_side(self) -> float:
-        """See :class:`Criterion`."""
-        return self.labels.largest_side()
-
-    def levels(self) -> tuple[LevelPicture, ...]:
-        """See :class:`Criterion`."""
-        return self.labels.levels()
 
 
 class Taught(nn.Module):

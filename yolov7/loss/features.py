@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from yolov7.config import AlignedLoss, AnchorLoss, Train
 from yolov7.errors import ConfigError
-from yolov7.loss.criterion import Criterion, LevelPicture, LossResult, Totals
+from yolov7.loss.criterion import Criterion, LossResult, TeacherCriterion, Totals
 from yolov7.loss.distillation import FEATURES, cosine_factor
 from yolov7.loss.divergence import channel_divergence
 from yolov7.model import Detector
@@ -25,7 +25,7 @@ from yolov7.model.spec import Network
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureCriterion(Criterion):
+class FeatureCriterion(TeacherCriterion):
     """`labels`, and how far the neck's maps are from those of `teacher`. Of several processes each adds its share."""
 
     labels: Criterion
@@ -72,24 +72,6 @@ class FeatureCriterion(Criterion):
         """The student's raw maps, its feature maps, and those of the teacher."""
         count = len(self.names)
         return raw[: -2 * count], raw[-2 * count : -count], raw[-count:]
-
-    # What the student alone decides ----------------------------------------------------------------------------------
-
-    def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
-        """See :class:`Criterion`."""
-        return self.labels.assign(self._split(raw)[0], targets)
-
-    def misfit(self, sizes: Tensor) -> Tensor:
-        """See :class:`Criterion`."""
-        return self.labels.misfit(sizes)
-
-    def largest_side(self) -> float:
-        """See :class:`Criterion`."""
-        return self.labels.largest_side()
-
-    def levels(self) -> tuple[LevelPicture, ...]:
-        """See :class:`Criterion`."""
-        return self.labels.levels()
 
 
 class Compared(nn.Module):
