@@ -27,11 +27,10 @@ from yolov7.artefact import (
     ONNX_NMS,
     QUANTIZED,
     SAFETENSORS,
-    FormatName,
 )
 from yolov7.data.index import Index
 from yolov7.errors import DataError, ModelError
-from yolov7.export import FLOAT16, INT8, VerifyLimits, VerifyReport, export_folder, verify
+from yolov7.export import VerifyLimits, VerifyReport, export_folder, limits_of, verify
 from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import described, export_onnx
 from yolov7.export.records import VERIFICATION, summary, write_records
@@ -126,7 +125,7 @@ def verified(
     others: dict[str, tuple[str | os.PathLike[str], VerifyLimits]] = {}
     for name in settings.formats:
         kind = own if quantized is not None and name in INT8_FORMATS else others
-        kind[name] = (out / FILE_OF_FORMAT[name], limits_of(name, settings))
+        kind[name] = (out / FILE_OF_FORMAT[name], limits_of(name, limits(settings)))
     report = verify(trained, *artefacts, **how, more=others)
     if quantized is not None and own:
         source, _ = load_checkpoint(quantized, network=network)
@@ -161,13 +160,6 @@ def limits(settings: Export) -> VerifyLimits:
         box_difference=settings.max_box_difference,
         ap_difference=settings.max_ap_difference,
     )
-
-
-def limits_of(name: FormatName, settings: Export) -> VerifyLimits:
-    """The limits of an optional format, by its precision."""
-    if name in INT8_FORMATS:
-        return INT8
-    return FLOAT16 if name.endswith("float16") else limits(settings)
 
 
 def int8_exporter(

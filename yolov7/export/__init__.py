@@ -5,7 +5,7 @@ from yolov7.export.onnx import export_onnx, export_onnx_nms
 from yolov7.export.openvino import export_openvino
 from yolov7.export.raw import export_onnx_raw
 from yolov7.export.tensorrt import build_engine, check_tensorrt
-from yolov7.export.verify import FLOAT16, INT8, VerifyLimits, VerifyReport, verify
+from yolov7.export.verify import FLOAT16, INT8, VerifyLimits, VerifyReport, limits_of, verify
 
 __all__ = [
     "FLOAT16",
@@ -19,5 +19,6 @@ __all__ = [
     "export_onnx_nms",
     "export_onnx_raw",
     "export_openvino",
+    "limits_of",
     "verify",
 ]

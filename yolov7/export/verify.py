@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from yolov7.artefact import INT8_FORMATS, FormatName
 from yolov7.data.index import Index
 from yolov7.detections import Detections
 from yolov7.evaluate.coco import Result
@@ -89,6 +90,13 @@ INT8 = VerifyLimits(
 )
 """Limits of int8 files. A single prediction may differ by any amount; detections, means and AP may not. Their AP on the
 whole validation set has its own limit, which decides the layers that stay in float (:mod:`yolov7.export.int8`)."""
+
+
+def limits_of(name: FormatName, limits: VerifyLimits) -> VerifyLimits:
+    """The limits of an optional format, by its precision; `limits` are those of float32."""
+    if name in INT8_FORMATS:
+        return INT8
+    return FLOAT16 if name.endswith("float16") else limits
 
 
 @dataclass
