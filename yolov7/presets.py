@@ -228,6 +228,7 @@ QUANTIZATION: dict[str, Preset] = {
         "batch_size": 128,
         "method": "entropy",
         "calibration_images": 160,
+        "atss_epochs": 4,
         "optimizer": {
             "name": "sgd",
             "learning_rate": 1e-5,

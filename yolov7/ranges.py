@@ -8,6 +8,11 @@ with `scale, zero_point = steps(low, high)`; rounding is to the nearest, halves 
 one scale per output channel, of `weight_scales`, and the zero point 0: `q = round(w / scale)`. The files hold exactly
 these numbers, so a training that rounds by them rounds as the files do.
 
+Processors without dot products of bytes (VNNI) multiply two neighbouring values by two weights and add the products in
+sixteen bits. So that no sum overflows there, and a file gives the same results everywhere, the magnitudes of weights
+that can meet add up to 128 at most: 255 * 128 < 2^15. Where a channel's largest weight has a small neighbour, as in
+merged kernels, that leaves nearly all of the eight bits.
+
 Sources of the methods: `entropy` is the calibration of TensorRT (Migacz, "8-bit inference with TensorRT", GTC 2017),
 here with both ends of a value's range; the others are those that the YOLOv6 paper's quantisation is compared with.
 """
@@ -15,7 +20,6 @@ here with both ends of a value's range; the others are those that the YOLOv6 pap
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import numpy as np
 
@@ -25,6 +29,10 @@ from yolov7.errors import ModelError
 Range = tuple[float, float]
 """Smallest and largest number to represent in eight bits."""
 
+HALF = 64
+"""Two weights of this magnitude can meet."""
+OF_PAIR = np.float32(1 / 127)
+"""Scale, by the sum of two magnitudes: rounding may add a step to 127. A factor, because devices divide differently."""
 PERCENTILE = 99.99
 """Share of the values below the upper end, and above the lower end, in percent."""
 NOTHING: Range = (0.0, 1.0)
@@ -135,14 +143,28 @@ def steps(low: float, high: float) -> tuple[np.float32, int]:
     return np.float32(scale), int(np.round(-first / scale))
 
 
-def weight_scales(weight: np.ndarray, *, axis: int = 0, bits: Literal[7, 8] = 7) -> np.ndarray:
-    """Scales (C,) of a weight, float32, whose output channels C lie along `axis`: 1 for transposed convolutions.
+def weight_scales(weight: np.ndarray, *, axis: int = 0) -> np.ndarray:
+    """Scales (C,) of a convolution's weight, float32, whose output channels C lie along `axis`: 1 where transposed.
 
-    Seven bits reach from -64 to 64, eight from -127 to 127. A channel of zeros has the scale 1.
+    Two weights whose products a processor may add in sixteen bits have magnitudes of at most 128 together: neighbours
+    along the inputs or along the kernel, in either order of the axes. A channel of zeros has the scale 1.
     """
+    magnitudes = np.abs(np.moveaxis(weight, axis, 0)).astype(np.float32)
+    orders = [order.reshape(len(order), -1) for order in (magnitudes, np.moveaxis(magnitudes, 1, -1))]
+    largest = orders[0].max(axis=1)
+    pairs = [(order[:, 1:] + order[:, :-1]).max(axis=1, initial=0.0) for order in orders]
+    together = np.maximum(largest, np.maximum(*pairs))
+    return _not_zero(np.minimum(largest / np.float32(HALF), together * OF_PAIR))
+
+
+def full_weight_scales(weight: np.ndarray, *, axis: int = 0) -> np.ndarray:
+    """Scales (C,) with the largest magnitude at 127, for TensorRT. A channel of zeros has the scale 1."""
     largest = np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis)).astype(np.float32)
-    scales = 2 * largest.astype(np.float64) / (128.0 if bits == 7 else 254.0)
-    return np.where(scales < np.finfo(np.float32).tiny, 1.0, scales).astype(np.float32)
+    return _not_zero((2 * largest.astype(np.float64) / 254.0).astype(np.float32))
+
+
+def _not_zero(scales: np.ndarray) -> np.ndarray:
+    return np.where(scales < np.finfo(np.float32).tiny, np.float32(1.0), scales)
 
 
 def _all(histogram: Histogram) -> Range:

@@ -16,7 +16,7 @@ from yolov7.presets import QUANTIZATION
 _OPTIMIZER: Mapping[str, Any] = MappingProxyType(
     {
         "name": "adamw",
-        "learning_rate": 1e-4,
+        "learning_rate": 2e-5,
         "final_factor": 0.02,
         "momentum": 0.9,
         "weight_decay": 0.0,
@@ -56,6 +56,9 @@ class Quantization(Group):
     """Training images, evenly spread, that they are measured on."""
     close_mosaic_epochs: int = Field(default=0, ge=0)
     """Number of last epochs without mosaic, mixup and pasting; published: 0."""
+    atss_epochs: int = Field(default=0, ge=0)
+    """First epochs that assign objects by ATSS, in networks whose training began so (`loss.atss_epochs`), and not for
+    longer than there. Published: 4. A trained network has no need of them: they teach it another choice of cells."""
     masks: bool = True
     """A network of RepOptimizer keeps its masks on the gradients, with `optimizer: {name: sgd}`: others undo them.
     False: it is trained as any other, which needs no scales."""

@@ -5,13 +5,10 @@ coordinates and logits, and all of the decoding stay in float. Where the runtime
 convolution, the values between them are rounded as well (:data:`Placement`).
 
 The numbers in the files are those of :mod:`yolov7.ranges`: for the input of a convolution, scale and zero point of
-`steps(low, high)`, as uint8; for its weights, `weight_scales(weight, axis=...)`, as int8 of seven bits. Biases are
-whole numbers of int32 times both scales. (ONNX Runtime's quantiser raises the scale of a channel whose bias would not
-fit: one with next to no weights.) For TensorRT both are int8 of eight bits with the zero point 0, of the scales
-`max(-low, high) / 127` and `weight_scales(weight, axis=..., bits=8)`, and biases are float.
-
-Seven bits, because processors without byte dot products (VNNI) add two 8-bit products in 16 bits and overflow; with
-seven bits a file gives the same results everywhere.
+`steps(low, high)`, as uint8; for its weights, `weight_scales(weight, axis=...)`, as int8 whose products with two
+neighbouring values fit in sixteen bits. Biases are whole numbers of int32 times both scales. (ONNX Runtime's quantiser
+raises the scale of a channel whose bias would not fit: one with next to no weights.) For TensorRT both are int8 with
+the zero point 0, of the scales `max(-low, high) / 127` and `full_weight_scales(weight, axis=...)`; biases are float.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ from yolov7.export.kernels import (
     readers,
     silus,
 )
-from yolov7.ranges import Range, steps
+from yolov7.ranges import Range, full_weight_scales, steps, weight_scales
 
 Placement = Literal["onnx", "openvino", "tensorrt"]
 """Which values are quantised. ONNX Runtime works on bytes from convolution to convolution, so every operator between
@@ -114,26 +111,27 @@ def quantized(
     del copy.metadata_props[:]
     if not chosen:
         return copy
-    between, floats = list[onnx.NodeProto](), set[str]()
+    between, floats, means = list[onnx.NodeProto](), set[str](), set[str]()
     if placement == "onnx":
         ranges = _moved_together(graph, ranges)
         floats = in_float(graph, chosen)
         between = _between(graph, chosen, ranges, exact, floats)
-        means_as_convolutions(copy, {node.name for node in between if is_plain_mean(node)})
+        means = {node.name for node in between if is_plain_mean(node)}
+        means_as_convolutions(copy, means)
     before = {node.input[0]: ranges[node.output[0]] for node in _only_readers(graph) if _cuts(node, ranges)}
     extents = {name: (np.float32(low), np.float32(high)) for name, (low, high) in {**ranges, **before}.items()}
     symmetric = placement == "tensorrt"
     quantizer = QDQQuantizer(
         copy,
         per_channel=True,
-        reduce_range=not symmetric,
+        reduce_range=False,
         weight_qType=QuantType.QInt8,
         activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, extents),
         nodes_to_quantize=[*chosen, *(node.name for node in between)],
         nodes_to_exclude=[],
         op_types_to_quantize=[*CONVOLUTIONS, *_BETWEEN],
-        extra_options=_options(placement),
+        extra_options={**_options(placement), "TensorQuantOverrides": _weights(copy, chosen | means, placement)},
     )
     result: onnx.ModelProto = quantizer.quantize_model()
     if placement != "onnx":
@@ -155,6 +153,19 @@ def _options(placement: Placement) -> dict[str, Any]:
         # Its parser wants pairs at the weights, which stay float in the file, and takes no biases in int32.
         options |= {"ActivationSymmetric": True, "AddQDQPairToWeight": True, "QuantizeBias": False}
     return options
+
+
+def _weights(graph: onnx.ModelProto, chosen: set[str], placement: Placement) -> dict[str, list[dict[str, Any]]]:
+    """Scale of every output channel of the weights of these convolutions, as the quantiser takes them."""
+    constants = {constant.name: constant for constant in graph.graph.initializer}
+    scales_of = full_weight_scales if placement == "tensorrt" else weight_scales
+    found = {}
+    for node in graph.graph.node:
+        if node.name in chosen:
+            axis = 1 if node.op_type == "ConvTranspose" else 0
+            scales = scales_of(onnx.numpy_helper.to_array(constants[node.input[1]]), axis=axis)
+            found[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
+    return found
 
 
 def _require_ranges(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges) -> None:

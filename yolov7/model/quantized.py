@@ -1,9 +1,9 @@
 """The quantised form of a network: deploy form that computes as its int8 files do, and can be trained (YOLOv6 paper,
 section 2.5; reference sheet: yolov6-training, section 11).
 
-Every convolution but the last of a path rounds its input to eight bits and its weights to seven, as the files do
-(:mod:`yolov7.ranges`). Weights have a scale per output channel, by their largest magnitude at the moment. Inputs have a
-learnt range each; convolutions that read the same value share it. Gradients pass the rounding as if it were not there.
+Every convolution but the last of a path rounds its input and its weights, as the files do (:mod:`yolov7.ranges`).
+Weights have a scale per output channel, by their magnitudes at the moment. Inputs have a learnt range each;
+convolutions that read the same value share it. Gradients pass the rounding as if it were not there.
 
 torch.ao.quantization is deprecated; its successors, PT2E of torchao and NNCF, train an exported graph in place of the
 modules. Such a graph has fixed sides and names of its own, so the losses, the averages, the exact resume and the files

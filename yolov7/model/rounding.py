@@ -17,11 +17,9 @@ from torch.overrides import TorchFunctionMode, wrap_torch_function
 
 from yolov7.device import widest_float
 from yolov7.errors import ModelError
-from yolov7.ranges import Range
+from yolov7.ranges import HALF, OF_PAIR, Range
 
 _STEPS = 255
-_WEIGHT_STEPS = 64
-"""Of seven bits, on each side of zero."""
 
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
@@ -138,34 +136,39 @@ class QuantizedConv(nn.Module):
         return "input" in self._modules
 
     def forward(self, x: Tensor) -> Tensor:
-        x, weight = rounded_value(x, self.values), self.rounded_weight()
-        bias, options = self.rounded_bias(), self._geometry
+        x, scales, options = rounded_value(x, self.values), self._weight_scales(), self._geometry
+        weight, bias = self.rounded_weight(scales), self.rounded_bias(scales)
         stride, padding, groups, dilation = (options[name] for name in ("stride", "padding", "groups", "dilation"))
         if self.transposed:
             return F.conv_transpose2d(x, weight, bias, stride, padding, 0, groups, dilation)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
-    def rounded_weight(self) -> Tensor:
-        """The weights in seven bits, as :func:`yolov7.ranges.weight_scales` has it."""
-        scale = self._weight_scale()
-        scale = scale[None, :, None, None] if self.transposed else scale[:, None, None, None]
+    def rounded_weight(self, scales: Tensor | None = None) -> Tensor:
+        """The weights in steps of their scales, which are :func:`yolov7.ranges.weight_scales`."""
+        scales = self._weight_scales() if scales is None else scales
+        scales = scales[None, :, None, None] if self.transposed else scales[:, None, None, None]
         weight = self.weight.detach()
-        # The largest magnitude is on the last step, so nothing is clipped.
-        return self.weight + ((weight / scale).round_().mul_(scale).sub_(weight))
+        # No magnitude has more than 127 steps, so nothing is clipped.
+        return self.weight + ((weight / scales).round_().mul_(scales).sub_(weight))
 
-    def rounded_bias(self) -> Tensor | None:
+    def rounded_bias(self, scales: Tensor | None = None) -> Tensor | None:
         """The bias in steps of the products of a value and a weight, of 32 bits."""
         if self.bias is None:
             return None
         bias = self.bias.detach()
-        step = self._weight_scale() * self.values.scale()
+        step = (self._weight_scales() if scales is None else scales) * self.values.scale()
         return self.bias + ((bias / step).round() * step - bias)
 
-    def _weight_scale(self) -> Tensor:
-        weight, axis = self.weight.detach(), int(self.transposed)
-        largest = weight.abs().amax([i for i in range(weight.ndim) if i != axis])
-        scale = largest / _WEIGHT_STEPS
-        return torch.where(scale < torch.finfo(torch.float32).tiny, 1.0, scale)
+    def _weight_scales(self) -> Tensor:
+        magnitudes = self.weight.detach().abs()
+        magnitudes = magnitudes.transpose(0, 1) if self.transposed else magnitudes
+        orders = [order.flatten(1) for order in (magnitudes, magnitudes.movedim(1, -1))]
+        largest = together = orders[0].amax(1)
+        for order in orders:
+            if order.shape[1] > 1:
+                together = torch.maximum(together, (order[:, 1:] + order[:, :-1]).amax(1))
+        scales = torch.minimum(largest / HALF, together * float(OF_PAIR))
+        return torch.where(scales < torch.finfo(torch.float32).tiny, 1.0, scales)
 
     def reparameterize(self) -> nn.Module:
         """The plain convolution with these weights."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yolov7.artefact import QUANTIZED
-from yolov7.config import HeadOptions, Quantization, Train
+from yolov7.config import AlignedLoss, HeadOptions, Quantization, Train
 from yolov7.data.annotated import read_annotated
 from yolov7.data.calibration import checked
 from yolov7.data.index import Index
@@ -45,6 +45,9 @@ def quantization_parameters(train: Train, settings: Quantization, *, scales: tup
     `scales` are path and sha256 of the scales of a network of RepOptimizer, whose masks it keeps.
     """
     augment = train.augment.model_copy(update={"close_mosaic_epochs": settings.close_mosaic_epochs})
+    loss = train.loss
+    if isinstance(loss, AlignedLoss):
+        loss = loss.model_copy(update={"atss_epochs": min(settings.atss_epochs, loss.atss_epochs)})
     path, sha256 = scales or ("", "")
     return train.model_copy(
         update={
@@ -67,6 +70,7 @@ def quantization_parameters(train: Train, settings: Quantization, *, scales: tup
             "evaluate_every": 1,
             "patience": 0,
             "augment": augment,
+            "loss": loss,
             "optimizer": settings.optimizer,
             "ema": settings.ema,
         }

@@ -18,6 +18,7 @@ from yolov7.errors import ModelError
 from yolov7.ranges import (
     NOTHING,
     Histogram,
+    full_weight_scales,
     range_of,
     steps,
     union,
@@ -140,17 +141,58 @@ def test_the_arithmetic_is_that_of_onnx_runtime(ends):
     np.testing.assert_array_equal(rounded(values, *ends), through_onnx(values, scale, np.uint8(zero)))
 
 
-@pytest.mark.parametrize(("bits", "most"), [(7, 64), (8, 127)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_weights_have_a_scale_per_output_channel(axis, bits, most):
+def test_full_weights_have_a_scale_per_output_channel(axis):
     from onnxruntime.quantization.quant_utils import quantize_data
 
     weight = np.random.default_rng(0).normal(0, 1, (4, 5, 3, 3)).astype(np.float32)
     weight[(slice(None),) * axis + (2,)] = 0
-    scales = weight_scales(weight, axis=axis, bits=bits)
+    scales = full_weight_scales(weight, axis=axis)
     assert scales.shape == (weight.shape[axis],) and scales.dtype == np.float32 and scales[2] == 1
     for channel, scale in enumerate(scales):
         values = weight.take(channel, axis).ravel()
-        zero, expected, q = quantize_data(values, TensorProto.INT8, True, reduce_range=bits == 7)
-        assert zero == 0 and scale == expected and np.abs(q.astype(int)).max() == (most if channel != 2 else 0)
+        zero, expected, q = quantize_data(values, TensorProto.INT8, True)
+        assert zero == 0 and scale == expected and np.abs(q.astype(int)).max() == (127 if channel != 2 else 0)
         np.testing.assert_array_equal(q, np.round(values / scale))
+
+
+def in_sixteen_bits(weight):
+    """Whether a product of the largest bytes with two neighbouring weights (C, I, K, K) overflows anywhere."""
+    sums = []
+    for order in (weight, np.moveaxis(weight, 1, -1)):
+        products = np.abs(order.reshape(len(order), -1).astype(np.int64)) * 255
+        sums.append((products[:, 1:] + products[:, :-1]).max(initial=0))
+        sums.append(products.max())
+    return max(sums) <= np.iinfo(np.int16).max
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(1, 3)),
+    tail=st.floats(0.3, 6.0),
+    axis=st.integers(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_products_with_two_neighbouring_weights_fit_in_sixteen_bits(shape, tail, axis, seed):
+    outputs, inputs, side = shape
+    size = (outputs, inputs, side, side) if axis == 0 else (inputs, outputs, side, side)
+    random = np.random.default_rng(seed)
+    weight = (np.abs(random.normal(0, 1, size)) ** tail * random.choice([-1, 1], size)).astype(np.float32)
+    scales = weight_scales(weight, axis=axis)
+    rows = np.moveaxis(weight, axis, 0)
+    steps_of = np.round(rows / scales[:, None, None, None])
+    assert scales.dtype == np.float32 and in_sixteen_bits(steps_of)
+    most = np.abs(steps_of).reshape(outputs, -1).max(axis=1)
+    assert (most >= 63).all() and (most <= 127).all()  # never less than seven bits, nothing clipped
+    full = full_weight_scales(weight, axis=axis)
+    assert (scales >= full * (1 - 1e-6)).all() and (scales <= full * 127 / 64 * (1 + 1e-6)).all()
+
+
+def test_a_weight_beside_small_ones_has_nearly_eight_bits():
+    weight = np.full((3, 4, 3, 3), 0.01, np.float32)
+    weight[0, 1, 1, 1] = 1.0  # alone
+    weight[1, 1, 1, 1:3] = 1.0  # two along the kernel
+    weight[2, 1:3, 1, 1] = -1.0  # two along the inputs
+    np.testing.assert_allclose(1 / weight_scales(weight), [127 / 1.01, 64, 64], rtol=1e-6)
+    assert not in_sixteen_bits(np.round(weight / full_weight_scales(weight)[:, None, None, None]))
+    assert weight_scales(np.zeros((2, 1, 1, 1), np.float32)).tolist() == [1, 1]

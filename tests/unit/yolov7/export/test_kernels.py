@@ -104,6 +104,10 @@ def test_a_mean_of_bytes_is_a_convolution_with_its_numbers():
     (node,) = (node for node in result.graph.node if mean in node.output)
     (group,) = (attribute.i for attribute in node.attribute if attribute.name == "group")
     assert (node.op_type, group) == ("Conv", CHANNELS)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    (weight,) = (user.input for user in result.graph.node if node.input[1] in user.output)
+    # Equal neighbours, two of which add up to 128; and their scale is a power of two.
+    assert (constants[weight[0]] == 64).all() and (constants[weight[1]] == 2.0**-8).all()
     back = next(user for user in result.graph.node if user.op_type == "DequantizeLinear" and mean in user.input[0])
     _, values, means = run(result, node.input[0], back.output[0])
     corners = [values[..., i : i + 15, j : j + 15] for i in (0, 1) for j in (0, 1)]

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from yolov7.export.calibrate import calibrate
 from yolov7.export.quantize import quantizable, quantized
-from yolov7.ranges import weight_scales
+from yolov7.ranges import full_weight_scales, weight_scales
 
 
 def silu(maker, value):
@@ -149,7 +149,7 @@ def test_a_transposed_convolution_has_a_scale_per_output_channel(placement):
     (axis,) = (attribute.i for attribute in back.attribute if attribute.name == "axis")
     original = next(n for n in graph.graph.node if n.op_type == "ConvTranspose").input[1]
     weight = next(numpy_helper.to_array(t) for t in graph.graph.initializer if t.name == original)
-    expected = weight_scales(weight, axis=1, bits=8 if placement == "tensorrt" else 7)
+    expected = (full_weight_scales if placement == "tensorrt" else weight_scales)(weight, axis=1)
     assert axis == 1 and weight.shape[:2] == (CHANNELS, 4)
     np.testing.assert_array_equal(constants[back.input[1]], expected)
     assert 0 < np.abs(run(result) - run(graph)).mean() < 0.06 * run(graph).std()

@@ -20,7 +20,7 @@ from yolov7.export.quantize import quantizable, quantized
 from yolov7.export.tensorrt import profile_shapes
 from yolov7.nms import Thresholds
 from yolov7.predict.runtimes import onnx_session
-from yolov7.ranges import weight_scales
+from yolov7.ranges import full_weight_scales
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_symmetric_bytes_at_convolutions_pass(graph, symmetric):
             assert weight.op_type == "QuantizeLinear" and constants[weight.input[0]].data_type == onnx.TensorProto.FLOAT
             scales = numpy_helper.to_array(constants[weight.input[1]])
             values = numpy_helper.to_array(constants[weight.input[0]])
-            np.testing.assert_array_equal(scales, weight_scales(values, bits=8))  # eight bits, per output channel
+            np.testing.assert_array_equal(scales, full_weight_scales(values))  # per output channel
     zeros = [tensor for name, tensor in constants.items() if name.endswith("_zero_point")]
     assert zeros and all(t.data_type == onnx.TensorProto.INT8 and not numpy_helper.to_array(t).any() for t in zeros)
     batch = np.random.default_rng(1).integers(0, 256, (1, 3, 64, 64), dtype=np.uint8)

@@ -134,6 +134,15 @@ def test_the_loss_is_that_of_the_labels_and_of_the_features(data, tmp_path, file
     assert FEATURES not in silent.learner.criterion.parts
 
 
+@pytest.mark.parametrize(("settings", "trained", "expected"), [({}, 4, 0), ({"preset": "yolov6"}, 4, 4)])
+def test_a_trained_network_assigns_as_at_its_end_unless_published_otherwise(settings, trained, expected):
+    train = parameters("yolov6-s", loss={"atss_epochs": trained})
+    params = quantization_parameters(train, quantization_settings(settings))
+    assert params.loss == train.loss.model_copy(update={"atss_epochs": expected})
+    never = parameters("yolov6-s", loss={"atss_epochs": 0})
+    assert quantization_parameters(never, quantization_settings(settings)).loss == never.loss
+
+
 def test_the_network_is_trained_as_it_is_deployed(files, data):
     settings = quantization_settings({**QUICK, "close_mosaic_epochs": 1})
     train = parameters("yolov9", pgi="", freeze=("backbone",), patience=5, distill_from="self")
