@@ -22,6 +22,9 @@ from yolov7.letterbox import load_size, resize_to_long_side
 MAX_BROKEN = 16
 """Give up a sample after this many unreadable images: then the storage is gone, not an image."""
 
+_KEPT = 9
+"""Images of a sample that are kept until it is complete: the tiles of the largest mosaic."""
+
 _REPLACEMENT = 2
 """Names the random stream that finds replacements for unreadable images."""
 
@@ -168,12 +171,16 @@ class _UnreadableError(Exception):
 
 
 class _ReplacingSource:
-    """The data set as augmentation sees it, with some images replaced by others in every respect."""
+    """The data set as augmentation sees it, with some images replaced by others in every respect.
+
+    The last images it decoded are kept: each object that is pasted asks for the pixels of its image once more.
+    """
 
     def __init__(self, dataset: TrainDataset, replacements: dict[int, int]) -> None:
         self.dataset = dataset
         self.replacements = replacements
         self.has_polygons = dataset.has_polygons
+        self._decoded: dict[int, Image] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -191,7 +198,12 @@ class _ReplacingSource:
 
     def image(self, i: int) -> Image:
         actual = self._actual(i)
+        image = self._decoded.pop(actual, None)
         try:
-            return self.dataset.image(actual)
+            image = self.dataset.image(actual) if image is None else image
         except DataError as error:
             raise _UnreadableError(actual, error) from error
+        self._decoded[actual] = image  # the newest stands last
+        if len(self._decoded) > _KEPT:
+            del self._decoded[next(iter(self._decoded))]
+        return image

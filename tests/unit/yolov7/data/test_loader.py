@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from yolov7.augment.multi_scale import multi_scale_size, resize_batch
 from yolov7.config import Augment
 from yolov7.data.cache import ImageCache
-from yolov7.data.dataset import TrainDataset
+from yolov7.data.dataset import _KEPT, TrainDataset, _ReplacingSource
 from yolov7.data.decode import decode_image
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
@@ -506,6 +506,29 @@ def test_workers_end_with_a_training_that_is_killed():
     # run() returns when the last process that has inherited the pipe is gone.
     assert done.returncode == -signal.SIGKILL
     assert len(set(done.stdout.split())) == 2
+
+
+def test_an_image_is_read_once_for_a_sample_however_many_of_its_objects_are_pasted(index, monkeypatch):
+    augment = Augment(mosaic9=0.0, mixup=0.0, paste_in=0.0, copy_paste=1.0)
+    expected = [dataset_of(index, augment=augment)[0, i] for i in range(COUNT)]
+    dataset, read, asked = dataset_of(index, augment=augment), [], []
+    whole, ask = dataset._read, _ReplacingSource.image
+    monkeypatch.setattr(dataset, "_read", lambda i: read.append(i) or whole(i))
+    monkeypatch.setattr(_ReplacingSource, "image", lambda self, i: asked.append(i) or ask(self, i))
+    times = 0
+    for i in range(COUNT):
+        read.clear()
+        np.testing.assert_array_equal(dataset[0, i].image, expected[i].image)
+        assert 0 < len(read) == len(set(read)) <= 4
+        times += len(read)
+    assert len(asked) > 1.5 * times  # pasted objects did ask again
+
+
+def test_the_images_kept_for_a_sample_are_the_last_few(index):
+    source = _ReplacingSource(dataset_of(index), {})
+    for i in [*range(_KEPT), 0, _KEPT]:
+        source.image(i)
+    assert list(source._decoded) == [*range(2, _KEPT), 0, _KEPT]
 
 
 def test_large_photographs_are_reduced_while_decoded_and_boxes_stay_where_they_are(tmp_path, monkeypatch):
