@@ -2,10 +2,11 @@
 
     python benchmarks/feeding.py --annotations instances.json --images FOLDER [--samples 240] [--tflops 198]
 
-Four ways of each variant's recipe at 640 px: images decoded every time and cached in memory (`train.cache: ram`), each
-with the jitter of colours in the loader and on the device (`augment.hsv_on_device`). Rates count processor time. The
-last columns are the cores that are needed if the GPU computes `--tflops` 10^12 operations a second in training (by
-default a fifth of an H200's 989) and a step costs three forward passes. `benchmarks/gpu.py` measures it on a GPU.
+Six ways of each variant's recipe at 640 px: images decoded every time, so with `augment.reduced_decode`, and cached in
+memory (`train.cache: ram`), each with the jitter of colours in the loader and on the device (`augment.hsv_on_device`).
+Rates count processor time. The last columns are the cores that are needed if the GPU computes `--tflops` 10^12
+operations a second in training (by default a fifth of an H200's 989) and a step costs three forward passes.
+`benchmarks/gpu.py` measures it on a GPU.
 """
 
 from __future__ import annotations
@@ -29,15 +30,18 @@ from yolov7.data.loader import TrainLoader
 from yolov7.model.variants import recipe_of
 
 VARIANTS = ["yolov7-tiny", "yolov7", "yolov7-w6", "yolov9-c", "yolov6-s"]
-WAYS = (("none", False), ("none", True), ("ram", False), ("ram", True))
-"""Cache, and whether colours are changed on the device."""
+WAYS = (
+    ("none", False, False), ("none", True, False), ("none", False, True), ("none", True, True),
+    ("ram", False, False), ("ram", True, False),
+)  # fmt: skip
+"""Cache, whether colours are changed on the device, whether JPEGs are decoded no larger than they are shown."""
 BATCH = 16
 
 
-def rate(index: Index, variant: str, side: int, cache: str, on_device: bool, samples: int) -> float:
+def rate(index: Index, variant: str, side: int, cache: str, on_device: bool, reduced: bool, samples: int) -> float:
     """Images per second of processor time, of one process."""
     augment = train_parameters({}, recipe=recipe_of(variant)).augment
-    augment = augment.model_copy(update={"hsv_on_device": on_device})
+    augment = augment.model_copy(update={"hsv_on_device": on_device, "reduced_decode": reduced})
     dataset = TrainDataset(index, image_size=side, augment=augment, seed=0, cache=cache)  # type: ignore[arg-type]
     loader = TrainLoader(dataset, batch_size=BATCH)
     batches = (batch for epoch in range(10**6) for batch in loader.epoch(epoch))
@@ -68,7 +72,7 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         index = build_index(read_coco(arguments.annotations), arguments.images, Path(folder) / "index")
-        heads = ("decoded", "decoded, device", "cached", "cached, device")
+        heads = ("decoded", "decoded, device", "reduced", "reduced, device", "cached", "cached, device")
         columns = ["images/s a core:", *heads, "trained/s", *(f"cores: {head}" for head in heads)]
         print("| " + " | ".join(columns) + " |\n| --- " + "| ---: " * (len(columns) - 1) + "|")
         for info in listed_infos(arguments.variants):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from yolov7.augment.sample import Objects
+from yolov7.augment.sample import Objects, Shown
 from yolov7.polygons import Polygons
 
 SIDE = 64
@@ -58,3 +58,6 @@ class SyntheticSource:
     def image(self, index):
         self.asked.append(index)
         return self._images[index]
+
+    def shown(self, index, scale):
+        return Shown(self.image(index))

@@ -238,7 +238,7 @@ def paint_tile(image: Image, source: SampleSource, tile: Tile, matrix: Floats) -
 
 def _paint_upright(image: Image, source: SampleSource, tile: Tile, matrix: Floats) -> Rectangle:
     """Without rotation or shear a tile covers a rectangle of whole output pixels: those whose centres fall into it."""
-    spans, crops, maps = [], [], []
+    spans, crops, places = [], [], []
     for axis, start in enumerate((tile.x, tile.y)):
         scale, shift = float(matrix[axis, axis]), float(matrix[axis, 2])
         low, high = tile.clip[axis], tile.clip[axis + 2]
@@ -250,11 +250,18 @@ def _paint_upright(image: Image, source: SampleSource, tile: Tile, matrix: Float
         crop = max(math.floor((first + 0.5 - shift) / scale) - 2, low) - start
         crop_end = min(math.ceil((end - 0.5 - shift) / scale) + 2, high) - start
         spans.append((first, end))
-        crops.append(slice(crop, crop_end))
-        maps.append((1 / scale, (first + 0.5 - shift) / scale - start - crop - 0.5))
+        crops.append((crop, crop_end))
+        places.append((first + 0.5 - shift) / scale - start)
     (x1, x2), (y1, y2) = spans
-    pixels = cv2.cvtColor(source.image(tile.source)[crops[1], crops[0]], cv2.COLOR_RGB2RGBA)
-    inverse = np.array([[maps[0][0], 0, maps[0][1]], [0, maps[1][0], maps[1][1]]])
+    shown = source.shown(tile.source, float(max(matrix[0, 0], matrix[1, 1])))
+    inverse = np.zeros((2, 3))
+    slices = []
+    for axis, ((crop, crop_end), share) in enumerate(zip(crops, shown.scale, strict=True)):
+        # A margin of two pixels of load size need not be one of these.
+        low = max(math.floor(crop * share - (1 - share)), 0)
+        slices.append(slice(low, math.ceil(crop_end * share + (1 - share))))
+        inverse[axis, axis], inverse[axis, 2] = share / matrix[axis, axis], share * places[axis] - low - 0.5
+    pixels = cv2.cvtColor(shown.image[slices[1], slices[0]], cv2.COLOR_RGB2RGBA)
     cv2.warpAffine(
         pixels,
         inverse,
@@ -322,8 +329,11 @@ def _paint_overlay(image: Image, source: SampleSource, overlay: Overlay, matrix:
     if x1 >= x2 or y1 >= y2:
         return 0, 0, 0, 0
     mask = outline_mask(outlines, x1, y1, x2 - x1, y2 - y1) & outline_mask([limit], x1, y1, x2 - x1, y2 - y1)
-    shifted = translation(-x1 - 0.5, -y1 - 0.5) @ placed @ translation(tile.x + 0.5, tile.y + 0.5)
-    pixels = cv2.cvtColor(source.image(tile.source), cv2.COLOR_RGB2RGBA)
+    shown = source.shown(tile.source, float(max(matrix[0, 0], matrix[1, 1])) if is_upright(matrix) else 1.0)
+    enlarged = np.diag([1 / shown.scale[0], 1 / shown.scale[1], 1.0])
+    onto_canvas = translation(tile.x, tile.y) @ enlarged @ translation(0.5, 0.5)
+    shifted = translation(-x1 - 0.5, -y1 - 0.5) @ placed @ onto_canvas
+    pixels = cv2.cvtColor(shown.image, cv2.COLOR_RGB2RGBA)
     cv2.copyTo(_warp(pixels, shifted, x2 - x1, y2 - y1, cv2.BORDER_REPLICATE), mask, image[y1:y2, x1:x2])
     return x1, y1, x2, y2
 

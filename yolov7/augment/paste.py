@@ -176,7 +176,16 @@ def _paste(window: Image, source: SampleSource, cut_out: CutOut) -> Floats | Non
     mask = outline_mask([(points - low) * scales for points in cut_out.outlines], 0, 0, width, height)
     if cv2.countNonZero(mask) <= MIN_MASK:
         return None
-    pixels = source.image(cut_out.source)[low[1] : high[1], low[0] : high[0]]
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    cv2.copyTo(cv2.resize(pixels, (width, height), interpolation=interpolation), mask, window[:height, :width])
+    shown = source.shown(cut_out.source, float(scales.max()))
+    if shown.scale == (1.0, 1.0):
+        pixels = shown.image[low[1] : high[1], low[0] : high[0]]
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        pixels = cv2.resize(pixels, (width, height), interpolation=interpolation)
+    else:  # averaged already, and the corner need not be a whole pixel
+        across_map, down_map = shown.scale / scales
+        corner = low * shown.scale - 0.5 + np.array([across_map, down_map]) / 2
+        inverse = np.array([[across_map, 0, corner[0]], [0, down_map, corner[1]]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        pixels = cv2.warpAffine(shown.image, inverse, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    cv2.copyTo(pixels, mask, window[:height, :width])
     return (cut_out.box - np.tile(low, 2)) * np.tile(scales, 2)

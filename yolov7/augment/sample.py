@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,15 @@ class Objects:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+
+class Shown(NamedTuple):
+    """Pixels of an image for a place in a sample; they may be fewer than those of the load size."""
+
+    image: Image
+    """(h, w, 3) RGB."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Its pixels per pixel of the load size along x, y. A rest of the last pixel may lie outside of the image."""
 
 
 class SampleSource(Protocol):
@@ -47,6 +56,9 @@ class SampleSource(Protocol):
 
     def image(self, index: int) -> Image:
         """Its pixels, (height, width, 3) RGB."""
+
+    def shown(self, index: int, scale: float) -> Shown:
+        """Its pixels for a place that shows at most `scale` pixels for each of the load size."""
 
 
 @dataclass

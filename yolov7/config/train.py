@@ -78,6 +78,9 @@ class Augment(Group):
     """Jitter hue, saturation and brightness on the device, a batch at a time, instead of in the loader: a third less
     work for it where images are cached. From the same random numbers; values differ by one level at most, and what was
     pasted in is jittered with the rest."""
+    reduced_decode: Annotated[bool, AddedLater()] = False
+    """Decode a JPEG at half, a quarter or an eighth of its sides where a sample shows it no larger than that. For large
+    photographs, which decode faster, without a cache; pixels differ slightly, labels do not."""
     flip_up_down: float = Field(default=0.0, ge=0.0, le=1.0)
     """Probability of a vertical flip."""
     flip_left_right: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -303,6 +306,15 @@ class Train(Group):
             )
         if mode == "target" and self.optimizer.rate_batch:
             raise ValueError("rep_optimizer: target does not scale the learning rate; set `optimizer: {rate_batch: 0}`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> Train:
+        """A cached image would not give the pixels that a fresh one gives, and a cache may come and go in a run."""
+        if self.cache != "none" and self.augment.reduced_decode:
+            raise ValueError(
+                f"augment.reduced_decode: `cache: {self.cache}` decodes each image once and for all; set one of them"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,17 +10,20 @@ from typing import Literal
 import numpy as np
 
 from yolov7.augment.pipeline import augment_sample
-from yolov7.augment.sample import Image, Objects, Sample
+from yolov7.augment.sample import Image, Objects, Sample, Shown
 from yolov7.config import Augment
-from yolov7.data.annotated import read_annotated
 from yolov7.data.cache import ImageCache
 from yolov7.data.decode import reduction_for
 from yolov7.data.index import Index
-from yolov7.errors import DataError
-from yolov7.letterbox import load_size, resize_to_long_side
+from yolov7.data.shown import read_shown
+from yolov7.errors import ConfigError, DataError
+from yolov7.letterbox import load_size
 
 MAX_BROKEN = 16
 """Give up a sample after this many unreadable images: then the storage is gone, not an image."""
+
+_KEPT = 9
+"""Images of a sample that are kept until it is complete: the tiles of the largest mosaic."""
 
 _REPLACEMENT = 2
 """Names the random stream that finds replacements for unreadable images."""
@@ -48,10 +51,13 @@ class TrainDataset:
 
         `cache="ram"` decodes all images now and keeps them, at training size, in memory that the workers share;
         `"disk"` keeps them in a file in `cache_folder`, which serves later runs on the same images too.
-        Raises :class:`DataError` for an index without images, or a cache folder that cannot be written.
+        Raises :class:`DataError` for an index without images, or a cache folder that cannot be written, and
+        :class:`ConfigError` for a cache beside `augment.reduced_decode`.
         """
         if not len(index):
             raise DataError("there are no images to train on", path=index.folder)
+        if augment.reduced_decode and cache != "none":
+            raise ConfigError(f"augment.reduced_decode and cache {cache!r} exclude each other; set one of them")
         self.index = index
         self.image_size = image_size
         self.augment = augment
@@ -62,7 +68,7 @@ class TrainDataset:
         if cache != "none":
             shapes = np.array([self.size(i) for i in range(len(index))])
             file = Path(cache_folder) / f"{self._cache_key()}.pixels" if cache == "disk" else None
-            self._cache = ImageCache(shapes, self._read, file=file)
+            self._cache = ImageCache(shapes, lambda i: self._read(i, self.reduction(i)).image, file=file)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -138,8 +144,22 @@ class TrainDataset:
 
     def image(self, i: int) -> Image:
         """Pixels (h, w, 3) RGB of image `i` at :meth:`size`; :class:`DataError` if it cannot be read."""
+        return self.shown(i, self.reduction(i)).image
+
+    def reduction(self, i: int, scale: float = 1.0) -> int:
+        """Divisor of the sides at which image `i` is decoded if it is a JPEG.
+
+        It depends on the `scale` at which a sample shows the image only with `augment.reduced_decode`.
+        """
+        if not self.augment.reduced_decode:
+            return reduction_for(*self.index.size(i), self.image_size)
+        # Never for more than the load size: an enlarged image is as sharp as it is without the option.
+        return reduction_for(*self.index.size(i), self.image_size * min(scale, 1.0), rest=True)
+
+    def shown(self, i: int, reduction: int) -> Shown:
+        """Pixels of image `i`, decoded at 1 / `reduction`, at :meth:`size` or smaller; errors as of :meth:`image`."""
         cached = None if self._cache is None else self._cache.get(i)
-        return self._read(i) if cached is None else cached
+        return self._read(i, reduction) if cached is None else Shown(cached)
 
     def _cache_key(self) -> str:
         """Changes when an image file does, or the size it is wanted at."""
@@ -154,9 +174,8 @@ class TrainDataset:
             digest.update(f"\n{self.index.file_name(i)} {self.index.size(i)} {found}".encode())
         return digest.hexdigest()[:16]
 
-    def _read(self, i: int) -> Image:
-        reduction = reduction_for(*self.index.size(i), self.image_size)
-        return resize_to_long_side(read_annotated(self.index, i, reduction=reduction), self.image_size)
+    def _read(self, i: int, reduction: int) -> Shown:
+        return read_shown(self.index, i, self.image_size, reduction)
 
 
 class _UnreadableError(Exception):
@@ -168,12 +187,16 @@ class _UnreadableError(Exception):
 
 
 class _ReplacingSource:
-    """The data set as augmentation sees it, with some images replaced by others in every respect."""
+    """The data set as augmentation sees it, with some images replaced by others in every respect.
+
+    The last images it decoded are kept: each object that is pasted asks for the pixels of its image once more.
+    """
 
     def __init__(self, dataset: TrainDataset, replacements: dict[int, int]) -> None:
         self.dataset = dataset
         self.replacements = replacements
         self.has_polygons = dataset.has_polygons
+        self._decoded: dict[tuple[int, int], Shown] = {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -190,8 +213,17 @@ class _ReplacingSource:
         return self.dataset.objects(self._actual(i))
 
     def image(self, i: int) -> Image:
+        return self.shown(i, 1.0).image
+
+    def shown(self, i: int, scale: float) -> Shown:
         actual = self._actual(i)
+        key = actual, self.dataset.reduction(actual, scale)
+        found = self._decoded.pop(key, None)
         try:
-            return self.dataset.image(actual)
+            found = self.dataset.shown(*key) if found is None else found
         except DataError as error:
             raise _UnreadableError(actual, error) from error
+        self._decoded[key] = found  # the newest stands last
+        if len(self._decoded) > _KEPT:
+            del self._decoded[next(iter(self._decoded))]
+        return found

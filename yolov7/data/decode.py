@@ -125,16 +125,16 @@ def _no_image(data: bytes, path: str | os.PathLike[str] | None) -> str:
     return f"not an image of a known format, or damaged (read are {READ})"
 
 
-def reduction_for(height: int, width: int, long_side: int) -> int:
+def reduction_for(height: int, width: int, long_side: float, *, rest: bool = False) -> int:
     """Divisor of the sides at which an image can be decoded for a target of `long_side`: 1, 2, 4 or 8.
 
     :func:`yolov7.letterbox.resize_to_long_side` does the rest. Decoding without the finer frequencies is faster, and
     the result has been averaged where bilinear shrinking by more than 2 would pick single pixels. Only divisors without
     remainder are taken, so that every pixel of the smaller image covers exactly as many of the larger one and boxes
-    stay where they are.
+    stay where they are. `rest` takes the others too, for callers that reckon with a last pixel that covers fewer.
     """
     longest = max(height, width)
-    fitting = (by for by in (8, 4, 2) if longest >= by * long_side and not (height % by or width % by))
+    fitting = (by for by in (8, 4, 2) if longest >= by * long_side and (rest or not (height % by or width % by)))
     return next(fitting, 1)
 
 

@@ -8,6 +8,7 @@ kinds (an IndexError for half a GIF).
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from collections.abc import Iterator
@@ -83,6 +84,14 @@ def read_header(path: Path) -> ImageHeader | None:
     except (OSError, struct.error):  # struct.error: fewer bytes than the format promises
         return None
     return None
+
+
+def jpeg_header(data: bytes) -> ImageHeader | None:
+    """The header of a JPEG from its bytes; None if it is damaged."""
+    try:
+        return _jpeg(io.BytesIO(data))
+    except struct.error:
+        return None
 
 
 def _jpeg(file: IO[bytes]) -> ImageHeader | None:

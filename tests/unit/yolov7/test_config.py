@@ -178,6 +178,7 @@ def test_a_field_added_later_stays_out_of_the_identity_while_at_its_default():
         ("", "distillation"),
         ("augment", "outlines"),
         ("augment", "hsv_on_device"),
+        ("augment", "reduced_decode"),
         ("augment", "scale_surplus"),
         ("augment", "max_aspect"),
         ("augment", "shuffle_mosaic"),

@@ -12,7 +12,7 @@ from yolov7.augment.mixup import mix
 from yolov7.augment.mosaic import Rendered, gather, outline_mask, plan_mosaic4, plan_single, render
 from yolov7.augment.paste import MAX_COVER, collect_cut_outs, copy_paste, covered_shares, paste_in
 from yolov7.augment.pipeline import augment_sample
-from yolov7.augment.sample import Objects
+from yolov7.augment.sample import Objects, Shown
 from yolov7.config import Augment
 from yolov7.polygons import Polygons
 
@@ -241,6 +241,9 @@ class OneObject:
 
     def image(self, index):
         return self.pixels
+
+    def shown(self, index, scale):
+        return Shown(self.pixels)
 
 
 def test_copy_paste_mirrors_the_object_on_the_canvas_with_its_label():

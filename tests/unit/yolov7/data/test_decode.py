@@ -120,6 +120,14 @@ def test_a_reduction_leaves_no_rest_and_enough_pixels(height, width, side):
     assert by == 8 or max(height, width) < larger * side or height % larger or width % larger
 
 
+@given(st.integers(1, 9000), st.integers(1, 9000), st.floats(20, 1280))
+def test_with_a_rest_allowed_the_larger_side_alone_decides(height, width, side):
+    by = reduction_for(height, width, side, rest=True)
+    assert by == 1 or max(height, width) >= by * side
+    assert by == 8 or max(height, width) < 2 * by * side
+    assert reduction_for(height, width, side) <= by
+
+
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("by", [2, 4, 8])
 def test_reduced_decoding_averages_the_pixels_it_leaves_out(by, orientation):

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from yolov7.augment.multi_scale import multi_scale_size, resize_batch
 from yolov7.config import Augment
 from yolov7.data.cache import ImageCache
-from yolov7.data.dataset import TrainDataset
+from yolov7.data.dataset import _KEPT, TrainDataset, _ReplacingSource
 from yolov7.data.decode import decode_image
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import build_index
@@ -270,7 +270,7 @@ def test_mosaic_closes_for_the_last_epochs(index):
     dataset = dataset_of(index, augment=BUSY.model_copy(update={"close_mosaic_epochs": 2}), epochs=5)
     assert [dataset.is_closed(epoch) for epoch in range(5)] == [False, False, False, True, True]
     asked = []
-    dataset.image, original = lambda i: asked.append(i) or original(i), dataset.image
+    dataset.shown, original = lambda i, by: asked.append(i) or original(i, by), dataset.shown
     dataset[2, 0]
     assert len(asked) != 1 or dataset[1, 0] is not None
     asked.clear()
@@ -319,7 +319,7 @@ def test_a_cache_that_does_not_fit_holds_the_first_images(caplog):
 def test_a_cache_on_disk_is_built_once_and_rebuilt_for_other_images(fragile, tmp_path, monkeypatch):
     reads = []
     original = TrainDataset._read
-    monkeypatch.setattr(TrainDataset, "_read", lambda self, i: reads.append(i) or original(self, i))
+    monkeypatch.setattr(TrainDataset, "_read", lambda self, i, by: reads.append(i) or original(self, i, by))
     folder = tmp_path / "cache"
     Path(fragile.image_path(4)).unlink()
     leftover = folder / ".x-1.tmp.pixels"
@@ -336,7 +336,7 @@ def test_a_cache_on_disk_is_built_once_and_rebuilt_for_other_images(fragile, tmp
         first._cache.get(3)[:] = 0
     again, read, files = made()
     assert (read, files) == (0, 1)
-    np.testing.assert_array_equal(again._cache.get(3), original(again, 3))
+    np.testing.assert_array_equal(again._cache.get(3), original(again, 3, 1).image)
     assert made(image_size=64)[1:] == (COUNT, 2)
     cv2.imwrite(str(fragile.image_path(3)), np.zeros((*fragile.size(3), 3), np.uint8))
     changed, read, files = made()
@@ -506,6 +506,29 @@ def test_workers_end_with_a_training_that_is_killed():
     # run() returns when the last process that has inherited the pipe is gone.
     assert done.returncode == -signal.SIGKILL
     assert len(set(done.stdout.split())) == 2
+
+
+def test_an_image_is_read_once_for_a_sample_however_many_of_its_objects_are_pasted(index, monkeypatch):
+    augment = Augment(mosaic9=0.0, mixup=0.0, paste_in=0.0, copy_paste=1.0)
+    expected = [dataset_of(index, augment=augment)[0, i] for i in range(COUNT)]
+    dataset, read, asked = dataset_of(index, augment=augment), [], []
+    whole, ask = dataset._read, _ReplacingSource.shown
+    monkeypatch.setattr(dataset, "_read", lambda i, by: read.append(i) or whole(i, by))
+    monkeypatch.setattr(_ReplacingSource, "shown", lambda self, i, scale: asked.append(i) or ask(self, i, scale))
+    times = 0
+    for i in range(COUNT):
+        read.clear()
+        np.testing.assert_array_equal(dataset[0, i].image, expected[i].image)
+        assert 0 < len(read) == len(set(read)) <= 4
+        times += len(read)
+    assert len(asked) > 1.5 * times  # pasted objects did ask again
+
+
+def test_the_images_kept_for_a_sample_are_the_last_few(index):
+    source = _ReplacingSource(dataset_of(index), {})
+    for i in [*range(_KEPT), 0, _KEPT]:
+        source.image(i)
+    assert [i for i, _ in source._decoded] == [*range(2, _KEPT), 0, _KEPT]
 
 
 def test_large_photographs_are_reduced_while_decoded_and_boxes_stay_where_they_are(tmp_path, monkeypatch):
