@@ -43,7 +43,7 @@ def freed_memory_kept() -> Iterator[bool]:
     third of its time (docs/benchmarks.md). On exit the free blocks go back to the system. Nothing changes with another
     C library, or where the environment configures glibc's allocator (mallopt(3)).
     """
-    library = None if _configured() else _glibc()
+    library = _allocator()
     if library is None:
         yield False
         return
@@ -52,19 +52,26 @@ def freed_memory_kept() -> Iterator[bool]:
     try:
         yield True
     finally:
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """End what :func:`freed_memory_kept` began, in a process forked inside it: free blocks go back to the system.
+
+    Otherwise the child would hold the parent's free blocks too, and the parent, writing to them, pay for a copy.
+    """
+    library = _allocator()
+    if library is not None:
         library.mallopt(_MMAP_MAX, _MOST_MAPPINGS)
         library.mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
         library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
         library.malloc_trim(0)
 
 
-def _configured() -> bool:
-    return "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in _SETTINGS)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process if it is glibc."""
-    if not sys.platform.startswith("linux"):
+def _allocator() -> ctypes.CDLL | None:
+    """The C library of this process if it is glibc and its allocator not configured by the environment."""
+    configured = "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in _SETTINGS)
+    if configured or not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)
     return library if hasattr(library, "gnu_get_libc_version") else None
