@@ -23,7 +23,7 @@ from yolov7.data.dataset import TrainDataset
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index, build_index
 from yolov7.data.loader import TrainLoader
-from yolov7.device import autocast, autocast_dtype, choose_device, gradient_scaler
+from yolov7.device import autocast, autocast_dtype, choose_device, gradient_scaler, step_memory_kept
 from yolov7.loss import create_criterion
 from yolov7.model import create_model
 from yolov7.model.variants import recipe_of
@@ -131,7 +131,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = choose_device(arguments.device)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, step_memory_kept(device):
         index = photographs(Path(folder))
         print(f"{'':24}" + "".join(f"{part:>22}" for part in (*PARTS, "step")))
         for variant in arguments.variants:

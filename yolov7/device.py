@@ -93,6 +93,11 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
+def step_memory_kept(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Context in which a training step finds the memory of the step before, as accelerators' own allocators do it."""
+    return memory.freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Accelerators raise their own exception class; their libraries and the CPU and MPS allocators only a message."""
     texts = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from yolov7.errors import LostWorkerError, TrainingError, YoloError
+from yolov7.memory import give_back_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +174,10 @@ def initialize_worker(_worker: int) -> None:
     """One thread per worker. Requests to stop are left to the main process, which then ends its workers.
 
     Such a request often reaches all processes at once: by Ctrl-C, from a supervisor, from a batch system. A worker that
-    obeyed would kill its training in the middle of a batch. Workers exit with their parent, however it ends.
+    obeyed would kill its training in the middle of a batch. Workers exit with their parent, however it ends. What a
+    training keeps of freed memory is not for them.
     """
+    give_back_freed_memory()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for number in _REQUESTS:

@@ -23,7 +23,7 @@ from yolov7.data.index import Index
 from yolov7.data.loader import Batch, TrainLoader
 from yolov7.data.tally import Tally
 from yolov7.data.workers import lost_workers_explained
-from yolov7.device import allow_tf32, pins_memory
+from yolov7.device import allow_tf32, pins_memory, step_memory_kept
 from yolov7.errors import ConfigError, TrainingError
 from yolov7.evaluate import EVALUATION
 from yolov7.evaluate.left_out import uncounted_objects
@@ -150,7 +150,7 @@ class Trainer:
         )
         self.saved = time.monotonic()
         try:
-            with lost_workers_explained():
+            with lost_workers_explained(), step_memory_kept(self.device):
                 self._run()
         finally:
             self.loader.close()
