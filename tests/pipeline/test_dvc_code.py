@@ -1,4 +1,4 @@
-"""The project's own dvc.yaml with stages that do nothing: what a change of code makes DVC run again."""
+"""The project's own dvc.yaml with stages that do nothing: what a change of code or data makes DVC run again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(params, args):
         files = [path] if path.suffix else [path / "dataset.json", path / "statistics.json", path / "results.json"]
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("{}")
+            file.write_text(Path("raw/one.txt").read_text())
 
 run_stage(main, options=[("outs", {"nargs": "+"})])
 """
@@ -130,6 +130,18 @@ def test_a_changed_file_runs_the_stages_that_import_it(project: Path) -> None:
         assert set(changed) == {f"train@{VARIANT}", f"quantize@{VARIANT}"}
         assert reproduce(project, f"train@{VARIANT}") == {"train"}
     assert reproduce(project) == {"code"}, "the results of the old code are in DVC's cache"
+
+
+def test_changed_data_run_all_stages_and_spoilt_data_are_restored(project: Path) -> None:
+    (project / "raw/one.txt").write_text("2")
+    assert reproduce(project) == {"ingest", "validate", "train", "quantize", "export", "evaluate", "register"}
+    picture = project / "data/ingested/statistics.json"
+    picture.unlink()  # it may be a link to the cache
+    picture.write_text("3")
+    assert reproduce(project) == set()
+    assert picture.read_text() == "2", "from the cache"
+    (project / "raw/one.txt").write_text("1")
+    assert reproduce(project) == set(), "all of it is in the cache"
 
 
 def test_what_ran_is_recorded_though_the_lists_were_older(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""The code that each stage depends on: what the stage imports, no more and no less, in `code/STAGE.sha256`."""
+"""What dvc.yaml names as dependencies: of code, what the stage imports, no more and no less, in `code/STAGE.sha256`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from stages.project.stage_code import (
     renew,
     write_lists,
 )
+from stages.project.workspace import INGESTED
 
 ROOT = Path(__file__).resolve().parents[3]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -196,3 +197,11 @@ def test_a_stage_that_dvc_starts_is_recorded_with_the_code_that_it_runs(
     assert list_of("export").read_bytes() == lists["export"], "that stage has not run"
     list_of("train").unlink()
     assert renew("train") == [], "without a list there is nothing to keep true"
+
+
+def test_stages_of_variants_compare_no_folder_of_images():
+    """`data/ingested/dataset.json` holds the sha256 of all other files; DVC would compare the folder once per stage."""
+    for stage in ("train", "quantize", "export", "evaluate"):
+        deps = [dep for dep in PIPELINE[stage]["deps"] if dep.startswith("data/ingested")]
+        assert deps == [(INGESTED / "dataset.json").as_posix()]
+    assert "data/ingested" in PIPELINE["validate"]["deps"] and PIPELINE["ingest"]["outs"] == ["data/ingested"]
