@@ -213,7 +213,7 @@ def named(files: Sequence[str]) -> str:
 def _write(code: Code, stage: str) -> list[str]:
     path, text = code.root / list_of(stage), code.listing(stage)
     before, after = _read(path), _parse_list(text)
-    if not path.is_file() or before != after:
+    if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
         write_text(path, text)
     return sorted(file for file in before.keys() | after.keys() if before.get(file) != after.get(file))
 
@@ -225,4 +225,4 @@ def _read(path: Path) -> Mapping[str, str]:
 
 def _parse_list(text: str) -> Mapping[str, str]:
     pairs = (line.partition("  ") for line in text.splitlines())
-    return {file: digest for digest, _, file in pairs}
+    return {file: digest for digest, _, file in pairs if file}

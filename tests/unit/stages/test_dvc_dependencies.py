@@ -172,6 +172,9 @@ def test_the_stage_says_what_has_changed_and_leaves_the_other_lists_alone(
     changed = "changed: yolov7/text.py, yolov7/train/loop.py"
     assert caplog.messages == [f"train: {changed}", f"quantize: {changed}"], "the text is no longer imported"
     assert list_of("ingest").stat().st_mtime_ns == written
+    list_of("ingest").write_text("not a list\n")
+    assert write_lists()["ingest"] == Code().files("ingest")
+    assert list_of("ingest").read_text() == Code().listing("ingest"), "a spoilt list is replaced"
     assert stage_code.named([str(number) for number in range(7)]) == "0, 1, 2, 3, 4 and 2 more"
 
 
