@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from flows.markdown import duration
 from flows.promotion.models import variant_of
-from flows.runner.pipeline import Log, Pipeline, StageError
+from flows.runner.pipeline import CODE, Log, Pipeline, StageError
 from flows.runner.worktree import bring, bring_files, commit_of, hashes_of, worktree
 from stages.project import params as params_module
 from stages.project.command import NO_TELEMETRY, check_system
@@ -32,10 +32,8 @@ from stages.project.workspace import INGESTED, dataset_document, measured, model
 from stages.registry.versions import ModelRegistry, Version, download_model
 from stages.training.state_remote import SWITCH
 from yolov7.artefact import ONNX
-from yolov7.documents import MAX_YAML, read_text
 from yolov7.errors import DataError, ModelError, YoloError
 from yolov7.files import sha256_file
-from yolov7.yaml_text import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -143,19 +141,15 @@ def reproduce(uri: str, *, root: Path | None = None, keep: bool = False, log: Lo
         with Pipeline(folder, timeout_seconds=limit, variables=variables) as pipeline:
             _warn_of_packages(origin, folder, log)
             bring_files(pipeline, origin.variant, log)
+            if pipeline.has_stage(CODE):
+                pipeline.reproduce(CODE, log, commit=False)
             _bring_data(pipeline, origin, log)
             seconds = 0.0
-            for stage in _stages_in(folder):
+            for stage in filter(pipeline.has_stage, STAGES):
                 full = stage if stage == "validate" else f"{stage}@{origin.variant}"
                 log.info("%s: running %s", revision[:12], full)
                 seconds += pipeline.reproduce(full, log, force=True, commit=False).seconds
         return _compare(origin, registered, folder, seconds)
-
-
-def _stages_in(folder: Path) -> list[str]:
-    """The stages that this revision has."""
-    known = read_yaml(read_text(folder / "dvc.yaml", MAX_YAML)).written["stages"]
-    return [stage for stage in STAGES if stage in known]
 
 
 def _warn_of_packages(origin: Origin, folder: Path, log: Log) -> None:

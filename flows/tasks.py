@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.tasks import exponential_backoff
 from pydantic import Field
 
-from flows.runner.pipeline import Log, Pipeline, StageError, StageOutcome, StageResult
+from flows.runner.pipeline import CODE, Log, Pipeline, StageError, StageOutcome, StageResult
 from stages.project.params import Params
 from stages.project.redaction import redacted
 from stages.registry.errors import RegistryUnavailableError
@@ -161,14 +161,28 @@ def reproduce_stage(
     return result
 
 
+def list_code(pipeline: Pipeline, params: Params) -> Failure | None:
+    """Bring the lists of code up to date, by which DVC finds the stages whose code has changed.
+
+    Once per run, before the other stages: DVC refuses to write a list that a running stage depends on.
+    """
+    if not pipeline.has_stage(CODE):
+        return None
+    result = attempt(retried(reproduce_stage, params), pipeline, CODE)
+    return result if isinstance(result, Failure) else None
+
+
 def prepare_data(
     pipeline: Pipeline, params: Params, *, fresh: Collection[str] = (), refresh: bool = False
 ) -> tuple[list[StageResult], Failure | None]:
     """Bring `ingest` and `validate` up to date; `refresh`: read the source again even if nothing here has changed.
 
-    Returns the stages that are up to date and, if one failed, its failure.
+    The code comes first (:func:`list_code`), unless `fresh` has its stage. Returns the data stages that are up to date
+    and, if one failed, its failure.
     """
     done: list[StageResult] = []
+    if CODE not in fresh and (failure := list_code(pipeline, params)) is not None:
+        return done, failure
     for stage in DATA_STAGES:
         force = refresh and stage == "ingest"
         # A forced ingest may bring other data than DVC has seen.

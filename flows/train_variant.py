@@ -24,7 +24,7 @@ from prefect.states import Cancelling
 from prefect.tasks import exponential_backoff
 
 from flows.runner import remote as dvc_remote
-from flows.runner.pipeline import LOGS, Log, Pipeline, StageError, StageOutcome, StageResult
+from flows.runner.pipeline import CODE, LOGS, Log, Pipeline, StageError, StageOutcome, StageResult
 from flows.runner.worktree import (
     DataHashes,
     added_files,
@@ -85,6 +85,8 @@ def train_variant(
         with Pipeline(folder, timeout_seconds=timeout_hours * 3600, variables=variables, logs=logs) as pipeline:
             deliver(pipeline, log)
             retried(bring_data, params)(pipeline, variant, data or hashes_of(folder, DATA_STAGES))
+            if pipeline.has_stage(CODE):
+                retried(reproduce_stage, params)(pipeline, CODE)
             # Nothing is trained if the remote's run cache has the result already.
             try:
                 result = retried(reproduce_stage, params)(pipeline, stage, Slots(1), pull=True)

@@ -23,13 +23,14 @@ from flows.comparison import compare_variants
 from flows.promote import promote_model
 from flows.report import RunReport, VariantReport, markdown
 from flows.runner import remote as dvc_remote
-from flows.runner.pipeline import Pipeline, StageOutcome, StageResult, only_run
+from flows.runner.pipeline import CODE, Pipeline, StageOutcome, StageResult, only_run
 from flows.tasks import (
     DATA_STAGES,
     Failure,
     Slots,
     attempt,
     fetch_reference,
+    list_code,
     prepare_data,
     reproduce_stage,
     retried,
@@ -76,8 +77,8 @@ def train_variants(variants: list[str] | None = None, promote_challengers: bool 
     with only_run(root, log), Pipeline(root, timeout_seconds=timeout, pull=params.flow.pull) as pipeline:
         if params.flow.fetch_reference:
             fetch_reference(pipeline, log)
-        fresh = _find_fresh(pipeline, chosen)
-        failure = _refusal(params, chosen, fresh)
+        fresh, failure = _find_fresh(pipeline, params, chosen)
+        failure = failure or _refusal(params, chosen, fresh)
         data: list[StageResult] = []
         if failure is None:
             data, failure = prepare_data(pipeline, params, fresh=fresh)
@@ -192,11 +193,19 @@ def _choose(params: Params, variants: list[str] | None) -> list[str]:
     return list(dict.fromkeys(variants or known))
 
 
-def _find_fresh(pipeline: Pipeline, variants: Sequence[str]) -> set[str]:
-    """Stages that need no `dvc repro` of their own: unchanged, with everything upstream of them unchanged too."""
+def _find_fresh(pipeline: Pipeline, params: Params, variants: Sequence[str]) -> tuple[set[str], Failure | None]:
+    """Stages that need no `dvc repro` of their own: unchanged, with everything upstream of them unchanged too.
+
+    The lists of code are brought up to date for this; if that fails, its failure.
+    """
     chains = [[f"{stage}@{variant}" for stage in VARIANT_STAGES] for variant in variants]
-    unchanged = pipeline.up_to_date([*DATA_STAGES, *(stage for stages in chains for stage in stages)])
+    asked = [CODE, *DATA_STAGES, *(stage for stages in chains for stage in stages)]
+    unchanged = pipeline.up_to_date(asked)
+    if CODE not in unchanged:
+        if (failure := list_code(pipeline, params)) is not None:
+            return set(), failure
+        unchanged = pipeline.up_to_date(asked) | {CODE}
     data = list(takewhile(unchanged.__contains__, DATA_STAGES))
     if len(data) < len(DATA_STAGES):
-        return set(data)
-    return set(data).union(*(takewhile(unchanged.__contains__, stages) for stages in chains))
+        return {CODE, *data}, None
+    return {CODE, *data}.union(*(takewhile(unchanged.__contains__, stages) for stages in chains)), None

@@ -26,10 +26,14 @@ from flows.runner.processes import Log, child_environment, end_leftovers, end_tr
 from stages.project.command import EXIT_ERROR
 from stages.project.locks import file_lock, try_file_lock
 from stages.project.redaction import redacted
+from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.errors import YoloError
+from yolov7.yaml_text import read_yaml
 
 LOGS = Path(".local/logs")
 LOCK = Path(".state/run.lock")
+CODE = "code"
+"""The stage that lists the code of the others. It has to come first where the others run one by one."""
 _MEASUREMENTS = ("evaluate",)
 """Stages that cannot resume: after a timeout, a retry would time out again."""
 
@@ -130,6 +134,16 @@ class Pipeline:
         command += ["--", stage]
         lines = self.run(stage, command, log, measures=stage.partition("@")[0] in _MEASUREMENTS)
         return StageResult(stage, _outcome(lines), time.monotonic() - started)
+
+    def has_stage(self, stage: str) -> bool:
+        """True if dvc.yaml has a stage of that name, which an older revision may not have.
+
+        Also if it is not readable: DVC, asked for the stage, says why.
+        """
+        try:
+            return stage in read_yaml(read_text(self.root / "dvc.yaml", MAX_YAML)).written["stages"]
+        except (OSError, TypeError, KeyError, DocumentError):
+            return True
 
     def up_to_date(self, stages: Sequence[str]) -> set[str]:
         """The `stages` that DVC finds unchanged now, by one question instead of one per stage.

@@ -18,6 +18,7 @@ from stages.project import params as params_module
 from stages.project.home import experiment_origin, project_root, share_state
 from stages.project.params import Params
 from stages.project.redaction import log_to_stderr, redacted
+from stages.project.stage_code import STAGES, named, renew
 from yolov7.errors import ConfigError, DataError, LostWorkerError, YoloError, nearest
 from yolov7.text import printable
 
@@ -118,6 +119,7 @@ def _run(
                 "the run cache of the DVC remote has no outputs for this code, data and parameters; "
                 "the other machine used different ones, or has not pushed its results"
             )
+        _renew_code()
         main(params, args)
     except YoloError as error:
         print(f"error: {printable(redacted(error))}", file=sys.stderr)  # noqa: T201 - the one line a user sees
@@ -132,6 +134,13 @@ def _run(
         print(f"stopped: {printable(redacted(stop))}", file=sys.stderr)  # noqa: T201
         return EXIT_RESUMABLE
     return 0
+
+
+def _renew_code() -> None:
+    """Let DVC record the code that runs now, if this process is a stage that DVC has started."""
+    _, _, addressed = os.environ.get("DVC_STAGE", "").rpartition(":")  # or dvc.yaml:train@yolov7-tiny
+    if (stage := addressed.partition("@")[0]) in STAGES and (files := renew(stage)):
+        logging.getLogger(__name__).info("the code has changed since `dvc repro code`: %s", named(files))
 
 
 def _raise_exit(signum: int, frame: object) -> None:

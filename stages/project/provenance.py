@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+from stages.project.stage_code import Code
 from yolov7.documents import MAX_YAML, DocumentError, read_text
 from yolov7.files import sha256_file
 from yolov7.yaml_text import read_yaml
@@ -51,20 +52,20 @@ def code_origin() -> dict[str, str]:
 
 
 def stage_code(stage: str, pipeline: Path = Path("dvc.yaml")) -> str | None:
-    """Digest of the Python files among the dependencies of a stage in dvc.yaml; None if there are none.
+    """Digest of the code that a stage runs, and of the Python files among its dependencies in dvc.yaml; None if there
+    is neither.
 
     DVC runs the stage again when one of them changes; by this digest the stage can tell.
     """
     try:
         named = read_yaml(read_text(pipeline, MAX_YAML)).written["stages"][stage]["deps"]
     except (OSError, TypeError, KeyError, DocumentError):
-        return None
+        named = []
     paths = [Path(name) for name in named if isinstance(name, str) and not name.startswith("data/")]
     files = {file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])}
-    sums = [
-        f"{file.as_posix()} {sha256_file(file)}" for file in sorted(files) if file.suffix == ".py" and file.is_file()
-    ]
-    return hashlib.sha256("\n".join(sums).encode()).hexdigest() if sums else None
+    sums = [f"{sha256_file(file)}  {file.as_posix()}\n" for file in files if file.suffix == ".py" and file.is_file()]
+    lines = sorted({*sums, *Code().listing(stage).splitlines(keepends=True)}, key=lambda line: line.partition("  ")[2])
+    return hashlib.sha256("".join(lines).encode()).hexdigest() if lines else None
 
 
 def _git(*arguments: str) -> str:

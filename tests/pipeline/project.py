@@ -78,6 +78,18 @@ def _stages() -> dict[str, object]:
     }
 
 
+def with_code(folder: Path) -> None:
+    """Add the stage `code`, which hands `code.txt` on to all other stages."""
+    document = yaml.safe_load((folder / "dvc.yaml").read_text())
+    for stage in document["stages"].values():
+        stage["deps"].append("code/list.json")
+    command = "python stage.py code code/list.json code.txt"
+    code = {"cmd": command, "deps": ["code.txt"], "outs": [{"code/list.json": {"persist": True}}]}
+    document["stages"] = {"code": code, **document["stages"]}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    (folder / "code.txt").write_text("1")
+
+
 def with_real_registration(folder: Path, export: Path, image: bytes, *, ap: float) -> None:
     """Let the project hand on a real export folder, and register it by the real stage."""
     document = yaml.safe_load((folder / "dvc.yaml").read_text())

@@ -15,7 +15,7 @@ from flows.tasks import Slots
 from flows.train_variants import RunError, train_variants
 from stages.registry.versions import ModelRegistry
 from tests.pipeline.export_folder import another, image_bytes
-from tests.pipeline.project import configure, make_trouble, with_real_registration
+from tests.pipeline.project import configure, make_trouble, with_code, with_real_registration
 from tests.pipeline.servers import PrefectServer, loopback_environment
 from yolov7.errors import ConfigError
 
@@ -39,6 +39,22 @@ def test_runs_everything_once_and_then_nothing(here: Path, prefect_server: Prefe
     second = train_variants(promote_challengers=False)
     assert {result.outcome for result in second.stages} == {StageOutcome.UNCHANGED} and len(second.stages) == 7
     assert "Nothing was recomputed: all 7 stages are up to date." in prefect_server.page("train-variants")
+
+
+def test_changed_code_is_seen_before_dvc_is_asked_what_is_stale(here: Path) -> None:
+    configure(here, ("yolov7-tiny",))
+    with_code(here)
+    assert {result.outcome for result in train_variants(promote_challengers=False).stages} == {StageOutcome.RAN}
+    (here / "code.txt").write_text("2")
+    second = train_variants(promote_challengers=False)
+    assert [result.stage for result in second.data] == ["ingest", "validate"], "the lists are no result"
+    assert {result.outcome for result in second.stages} == {StageOutcome.RAN} and len(second.stages) == 7
+    third = train_variants(promote_challengers=False)
+    assert {result.outcome for result in third.stages} == {StageOutcome.UNCHANGED}
+    (here / "code.txt").write_text("3")
+    make_trouble(here, "code", "always 2")
+    with pytest.raises(RunError, match="stage code failed with exit code 2: the disk of code is on fire"):
+        train_variants(promote_challengers=False)
 
 
 def test_a_failed_variant_does_not_stop_the_others(here: Path, prefect_server: PrefectServer) -> None:

@@ -186,4 +186,4 @@ def test_parameters_are_compared_by_name_shape_and_value(tmp_path: Path) -> None
     assert largest_difference(first, weights("d", x=[1.0, 2.0], z=[0.0])) == ("y", np.inf)
     assert largest_difference(first, weights("e", x=[1.0], y=[0.0])) == ("x", np.inf)
     assert largest_difference(first, weights("f", x=[1.0, np.nan], y=[0.0])) == ("x", np.inf)
-    assert json.dumps(module.STAGES) == '["validate", "train", "export", "evaluate"]'
+    assert json.dumps(module.STAGES) == '["validate", "train", "quantize", "export", "evaluate"]'

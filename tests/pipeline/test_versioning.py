@@ -51,7 +51,7 @@ def make_project(folder: Path, port: int) -> Path:
     values["data"] |= {"source": "coco", "coco": parts}
     folder.mkdir()
     for name in ("ingest", "validate"):
-        stages[name]["deps"] = [path for path in stages[name]["deps"] if not path.startswith(("stages/", "yolov7/"))]
+        stages[name]["deps"] = [path for path in stages[name]["deps"] if not path.startswith("code/")]
     data_stages = {name: stages[name] for name in ("ingest", "validate")}
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": data_stages}))
     (folder / "params.yaml").write_text(yaml.safe_dump(values))

@@ -1,199 +1,90 @@
-"""dvc.yaml names the code that each stage depends on: what the stage imports, no more and no less.
-
-Followed are the imports that a stage uses, through all modules of `stages` and `yolov7`: a name that a package hands on
-leads to the module that defines it, and not to the whole package. A folder stands for its files where all are imported.
-"""
+"""What dvc.yaml names as dependencies: of code, what the stage imports, no more and no less, in `code/STAGE.sha256`."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from functools import cache
+import hashlib
+import logging
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
+from stages import code as code_stage
+from stages.project import command, stage_code
+from stages.project.params import Params
+from stages.project.stage_code import (
+    IGNORED,
+    IGNORED_BY,
+    PARAMETERS,
+    STAGES,
+    Code,
+    covered,
+    list_of,
+    renew,
+    write_lists,
+)
+from stages.project.workspace import INGESTED
+
 ROOT = Path(__file__).resolve().parents[3]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-CODE = ("stages/", "yolov7/")
-
-IGNORED = {
-    "stages/project/command.py": "starts and ends the process: messages, exit codes",
-    "stages/project/home.py": "the place of records and locks",
-    "stages/project/locks.py": "keeps processes apart",
-    "stages/project/params.py": "DVC compares the values, group by group",
-    "stages/project/params_data.py": "DVC compares the values, group by group",
-    "stages/project/provenance.py": "records where the result comes from",
-    "stages/project/redaction.py": "wording of messages",
-    "stages/project/workspace.py": "paths; whoever opens an index imports it from yolov7.data.index",
-    "yolov7/__init__.py": "the names of the public API",
-    "yolov7/catalogue.py": "published results of the networks, for tables",
-    "yolov7/errors.py": "wording of messages",
-    "yolov7/files.py": "writes whole files or none, whatever their content",
-    "yolov7/predict/notebook.py": "what a notebook shows of a detector",
-    "yolov7/model/published": "reads published checkpoints: their tensors are checked by name, shape and AP",
-    "yolov7/weights": "fetches published checkpoints, whose digest params.yaml names",
-}
-"""Imported by most stages, and no reason to run one again. Their own imports are not followed."""
-
-IGNORED_BY: dict[str, dict[str, str]] = {
-    "validate": {"stages/preflight": "warns of what later stages will refuse"},
-    "train": {
-        "stages/preflight": "refuses, and changes no result",
-        "stages/registry": "where a run is recorded, not what it computes",
-        "stages/training/processes.py": "starts and ends processes",
-        "stages/training/state_remote.py": "copies states elsewhere",
-    },
-    "quantize": {
-        "stages/registry": "where a run is recorded, not what it computes",
-        "stages/training/processes.py": "starts and ends processes",
-        "stages/training/state_remote.py": "copies states elsewhere",
-    },
-    "export": {
-        "stages/registry": "the id of the run",
-        "yolov7/report": "a page on what the export has measured",
-    },
-    "register": {
-        "yolov7/data/decode.py": "the code that serves a version is not part of it",
-        "yolov7/predict": "the code that serves a version is not part of it",
-    },
-}
-"""And for one stage each."""
-
-PARAMETERS = "yolov7/config"
-"""Defaults and presets of trainings, and the base class of all groups: a reason for the stages that train."""
-
-NOT_IMPORTED: dict[str, dict[str, str]] = {}
-"""Dependencies that are used without an import."""
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+CODE = Code(ROOT)
 
 
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def test_every_stage_depends_on_its_list_and_on_no_other_code():
+    assert list(PIPELINE) == ["code", *STAGES]
+    for stage in STAGES:
+        stated = [dep for dep in PIPELINE[stage]["deps"] if dep.startswith(("code/", "stages", "yolov7"))]
+        assert stated == [list_of(stage).as_posix()]
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-
-
-def imports(node: ast.AST, *, types: bool = False) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All import statements, also those in functions; with `types` those for type checking too."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import | ast.ImportFrom):
-            yield child
-        elif types or not is_type_checking(child):
-            yield from imports(child, types=types)
-
-
-def module_file(name: str) -> str | None:
-    """The file of a module of ours, relative to the root."""
-    path = ROOT.joinpath(*name.split("."))
-    found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return found.relative_to(ROOT).as_posix() if found.is_file() else None
-
-
-def home(module: str, name: str) -> str | None:
-    """The file behind `from module import name`."""
-    submodule, file = module_file(f"{module}.{name}"), module_file(module)
-    if submodule is not None or file is None or not file.endswith("/__init__.py"):
-        return submodule or file
-    for node in imports(parse(ROOT / file), types=True):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return home(node.module, alias.name)
-    return file
-
-
-@cache
-def imported_by(file: str) -> frozenset[str]:
-    """The files of ours that a file imports."""
-    found: set[str | None] = set()
-    for node in imports(parse(ROOT / file)):
-        if isinstance(node, ast.Import):
-            found |= {module_file(alias.name) for alias in node.names}
-        else:
-            assert node.module is not None and node.level == 0, f"{file}: imports are absolute"
-            found |= {home(node.module, alias.name) for alias in node.names}
-    return frozenset(path for path in found if path is not None and path.startswith(CODE))
-
-
-def covered(file: str, deps: set[str]) -> bool:
-    return any(file == dep or file.startswith(f"{dep}/") for dep in deps)
-
-
-def ignored(stage: str) -> set[str]:
-    return {*IGNORED, *IGNORED_BY.get(stage, ()), *(() if stage in ("train", "quantize") else (PARAMETERS,))}
-
-
-def has_code(file: str) -> bool:
-    """True if a file is a module, or a package file that defines something."""
-    if not file.endswith("/__init__.py"):
-        return True
-    defined = [node for node in parse(ROOT / file).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return any(node.name != "__getattr__" for node in defined)
-
-
-@cache
-def used_by(stage: str) -> frozenset[str]:
-    """The files that a stage imports, directly or not, and the templates beside them.
-
-    Package files that only hand names on are left out.
-    """
-    seen: set[str] = set()
-    todo = [f"stages/{stage}.py"]
-    while todo:
-        file = todo.pop()
-        if file not in seen and not covered(file, ignored(stage)):
-            seen.add(file)
-            todo += imported_by(file)
-    folders = {Path(file).parent for file in seen}
-    templates = {one.as_posix() for folder in folders if (one := folder / "templates") and (ROOT / one).is_dir()}
-    return frozenset(file for file in seen if has_code(file)) | templates
-
-
-def files_of(dep: str) -> set[str]:
-    path = ROOT / dep
-    found = [*path.rglob("*.py"), *path.rglob("templates")] if path.is_dir() and path.name != "templates" else [path]
-    return {one.relative_to(ROOT).as_posix() for one in found if one.name != "__init__.py"}
-
-
-def expected(stage: str) -> list[str]:
-    """The shortest list: folders where all files are imported, else files."""
-    left = set(used_by(stage)) | set(NOT_IMPORTED.get(stage, ()))
-    found: set[str] = set()
-    folders = {parent.as_posix() for file in left for parent in Path(file).parents if len(parent.parts) > 1}
-    for folder in sorted(folders, key=lambda name: name.count("/")):
-        if not covered(folder, found) and files_of(folder) <= left and len(files_of(folder)) > 1:
-            found.add(folder)
-    return sorted(found | {file for file in left if not covered(file, found)})
+def test_the_lists_are_made_of_all_code_and_kept_while_the_stage_runs():
+    assert PIPELINE["code"]["deps"] == ["stages", "yolov7"]
+    assert PIPELINE["code"]["outs"] == [{list_of(stage).as_posix(): {"persist": True}} for stage in STAGES]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_what_it_imports(stage):
-    stated = {dep for dep in STAGES[stage]["deps"] if dep.startswith(CODE)}
-    missing = sorted(file for file in used_by(stage) if not covered(file, stated))
-    needless = sorted(
-        file
-        for dep in stated
-        for file in files_of(dep)
-        if file not in used_by(stage) and file not in NOT_IMPORTED.get(stage, ())
-    )
-    lines = "\n".join(f"      - {dep}" for dep in expected(stage))
-    assert (missing, needless) == ([], []), f"dvc.yaml, stage {stage}: the code among the deps should read\n{lines}"
+def test_a_stage_depends_on_all_that_its_files_import(stage):
+    files = set(CODE.files(stage))
+    assert f"stages/{stage}.py" in files
+    for file in [one for one in files if one.endswith(".py")]:
+        for target in CODE.imported_by(file):
+            hands_on = target.endswith("/__init__.py")
+            assert target in files or hands_on or covered(target, stage_code.ignored(stage)), f"{file}: {target}"
+
+
+def test_each_stage_depends_on_its_own_part():
+    files = {stage: set(CODE.files(stage)) for stage in STAGES}
+    expected = {
+        "yolov7/train/loop.py": {"train", "quantize"},
+        "yolov7/train/quantization.py": {"quantize"},
+        "yolov7/config/train.py": {"train", "quantize"},
+        "yolov7/model/detector.py": {"train", "quantize", "export", "evaluate"},
+        "yolov7/model/blocks/__init__.py": {"train", "quantize", "export", "evaluate"},  # defines KINDS
+        "yolov7/nms.py": {"train", "quantize", "export", "evaluate"},
+        "yolov7/report/templates/evaluation.html.jinja": {"evaluate"},
+        "yolov7/report/charts.py": {"evaluate"},
+        "yolov7/data/sandbox.py": {"ingest", "validate"},
+        "yolov7/signature.py": {"register"},
+        "stages/validation/templates/report.html.jinja": {"validate"},
+        "yolov7/text.py": set(STAGES),
+        "yolov7/model/published/load.py": set(),
+        "yolov7/cli/__init__.py": set(),
+        "stages/code.py": set(),
+    }
+    assert {file: {stage for stage in STAGES if file in files[stage]} for file in expected} == expected
+    assert all((ROOT / file).is_file() for file in expected)
 
 
 def test_charts_pages_and_importers_make_no_training_stale():
-    used = used_by("train")
+    used = CODE.files("train")
     assert not [file for file in used if file.startswith(("yolov7/report/", "yolov7/model/published/", "stages/val"))]
-    assert {"yolov7/train/loop.py", "yolov7/config/train.py", "yolov7/model/detector.py", "yolov7/nms.py"} <= used
 
 
 def test_ignored_files_exist_and_are_imported():
-    for file in (dep for deps in NOT_IMPORTED.values() for dep in deps):
-        assert (ROOT / file).exists(), file
     followed = {
-        stage: {target for file in used_by(stage) if file.endswith(".py") for target in imported_by(file)}
+        stage: {target for file in CODE.files(stage) if file.endswith(".py") for target in CODE.imported_by(file)}
         for stage in STAGES
     }
     for stage, files in IGNORED_BY.items():
@@ -201,3 +92,119 @@ def test_ignored_files_exist_and_are_imported():
             assert any(covered(target, {file}) for target in followed[stage]), f"{stage} does not import {file}"
     for file in (*IGNORED, PARAMETERS):
         assert any(covered(target, {file}) for target in set().union(*followed.values())), f"no stage imports {file}"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small project with a module that only `train` and `quantize` import, and one that nobody does."""
+    monkeypatch.chdir(tmp_path)
+    files = {f"stages/{stage}.py": "from yolov7 import text\n" for stage in STAGES}
+    files["stages/train.py"] = files["stages/quantize.py"] = "from yolov7.train import run_epoch\n"
+    files |= {
+        "yolov7/__init__.py": "",
+        "yolov7/text.py": "from yolov7.errors import YoloError\n",
+        "yolov7/errors.py": "",
+        "yolov7/train/__init__.py": "from yolov7.train.loop import run_epoch\nfrom yolov7.train.other import unused\n",
+        "yolov7/train/loop.py": "def run_epoch():\n    from yolov7 import text\n",
+        "yolov7/train/other.py": "unused = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def stale_after(name: str, text: str) -> set[str]:
+    """Stages whose list differs after a change of one file, which is undone."""
+    write_lists()
+    path = Path(name)
+    before, lists = path.read_text(), {stage: list_of(stage).read_bytes() for stage in STAGES}
+    path.write_text(text)
+    changed = write_lists()
+    stale = {stage for stage in STAGES if list_of(stage).read_bytes() != lists[stage]}
+    assert stale == {stage for stage in STAGES if changed[stage]}
+    path.write_text(before)
+    write_lists()
+    assert {stage: list_of(stage).read_bytes() for stage in STAGES} == lists
+    return stale
+
+
+def test_a_changed_file_changes_the_lists_of_the_stages_that_run_it(project: Path) -> None:
+    training = {"train", "quantize"}
+    assert stale_after("yolov7/train/loop.py", "def run_epoch():\n    from yolov7 import text  # why\n") == training
+    assert stale_after("yolov7/text.py", "") == set(STAGES)
+    assert stale_after("stages/export.py", "from yolov7 import text, errors\n") == {"export"}
+    assert stale_after("yolov7/train/other.py", "unused = 2\n") == set(), "nobody imports it"
+    assert stale_after("yolov7/errors.py", "x = 1\n") == set(), "ignored"
+    handed_on = "from yolov7.train.other import unused as run_epoch\n"
+    assert stale_after("yolov7/train/__init__.py", handed_on) == training, "another module is run"
+    assert stale_after("yolov7/train/loop.py", "def run_epoch(:\n") == training, "a mistake stops no other stage"
+
+
+def test_a_list_can_be_checked_by_hand_and_is_the_same_in_any_folder(project: Path) -> None:
+    write_lists()
+    text = list_of("train").read_text()
+    names = ["stages/train.py", "yolov7/text.py", "yolov7/train/loop.py"]
+    assert text == "".join(f"{hashlib.sha256(Path(name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    shutil.copytree(project, project / "elsewhere/copy")
+    assert Code(project / "elsewhere/copy").listing("train") == text
+    if (tool := shutil.which("sha256sum")) is not None:
+        Path("yolov7/text.py").write_text("x = 1\n")
+        done = subprocess.run(
+            [tool, "--quiet", "--check", str(list_of("train"))], capture_output=True, text=True, env={"LC_ALL": "C"}
+        )
+        assert done.returncode == 1 and done.stdout == "yolov7/text.py: FAILED\n"
+
+
+def test_the_stage_says_what_has_changed_and_leaves_the_other_lists_alone(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    code_stage.main(Params(), None)
+    assert "train: changed: stages/train.py, yolov7/text.py, yolov7/train/loop.py" in caplog.messages
+    written = list_of("ingest").stat().st_mtime_ns
+    caplog.clear()
+    code_stage.main(Params(), None)
+    assert caplog.messages == ["no stage runs other code than before"]
+    caplog.clear()
+    Path("yolov7/train/loop.py").write_text("run_epoch = len\n")
+    code_stage.main(Params(), None)
+    changed = "changed: yolov7/text.py, yolov7/train/loop.py"
+    assert caplog.messages == [f"train: {changed}", f"quantize: {changed}"], "the text is no longer imported"
+    assert list_of("ingest").stat().st_mtime_ns == written
+    list_of("ingest").write_text("not a list\n")
+    assert write_lists()["ingest"] == Code().files("ingest")
+    assert list_of("ingest").read_text() == Code().listing("ingest"), "a spoilt list is replaced"
+    assert stage_code.named([str(number) for number in range(7)]) == "0, 1, 2, 3, 4 and 2 more"
+
+
+def test_a_stage_that_dvc_starts_is_recorded_with_the_code_that_it_runs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("params.yaml").write_text("per_variant: {yolov7-tiny: {}}\n")
+    write_lists()
+    lists = {stage: list_of(stage).read_bytes() for stage in STAGES}
+    assert renew("train") == []
+    Path("yolov7/text.py").write_text("x = 1\n")
+    recorded = []
+
+    def main(params: object, args: object) -> None:
+        recorded.append(list_of("train").read_text())
+
+    assert command._run(main, False, (), []) == 0, "by hand: the lists are DVC's affair"
+    assert list_of("train").read_bytes() == lists["train"]
+    monkeypatch.setenv("DVC_STAGE", "dvc.yaml:train@yolov7-tiny")
+    assert command._run(main, False, (), []) == 0
+    assert recorded == [lists["train"].decode(), Code().listing("train")] and recorded[0] != recorded[1]
+    assert "the code has changed since `dvc repro code`: yolov7/text.py" in capsys.readouterr().err
+    assert list_of("export").read_bytes() == lists["export"], "that stage has not run"
+    list_of("train").unlink()
+    assert renew("train") == [], "without a list there is nothing to keep true"
+
+
+def test_stages_of_variants_compare_no_folder_of_images():
+    """`data/ingested/dataset.json` holds the sha256 of all other files; DVC would compare the folder once per stage."""
+    for stage in ("train", "quantize", "export", "evaluate"):
+        deps = [dep for dep in PIPELINE[stage]["deps"] if dep.startswith("data/ingested")]
+        assert deps == [(INGESTED / "dataset.json").as_posix()]
+    assert "data/ingested" in PIPELINE["validate"]["deps"] and PIPELINE["ingest"]["outs"] == ["data/ingested"]

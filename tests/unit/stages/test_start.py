@@ -31,6 +31,7 @@ NETWORKS = {"torch", "onnx", "onnxruntime", "openvino", "pycocotools", "hotcoco"
 EXPORTS = {"torch._dynamo", "torch.onnx", "sympy", "onnxscript", "onnxruntime.quantization", "openvino", "tensorrt"}
 
 NOT_LOADED = {
+    "code": RECORDS | NETWORKS | {"numpy", "cv2", "scipy", "requests"},
     "register": RECORDS | NETWORKS | {"numpy", "cv2", "scipy", "requests"},
     "ingest": RECORDS | NETWORKS,
     "quantize": RECORDS | NETWORKS,

@@ -50,16 +50,27 @@ def test_untracked_python_files_are_a_change(tmp_path: Path, monkeypatch: pytest
 def test_the_code_of_a_stage_is_what_dvc_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert stage_code("train") is None
-    Path("dvc.yaml").write_text("stages: {train: {deps: [data/index, lib, train.py, notes.txt]}, other: {cmd: a}}")
-    Path("lib/deep").mkdir(parents=True)
-    files = [Path("lib/deep/loss.py"), Path("train.py"), Path("notes.txt"), Path("lib/figure.png"), Path("other.py")]
-    for file in files:
-        file.write_text("1")
+    code = {
+        "stages/train.py": "import yolov7.loss\n",
+        "yolov7/loss.py": "",
+        "yolov7/other.py": "",
+        "stages/text.py": "",
+    }
+    own = dict.fromkeys(["lib/deep/mine.py", "train.py", "notes.txt", "lib/figure.png", "other.py"], "1")
+    for name, text in own.items() | code.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
     first = stage_code("train")
-    assert first is not None and stage_code("other") is None
-    changes = []
-    for file in files:
-        file.write_text("2")
-        changes.append(stage_code("train") != first)
-        file.write_text("1")
-    assert changes == [True, True, False, False, False] and stage_code("train") == first
+    assert first is not None and stage_code("export") is None
+    deps = "[data/index, code/train.sha256, lib, train.py, notes.txt, stages/train.py]"
+    Path("dvc.yaml").write_text(f"stages: {{train: {{deps: {deps}}}, other: {{cmd: a}}}}")
+    more = stage_code("train")
+    assert more not in (first, None) and stage_code("other") is None
+    changes = {}
+    for name, text in (code | own).items():
+        Path(name).write_text(f"{text}#")
+        changes[name] = stage_code("train") != more
+        Path(name).write_text(text)
+    changed = {name for name, differs in changes.items() if differs}
+    assert changed == {"stages/train.py", "yolov7/loss.py", "lib/deep/mine.py", "train.py"}
+    assert stage_code("train") == more
