@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+import byte_arithmetic
 import numpy as np
 import onnx
 import pytest
 import torch
-from byte_arithmetic import rounded
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -136,13 +136,13 @@ def test_values_are_rounded_as_in_the_files(low, high, seed):
     low, high = values.range()
     x = torch.from_numpy(np.random.default_rng(seed).normal(0, high - low, (1, 4, 9, 9)).astype(np.float32))
     x[0, 0, 0] = 0.0
-    ours, wanted = values(x).detach().numpy(), rounded(x.numpy(), low, high)
+    rounded, wanted = values(x).detach().numpy(), byte_arithmetic.rounded(x.numpy(), low, high)
     scale, _ = ranges.steps(low, high)
-    assert (ours[0, 0, 0] == 0).all()
-    assert np.abs(ours - wanted).max() <= scale * 1.001
+    assert (rounded[0, 0, 0] == 0).all()
+    assert np.abs(rounded - wanted).max() <= scale * 1.001
     # Beside halves, which the two add up in another order, all are equal.
     middle = np.abs(np.abs(x.numpy() / scale - np.round(x.numpy() / scale)) - 0.5) < 1e-3
-    np.testing.assert_allclose(ours[~middle], wanted[~middle], rtol=1e-5, atol=scale * 1e-4)
+    np.testing.assert_allclose(rounded[~middle], wanted[~middle], rtol=1e-5, atol=scale * 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_the_gradient_of_an_end_is_the_slope_of_what_is_clipped_to_it():
     values(x).sum().backward()
 
     def clipped(high):
-        return np.float64(rounded(x.numpy(), 0.0, high).astype(np.float64).sum())
+        return np.float64(byte_arithmetic.rounded(x.numpy(), 0.0, high).astype(np.float64).sum())
 
     slope = (clipped(4.0 + 1e-3) - clipped(4.0 - 1e-3)) / 2e-3
     factor = float(values.unit) / (x[0].numel() * 255) ** 0.5
