@@ -22,6 +22,9 @@ from xdist.scheduler import LoadFileScheduling
 from stages.project.command import NO_TELEMETRY
 from stages.registry import server
 
+# With all that is imported here Python looks for garbage too often: up to a quarter of the time of a test of networks.
+gc.set_threshold(20_000, 20, 20)
+
 settings.register_profile("same", derandomize=True, database=None)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
@@ -33,12 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first: a long one that starts last would leave the other processes without work."""
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     items.sort(key=lambda item: item.path not in slow)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported by now stays: collections of garbage, and the five at the end, need not look through it."""
-    gc.collect()
-    gc.freeze()
 
 
 SET_BY_CLIENTS = (
