@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -40,10 +39,6 @@ UNITS += ["0.", ".0", "1e", "' ", "Stage '", "https://", "x@", "a.b", ") ", "\\u
 LENGTH = 30_000
 SECONDS = 1.0
 """A linear pattern needs some milliseconds for a text of this length, a quadratic one many seconds."""
-SHORT = LENGTH // 10
-SHORT_SECONDS = 5e-4
-"""What takes a second for the long text takes a hundredth of it for a tenth of the text, if it is quadratic: whatever
-needs less than a twentieth of that is linear, and the long text is left out."""
 
 
 def patterns() -> Iterator[tuple[str, str | bytes, int, str]]:
@@ -88,21 +83,9 @@ def test_no_text_holds_a_pattern_up(place: str, pattern: str | bytes, flags: int
     starts = ["", *re.findall(r"[A-Za-z:/']{3,}", literal)]
     for unit in [*UNITS, *starts[1:]]:
         for start in starts[:3]:
+            text = start + unit * (LENGTH // len(unit)) + "\0"
             for look in looks:
-                if seconds(look, pattern, start + unit * (SHORT // len(unit)) + "\0") < SHORT_SECONDS:
-                    continue
-                taken = seconds(look, pattern, start + unit * (LENGTH // len(unit)) + "\0")
+                before = time.process_time()
+                look(text if isinstance(pattern, str) else text.encode())
+                taken = time.process_time() - before
                 assert taken < SECONDS, f"{place}: {taken:.1f} s for {start!r} and {unit!r} repeated"
-
-
-def seconds(look: Callable[[Any], object], pattern: str | bytes, text: str) -> float:
-    """Processor time of one look at the text."""
-    before = time.process_time()
-    look(text if isinstance(pattern, str) else text.encode())
-    return time.process_time() - before
-
-
-def test_a_quadratic_pattern_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "SECONDS", 0.05)  # one with little to do at each place
-    with pytest.raises(AssertionError, match=r"here: .* repeated"):
-        test_no_text_holds_a_pattern_up("here", "a*b", 0, "search")
