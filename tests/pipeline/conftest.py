@@ -63,6 +63,7 @@ def mlflow_file(tmp_path_factory: pytest.TempPathFactory, new_database: Path) ->
 def registry(mlflow_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelRegistry]:
     """A registry in a SQLite file, seen from an empty folder, without keys to sign or verify with."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # a server that a test takes away does not come back
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_file)
     for name in (SIGNING_KEY, VERIFY_KEY):
         monkeypatch.delenv(name, raising=False)

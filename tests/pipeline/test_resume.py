@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import os
@@ -18,6 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import stages.train
 from stages.ingest import ingest
 from stages.project.params import load
 from stages.project.workspace import INDEX, INGESTED, VALIDATION_REPORT
@@ -76,6 +78,14 @@ def stage(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedPro
     )
 
 
+def train_here(folder: Path) -> None:
+    """The stage in this process: a start of Python with everything imported takes longer than its training."""
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(YOLOV7_WORKERS="0").items():
+            patch.setenv(name, value)
+        stages.train.main(load(), argparse.Namespace(variant=VARIANT, fresh=False))
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> Path:
     """The project after an undisturbed training."""
@@ -84,8 +94,7 @@ def straight(tmp_path_factory) -> Path:
         params = load()
         ingest(params.data, INGESTED)
         validate(params.validation, INGESTED, VALIDATION_REPORT, INDEX)
-    done = stage(folder, "stages.train", "--variant", VARIANT, **SUPPORT)
-    assert done.returncode == 0, done.stderr
+    train_here(folder)
     return folder
 
 
@@ -139,17 +148,16 @@ def test_killed_again_and_again_equals_undisturbed(straight, tmp_path):
     copy_data(straight, folder)
     random_source = random.Random(0)
     # Each start uses another number of loader processes, which must change nothing either.
-    for sent, workers in ((signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 1)):
+    for sent, workers in ((signal.SIGKILL, 2), (signal.SIGTERM, 1)):
         assert 0 < kill_after_a_save(folder, random_source, sent, workers) < EPOCHS * BATCHES
-    done = stage(folder, "stages.train", "--variant", VARIANT, **SUPPORT)
+    done = stage(folder, "stages.train", "--variant", VARIANT, YOLOV7_WORKERS="0", **SUPPORT)
     assert done.returncode == 0, done.stderr
     assert "resuming at epoch" in done.stderr
     assert_same_result(straight, folder)
     # A finished training is not repeated.
     shutil.rmtree(folder / "models")
     states = {path: path.stat().st_mtime_ns for path in folder.glob(f".state/train/{VARIANT}/*/state-*")}
-    done = stage(folder, "stages.train", "--variant", VARIANT, **SUPPORT)
-    assert done.returncode == 0, done.stderr
+    train_here(folder)
     assert iterations_saved(folder) == EPOCHS * BATCHES
     assert states == {path: path.stat().st_mtime_ns for path in folder.glob(f".state/train/{VARIANT}/*/state-*")}
     assert_same_result(straight, folder)

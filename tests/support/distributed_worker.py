@@ -49,6 +49,8 @@ def parameters(recipe: str = "p5", **over) -> Train:
     return train_parameters(values | over, recipe=recipe)
 
 
+SHORT = {"epochs": 3}
+"""Six steps instead of ten, where no other scenario is compared with these."""
 TAUGHT = {"aligned": True, "taught": True, "params": {"distillation": {"features": 1.0}, "epochs": 2}}
 
 
@@ -152,7 +154,7 @@ def stopped_and_resumed(folder: Path, states: Path, processes: Processes) -> dic
 
 def broken_on_one(folder: Path, states: Path, processes: Processes) -> dict:
     """In its fourth batch the loss of the second process is not a number."""
-    run, _ = trainer(folder, states, processes)
+    run, _ = trainer(folder, states, processes, params=SHORT)
     plain, calls = run.learner.criterion, iter(range(100))
 
     def criterion(*inputs):
@@ -204,9 +206,9 @@ def everything(folder: Path, processes: Processes) -> dict:
     own = folder / f"rank-{processes.rank}"
     return {
         "synchronized": train(folder, own / "synchronized", processes),
-        "aligned": train(folder, own / "aligned", processes, aligned=True),
+        "aligned": train(folder, own / "aligned", processes, aligned=True, params=SHORT),
         "taught": train(folder, own / "taught", processes, **TAUGHT),
-        "plain": train(folder, own / "plain", processes, params={"sync_batchnorm": False}),
+        "plain": train(folder, own / "plain", processes, params={"sync_batchnorm": False, **SHORT}),
         "resumed": stopped_and_resumed(folder, own / "resumed", processes),
         "broken": broken_on_one(folder, own / "broken", processes),
         "results": find(folder, processes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import onnx
 import pytest
 from filelock import FileLock
 from small_aligned import small_aligned
@@ -23,6 +24,17 @@ def trained():
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, trained):
     return _exported(tmp_path_factory, trained)
+
+
+@pytest.fixture(scope="session")
+def traced(exported):
+    """In place of `yolov7.export.folder.export_onnx` for `trained`: tracing takes seconds, and is tested elsewhere."""
+
+    def copy(model, path, **options):
+        path.write_bytes((exported / "model.onnx").read_bytes())
+        return onnx.load(path)
+
+    return copy
 
 
 @pytest.fixture(scope="session")

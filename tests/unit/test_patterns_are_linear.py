@@ -45,15 +45,18 @@ def patterns() -> Iterator[tuple[str, str | bytes, int, str]]:
     """Place, pattern, flags, and how it is used, of every expression that is written as text."""
     for file in sorted(path for package in ("stages", "yolov7", "flows") for path in (ROOT / package).rglob("*.py")):
         source = file.read_text(encoding="utf-8")
+        if not re.search(r"\bre\.", source):
+            continue
         tree = ast.parse(source)
         names = {id(node.value): node.targets[0] for node in ast.walk(tree) if isinstance(node, ast.Assign)}
         for node in ast.walk(tree):
-            if not (isinstance(node, ast.Call) and ast.unparse(node.func) in {f"re.{name}" for name in FUNCTIONS}):
+            match node:
+                case ast.Call(ast.Attribute(ast.Name("re"), used), [ast.Constant() as first, *others]):
+                    pass
+                case _:
+                    continue
+            if used not in FUNCTIONS:
                 continue
-            first, *others = node.args
-            if not isinstance(first, ast.Constant):
-                continue
-            used = ast.unparse(node.func).removeprefix("re.")
             if used == "compile":
                 name = re.escape(ast.unparse(names[id(node)])) if id(node) in names else "$none"
                 anywhere = re.search(rf"\b{name}\.(search|sub|split|findall|finditer)\(", source)

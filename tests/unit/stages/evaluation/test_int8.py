@@ -47,12 +47,13 @@ def evaluate() -> dict:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, trained):
+def made(tmp_path_factory, trained, traced):
     """A project, exported and evaluated once."""
     root = tmp_path_factory.mktemp("int8")
     index = project_with_test_split(root, trained)
-    export = int8_export(trained, root / "models/small/export", index)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolov7.export.folder.export_onnx", traced)
+        export = int8_export(trained, root / "models/small/export", index)
         patch.chdir(root)
         patch.setattr(stage, "check_chosen", lambda *_: None)  # a network of the tests
         figures = evaluate()
@@ -250,13 +251,14 @@ def test_the_library_leaves_a_page_on_the_layers(here, tmp_path, trained):
     check_folder(done.folder)
 
 
-def test_without_int8_files_nothing_is_said_of_them(here, tmp_path, trained, monkeypatch):
+def test_without_int8_files_nothing_is_said_of_them(here, tmp_path, trained, traced, monkeypatch):
+    monkeypatch.setattr("yolov7.export.folder.export_onnx", traced)
     root, index, _, figures = here
     shutil.copytree(root / "data", tmp_path / "data")
     export = int8_export(trained, tmp_path / "models/small/export", index, formats=())
     monkeypatch.chdir(tmp_path)
     plain = evaluate()
-    # Two exports of one network hold the same graph; every other figure is the same, too.
+    # Of the same graph every other figure is the same, too.
     assert plain == {key: value for key, value in figures.items() if key != "int8"}
     assert "int8" not in json.loads(Path("reports/small/summary.json").read_text())
     page = Path("reports/small/report.html").read_text()

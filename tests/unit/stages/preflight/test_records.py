@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +16,8 @@ import pytest
 from stages.preflight.findings import Findings
 from stages.preflight.records import check_records
 from stages.project.params import Params
+from stages.registry import server as server_module
+from stages.registry.address import sqlite_file
 from stages.registry.server import connect
 
 
@@ -145,7 +148,22 @@ def test_a_name_that_others_have_taken(workspace):
     assert "registry.model_prefix" in checked().problems[0]
 
 
+@pytest.fixture
+def quick_databases(monkeypatch, new_database):
+    """A database is made as a copy of one that was made: the migrations take seconds."""
+    plain = subprocess.run
+
+    def run(command, **more):
+        if "upgrade" not in command:
+            return plain(command, **more)
+        shutil.copyfile(new_database, sqlite_file(command[-1]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(server_module.subprocess, "run", run)
+
+
 @pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.usefixtures("quick_databases")
 def test_a_registry_of_its_own(workspace, monkeypatch, fresh):
     if fresh:
         (workspace / "mlflow.db").unlink()

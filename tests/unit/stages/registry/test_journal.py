@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -175,13 +174,13 @@ def test_a_local_database_has_its_artifacts_beside_it_wherever_the_training_work
     assert not (workspace / "worktree/mlartifacts").exists()
 
 
-def test_a_database_is_made_once_by_many(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(ensure_database, [uri] * 3))
-    assert mlflow.MlflowClient(tracking_uri=uri).search_experiments()
-    assert not list(tmp_path.glob(".mlflow.db*"))
+def test_a_database_is_made_once_by_many(workspace, new_database):
+    """Three threads of every test process have asked for `new_database` at the same time."""
+    before = new_database.read_bytes()
+    ensure_database(f"sqlite:///{new_database}")
+    assert new_database.read_bytes() == before
+    assert mlflow.MlflowClient(tracking_uri=f"sqlite:///{workspace / 'mlflow.db'}").search_experiments()
+    assert not list(new_database.parent.glob(f".{new_database.name}*"))
 
 
 def test_metric_names_are_made_fit_for_mlflow():

@@ -153,8 +153,21 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize(("classes", "sides"), [(1, (SIDE, SIDE)), (1000, (64, 128))])
-@pytest.mark.parametrize("kind", SMALL)
+ONE, THOUSAND = (1, (SIDE, SIDE)), (1000, (64, 128))
+
+
+# Both counts of classes with YOLOv9, and each with one of the two heads of YOLOv6.
+@pytest.mark.parametrize(
+    ("kind", "classes", "sides"),
+    [
+        ("yolov9", *ONE),
+        ("yolov9", *THOUSAND),
+        ("yolov6", *THOUSAND),
+        ("yolov6, 17 bins", *ONE),
+        pytest.param("yolov6", *ONE, marks=pytest.mark.thorough),
+        pytest.param("yolov6, 17 bins", *THOUSAND, marks=pytest.mark.thorough),
+    ],
+)
 def test_one_class_and_a_thousand_at_fixed_sides(tmp_path, kind, classes, sides):
     model = SMALL[kind](classes)
     metadata = metadata_of(model)

@@ -296,14 +296,8 @@ def test_the_first_refused_layer_is_found_by_halves():
 
 
 @pytest.fixture
-def traced_already(exported, monkeypatch):
-    """Tracing takes seconds, and is not what these tests are of."""
-
-    def copy(model, path, **options):
-        path.write_bytes((exported / "model.onnx").read_bytes())
-        return onnx.load(path)
-
-    monkeypatch.setattr("yolov7.export.folder.export_onnx", copy)
+def traced_already(traced, monkeypatch):
+    monkeypatch.setattr("yolov7.export.folder.export_onnx", traced)
 
 
 @pytest.mark.usefixtures("traced_already")

@@ -12,8 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from small_aligned import small_aligned
 
 import yolov7
+from tests.unit.yolov7.model.test_quantized import read_by
 from yolov7.errors import ModelError
 from yolov7.export import check_tensorrt, export_onnx, export_openvino
 from yolov7.export.calibrate import calibrate, shared
@@ -22,24 +24,50 @@ from yolov7.export.onnx import described, write_graph
 from yolov7.export.quantize import CONVOLUTIONS, quantizable, quantized
 from yolov7.export.sensitivity import last_maps
 from yolov7.model import ModelMetadata, create_model
+from yolov7.model.quantized import quantized as quantized_form
+from yolov7.model.quantized import quantized_convolutions
 from yolov7.model.scaling import scale
 from yolov7.model.variants import find_variant
 from yolov7.predict.openvino_runtime import openvino_core
 
-SMALLEST = ("yolov7-tiny", "yolov9-t", "yolov6-n")
+# The ordinary tests have one network of each family. Those of YOLOv9 are deep: a small one has all its kinds of layer.
+SMALL = "small-aligned"
+ORDINARY = ("yolov7-tiny", SMALL, "yolov6-n")
 VARIANTS = [
-    pytest.param(name, marks=pytest.mark.slow if name in SMALLEST else pytest.mark.thorough)
-    for name in yolov7.list_variants()
+    pytest.param(name, marks=pytest.mark.slow if name in ORDINARY else pytest.mark.thorough)
+    for name in (SMALL, *yolov7.list_variants())
 ]
 BYTES = ("u8", "i8")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_both_runtimes_compute_a_variant_in_eight_bits(variant, tmp_path):
-    model = narrow(variant)
+@pytest.fixture(scope="module")
+def exported_variant(request, tmp_path_factory):
+    """A model and its graph: tracing it takes longer than all that follows."""
+    model = narrow(request.param)
+    metadata = ModelMetadata.of(model, class_names=("a", "b"), category_ids=(1, 2), image_size=model.stride)
+    file = tmp_path_factory.mktemp(request.param) / "model.onnx"
+    return model, export_onnx(model, file, metadata=metadata, dynamic=False)
+
+
+every_variant = pytest.mark.parametrize("exported_variant", VARIANTS, indirect=True)
+
+
+@every_variant
+def test_every_variant_rounds_where_its_graph_does(exported_variant):
+    model, graph = exported_variant
+    form, nodes = quantized_form(model), read_by(graph)
+    names = {f"{name}.weight" for name in quantized_convolutions(form)}
+    assert {nodes[name].name for name in names} == set(quantizable(graph))
+    of_values = {}
+    for name, conv in quantized_convolutions(form).items():
+        of_values.setdefault(id(conv.values), set()).add(nodes[f"{name}.weight"].input[0])
+    assert all(len(values) == 1 for values in of_values.values())
+
+
+@every_variant
+def test_both_runtimes_compute_a_variant_in_eight_bits(exported_variant, tmp_path):
+    model, graph = exported_variant
     side = model.stride
-    metadata = ModelMetadata.of(model, class_names=("a", "b"), category_ids=(1, 2), image_size=side)
-    graph = export_onnx(model, tmp_path / "model.onnx", metadata=metadata, dynamic=False)
     image = np.random.default_rng(0).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
     ranges, layers = calibrate(graph, lambda: [image]), quantizable(graph)
     kinds = Counter(node.op_type for node in graph.graph.node if node.name in layers)
@@ -73,6 +101,8 @@ def test_both_runtimes_compute_a_variant_in_eight_bits(variant, tmp_path):
 
 def narrow(variant):
     """An eighth as wide, or in full where an auxiliary branch names channels by number."""
+    if variant == SMALL:
+        return small_aligned(num_classes=2)
     network = find_variant(variant)
     try:
         return create_model(scale(network, width=0.125), num_classes=2, seed=1).eval()

@@ -1,4 +1,7 @@
-"""The quantised form: it computes what the int8 files compute, its ranges are learnt, and its files come back."""
+"""The quantised form: it computes what the int8 files compute, its ranges are learnt, and its files come back.
+
+That every variant rounds where its graph does is in tests/unit/yolov7/export/test_int8_variants.py, with the graphs.
+"""
 
 from dataclasses import replace
 
@@ -17,10 +20,9 @@ from torch import nn
 
 from yolov7 import ranges
 from yolov7.errors import DataError, ModelError
-from yolov7.export.onnx import export_onnx
 from yolov7.export.quantize import quantizable
 from yolov7.export.quantize import quantized as quantized_graph
-from yolov7.model import ModelMetadata, create_model, list_variants, load_checkpoint, save_checkpoint
+from yolov7.model import create_model, load_checkpoint, save_checkpoint
 from yolov7.model.quantized import calibrate, learnt_ranges, quantized, quantized_convolutions
 from yolov7.model.rep_optimizer import target
 from yolov7.model.rounding import InputRange, QuantizedConv
@@ -103,27 +105,6 @@ def test_convolutions_of_a_value_share_its_range(family, request):
         ours.setdefault(nodes[f"{name}.weight"].input[0], set()).add(id(conv.values))
     assert all(len(shared) == 1 for shared in ours.values())
     assert len({next(iter(shared)) for shared in ours.values()}) == len(ours)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [
-        pytest.param(name, marks=() if name in ("yolov7-tiny", "yolov9-t", "yolov6-n") else pytest.mark.thorough)
-        for name in list_variants()
-    ],
-)
-def test_every_variant_rounds_where_its_graph_does(variant, tmp_path):
-    model = create_model(variant, 3)
-    metadata = ModelMetadata.of(model, class_names=("a", "b", "c"), image_size=2 * model.stride)
-    graph = export_onnx(model, tmp_path / "m.onnx", metadata=metadata, dynamic=False)
-    form, nodes = quantized(model), read_by(graph)
-    names = {f"{name}.weight" for name in quantized_convolutions(form)}
-    assert {nodes[name].name for name in names} == set(quantizable(graph))
-    shared = {}
-    for name, conv in quantized_convolutions(form).items():
-        shared.setdefault(id(conv.values), set()).add(nodes[f"{name}.weight"].input[0])
-    assert all(len(values) == 1 for values in shared.values())
 
 
 @settings(max_examples=60, deadline=None)

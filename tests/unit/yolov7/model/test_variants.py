@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from yolov7.errors import ModelError
 from yolov7.model import create_model, list_variants
 from yolov7.model.blocks import Conv, Elan, ImplicitAdd, ImplicitMultiply, RepConv, StridedConv, Sum, UpConcat
 from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameters
+from yolov7.model.detector import Detector
 from yolov7.model.heads.anchor import AnchorHead, Level
 from yolov7.model.info import variant_info
 from yolov7.model.published.yolov7 import published_keys
@@ -62,6 +64,13 @@ BUFFERS = {
 }
 
 
+@cache
+def forms(variant: str) -> tuple[Detector, Detector]:
+    """Training and deploy form without weights, which nothing changes."""
+    model = create_model(variant, device="meta")
+    return model, model.reparameterize()
+
+
 def test_the_family_is_complete_and_in_order():
     assert list_variants(family="yolov7") == list(COUNTS)
     assert list_variants()[: len(COUNTS)] == list(COUNTS)
@@ -70,11 +79,10 @@ def test_the_family_is_complete_and_in_order():
 
 @pytest.mark.parametrize("variant", COUNTS)
 def test_counts_are_exact_in_every_form(variant):
-    model = create_model(variant, device="meta")
-    deploy = model.reparameterize()
+    model, deploy = forms(variant)
     training_count, unfused, fused, keys_training, keys_deploy = COUNTS[variant]
     assert count_parameters(model) == training_count
-    assert count_deploy_unfused(model) == unfused
+    assert count_deploy_unfused(model, deploy) == unfused
     assert count_parameters(deploy) == fused
     assert len(published_keys(model.spec)) == keys_training
     assert len(published_keys(model.spec, form="deploy")) == keys_deploy
@@ -89,7 +97,7 @@ def test_counts_are_exact_in_every_form(variant):
 
 @pytest.mark.parametrize("variant", COUNTS)
 def test_form_and_constants(variant):
-    model = create_model(variant, device="meta")
+    model, deploy = forms(variant)
     p6 = variant.rsplit("-", 1)[-1] in ("w6", "e6", "d6", "e6e")
     assert model.variant == variant and model.form == "training"
     assert model.strides == ((8, 16, 32, 64) if p6 else (8, 16, 32))
@@ -101,7 +109,6 @@ def test_form_and_constants(variant):
     assert norms and all((norm.eps, norm.momentum) == (1e-3, 0.03) for norm in norms)
     leaky = [module for module in model.modules() if isinstance(module, nn.LeakyReLU)]
     assert bool(leaky) is (variant == "yolov7-tiny") and all(module.negative_slope == 0.1 for module in leaky)
-    deploy = model.reparameterize()
     assert deploy.form == "deploy" and not deploy.has_auxiliary and not deploy.training
     assert not any(p.requires_grad for p in deploy.parameters())
 

@@ -26,9 +26,15 @@ from yolov7.model.variants import find_variant
 from yolov7.train.initial import initial_model, load_weights
 
 
+@cache
+def drawn(variant: str, classes: int, seed: int) -> Detector:
+    """A model that nothing changes."""
+    return create_model(variant, classes, seed=seed)
+
+
 def state(variant: str, classes: int = 3, *, seed: int = 1) -> dict[str, torch.Tensor]:
     """A file's tensors by their published names."""
-    model = create_model(variant, classes, seed=seed)
+    model = drawn(variant, classes, seed)
     form = published.DUAL if model.has_auxiliary else published.SINGLE
     values = model.state_dict()
     return {name: values[ours].clone() for name, ours in published.LAYOUT.keys(model.spec, form).copied.items()}

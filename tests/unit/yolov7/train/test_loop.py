@@ -88,8 +88,8 @@ def test_eight_images_are_learned_by_heart(tmp_path):
         loss={"objectness": 2.0, "box": 0.2},
         optimizer={"warmup_iterations": 5, "warmup_epochs": 0, "learning_rate": 0.005},
     )
-    # The network at half its width: a quarter of the work.
-    model = create_model(scale(find_variant("yolov7-tiny"), depth=1.0, width=0.5), len(index.class_names), seed=0)
+    # The network at a quarter of its width: what is left is mostly the work of a step, whatever the network.
+    model = create_model(scale(find_variant("yolov7-tiny"), depth=1.0, width=0.25), len(index.class_names), seed=0)
     model.anchors.mul_(0.5)
     train_index = build_index(repeated, tmp_path / "train/images", tmp_path / "repeated")
     outcome = trainer(index, tmp_path / "states", params, model, train_index=train_index).fit()
