@@ -117,6 +117,12 @@ def listed_names() -> list[str]:
     return [row["variant"] for row in _document()["variants"]]
 
 
+def listed_recipes() -> dict[str, str]:
+    """The preset of `train.preset` that each of :func:`listed_names` was published with, by name."""
+    recipes: dict[str, str] = _document()["recipes"]
+    return dict(recipes)
+
+
 def listed_infos(names: Iterable[str] | None = None) -> list[VariantInfo]:
     """Rows of the given names of `yolov7.list_variants()`, or of all.
 

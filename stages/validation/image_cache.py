@@ -12,8 +12,9 @@ import hashlib
 import json
 import logging
 import sqlite3
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -106,11 +107,10 @@ class ImageCache:
         if self._database is not None:
             self._database.close()
 
-    def read(self, digests: Iterable[str]) -> dict[str, dict[str, Any]]:
+    def read(self, digests: Collection[str]) -> dict[str, ImageCheck]:
         """Known entries by digest."""
-        wanted = set(digests)
         rows = self._ask("SELECT sha256, found FROM checks")
-        return {digest: json.loads(found) for digest, found in rows if digest in wanted}
+        return {digest: _check_of(json.loads(found), digest) for digest, found in rows if digest in digests}
 
     def add(self, digest: str, check: ImageCheck) -> None:
         """Store the result for a content."""
@@ -162,6 +162,12 @@ class ImageCache:
         self._checks.clear()
         self._files.clear()
         self._flushed = time.monotonic()
+
+
+def _check_of(found: dict[str, Any], digest: str) -> ImageCheck:
+    for name in ("format", "mode"):  # a few texts, which a million images share
+        found[name] = found[name] and sys.intern(found[name])
+    return ImageCheck(**{**found, "sha256": digest})
 
 
 def _open(path: Path) -> sqlite3.Connection | None:

@@ -54,12 +54,12 @@ def check_images(paths: Iterable[str | Path], *, decode: bool, cache: Path | Non
     files = [str(path) for path in paths]
     with ImageCache(cache) as known:
         digests = _take_digests(files, known)
-        first: dict[str, Path] = {}
+        first: dict[str, str] = {}
         for file, digest in zip(files, digests, strict=True):
-            if digest is not None and digest not in first:
-                first[digest] = Path(file)
-        results = {digest: ImageCheck(**{**found, "sha256": digest}) for digest, found in known.read(first).items()}
-        unknown = {digest: path for digest, path in first.items() if digest not in results}
+            if digest is not None:
+                first.setdefault(digest, file)
+        results = known.read(first)
+        unknown = {digest: Path(file) for digest, file in first.items() if digest not in results}
         progress = Progress("decoding images", len(unknown))
         for digest, check in zip(unknown, _decode_all(list(unknown.values())), strict=True):
             results[digest] = replace(check, sha256=digest)

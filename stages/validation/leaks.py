@@ -8,29 +8,36 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stages.images.near_duplicates import BITS, near_pairs
 
-_RANK = {"train": 0, "val": 1, "test": 2}
-"""The higher the rank, the worse a leaked image."""
+_RANKS = ("train", "val", "test")
+"""The later in this order, the worse a leaked image."""
+_NONE = -1
 
 
 @dataclass(frozen=True)
-class Picture:
-    """The compared facts of an image."""
+class Pictures:
+    """The compared facts of images, each a sequence with an item per image."""
 
-    split: str
-    file_name: str
-    sha256: str | None
+    splits: Sequence[str]
+    file_names: Sequence[str] | NDArray[np.object_]
+    sha256: Sequence[str | None]
     """Digest of the file's bytes; None if unreadable."""
-    hash: str | None
+    hashes: Sequence[str | None]
     """Difference hash, hexadecimal; None where there is none."""
 
-    def __str__(self) -> str:
-        return f"{self.split}/{self.file_name}"
+    def __len__(self) -> int:
+        return len(self.splits)
+
+    def name(self, row: int) -> str:
+        """The image, for messages."""
+        return f"{self.splits[row]}/{self.file_names[row]}"
 
 
 @dataclass(frozen=True)
@@ -45,72 +52,76 @@ class Repetitions:
     """A file of another split that looks nearly the same, with the distance."""
 
 
-@dataclass
-class _Group:
-    """Images with the same bytes or hash: the first of every split."""
+class _Groups:
+    """Images with equal keys, by number: the first row of every split, in arrays."""
 
-    first: dict[str, int] = field(default_factory=dict)
+    def __init__(self, keys: Sequence[str | None], ranks: NDArray[np.int8], test_is_val: bool) -> None:
+        numbers: dict[str, int] = {}
+        self.of = np.fromiter(
+            (_NONE if key is None else numbers.setdefault(key, len(numbers)) for key in keys), np.int32, len(keys)
+        )
+        """(N,) the group of each image; -1 where there is no key."""
+        self.keys = list(numbers)
+        first = np.full((len(numbers), len(_RANKS)), _NONE, np.int32)
+        rows = np.flatnonzero(self.of >= 0)[::-1]
+        first[self.of[rows], ranks[rows]] = rows  # of several rows the last in this order stays: the first image
+        self.first = first
+        """(groups, splits)"""
+        self.elsewhere = np.full_like(first, _NONE)
+        """(groups, splits): the first image in the split that is ranked highest above this one."""
+        for rank in range(len(_RANKS)):
+            if test_is_val and _RANKS[rank] == "val":
+                continue
+            for higher in range(rank + 1, len(_RANKS)):
+                there = first[:, higher] != _NONE
+                self.elsewhere[there, rank] = first[there, higher]
 
-    def elsewhere(self, split: str, test_is_val: bool) -> int | None:
-        """The first image in the split that is ranked highest above `split`; None where there is none."""
-        higher = [other for other in self.first if _RANK[other] > _RANK[split]]
-        if test_is_val and split == "val":
-            return None
-        return self.first[max(higher, key=_RANK.__getitem__)] if higher else None
 
-
-def find_repetitions(pictures: Sequence[Picture], *, bits: int | None, test_is_val: bool) -> Repetitions:
+def find_repetitions(pictures: Pictures, *, bits: int | None, test_is_val: bool) -> Repetitions:
     """Compare all images; near duplicates within `bits` of 128 (None: do not look for them).
 
     `test_is_val`: test is a copy of val and the two are not compared. A file that two records of a split name is not a
     repetition of itself.
     """
-    same: dict[str, _Group] = defaultdict(_Group)
-    alike: dict[str, _Group] = defaultdict(_Group)
-    for position, picture in enumerate(pictures):
-        for groups, key in ((same, picture.sha256), (alike, picture.hash)):
-            if key is not None:
-                groups[key].first.setdefault(picture.split, position)
-    near = _near_groups(alike, bits)
-    repeats: list[str | None] = []
-    also_in: list[str | None] = []
-    nearly_in: list[str | None] = []
-    for picture in pictures:
-        group = same[picture.sha256] if picture.sha256 is not None else _Group()
-        first = group.first.get(picture.split)
-        earlier = None if first is None else pictures[first]
-        repeats.append(None if earlier is None or earlier.file_name == picture.file_name else str(earlier))
-        other = group.elsewhere(picture.split, test_is_val)
-        also_in.append(None if other is None else str(pictures[other]))
-        found = None
-        if other is None and bits is not None and picture.hash is not None:
-            found = _nearest(picture, near.get(picture.hash, []), alike, test_is_val)
-        nearly_in.append(None if found is None else f"{pictures[found[1]]} ({found[0]} of {BITS} bits differ)")
-    return Repetitions(repeats, also_in, nearly_in)
+    ranks = np.fromiter(map(_RANKS.index, pictures.splits), np.int8, len(pictures))
+    same = _Groups(pictures.sha256, ranks, test_is_val)
+    nothing: list[str | None] = [None] * len(pictures)
+    found = Repetitions(nothing, [*nothing], [*nothing])
+    known = np.flatnonzero(same.of >= 0)
+    earlier = same.first[same.of[known], ranks[known]]
+    for row, first in _pairs(known, earlier, earlier != known):
+        if pictures.file_names[first] != pictures.file_names[row]:
+            found.repeats[row] = pictures.name(first)
+    others = np.full(len(pictures), _NONE, np.int32)
+    others[known] = same.elsewhere[same.of[known], ranks[known]]
+    for row, other in _pairs(np.arange(len(pictures)), others, others != _NONE):
+        found.also_in[row] = pictures.name(other)
+    if bits is not None:
+        alike = _Groups(pictures.hashes, ranks, test_is_val)
+        near = _near_groups(alike.keys, bits)
+        for row in np.flatnonzero((alike.of >= 0) & (others == _NONE)).tolist():
+            nearest = _nearest(int(alike.of[row]), int(ranks[row]), near, alike)
+            if nearest is not None:
+                found.nearly_in[row] = f"{pictures.name(nearest[1])} ({nearest[0]} of {BITS} bits differ)"
+    return found
 
 
-def _near_groups(alike: dict[str, _Group], bits: int | None) -> dict[str, list[tuple[int, str]]]:
-    """For every hash, the other hashes within `bits` and their distance."""
-    near: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    if bits is None:
-        return near
-    keys = list(alike)
+def _pairs(rows: NDArray[Any], others: NDArray[Any], chosen: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    return zip(rows[chosen].tolist(), others[chosen].tolist(), strict=True)
+
+
+def _near_groups(keys: Sequence[str], bits: int) -> dict[int, list[tuple[int, int]]]:
+    """For every group, the distance and number of the others within `bits`; groups without any are left out."""
+    near: dict[int, list[tuple[int, int]]] = defaultdict(list)
     hashes = [np.frombuffer(bytes.fromhex(key), np.uint64) for key in keys]
     for first, second, distance in near_pairs(hashes, bits):
-        near[keys[first]].append((distance, keys[second]))
-        near[keys[second]].append((distance, keys[first]))
+        near[first].append((distance, second))
+        near[second].append((distance, first))
     return near
 
 
-def _nearest(
-    picture: Picture, near: Sequence[tuple[int, str]], alike: dict[str, _Group], test_is_val: bool
-) -> tuple[int, int] | None:
-    """Distance and position of the nearest image in a split above the picture's own."""
-
-    def candidates() -> Iterator[tuple[int, int]]:
-        for distance, key in [(0, picture.hash or ""), *near]:
-            other = alike[key].elsewhere(picture.split, test_is_val)
-            if other is not None:
-                yield distance, other
-
-    return min(candidates(), default=None)
+def _nearest(group: int, rank: int, near: dict[int, list[tuple[int, int]]], alike: _Groups) -> tuple[int, int] | None:
+    """Distance and row of the nearest image in a split above the picture's own."""
+    candidates = [(0, group), *near.get(group, ())]
+    rows = ((distance, int(alike.elsewhere[other, rank])) for distance, other in candidates)
+    return min((pair for pair in rows if pair[1] != _NONE), default=None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from stages.validation.images import ImageCheck
-from stages.validation.leaks import Picture, Repetitions, find_repetitions
+from stages.validation.leaks import Pictures, Repetitions, find_repetitions
 from stages.validation.records import (
     RecordTable,
     SplitAnnotations,
@@ -196,11 +196,13 @@ def _add_repetitions(images: Sequence[SplitImages], context: Context) -> None:
     """Compare the files of all splits, if any was read."""
     if not any(check.sha256 or check.hash for part in images for check in part.checks):
         return
-    pictures = [
-        Picture(part.split, name, check.sha256, check.hash)
-        for part in images
-        for name, check in zip(part.coco.images.names, part.checks, strict=True)
-    ]
+    checks = [check for part in images for check in part.checks]
+    pictures = Pictures(
+        splits=[part.split for part in images for _ in part.checks],
+        file_names=np.concatenate([part.coco.images.names for part in images]),
+        sha256=[check.sha256 for check in checks],
+        hashes=[check.hash for check in checks],
+    )
     found = find_repetitions(pictures, bits=context.near_duplicate_bits, test_is_val=context.test_is_val)
     first = 0
     for part in images:

@@ -10,32 +10,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolov7.data.flags import PLAIN_FIELDS, flag_bits, mark_bits
 from yolov7.data.formats.coco import CocoAnnotations, Record
+from yolov7.data.growing import GrowingArray, GrowingStarts, GrowingWholeNumbers
 
 Int64s = NDArray[np.int64]
-Rows = NDArray[np.int64] | NDArray[np.bool_] | slice
+WholeNumbers = NDArray[np.signedinteger[Any]]
+"""As narrow as they fit."""
+Rows = NDArray[np.signedinteger[Any]] | NDArray[np.bool_] | slice
 
 _BATCH = 20_000
 """Records turned into columns at a time."""
-_NARROW = frozenset({"ids", "image_ids", "category_ids"})
-"""Columns that are stored as narrow as they fit."""
 _LARGEST = 1e9
 """Coordinates of an outline beyond this are damage."""
-
-ColumnsT = TypeVar("ColumnsT", "ImageColumns", "AnnotationColumns")
 
 
 @dataclass(frozen=True)
 class ImageColumns:
     """One row per image record."""
 
-    ids: NDArray[np.signedinteger[Any]]
+    ids: WholeNumbers
     names: NDArray[np.object_]
     """`file_name`, texts."""
     widths: NDArray[Any]
@@ -56,33 +55,32 @@ class ImageColumns:
 class Outlines:
     """Polygons of N annotations, ragged: those of annotation i are `polygon_starts[i]:polygon_starts[i + 1]`."""
 
-    polygon_starts: Int64s
+    polygon_starts: WholeNumbers
     """(N + 1,)"""
-    point_starts: Int64s
+    point_starts: WholeNumbers
     """(Q + 1,)"""
     points: NDArray[np.float32]
     """(P, 2) x, y in pixels"""
 
     def take(self, rows: Int64s) -> Outlines:
         """The outlines of some annotations, in the order of `rows`."""
-        counts = np.diff(self.polygon_starts)[rows]
         polygons = _spans(self.polygon_starts, rows)
-        point_starts = _starts(np.diff(self.point_starts)[polygons])
+        point_starts = _starts(_counts(self.point_starts, polygons))
         points = np.empty((int(point_starts[-1]), 2), np.float32)
         for first in range(0, len(polygons), _BATCH):
             some = polygons[first : first + _BATCH]
             place = slice(int(point_starts[first]), int(point_starts[first + len(some)]))
             points[place] = self.points[_spans(self.point_starts, some)]
-        return Outlines(_starts(counts), point_starts, points)
+        return Outlines(_starts(_counts(self.polygon_starts, rows)), point_starts, points)
 
 
 @dataclass(frozen=True)
 class AnnotationColumns:
     """One row per annotation record. Whole numbers are stored as narrow as they fit."""
 
-    ids: NDArray[np.signedinteger[Any]]
-    image_ids: NDArray[np.signedinteger[Any]]
-    category_ids: NDArray[np.signedinteger[Any]]
+    ids: WholeNumbers
+    image_ids: WholeNumbers
+    category_ids: WholeNumbers
     boxes: NDArray[np.float64]
     """(N, 4) left, top, width, height in pixels, as annotated"""
     areas: NDArray[np.float64]
@@ -123,8 +121,10 @@ def columns_of(coco: CocoAnnotations | CocoColumns) -> CocoColumns:
     if isinstance(coco, CocoColumns):
         return coco
     images = [image_columns(ImageLists(part)) for part in _parts(coco.images)]
-    annotations = [annotation_columns(AnnotationLists(part)) for part in _parts(coco.annotations)]
-    return CocoColumns(coco.path, join_images(images), join_annotations(annotations), coco.categories)
+    annotations = GrowingAnnotations()
+    for part in _parts(coco.annotations):
+        annotations.add(annotation_columns(AnnotationLists(part)))
+    return CocoColumns(coco.path, join_images(images), annotations.columns(), coco.categories)
 
 
 def _parts(records: Sequence[Record]) -> list[Sequence[Record]]:
@@ -225,45 +225,57 @@ def _outlines(lists: AnnotationLists) -> Outlines:
 
 def join_images(parts: list[ImageColumns]) -> ImageColumns:
     """The rows of several parts, whose list is emptied: they are let go of column by column."""
-    return _join(parts, image_columns(ImageLists([])))
-
-
-def join_annotations(parts: list[AnnotationColumns]) -> AnnotationColumns:
-    """The rows of several parts, whose list is emptied. Whole numbers become as narrow as they fit."""
-    return _join(parts, annotation_columns(AnnotationLists([])))
-
-
-def _join(parts: list[ColumnsT], nothing: ColumnsT) -> ColumnsT:
+    nothing = image_columns(ImageLists([]))
     columns = {field.name: [getattr(part, field.name) for part in parts or [nothing]] for field in fields(nothing)}
     parts.clear()
-    return type(nothing)(*(_join_values(columns.pop(name), name) for name in list(columns)))
+    joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+    ids = GrowingWholeNumbers()
+    ids.add(joined.pop("ids"))
+    return ImageColumns(ids=ids.array(), **joined)
 
 
-def _join_values(values: list[Any], name: str) -> Any:
-    if not isinstance(values[0], Outlines):
-        joined = values[0] if len(values) == 1 else np.concatenate(values)
-        return _narrow(joined) if name in _NARROW else joined
-    return Outlines(
-        _starts(np.concatenate([np.diff(part.polygon_starts) for part in values])),
-        _starts(np.concatenate([np.diff(part.point_starts) for part in values])),
-        np.concatenate([part.points for part in values]),
-    )
+class GrowingAnnotations:
+    """Columns that rows are added to."""
 
+    def __init__(self) -> None:
+        self._whole = {name: GrowingWholeNumbers() for name in ("ids", "image_ids", "category_ids")}
+        self._columns = {
+            "boxes": GrowingArray(np.float64, (4,)),
+            "areas": GrowingArray(np.float64),
+            "crowd": GrowingArray(np.bool_),
+            "flags": GrowingArray(np.uint8),
+            "marks": GrowingArray(np.uint16),
+        }
+        self._polygon_starts, self._point_starts = GrowingStarts(), GrowingStarts()
+        self._points = GrowingArray(np.float32, (2,))
 
-def _narrow(values: NDArray[Any]) -> NDArray[Any]:
-    for kind in (np.int16, np.int32):
-        bounds = np.iinfo(kind)
-        if not len(values) or (values.min() >= bounds.min and values.max() <= bounds.max):
-            return values.astype(kind)
-    return values
+    def add(self, part: AnnotationColumns) -> None:
+        """Add rows."""
+        for name, column in (self._whole | self._columns).items():
+            column.add(getattr(part, name))
+        self._polygon_starts.add(part.outlines.polygon_starts)
+        self._point_starts.add(part.outlines.point_starts)
+        self._points.add(part.outlines.points)
+
+    def columns(self) -> AnnotationColumns:
+        """All rows, in the same memory. No more can be added."""
+        outlines = Outlines(self._polygon_starts.array(), self._point_starts.array(), self._points.array())
+        arrays: dict[str, Any] = {name: column.array() for name, column in (self._whole | self._columns).items()}
+        return AnnotationColumns(outlines=outlines, **arrays)
 
 
 def _starts(counts: NDArray[Any]) -> Int64s:
-    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
-def _spans(starts: Int64s, rows: Int64s) -> Int64s:
+def _counts(starts: WholeNumbers, rows: Int64s) -> Int64s:
+    """Items of some rows of a ragged array."""
+    return starts[rows + 1].astype(np.int64) - starts[rows]
+
+
+def _spans(starts: WholeNumbers, rows: Int64s) -> Int64s:
     """Places of all items of some rows of a ragged array, row by row."""
-    counts = np.diff(starts)[rows]
+    counts = _counts(starts, rows)
     ends = np.cumsum(counts)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts[:-1][rows] - (ends - counts), counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts[rows] - (ends - counts), counts)

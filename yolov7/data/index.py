@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from yolov7.data.columns import CocoColumns
 from yolov7.data.formats.coco import CocoAnnotations, classes_of
-from yolov7.data.index_arrays import ARRAYS, arrays_of, boxes_and_extents, left_out
+from yolov7.data.index_arrays import ARRAYS, Pieces, arrays_of, boxes_and_extents, left_out
 from yolov7.documents import load_json
 from yolov7.errors import DataError
 from yolov7.files import write_json
@@ -225,8 +225,8 @@ def build_index(
         "image_root": os.path.relpath(image_root.resolve(), out.resolve()),
         "class_names": class_names,
         "category_ids": category_ids,
-        "images": len(arrays["image_ids"]),
-        "boxes": len(arrays["boxes"]),
+        "images": arrays["image_ids"].rows,
+        "boxes": arrays["boxes"].rows,
     }
     _write_folder(out, description, arrays)
     return Index.open(out)
@@ -286,7 +286,7 @@ def _check_consistency(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
         raise DataError("the arrays of this index do not fit together; build it again", path=folder)
 
 
-def _write_folder(out: Path, description: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+def _write_folder(out: Path, description: dict[str, Any], arrays: dict[str, Pieces]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and not (out.is_dir() and ((out / DESCRIPTION).exists() or not any(out.iterdir()))):
         raise DataError("is not an index: move it away, or write the index elsewhere", path=out)
@@ -295,9 +295,12 @@ def _write_folder(out: Path, description: dict[str, Any], arrays: dict[str, NDAr
         fresh, old = work / "new", work / "old"
         fresh.mkdir()
         for name, (dtype, tail) in ARRAYS.items():
-            array: NDArray[Any] = np.ascontiguousarray(arrays.pop(name), dtype)
+            pieces = arrays.pop(name)
+            header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (pieces.rows, *tail)}
             with (fresh / f"{name}.npy").open("wb") as file:
-                np.lib.format.write_array(file, array.reshape(-1, *tail), allow_pickle=False)
+                np.lib.format.write_array_header_1_0(file, header)
+                for piece in pieces.values:
+                    file.write(np.ascontiguousarray(piece, dtype).tobytes())
                 file.flush()
                 os.fsync(file.fileno())
         write_json(fresh / DESCRIPTION, description)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolov7.data.columns import CocoColumns, columns_of
+from yolov7.data.columns import CocoColumns, Outlines, Rows, columns_of
 from yolov7.data.formats.coco import CocoAnnotations, classes_of
 from yolov7.data.repeated import find_repeated
 from yolov7.errors import DataError
@@ -18,8 +20,8 @@ log = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[Any]]
 
-_PIECE = 1 << 20
-"""Boxes handled at a time: what is computed of them on the way takes tens of megabytes."""
+_PIECE = 1 << 17
+"""Boxes handled at a time: what is computed of them on the way takes megabytes."""
 
 # name -> (dtype, shape behind the first axis). I images, N boxes, Q polygons, P points.
 ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
@@ -40,27 +42,23 @@ ARRAYS: dict[str, tuple[type, tuple[int, ...]]] = {
 }
 
 
-def arrays_of(coco: CocoAnnotations | CocoColumns) -> Arrays:
-    """All arrays of :data:`ARRAYS` for the annotations; :class:`DataError` as :func:`yolov7.data.index.build_index`.
+@dataclass(frozen=True)
+class Pieces:
+    """An array of the index, made piece by piece: in the order of the index, boxes would be in memory twice."""
 
-    Whole numbers may be narrower than there.
-    """
+    rows: int
+    """Of the whole array."""
+    values: Iterator[NDArray[Any]]
+    """To be taken once. Whole numbers may be narrower than in :data:`ARRAYS`."""
+
+
+def arrays_of(coco: CocoAnnotations | CocoColumns) -> dict[str, Pieces]:
+    """All arrays of :data:`ARRAYS` for the annotations; :class:`DataError` as :func:`yolov7.data.index.build_index`."""
     columns = columns_of(coco)
     _, category_ids = classes_of(columns)
     arrays = _image_arrays(columns)
-    boxes, order = _box_arrays(columns, np.array(category_ids))
-    arrays |= boxes
-    lost = left_out(arrays)
-    for what, words in (("outside", "empty or outside their images"), ("repeated", "exact repetitions of another")):
-        if lost[what].any():
-            log.warning("%s: %d boxes are %s; training leaves them out", columns.path, int(lost[what].sum()), words)
-    arrays["trainable"] = ~(lost["outside"] | lost["repeated"] | arrays["crowd"])
-    outlines = columns.annotations.outlines if order is None else columns.annotations.outlines.take(order)
-    return arrays | {
-        "polygon_starts": outlines.polygon_starts,
-        "point_starts": outlines.point_starts,
-        "points": outlines.points,
-    }
+    boxes = _box_arrays(columns, np.array(category_ids), arrays["sizes"])
+    return {name: Pieces(len(array), iter([array])) for name, array in arrays.items()} | boxes
 
 
 def _image_arrays(coco: CocoColumns) -> Arrays:
@@ -120,9 +118,8 @@ def _leads_out(name: str) -> bool:
     return absolute or ".." in PurePosixPath(name.replace("\\", "/")).parts
 
 
-def _box_arrays(coco: CocoColumns, category_ids: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64] | None]:
-    """Arrays per box, sorted by image (within one image as in the file), and their places in the file; None for the
-    latter if the file has that order."""
+def _box_arrays(coco: CocoColumns, category_ids: NDArray[np.int64], sizes: NDArray[np.int32]) -> dict[str, Pieces]:
+    """Arrays per box, sorted by image; within one image as in the file."""
     records, image_ids = coco.annotations, coco.images.ids
     repeated = _first_repeated(records.ids)
     if repeated is not None:
@@ -130,19 +127,74 @@ def _box_arrays(coco: CocoColumns, category_ids: NDArray[np.int64]) -> tuple[Arr
     _refuse(coco, _not_finite(records.boxes), "the box is not finite")
     images = _positions(coco, records.image_ids, "image_id", image_ids)
     labels = _positions(coco, records.category_ids, "category_id", category_ids)
-    areas = np.where(np.isfinite(records.areas), records.areas, records.boxes[:, 2] * records.boxes[:, 3])
-    starts = np.concatenate([[0], np.cumsum(np.bincount(images, minlength=len(image_ids)))]).astype(np.int64)
-    arrays: Arrays = {
-        "boxes": records.boxes,
-        "labels": labels,
-        "annotation_ids": records.ids,
+    trainable = _trainable(coco, images, labels, sizes)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(images, minlength=len(image_ids)))])
+    in_order = bool((images[1:] >= images[:-1]).all())
+    order = None if in_order else np.argsort(images, kind="stable").astype(np.int32)
+    del images
+
+    def areas(rows: Rows) -> NDArray[np.float64]:
+        given, boxes = records.areas[rows], records.boxes[rows]
+        return np.where(np.isfinite(given), given, boxes[:, 2] * boxes[:, 3])
+
+    made: dict[str, Callable[[Rows], NDArray[Any]]] = {
+        "boxes": lambda rows: records.boxes[rows],
+        "labels": lambda rows: labels[rows],
+        "annotation_ids": lambda rows: records.ids[rows],
         "areas": areas,
-        "crowd": records.crowd,
+        "crowd": lambda rows: records.crowd[rows],
+        "trainable": lambda rows: trainable[rows],
     }
-    if (images[1:] >= images[:-1]).all():
-        return {"box_starts": starts, **arrays}, None
-    order = np.argsort(images, kind="stable")
-    return {"box_starts": starts, **{name: array[order] for name, array in arrays.items()}}, order
+    count = len(records)
+    per_box = {name: Pieces(count, map(take, _orders(count, order))) for name, take in made.items()}
+    return {"box_starts": Pieces(len(starts), iter([starts])), **per_box, **_outline_arrays(records.outlines, order)}
+
+
+def _orders(count: int, order: NDArray[np.int32] | None) -> Iterator[NDArray[np.int64]]:
+    """The rows of the index, by their places in the file, a piece at a time."""
+    for start in range(0, count, _PIECE):
+        end = min(start + _PIECE, count)
+        yield np.arange(start, end) if order is None else order[start:end].astype(np.int64)
+
+
+def _outline_arrays(outlines: Outlines, order: NDArray[np.int32] | None) -> dict[str, Pieces]:
+    if order is None:
+        arrays = (outlines.polygon_starts, outlines.point_starts, outlines.points)
+        names = ("polygon_starts", "point_starts", "points")
+        return {name: Pieces(len(array), _slices(array)) for name, array in zip(names, arrays, strict=True)}
+
+    def pieces() -> Iterator[Outlines]:
+        return map(outlines.take, _orders(len(outlines.polygon_starts) - 1, order))
+
+    def joined(starts: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        yield np.zeros(1, np.int64)
+        last = 0
+        for some in starts:
+            yield some[1:] + last
+            last += int(some[-1])
+
+    return {
+        "polygon_starts": Pieces(len(outlines.polygon_starts), joined(part.polygon_starts for part in pieces())),
+        "point_starts": Pieces(len(outlines.point_starts), joined(part.point_starts for part in pieces())),
+        "points": Pieces(len(outlines.points), (part.points for part in pieces())),
+    }
+
+
+def _slices(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (array[start : start + _PIECE] for start in range(0, len(array), _PIECE))
+
+
+def _trainable(
+    coco: CocoColumns, images: NDArray[np.int32], labels: NDArray[Any], sizes: NDArray[np.int32]
+) -> NDArray[np.bool_]:
+    """(N,) in the order of the file; what training leaves out is logged."""
+    records = coco.annotations
+    outside = _outside(images, records.boxes, sizes)
+    repeated = find_repeated(images, labels, records.boxes)
+    for lost, words in ((outside, "empty or outside their images"), (repeated, "exact repetitions of another")):
+        if lost.any():
+            log.warning("%s: %d boxes are %s; training leaves them out", coco.path, int(lost.sum()), words)
+    return ~(outside | repeated | records.crowd)
 
 
 def _not_finite(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -156,15 +208,16 @@ def _not_finite(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
     return wrong
 
 
-def _positions(coco: CocoColumns, wanted: NDArray[Any], field: str, known: NDArray[Any]) -> NDArray[np.int32]:
+def _positions(coco: CocoColumns, wanted: NDArray[Any], field: str, known: NDArray[Any]) -> NDArray[Any]:
     """Place in `known` of every wanted id; an unknown one is refused."""
-    by_value = np.argsort(known, kind="stable").astype(np.int32)
+    by_value = np.argsort(known, kind="stable").astype(np.int16 if len(known) < 1 << 15 else np.int32)
     ordered = known[by_value]
-    places = np.empty(len(wanted), np.int32)
+    places = np.empty(len(wanted), by_value.dtype)
+    unknown = np.empty(len(wanted), np.bool_)
     for start in range(0, len(wanted), _PIECE):
-        found = np.searchsorted(ordered, wanted[start : start + _PIECE])
-        places[start : start + _PIECE] = by_value[np.clip(found, 0, len(known) - 1)]
-    unknown = known[places] != wanted
+        some = slice(start, start + _PIECE)
+        places[some] = by_value[np.clip(np.searchsorted(ordered, wanted[some]), 0, len(known) - 1)]
+        unknown[some] = known[places[some]] != wanted[some]
     what = "image" if field == "image_id" else "category"
     if unknown.any():
         value = wanted[int(np.argmax(unknown))]
@@ -186,14 +239,20 @@ def left_out(arrays: Arrays) -> dict[str, NDArray[np.bool_]]:
     """
     boxes = arrays["boxes"]
     images = np.repeat(np.arange(len(arrays["sizes"]), dtype=np.int32), np.diff(arrays["box_starts"]))
+    outside = _outside(images, boxes, arrays["sizes"])
+    repeated = find_repeated(images, arrays["labels"], boxes)
+    return {"crowd": arrays["crowd"], "outside": outside, "repeated": repeated}
+
+
+def _outside(images: NDArray[Any], boxes: NDArray[np.float64], sizes: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """(N,) True for boxes that have nothing inside their image."""
     outside = np.zeros(len(boxes), np.bool_)
     for start in range(0, len(boxes), _PIECE):
         some = slice(start, start + _PIECE)
-        sides = arrays["sizes"][images[some]][:, ::-1].astype(np.float64)
+        sides = sizes[images[some]][:, ::-1].astype(np.float64)
         corners = np.clip(np.stack([boxes[some, :2], boxes[some, :2] + boxes[some, 2:]]), 0, sides)
         outside[some] = ~(corners[1] > corners[0]).all(1)
-    repeated = find_repeated(images, arrays["labels"], boxes)
-    return {"crowd": arrays["crowd"], "outside": outside, "repeated": repeated}
+    return outside
 
 
 def boxes_and_extents(arrays: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from yolov7.data.columns import (
-    AnnotationColumns,
     AnnotationLists,
     CocoColumns,
+    GrowingAnnotations,
     ImageColumns,
     ImageLists,
     annotation_columns,
     image_columns,
-    join_annotations,
     join_images,
 )
 from yolov7.data.formats.coco import (
@@ -30,8 +29,6 @@ from yolov7.data.formats.coco import (
     refusal_of_kinds,
 )
 from yolov7.data.formats.coco_stream import Batch, Begin, stream_coco
-
-T = TypeVar("T")
 
 _SMALL = 32
 """Batches joined to a larger part."""
@@ -64,8 +61,8 @@ class _Reader:
     def __init__(self) -> None:
         self.document: Record = {}
         """Values of the top level; of the three lists of records, only that they are there and the categories."""
-        self._images: _Parts[ImageColumns] = _Parts(join_images)
-        self._annotations: _Parts[AnnotationColumns] = _Parts(join_annotations)
+        self._images = _Images()
+        self._annotations = GrowingAnnotations()
         self._counts: dict[str, int] = {}
         self._problems: dict[str, _Problems] = {}
 
@@ -75,9 +72,9 @@ class _Reader:
         self._counts[name] = 0
         self._problems[name] = _Problems()
         if name == "images":
-            self._images.clear()
+            self._images = _Images()
         elif name == "annotations":
-            self._annotations.clear()
+            self._annotations = GrowingAnnotations()
 
     def add(self, name: str, records: list[Any]) -> None:
         """More records of a list."""
@@ -107,32 +104,27 @@ class _Reader:
                 total.join(self._problems[name])
         if total.examples:
             raise refusal_of_kinds(total.examples, total.counts, path)
-        images, annotations = self._images.join(), self._annotations.join()
-        return CocoColumns(path, images, annotations, self.document["categories"])
+        return CocoColumns(path, self._images.join(), self._annotations.columns(), self.document["categories"])
 
 
-class _Parts(Generic[T]):
+class _Images:
     """Parts of columns, joined now and then: thousands of small arrays would leave their memory in pieces that nothing
     large can use."""
 
-    def __init__(self, join: Callable[[list[T]], T]) -> None:
-        self._join = join
-        self._small: list[T] = []
-        self._large: list[T] = []
+    def __init__(self) -> None:
+        self._small: list[ImageColumns] = []
+        self._large: list[ImageColumns] = []
 
-    def add(self, part: T) -> None:
+    def add(self, part: ImageColumns) -> None:
         self._small.append(part)
         if len(self._small) >= _SMALL:
-            self._large.append(self._join(self._small))
+            self._large.append(join_images(self._small))
 
-    def clear(self) -> None:
-        self._small.clear()
-        self._large.clear()
-
-    def join(self) -> T:
+    def join(self) -> ImageColumns:
         parts = self._large + self._small
-        self.clear()
-        return self._join(parts)
+        self._large.clear()
+        self._small.clear()
+        return join_images(parts)
 
 
 class _Problems:

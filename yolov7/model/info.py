@@ -17,7 +17,7 @@ from yolov7.model.cost import conv_gflops, count_deploy_unfused, count_parameter
 from yolov7.model.detector import create_model
 from yolov7.model.pgi import part_of
 from yolov7.model.spec import Network
-from yolov7.model.variants import FAMILIES, VARIANTS, family_name, list_variants
+from yolov7.model.variants import FAMILIES, VARIANTS, family_name, list_variants, recipe_of
 
 
 def variant_info(variant: str | Network, *, num_classes: int = 80, image_size: int | None = None) -> VariantInfo:
@@ -53,10 +53,11 @@ def file_info(path: str | os.PathLike[str], *, network: str = "") -> VariantInfo
 
 
 def catalogue() -> str:
-    """The content of yolov7/catalogue.json: titles of the families, and the row of every listed network."""
+    """The content of yolov7/catalogue.json: titles of the families; recipe and row of every listed network."""
     titles = {family.name: family.title for family in FAMILIES}
     rows = [variant_info(name).as_json() for name in list_variants()]
-    return json.dumps({"families": titles, "variants": rows}, indent=2) + "\n"
+    recipes = {name: recipe_of(name) for name in list_variants()}
+    return json.dumps({"families": titles, "recipes": recipes, "variants": rows}, indent=2) + "\n"
 
 
 if __name__ == "__main__":

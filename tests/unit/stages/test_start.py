@@ -1,7 +1,7 @@
 """What a stage loads before it begins: each is a process of its own, and packages cost more than many a stage.
 
 Heavy packages are loaded where their work begins. The stages are imported one after the other into one new process,
-those that need little first, so that each sees what it and those before it have loaded.
+those that need little first, so that each sees what it and those before it have loaded, params.yaml included.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ import importlib, json, sys
 loaded = {}
 for stage in sys.argv[1:]:
     importlib.import_module(f"stages.{stage}")
+    importlib.import_module("stages.project.params").load()
     loaded[stage] = sorted(sys.modules)
 import torch
 from yolov7.config import Optimizer

@@ -14,7 +14,7 @@ from stages.project.params import Validation
 from stages.validate import validate
 from stages.validation.check import list_findings, run_rules
 from stages.validation.images import ImageCheck
-from stages.validation.leaks import Picture, find_repetitions
+from stages.validation.leaks import Pictures, find_repetitions
 from stages.validation.statistics import (
     BOX_SIZES,
     BRIGHTNESS,
@@ -185,13 +185,13 @@ def test_the_stage_compares_with_the_reference_beside_the_rules(tmp_path):
             read_statistics(tmp_path / "rules" / REFERENCE)
 
 
-def picture(split: str, name: str, content: int | None, bits: int = 0) -> Picture:
+def picture(split: str, name: str, content: int | None, bits: int = 0) -> tuple[str, str, str | None, str | None]:
     text = None if content is None else (content * 0x9E3779B97F4A7C15 % 2**128 ^ bits).to_bytes(16, "little").hex()
-    return Picture(split, name, None if content is None else f"{content}-{bits}", text)
+    return split, name, None if content is None else f"{content}-{bits}", text
 
 
 def test_a_repetition_is_named_on_the_image_that_can_be_spared():
-    pictures = [
+    rows = [
         picture("train", "a", 1),
         picture("train", "b", 1),
         picture("val", "c", 1),
@@ -203,6 +203,7 @@ def test_a_repetition_is_named_on_the_image_that_can_be_spared():
         picture("train", "i", None),
         picture("test", "d", 1),
     ]
+    pictures = Pictures(*zip(*rows, strict=True))
     found = find_repetitions(pictures, bits=3, test_is_val=False)
     assert found.repeats == [None, "train/a", None, None, None, None, None, None, None, None]
     assert found.also_in == ["test/d", "test/d", "test/d", *[None] * 7]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -158,3 +159,22 @@ def test_long_work_says_how_much_is_left(monkeypatch, caplog):
         "reading images: 40,000 of 1,000,000, 400 a second, 40 min left",
     ]
     assert [time_left(seconds) for seconds in (5, 100, 11_100)] == ["5 s", "2 min", "3 h 05 min"]
+
+
+@pytest.mark.usefixtures("decoded_here")
+def test_reading_and_decoding_say_how_much_is_left(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(images, "_FILES_AT_ONCE", 2)
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    monkeypatch.setattr(images, "clear_complaints", lambda: None)
+    monkeypatch.setattr(images, "complaints", lambda: "")
+    paths, cache = make_images(tmp_path / "images", 5), tmp_path / "checks.sqlite"
+    with caplog.at_level(logging.INFO):
+        first = check_images(paths, decode=True, cache=cache)
+    told = [re.sub(r"\d+ a second, .*", "...", message) for message in caplog.messages]
+    reading = [f"reading images: {done} of 5, ..." for done in (2, 4)]
+    assert told == reading + [f"decoding images: {done} of 5, ..." for done in (1, 2, 3, 4)]
+    assert all(message.endswith(" s left") for message in caplog.messages)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert check_images(paths, decode=True, cache=cache).checks == first.checks
+    assert [re.sub(r"\d+ a second, .*", "...", message) for message in caplog.messages] == reading

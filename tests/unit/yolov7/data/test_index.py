@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yolov7.data import index_arrays
 from yolov7.data.formats.coco import CocoAnnotations
 from yolov7.data.index import Index, build_index
+from yolov7.data.index_arrays import ARRAYS
 from yolov7.errors import DataError
 
 IMAGES = [
@@ -64,6 +66,21 @@ def test_everything_comes_back(index, tmp_path):
     np.testing.assert_array_equal(index.areas(1), [12, 100, 64])
     np.testing.assert_array_equal(index.coco_boxes(0), [[0.5, 0.25, 10, 20]])
     np.testing.assert_array_equal(index.class_counts(), [2, 1])
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("piece", [1, 2, 3])
+def test_arrays_written_in_pieces_are_whole_ones(tmp_path, monkeypatch, piece, in_order):
+    records = sorted(ANNOTATIONS, key=lambda record: [7, 3].index(record["image_id"])) if in_order else ANNOTATIONS
+    whole = build_index(annotations(records=records), tmp_path, tmp_path / "whole")
+    monkeypatch.setattr(index_arrays, "_PIECE", piece)
+    build_index(annotations(records=records), tmp_path, tmp_path / "pieces")
+    assert whole.annotation_ids(1).tolist() == [1, 3, 4]
+    for name in (*(f"{name}.npy" for name in ARRAYS), "index.json"):
+        assert (tmp_path / "pieces" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    for name in ARRAYS:
+        np.save(tmp_path / "saved.npy", np.load(tmp_path / "whole" / f"{name}.npy"))
+        assert (tmp_path / "saved.npy").read_bytes() == (tmp_path / "whole" / f"{name}.npy").read_bytes(), name
 
 
 def test_polygons_are_ragged_and_run_lengths_count_as_none(index):

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 import pytest
 
 import yolov7
-from yolov7.catalogue import VariantInfo, listed_infos, listed_names, sections
+from yolov7.catalogue import VariantInfo, listed_infos, listed_names, listed_recipes, sections
 from yolov7.errors import ModelError
 from yolov7.model import blocks
 from yolov7.model.info import variant_info
@@ -75,6 +75,7 @@ def test_the_cost_of_a_variant(family, name):
 
 def test_the_catalogue_lists_every_variant_in_order():
     assert listed_names() == NAMES == [row.variant for row in listed_infos()]
+    assert listed_recipes() == {name: recipe_of(name) for name in NAMES}
     with pytest.raises(ModelError, match=r"unknown variant 'yolov7-tinny' \(did you mean 'yolov7-tiny'"):
         listed_infos(["yolov7", "yolov7-tinny"])
 
