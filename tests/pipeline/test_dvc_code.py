@@ -106,6 +106,12 @@ def edited(folder: Path, name: str) -> Iterator[None]:
         path.write_text(before)
 
 
+def checked(folder: Path) -> str:
+    """What has changed since the list of `train` was written, in the words of `sha256sum`."""
+    command = ["sha256sum", "--quiet", "--check", "code/train.sha256"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
 def test_a_clone_that_pulls_has_nothing_to_do(project: Path, tmp_path: Path) -> None:
     assert reproduce(project) == set()
     run(tmp_path, "git", "clone", "-q", str(project), "clone")
@@ -125,7 +131,9 @@ def test_a_changed_file_runs_the_stages_that_import_it(project: Path) -> None:
     with edited(project, LOOP):
         changed = json.loads(run(project, "dvc", "status", "--json").splitlines()[-1])
         assert set(changed) == {"code"}, "DVC knows of the others once the lists are written"
+        assert checked(project).startswith(f"{LOOP}: FAILED")
         run(project, "dvc", "repro", "--single-item", "code")
+        assert checked(project) == ""
         changed = json.loads(run(project, "dvc", "status", "--json").splitlines()[-1])
         assert set(changed) == {f"train@{VARIANT}", f"quantize@{VARIANT}"}
         assert reproduce(project, f"train@{VARIANT}") == {"train"}

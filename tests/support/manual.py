@@ -109,6 +109,7 @@ RUN_ELSEWHERE = {
     "docs/operations.md: python -m flows.promote --sign": "tests/pipeline/test_signing.py",
     "docs/operations.md: export MLFLOW_TRACKING_URI": "tests/pipeline/test_serving_load.py",
     "docs/operations.md: python -m flows.reproduce": "tests/pipeline/test_reproduce.py",
+    "docs/operations.md: sha256sum --quiet --check code/train.sha256": "tests/pipeline/test_dvc_code.py",
     "docs/operations.md: createdb mlflow": "tests/pipeline/test_postgresql.py",
     "docs/evaluation.md: python -m yolov7.figures.border": "tests/unit/yolov7/figures/test_border.py",
     "docs/paper-map.md: python -m yolov7.figures.information": "tests/unit/yolov7/figures/test_information.py",
