@@ -141,6 +141,16 @@ def test_a_changed_file_changes_the_lists_of_the_stages_that_run_it(project: Pat
     assert stale_after("yolov7/train/loop.py", "def run_epoch(:\n") == training, "a mistake stops no other stage"
 
 
+def test_relative_imports_are_followed_too(project: Path) -> None:
+    """No linter refuses them."""
+    Path("yolov7/train/__init__.py").write_text("from . import missing\nfrom .loop import run_epoch\n")
+    Path("yolov7/train/loop.py").write_text("from .. import text\nfrom . import other\ndef run_epoch(): pass\n")
+    Path("stages/export.py").write_text("from yolov7.train import missing\n")
+    names = ["stages/train.py", "yolov7/text.py", "yolov7/train/loop.py", "yolov7/train/other.py"]
+    assert Code().files("train") == names
+    assert stale_after("yolov7/train/other.py", "unused = 2\n") == {"train", "quantize", "export"}
+
+
 def test_a_list_can_be_checked_by_hand_and_is_the_same_in_any_folder(project: Path) -> None:
     write_lists()
     text = list_of("train").read_text()
