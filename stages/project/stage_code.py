@@ -132,8 +132,8 @@ class Code:
         for node in _imports(self._tree(file)):
             if isinstance(node, ast.Import):
                 found |= {self._module_file(alias.name) for alias in node.names}
-            elif node.module is not None and node.level == 0:  # ruff lets no relative import pass
-                found |= {self._home(node.module, alias.name) for alias in node.names}
+            else:
+                found |= {self._home(_module(node, file), alias.name) for alias in node.names}
         return frozenset(path for path in found if path is not None and path.startswith(CODE))
 
     def _module_file(self, name: str) -> str | None:
@@ -148,10 +148,10 @@ class Code:
         if submodule is not None or file is None or not file.endswith("/__init__.py"):
             return submodule or file
         for node in _imports(self._tree(file), types=True):
-            if isinstance(node, ast.ImportFrom) and node.module is not None:
+            if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        return self._home(node.module, alias.name)
+                    if (alias.asname or alias.name) == name and (target := _module(node, file)) != module:
+                        return self._home(target, alias.name)
         return file
 
     def _has_code(self, file: str) -> bool:
@@ -172,6 +172,12 @@ def _imports(node: ast.AST, *, types: bool = False) -> Iterator[ast.Import | ast
             yield child
         elif isinstance(child, _STATEMENTS) and (types or not _is_type_checking(child)):
             yield from _imports(child, types=types)
+
+
+def _module(node: ast.ImportFrom, file: str) -> str:
+    """The module that names are imported from, a relative one as seen from `file`."""
+    above = Path(file).parts[: -node.level] if node.level else ()
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def _is_type_checking(node: ast.AST) -> bool:

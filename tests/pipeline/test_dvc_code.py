@@ -152,6 +152,16 @@ def test_changed_data_run_all_stages_and_spoilt_data_are_restored(project: Path)
     assert reproduce(project) == set(), "all of it is in the cache"
 
 
+def test_a_clone_that_pulls_what_is_needed_has_all_images(project: Path, tmp_path: Path) -> None:
+    """DVC brings what a stage names as a dependency, and of a folder only the file if that is what the stage names."""
+    run(tmp_path, "git", "clone", "-q", str(project), "clone")
+    clone = tmp_path / "clone"
+    with edited(clone, LOOP):
+        assert reproduce(clone, "--pull", "--allow-missing", f"train@{VARIANT}") == {"code", "train"}
+    brought = {path.name for path in (clone / "data/ingested").iterdir()}
+    assert brought == {path.name for path in (project / "data/ingested").iterdir()} and len(brought) > 1
+
+
 def test_what_ran_is_recorded_though_the_lists_were_older(project: Path) -> None:
     with edited(project, EXPORT):
         # A stage on its own, whatever DVC thinks of the code.
