@@ -10,7 +10,7 @@ Measurements: docs/benchmarks.md, "Int8 of a narrow network".
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -74,20 +74,28 @@ def is_plain_mean(node: onnx.NodeProto) -> bool:
     )
 
 
-def means_as_convolutions(graph: onnx.ModelProto, names: Collection[str]) -> None:
-    """Turn these AveragePools (:func:`is_plain_mean`) into depthwise convolutions, whose equal weights int8 represents
-    exactly."""
-    if not names:
-        return
-    shapes = {
-        value.name: [side.dim_value for side in value.type.tensor_type.shape.dim]
+def plain_means(graph: onnx.ModelProto) -> dict[str, int]:
+    """Names of the AveragePools that can be convolutions (:func:`is_plain_mean`) -> their channels. Pools whose number
+    of channels shape inference does not know are left out."""
+    nodes = [node for node in graph.graph.node if is_plain_mean(node)]
+    if not nodes:
+        return {}
+    channels = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
         for value in onnx.shape_inference.infer_shapes(graph).graph.value_info
+        if len(value.type.tensor_type.shape.dim) > 1
     }
+    return {node.name: channels[node.input[0]] for node in nodes if channels.get(node.input[0])}
+
+
+def means_as_convolutions(graph: onnx.ModelProto, means: Mapping[str, int]) -> None:
+    """Turn these AveragePools (:func:`plain_means`) into depthwise convolutions, whose equal weights int8 represents
+    exactly."""
     for node in graph.graph.node:
-        if node.name not in names:
+        if node.name not in means:
             continue
         values = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        kernel, channels = list(values["kernel_shape"]), shapes[node.input[0]][1]
+        kernel, channels = list(values["kernel_shape"]), means[node.name]
         weight = np.full((channels, 1, *kernel), 1 / np.prod(kernel), np.float32)
         graph.graph.initializer.append(numpy_helper.from_array(weight, f"{node.name}.weight"))
         strides = list(values.get("strides", (1, 1)))
@@ -103,18 +111,21 @@ def compute_in_float(graph: onnx.ModelProto, convolutions: Collection[str]) -> N
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     made_by = {value: node for node in graph.graph.node for value in node.output}
     unused: list[onnx.NodeProto] = []
+    floats: dict[str, onnx.NodeProto] = {}
     for node in graph.graph.node:
         if node.name not in convolutions:
             continue
         for position, name in enumerate(node.input[1:], 1):
-            back = made_by[name]
+            node.input[position] = f"{name}.float"
+            if name in floats:
+                continue  # shared by two convolutions
+            back = floats[name] = made_by[name]
             numbers, scale = (numpy_helper.to_array(constants[part]) for part in back.input[:2])
             scale = scale.reshape(-1, *[1] * (numbers.ndim - 1))
             graph.graph.initializer.append(numpy_helper.from_array(numbers.astype(np.float32) * scale, f"{name}.float"))
-            node.input[position] = f"{name}.float"
-            unused.append(back)
         unused += _bypassed(graph, node.output[0])
-    _remove(graph, unused)
+    read = readers(graph)  # a convolution in bytes may share the weight
+    _remove(graph, [*unused, *(back for name, back in floats.items() if name not in read)])
 
 
 def fuse_silus(graph: onnx.ModelProto) -> None:

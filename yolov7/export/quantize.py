@@ -24,8 +24,8 @@ from yolov7.export.kernels import (
     compute_in_float,
     fuse_silus,
     in_float,
-    is_plain_mean,
     means_as_convolutions,
+    plain_means,
     readers,
     silus,
 )
@@ -111,12 +111,13 @@ def quantized(
     del copy.metadata_props[:]
     if not chosen:
         return copy
-    between, floats, means = list[onnx.NodeProto](), set[str](), set[str]()
+    between, floats, means = list[onnx.NodeProto](), set[str](), dict[str, int]()
     if placement == "onnx":
-        ranges = _moved_together(graph, ranges)
+        means = plain_means(graph)
+        ranges = _moved_together(graph, ranges, means)
         floats = in_float(graph, chosen)
-        between = _between(graph, chosen, ranges, exact, floats)
-        means = {node.name for node in between if is_plain_mean(node)}
+        between = _between(graph, chosen, ranges, exact, floats, means)
+        means = {node.name: means[node.name] for node in between if node.name in means}
         means_as_convolutions(copy, means)
     before = {node.input[0]: ranges[node.output[0]] for node in _only_readers(graph) if _cuts(node, ranges)}
     extents = {name: (np.float32(low), np.float32(high)) for name, (low, high) in {**ranges, **before}.items()}
@@ -131,7 +132,7 @@ def quantized(
         nodes_to_quantize=[*chosen, *(node.name for node in between)],
         nodes_to_exclude=[],
         op_types_to_quantize=[*CONVOLUTIONS, *_BETWEEN],
-        extra_options={**_options(placement), "TensorQuantOverrides": _weights(copy, chosen | means, placement)},
+        extra_options={**_options(placement), "TensorQuantOverrides": _weights(copy, chosen.union(means), placement)},
     )
     result: onnx.ModelProto = quantizer.quantize_model()
     if placement != "onnx":
@@ -201,10 +202,15 @@ def _only_readers(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _between(
-    graph: onnx.ModelProto, chosen: set[str], ranges: Ranges, exact: Collection[str], floats: set[str]
+    graph: onnx.ModelProto,
+    chosen: set[str],
+    ranges: Ranges,
+    exact: Collection[str],
+    floats: set[str],
+    means: Collection[str],
 ) -> list[onnx.NodeProto]:
     """Operators that work on bytes: on the way to another convolution, with all inputs rounded. `floats` are
-    convolutions whose outputs stay in float."""
+    convolutions whose outputs stay in float, `means` pools that become convolutions."""
     body = set(values_between(graph))
     constants = {constant.name for constant in graph.graph.initializer}
     of_silu = {part.name for pair in silus(graph) for part in pair}
@@ -214,7 +220,7 @@ def _between(
     for node in graph.graph.node:
         fits = node.op_type in _BETWEEN and not body.isdisjoint(node.output)
         fits = fits and set(_values_read(node)) - constants <= rounded
-        if fits and node.op_type in PASSING and not is_plain_mean(node):
+        if fits and node.op_type in PASSING and node.name not in means:
             fits = all(ranges[name] == ranges[node.input[0]] for name in node.output if name in exact)
         if node.name in chosen or fits:
             rounded.update(node.output)
@@ -225,15 +231,16 @@ def _between(
     return nodes
 
 
-def _moved_together(graph: onnx.ModelProto, ranges: Ranges) -> Ranges:
-    """Give values that are only moved into one concatenation its range, so that they are rounded once, not twice."""
+def _moved_together(graph: onnx.ModelProto, ranges: Ranges, means: Collection[str]) -> Ranges:
+    """Give values that are only moved into one concatenation its range, so that they are rounded once, not twice.
+    Pools of `means` become convolutions, which do not move values."""
     users, found = readers(graph), Ranges()
 
     def wanted(node: onnx.NodeProto) -> Range | None:
         if node.op_type == "Concat":
             return found.get(node.output[0], ranges.get(node.output[0]))
         moved = {found.get(name) for name in node.output} if node.op_type in PASSING else {None}
-        return None if is_plain_mean(node) or len(moved) > 1 else moved.pop()
+        return None if node.name in means or len(moved) > 1 else moved.pop()
 
     for node in reversed(graph.graph.node):
         for name in node.output:

@@ -141,6 +141,18 @@ def test_a_mean_with_a_border_stays_a_pool(options, plain):
         assert [node.op_type for node in result.graph.node if mean in node.output] == [node_of[plain]]
 
 
+def test_a_mean_of_unknown_channels_stays_a_pool():
+    maker = GraphMaker()
+    first = maker.add("Relu", maker.conv(maker.add("Relu", maker.conv("images", inputs=3))))
+    sides = maker.add("Mul", maker.add("Shape", first), maker.constant(np.int64([1, 1, 2, 2])))
+    mean = maker.add("AveragePool", maker.add("Resize", first, "", "", sides), kernel_shape=[2, 2], strides=[2, 2])
+    graph = maker.model(maker.conv(maker.add("Relu", maker.conv(mean)), channels=3))
+    result = quantized(graph, quantizable(graph), calibrate(graph, images))
+    assert [node.op_type for node in result.graph.node if mean in node.output] == ["AveragePool"]
+    found, expected = run(result)[0], run(graph)[0]
+    assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).mean()
+
+
 # The convolution of the images ---------------------------------------------------------------------------------------
 
 
@@ -169,6 +181,21 @@ def test_a_convolution_of_few_channels_computes_rounded_values_in_float():
     np.testing.assert_allclose(bias, np.round(bias), atol=1e-4 * np.abs(bias).max())
     read = {name for each in result.graph.node for name in each.input}
     assert set(constants(result)) <= read
+
+
+@pytest.mark.parametrize("second", ["LeakyRelu", "Relu"])  # in float, in bytes
+def test_convolutions_of_the_images_may_share_a_weight(second):
+    maker = GraphMaker()
+    shared = (maker.constant(np.random.default_rng(1).normal(0, 0.2, (CHANNELS, 3, 3, 3)).astype(np.float32)),)
+    shared += (maker.constant(np.full(CHANNELS, 0.1, np.float32)),)
+    one = silu(maker, maker.add("Conv", "images", *shared, pads=[1] * 4))
+    other = maker.add(second, maker.add("Conv", "images", *shared, pads=[1] * 4))
+    both = maker.add("Relu", maker.conv(maker.add("Add", one, other)))
+    graph = maker.model(maker.conv(both, channels=3))
+    result = quantized(graph, quantizable(graph), calibrate(graph, images))
+    onnx.checker.check_model(result, full_check=True)
+    found, expected = run(result)[0], run(graph)[0]
+    assert np.abs(found - expected).mean() < 0.05 * np.abs(expected).mean()
 
 
 @pytest.mark.parametrize(
