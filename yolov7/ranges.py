@@ -29,10 +29,10 @@ from yolov7.errors import ModelError
 Range = tuple[float, float]
 """Smallest and largest number to represent in eight bits."""
 
+PAIR = 127
+"""Steps of two neighbouring weights together before rounding, which may add one."""
 HALF = 64
-"""Two weights of this magnitude can meet."""
-OF_PAIR = np.float32(1 / 127)
-"""Scale, by the sum of two magnitudes: rounding may add a step to 127. A factor, because devices divide differently."""
+"""Steps of the largest weight at least: two of that many can meet."""
 PERCENTILE = 99.99
 """Share of the values below the upper end, and above the lower end, in percent."""
 NOTHING: Range = (0.0, 1.0)
@@ -147,14 +147,15 @@ def weight_scales(weight: np.ndarray, *, axis: int = 0) -> np.ndarray:
     """Scales (C,) of a convolution's weight, float32, whose output channels C lie along `axis`: 1 where transposed.
 
     Two weights whose products a processor may add in sixteen bits have magnitudes of at most 128 together: neighbours
-    along the inputs or along the kernel, in either order of the axes. A channel of zeros has the scale 1.
+    along the inputs or along the kernel, in either order of the axes. The largest magnitude is a whole number of steps,
+    64 to 127 (the weight that matters most is not rounded). A channel of zeros has the scale 1.
     """
     magnitudes = np.abs(np.moveaxis(weight, axis, 0)).astype(np.float32)
     orders = [order.reshape(len(order), -1) for order in (magnitudes, np.moveaxis(magnitudes, 1, -1))]
     largest = orders[0].max(axis=1)
     pairs = [(order[:, 1:] + order[:, :-1]).max(axis=1, initial=0.0) for order in orders]
-    together = np.maximum(largest, np.maximum(*pairs))
-    return _not_zero(np.minimum(largest / np.float32(HALF), together * OF_PAIR))
+    together = np.maximum(largest, np.maximum(*pairs)).clip(min=np.finfo(np.float32).tiny)
+    return _not_zero(largest / np.floor(largest / together * np.float32(PAIR)).clip(HALF, PAIR))
 
 
 def full_weight_scales(weight: np.ndarray, *, axis: int = 0) -> np.ndarray:

@@ -46,7 +46,7 @@ def test_the_data_are_as_the_document_shows_them(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["ingest", "0", "validate", "0"], done.stderr
     output = done.stderr
-    shown = re.findall(r"```\n(Running stage 'ingest'.*?)```", DOCUMENT, re.DOTALL)[0]
+    shown = re.findall(r"```\nRunning stage 'code'.*?\n(Running stage 'ingest'.*?)```", DOCUMENT, re.DOTALL)[0]
     lines = [
         line.removesuffix(" ...") for line in shown.splitlines() if line and not line.startswith(("Run", ">", "."))
     ]

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode, wrap_torch_function
 
 from yolov7.device import widest_float
 from yolov7.errors import ModelError
-from yolov7.ranges import HALF, OF_PAIR, Range
+from yolov7.ranges import HALF, PAIR, Range
 
 _STEPS = 255
 
@@ -167,8 +167,9 @@ class QuantizedConv(nn.Module):
         for order in orders:
             if order.shape[1] > 1:
                 together = torch.maximum(together, (order[:, 1:] + order[:, :-1]).amax(1))
-        scales = torch.minimum(largest / HALF, together * float(OF_PAIR))
-        return torch.where(scales < torch.finfo(torch.float32).tiny, 1.0, scales)
+        tiny = torch.finfo(torch.float32).tiny
+        scales = largest / (largest / together.clamp(min=tiny) * PAIR).floor().clamp(HALF, PAIR)
+        return torch.where(scales < tiny, 1.0, scales)
 
     def reparameterize(self) -> nn.Module:
         """The plain convolution with these weights."""

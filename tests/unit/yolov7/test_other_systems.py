@@ -57,6 +57,7 @@ COMMANDS: dict[str, list[str]] = {
     "stages.export": VARIANT,
     "stages.evaluate": VARIANT,
     "stages.register": VARIANT,
+    "stages.code": [],
     "stages.compare": ["--challenger", "a", "--champion", "b", "--output", "c"],
     "stages.compare_variants": [],
     "stages.data_reference": [],

@@ -145,7 +145,7 @@ def test_openvino_and_int8_have_limits_that_pass_good_files_and_no_broken_ones(
         exported / "model.onnx" if change is None else broken(exported / "model.onnx", tmp_path / "m.onnx", change)
     )
     files = (exported / "model.safetensors", exported / "model.onnx", exported / "model-nms.onnx")
-    more = further_files(decoded, tmp_path, index)
+    more = further_files(decoded, tmp_path, index, layers=5)  # of six: random weights cost too much
     report = verify(trained, *files, index, metadata=metadata_of(trained), more=more)
     failed = {form.name: form.problems for form in report.forms if not form.passed}
     assert set(failed) == (set() if change is None else set(more)), failed

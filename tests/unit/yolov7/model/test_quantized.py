@@ -3,6 +3,7 @@
 That every variant rounds where its graph does is in tests/unit/yolov7/export/test_int8_variants.py, with the graphs.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 
 import byte_arithmetic
@@ -145,7 +146,7 @@ def test_weights_are_rounded_as_in_the_files_and_convolve_as_before(conv, axis):
     np.testing.assert_array_equal(form._weight_scales().numpy(), scale.ravel())
     wanted = np.round(conv.weight.detach().numpy() / scale) * scale
     np.testing.assert_allclose(form.rounded_weight().detach().numpy(), wanted, rtol=1e-6, atol=1e-7)
-    plain = form.reparameterize()
+    plain = deepcopy(form).reparameterize()
     assert torch.equal(plain.weight, conv.weight) and plain(x).shape == conv(x).shape
     assert torch.equal(plain(x), conv(x))
     with torch.no_grad():
