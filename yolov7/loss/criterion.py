@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -94,9 +95,9 @@ class TeacherCriterion(Criterion):
 
     labels: Criterion
 
+    @abstractmethod
     def _split(self, raw: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
         """The parts of `raw`; the student's raw maps come first."""
-        raise NotImplementedError
 
     def assign(self, raw: Sequence[Tensor], targets: Tensor) -> list[Tensor]:
         """See :class:`Criterion`."""
