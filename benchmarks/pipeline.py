@@ -213,6 +213,7 @@ def family_project(folder: Path) -> Path:
     (folder / "dvc.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     for command in (["git", "init", "--quiet"], [*DVC, "init", "--quiet"]):
         subprocess.run(command, cwd=folder, check=True, env=environment())
+    shutil.copyfile(ROOT / ".dvc/config", folder / ".dvc/config")  # no question after a newer DVC
     return folder
 
 
