@@ -6,6 +6,9 @@ QUANTIZED is `models/V/quantized/quantized.safetensors`. Every file is measured 
 disk, in its own runtime. AP is that of the validation split; ranges come from the training split. `partial` keeps the
 most sensitive layers in float (`--keep`). Time is that of the process on one thread for one image, the files of a
 network in turn, so other programs weigh little. The tables are Markdown; `-o` also writes the figures as JSON.
+
+`--views` adds, for each int8 file, the mean loss of AP on eight views of the validation images (`views.py`) in points,
+with its standard error: on few images a single AP is chance.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from views import make_views
 
 from yolov7.artefact import Int8Settings
 from yolov7.data.index import Index
@@ -28,6 +32,7 @@ from yolov7.export.int8 import Int8Exporter
 from yolov7.export.onnx import export_onnx
 from yolov7.export.openvino import export_openvino
 from yolov7.export.quantize import Placement
+from yolov7.export.samples import Samples
 from yolov7.files import write_json
 from yolov7.model import load_checkpoint
 from yolov7.model.quantized import learnt_ranges
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--method", default="mse", help="of the ranges")
     parser.add_argument("--side", type=int, help="of the timed image (as trained)")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--views", action="store_true", help="the loss on eight views of the validation images too")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     train, val = (Index.open(args.index / split) for split in ("train", "val"))
@@ -59,6 +65,8 @@ def main() -> None:
             made = Files(Path(folder), train, val, plain, args.keep)
             rows = made.all(*[Path(path) for path in paths.split(",")])
             timed(rows, args.side or made.image_size, args.rounds)
+            if args.views:
+                on_views(rows, list(make_views(val, Path(folder) / "views")))
             figures[name] = [{k: v for k, v in row.items() if k != "file"} for row in rows]
         print("\n".join(table(name, figures[name])), flush=True)
         if args.output:
@@ -113,17 +121,35 @@ class Files:
 def timed(rows: list[dict[str, Any]], side: int, rounds: int) -> None:
     """Add the processor time of one image on one thread, ms, median and least of `rounds` in turn."""
     image = np.random.default_rng(0).integers(0, 256, (1, 3, side, side), dtype=np.uint8)
-    runtimes = [open_runtime(row["file"], threads=1) for row in rows]
+    runtimes = [network(row["file"]) for row in rows]
     times: list[list[float]] = [[] for _ in rows]
     for number in range(rounds + 3):
         for runtime, taken in zip(runtimes, times, strict=True):
-            assert isinstance(runtime, Runtime)
             started = time.process_time()
             runtime.decoded(image)
             if number >= 3:  # the first ones compile
                 taken.append((time.process_time() - started) * 1e3)
     for row, taken in zip(rows, times, strict=True):
         row |= {"ms": statistics.median(taken), "least_ms": min(taken), "side": side}
+
+
+def on_views(rows: list[dict[str, Any]], views: list[Index]) -> None:
+    """Add to int8 rows `losses`: by how many points AP is below the float ONNX file's on each view."""
+    base = next(row for row in rows if row["kind"] == "float" and row["placement"] == "onnx")
+    runtime = network(base["file"])
+    samples = [Samples(view, range(len(view)), runtime) for view in views]
+    base["views"] = [seen.ap(runtime) for seen in samples]
+    for row in rows:
+        if row["kind"] != "float":
+            opened = network(row["file"])
+            row["views"] = [seen.ap(opened) for seen in samples]
+            row["losses"] = [100 * (a - b) for a, b in zip(base["views"], row["views"], strict=True)]
+
+
+def network(file: Path) -> Runtime:
+    runtime = open_runtime(file, threads=1)
+    assert isinstance(runtime, Runtime)
+    return runtime
 
 
 def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -142,6 +168,11 @@ def table(name: str, rows: list[dict[str, Any]]) -> list[str]:
                     cells += [f"{row['AP']:.4f}", f"{row['ms']:.1f}", f"{faster:.2f}", f"{row['MB']:.1f}"]
         if cells:
             lines.append(f"| {kind} | {' | '.join(cells)} |")
+    for row in rows:
+        if "losses" in row:
+            error = statistics.stdev(row["losses"]) / len(row["losses"]) ** 0.5
+            loss = f"loses {statistics.mean(row['losses']):.2f} points, standard error {error:.2f}"
+            lines.append(f"eight views, {row['kind']}, {RUNTIMES[row['placement']][0]}: {loss}")
     return lines
 
 
