@@ -74,6 +74,9 @@ class Int8Settings(Group):
     """How calibration images are framed: as in evaluation, or with the augmentation of the training (as YOLOv6's)."""
     share_ranges: bool = False
     """Values that are joined by concatenations, pools and the like have one range."""
+    rounding: Literal["compensated", "nearest"] = "compensated"
+    """How weights are rounded: so that their errors cancel in a layer's outputs on the calibration images
+    (:mod:`yolov7.export.compensate`), or each to its nearest step. Networks trained in eight bits keep the nearest."""
     metric: Literal["shift", "mse", "snr", "cosine", "ap"] = "shift"
     """What layers are ranked by for their way back to float. `ap` costs an evaluation per layer; the others differ in
     what they compare on a few images (docs/export.md)."""

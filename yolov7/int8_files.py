@@ -39,6 +39,8 @@ class Int8Making:
     """How calibration images were framed, if recorded."""
     shared: bool = False
     """Values that are joined have one range."""
+    rounding: str = "nearest"
+    """How weights were rounded: nearest or compensated."""
     trained: bool = False
     """Ranges and weights were trained further (quantisation-aware training), not only calibrated."""
     metric: str = "shift"
@@ -55,7 +57,8 @@ class Int8Making:
         ranges = f"ranges by {self.method}" if self.method else "ranges"
         framed = f" ({self.pictures})" if self.pictures else ""
         shared = ", shared where values are joined" if self.shared else ""
-        return f"{kind} {ranges} on {self.calibration_images} training images{framed}{shared}"
+        rounded = ", weights by compensated rounding" if self.rounding == "compensated" else ""
+        return f"{kind} {ranges} on {self.calibration_images} training images{framed}{shared}{rounded}"
 
     @property
     def kept(self) -> str:
@@ -133,6 +136,7 @@ def _making(name: str, report: Mapping[str, Any]) -> Int8Making:
         method=str(report.get("method", "")),
         pictures=str(report.get("pictures", "")),
         shared=bool(report.get("share_ranges", False)),
+        rounding=str(report.get("rounding", "nearest")),
         trained=bool(report.get("trained", False)),
         metric=str(report.get("metric", "shift")),
         sensitivity=tuple(rows),

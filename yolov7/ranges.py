@@ -29,8 +29,10 @@ from yolov7.errors import ModelError
 Range = tuple[float, float]
 """Smallest and largest number to represent in eight bits."""
 
+TOGETHER = 128
+"""Steps of two neighbouring weights together."""
 PAIR = 127
-"""Steps of two neighbouring weights together before rounding, which may add one."""
+"""The same before rounding, which may add one."""
 HALF = 64
 """Steps of the largest weight at least: two of that many can meet."""
 PERCENTILE = 99.99

@@ -31,7 +31,7 @@ class GraphMaker:
         weight = self.generator.normal(0, (2 / (inputs * size * size)) ** 0.5, shape).astype(np.float32)
         bias = self.generator.normal(0, 0.1, channels).astype(np.float32)
         padding = {} if kind == "ConvTranspose" else {"pads": [1, 1, 1, 1]}
-        return self.add(kind, value, self.constant(weight), self.constant(bias), **padding, **attributes)
+        return self.add(kind, value, self.constant(weight), self.constant(bias), **{**padding, **attributes})
 
     def model(self, output):
         graph = helper.make_graph(

@@ -34,9 +34,9 @@ def calibrate(
     finite; it names the layer.
     """
     names, places = values_between(graph), _places(graph)
-    session = _observed(graph, names)
+    session = observed(graph, names)
     histograms = [Histogram(f"int8: the {places.get(name, name)}") for name in names]
-    for values in _outputs(session, names, checked(batches(), "int8")):
+    for values in outputs(session, names, checked(batches(), "int8")):
         for histogram, value in zip(histograms, values, strict=True):
             histogram.add(value)
     zero = [histogram.name.removeprefix("int8: the ") for histogram in histograms if histogram.is_zero]
@@ -131,7 +131,7 @@ def _places(graph: onnx.ModelProto) -> dict[str, str]:
     return found
 
 
-def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
+def observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
     """A session that returns all these values."""
     copy = onnx.ModelProto()
     copy.CopyFrom(graph)
@@ -140,7 +140,7 @@ def _observed(graph: onnx.ModelProto, names: list[str]) -> onnxruntime.Inference
     return onnx_session(copy)
 
 
-def _outputs(
+def outputs(
     session: onnxruntime.InferenceSession, names: list[str], batches: Iterable[np.ndarray]
 ) -> Iterator[list[np.ndarray]]:
     """Values image by image: those of a whole batch would take gigabytes."""
@@ -148,5 +148,6 @@ def _outputs(
     inside = [name for name in names if name != images]
     for batch in batches:
         for image in scaled_parts(batch, 1):
-            values = dict(zip(inside, session.run(inside, {images: image}), strict=True))
+            found = session.run(inside, {images: image}) if inside else []  # no names would mean all outputs
+            values = dict(zip(inside, found, strict=True))
             yield [image if name == images else values[name] for name in names]

@@ -25,6 +25,7 @@ from yolov7.data.dataset import TrainDataset
 from yolov7.data.index import Index
 from yolov7.errors import ConfigError, ModelError
 from yolov7.export.calibrate import calibrate, learnt_values, shared, with_learnt
+from yolov7.export.compensate import compensated_weights
 from yolov7.export.onnx import described, write_graph
 from yolov7.export.openvino import export_openvino
 from yolov7.export.quantize import Placement, Ranges, layer_names, quantizable, quantized
@@ -66,6 +67,8 @@ class Int8Report:
     pictures: str = "letterbox"
     """How calibration images were framed: letterbox or mosaic (`export.int8.images`)."""
     share_ranges: bool = False
+    rounding: str = "nearest"
+    """Of the weights (`export.int8.rounding`): compensated or nearest."""
     trained: bool = False
     """Ranges were learnt in a training, not only measured."""
     metric: str = "shift"
@@ -109,6 +112,7 @@ class Int8Exporter:
         self._samples = Samples(validation, evenly_spaced(len(validation), settings.validation_images), self._float)
         self._augmented = augmented
         self._learnt = learnt_values(graph, learnt or {})
+        self._rounded: dict[bool, dict[str, np.ndarray]] = {}
 
     def export(self, path: str | os.PathLike[str], placement: Placement) -> Int8Report:
         """Write an .onnx (`placement` "onnx" or "tensorrt") or an .xml with its .bin ("openvino").
@@ -152,13 +156,34 @@ class Int8Exporter:
         ranges = with_learnt(self.graph, measured, self._learnt)
         return shared(self.graph, ranges) if self.settings.share_ranges else ranges
 
+    @property
+    def rounding(self) -> str:
+        """How weights are rounded: a training has made up for rounding to the nearest."""
+        return "nearest" if self._learnt else self.settings.rounding
+
+    def weights(self, placement: Placement) -> Mapping[str, np.ndarray]:
+        """Weights in place of the graph's, rounded for all its layers once; none where the nearest are taken."""
+        if self.rounding == "nearest":
+            return {}
+        symmetric = placement == "tensorrt"  # the scales of the others are the same
+        if symmetric not in self._rounded:
+            count = min(self.settings.calibration_images, len(self.calibration))
+            self._rounded[symmetric] = compensated_weights(
+                self.graph,
+                quantizable(self.graph),
+                lambda: self._batches(self.settings.calibration_images),
+                count,
+                placement,
+            )
+        return self._rounded[symmetric]
+
     def sensitivities(self, layers: Sequence[str], placement: Placement, *, ap: bool = False) -> list[Sensitivity]:
         """Each layer alone in int8, by every metric; `ap` costs an evaluation per layer."""
         images = [image for batch in self._batches(_SENSITIVITY_IMAGES) for image in scaled_parts(batch, 1)]
         probe = Probe(self.graph, images, self._scoring)
         measure = (lambda name: self._ap_alone(name, placement)) if ap else None
-        exact = set(self._learnt)
-        return [probe.measure(name, self.ranges, placement, measure, exact=exact) for name in layers]
+        exact, weights = set(self._learnt), self.weights(placement)
+        return [probe.measure(name, self.ranges, placement, measure, exact=exact, weights=weights) for name in layers]
 
     def sensitivity(self, layers: Sequence[str], placement: Placement) -> dict[str, float]:
         """Layer -> the metric of the settings with that layer alone in int8."""
@@ -182,6 +207,7 @@ class Int8Exporter:
             method=settings.method,
             pictures=settings.images,
             share_ranges=settings.share_ranges,
+            rounding=self.rounding,
             trained=bool(self._learnt),
             metric=settings.metric,
         )
@@ -213,7 +239,14 @@ class Int8Exporter:
             return self._samples.ap(_opened(file))
 
     def _write(self, path: Path, layers: Sequence[str], placement: Placement) -> None:
-        graph = quantized(self.graph, layers, self.ranges, placement=placement, exact=set(self._learnt))
+        graph = quantized(
+            self.graph,
+            layers,
+            self.ranges,
+            placement=placement,
+            exact=set(self._learnt),
+            weights=self.weights(placement),
+        )
         if placement != "openvino":
             write_graph(path, graph, self.metadata, self.contract)
             return

@@ -13,7 +13,7 @@ the zero point 0, of the scales `max(-low, high) / 127` and `full_weight_scales(
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -92,8 +92,12 @@ def quantized(
     *,
     placement: Placement = "onnx",
     exact: Collection[str] = (),
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     """A copy of `graph` with these convolutions quantised (operators QuantizeLinear and DequantizeLinear).
+
+    `weights` replace those of the graph, by name, where only these convolutions read them
+    (:mod:`yolov7.export.compensate`).
 
     `exact` are values that convolutions read rounded by their own range, as in a training that learnt it. An operator
     that would pass on its input's range then works in float where the two differ; and where only convolutions are in
@@ -111,6 +115,7 @@ def quantized(
     del copy.metadata_props[:]
     if not chosen:
         return copy
+    _replace(copy, chosen, weights or {})
     between, floats, means = list[onnx.NodeProto](), set[str](), dict[str, int]()
     if placement == "onnx":
         means = plain_means(graph)
@@ -132,7 +137,10 @@ def quantized(
         nodes_to_quantize=[*chosen, *(node.name for node in between)],
         nodes_to_exclude=[],
         op_types_to_quantize=[*CONVOLUTIONS, *_BETWEEN],
-        extra_options={**_options(placement), "TensorQuantOverrides": _weights(copy, chosen.union(means), placement)},
+        extra_options={
+            **_options(placement),
+            "TensorQuantOverrides": _weights(copy, graph, chosen.union(means), placement),
+        },
     )
     result: onnx.ModelProto = quantizer.quantize_model()
     if placement != "onnx":
@@ -156,10 +164,13 @@ def _options(placement: Placement) -> dict[str, Any]:
     return options
 
 
-def _weights(graph: onnx.ModelProto, chosen: set[str], placement: Placement) -> dict[str, list[dict[str, Any]]]:
-    """Scale of every output channel of the weights of these convolutions, as the quantiser takes them."""
-    constants = {constant.name: constant for constant in graph.graph.initializer}
-    scales_of = full_weight_scales if placement == "tensorrt" else weight_scales
+def _weights(
+    graph: onnx.ModelProto, original: onnx.ModelProto, chosen: set[str], placement: Placement
+) -> dict[str, list[dict[str, Any]]]:
+    """Scale of every output channel of the weights of these convolutions, as the quantiser takes them: of the weights
+    in the `original`, where it has them; those in their places are whole steps of these scales."""
+    constants = {constant.name: constant for one in (graph, original) for constant in one.graph.initializer}
+    scales_of = scales_for(placement)
     found = {}
     for node in graph.graph.node:
         if node.name in chosen:
@@ -167,6 +178,18 @@ def _weights(graph: onnx.ModelProto, chosen: set[str], placement: Placement) -> 
             scales = scales_of(onnx.numpy_helper.to_array(constants[node.input[1]]), axis=axis)
             found[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": np.int8(0)} for scale in scales]
     return found
+
+
+def scales_for(placement: Placement) -> Callable[..., np.ndarray]:
+    """Scales of a weight by its output channels, `axis`, for files of this placement."""
+    return full_weight_scales if placement == "tensorrt" else weight_scales
+
+
+def _replace(graph: onnx.ModelProto, chosen: set[str], weights: Mapping[str, np.ndarray]) -> None:
+    others = {name for node in graph.graph.node if node.name not in chosen for name in node.input}
+    for constant in graph.graph.initializer:
+        if constant.name in weights and constant.name not in others:
+            constant.CopyFrom(onnx.numpy_helper.from_array(weights[constant.name], constant.name))
 
 
 def _require_ranges(graph: onnx.ModelProto, chosen: set[str], ranges: Ranges) -> None:

@@ -82,10 +82,12 @@ class Probe:
         ap: Callable[[str], float] | None = None,
         *,
         exact: Collection[str] = (),
+        weights: Mapping[str, np.ndarray] | None = None,
     ) -> Sensitivity:
-        """The convolution `name` (of the graph) alone in eight bits; `ap` measures it on validation images. `exact` as
-        in :func:`yolov7.export.quantize.quantized`."""
-        found = self._run(quantized(self.graph, [name], ranges, placement=placement, exact=exact))
+        """The convolution `name` (of the graph) alone in eight bits; `ap` measures it on validation images. `exact` and
+        `weights` as in :func:`yolov7.export.quantize.quantized`."""
+        alone = quantized(self.graph, [name], ranges, placement=placement, exact=exact, weights=weights)
+        found = self._run(alone)
         node = next(node for node in self.graph.graph.node if node.name == name)
         weight = next(tensor for tensor in self.graph.graph.initializer if tensor.name == node.input[1])
         shifts = [shift(new[0], old[0], self.scoring) for new, old in zip(found, self._expected, strict=True)]

@@ -37,6 +37,8 @@ def test_layers_have_their_names_in_the_network_where_these_are_known():
         "post-training, ranges by entropy on 64 training images (mosaic), shared where values are joined"
     )
     assert making.sensitivity == tuple(ROWS) and making.metric == "mse"
+    (making,) = makings({"onnx-int8": {**EARLIER, "method": "mse", "rounding": "compensated"}}).values()
+    assert making.how == "post-training, ranges by mse on 64 training images, weights by compensated rounding"
     (trained,) = makings({"onnx-int8": {**EARLIER, "trained": True, "method": "mse"}}).values()
     assert trained.how == "quantisation-aware training; other ranges by mse on 64 training images"
 
