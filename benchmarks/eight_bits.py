@@ -51,13 +51,16 @@ def main() -> None:
     parser.add_argument("--keep", type=int, default=6, help="layers in float of the partial file")
     parser.add_argument("--metric", default="shift", help="ranks them")
     parser.add_argument("--method", default="mse", help="of the ranges")
+    parser.add_argument("--rounding", default="compensated", help="of the weights")
     parser.add_argument("--side", type=int, help="of the timed image (as trained)")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--views", action="store_true", help="the loss on eight views of the validation images too")
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     train, val = (Index.open(args.index / split) for split in ("train", "val"))
-    plain = Int8Settings(validation_images=args.images, method=args.method, metric=args.metric, keep_in_float=0)
+    plain = Int8Settings(
+        validation_images=args.images, method=args.method, metric=args.metric, rounding=args.rounding, keep_in_float=0
+    )
     figures: dict[str, Any] = {}
     for item in args.networks:
         name, _, paths = item.partition("=")
