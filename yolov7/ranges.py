@@ -6,7 +6,8 @@ A value of float32 with the range (low, high), which includes zero, becomes a by
 
 with `scale, zero_point = steps(low, high)`; rounding is to the nearest, halves to even, all in float32. A weight has
 one scale per output channel, of `weight_scales`, and the zero point 0: `q = round(w / scale)`. The files hold exactly
-these numbers, so a training that rounds by them rounds as the files do.
+these numbers, so a training that rounds by them rounds as the files do. (Files of networks that were not trained so
+have other steps of the same scales: :mod:`yolov7.export.compensate`.)
 
 Processors without dot products of bytes (VNNI) multiply two neighbouring values by two weights and add the products in
 sixteen bits. So that no sum overflows there, and a file gives the same results everywhere, the magnitudes of weights

@@ -28,10 +28,12 @@ from yolov7.ranges import TOGETHER
 log = logging.getLogger(__name__)
 
 _DAMPING = 0.01
-"""Share of the mean power of an input that is added to each: few images say little about rare combinations."""
+"""Share of the mean power of an input that is added to each: images say little about rare combinations."""
+_MOST_DAMPING = 10.0
+"""Where not even this makes the moments definite, in floating point, the steps are the nearest."""
 _SAMPLES, _SAMPLES_PER_INPUT = 8192, 2
 """Places in the calibration images whose inputs are looked at: at least so many, and so many per input of a layer."""
-_MEMORY = 1 << 30
+_MEMORY = 2 << 30
 """Bytes for the second moments of the layers that are looked at together; the images are run once for each part."""
 _BLOCK = 128
 """Inputs after which the rest of a layer learns of their errors."""
@@ -58,6 +60,11 @@ class _Layer:
     @property
     def inputs(self) -> int:
         return self.channels * self.kernel[0] * self.kernel[1]
+
+    @property
+    def alike(self) -> tuple[int, bool]:
+        """What layers that share a weight have in common."""
+        return self.groups, self.transposed
 
     def samples(self, value: NDArray[np.float32], wanted: int, generator: np.random.Generator) -> Tensor:
         """Inputs at random places of one image's feature map (1, C, H, W): (groups, inputs, places)."""
@@ -96,8 +103,10 @@ def compensated_weights(
     """Weight name -> weight of the same shape, each number a whole number of its channel's steps, for these
     convolutions of a float graph.
 
-    `batches` gives the calibration images, uint8 (B, 3, H, W) RGB, `images` in all. A weight that two convolutions
-    share is rounded for both. Transposed convolutions in groups are left out: they are rounded to the nearest.
+    `batches` gives the calibration images, uint8 (B, 3, H, W) RGB, `images` in all; they are run once for every 2 GB of
+    moments, which are as many numbers as a layer has inputs, squared. A weight that two convolutions share is rounded
+    for both. Left out, so rounded to the nearest: transposed convolutions in groups, and, with a warning, layers whose
+    values are too large for moments.
     """
     layers = _layers(graph, convolutions)
     weights = {
@@ -107,8 +116,11 @@ def compensated_weights(
     }
     started, found = time.monotonic(), dict[str, NDArray[np.float32]]()
     for part in _parts(layers):
-        for name, (layer, moments) in _moments(graph, part, batches, images).items():
-            found[name] = _rounded(weights[name], layer, moments, placement)
+        for name, (layer, moments, seen) in _moments(graph, part, batches, images).items():
+            try:
+                found[name] = _rounded(weights[name], layer, moments, seen, placement)
+            except torch.linalg.LinAlgError:
+                log.warning("int8: the inputs of %s are too large; its weights have the nearest steps", name)
     log.info("int8: weights of %d layers rounded in %.0f s", len(found), time.monotonic() - started)
     return found
 
@@ -118,16 +130,18 @@ def round_compensated(
     moments: Tensor,
     scales: NDArray[np.float64],
     neighbours: NDArray[np.int64] | None = None,
+    damping: float = _DAMPING,
 ) -> NDArray[np.float64]:
     """Whole steps (O, I), -127 to 127, for `weight` (O, I) with a scale for each of O outputs.
 
     `moments` (I, I) are the inputs' mean products, of any scale. `neighbours` (I, N) are the inputs whose weights may
-    have magnitudes of 128 together with an input's own; I stands for none.
+    have magnitudes of 128 together with an input's own; I stands for none. `damping` is the share of an input's mean
+    power that is added to each. Raises :class:`torch.linalg.LinAlgError` for moments that are not finite.
     """
     count = weight.shape[1]
     power = moments.diagonal().numpy().astype(np.float64)
     order = np.argsort(-power, kind="stable")  # the inputs that matter most are rounded while others can make up for it
-    spread = _spread(moments.to(torch.float64).numpy()[np.ix_(order, order)])
+    spread = _spread(moments.to(torch.float64).numpy()[np.ix_(order, order)], damping)
     left, steps = weight[:, order].copy(), np.zeros((len(weight), count + 1))
     most = np.full(len(weight), float(_LARGEST))
     for start in range(0, count, _BLOCK):
@@ -145,20 +159,32 @@ def round_compensated(
     return steps[:, :count]
 
 
-def _spread(moments: NDArray[np.float64]) -> NDArray[np.float64]:
+def _spread(moments: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
     """The upper triangular U with inverse(moments) = U^T U: row i is how the error of input i is made up for."""
     powers = np.diag(moments).copy()
-    damped = (moments + moments.T) / 2 + np.eye(len(moments)) * (_DAMPING * powers.mean())
-    unseen = powers == 0
-    damped[unseen, unseen] = 1.0  # nothing is known of these: rounded to the nearest, and no help to others
-    # moments = V V^T with V upper triangular, by Cholesky from the last input on; then U is the inverse of V.
-    factor = torch.linalg.cholesky(torch.from_numpy(damped[::-1, ::-1].copy())).flip(0, 1)
-    eye = torch.eye(len(moments), dtype=torch.float64)
-    return np.asarray(torch.linalg.solve_triangular(factor, eye, upper=True).numpy())
+    if not np.isfinite(powers).all():
+        raise torch.linalg.LinAlgError("moments that are not finite")
+    unseen, diagonal = powers == 0, np.diag_indices(len(moments))
+    turned = torch.from_numpy(moments[::-1, ::-1].copy())
+    while True:
+        # Nothing is known of those that were never seen: rounded to the nearest, and no help to others.
+        damped = np.where(unseen, 1.0, powers + damping * powers.mean())
+        turned.numpy()[diagonal] = damped[::-1]
+        # moments = V V^T with V upper triangular, by Cholesky from the last input on; then U is the inverse of V.
+        factor, failed = torch.linalg.cholesky_ex(turned)
+        if not int(failed):
+            eye = torch.eye(len(moments), dtype=torch.float64)
+            return np.asarray(torch.linalg.solve_triangular(factor.flip(0, 1), eye, upper=True).numpy())
+        damping *= 10
+        if damping > _MOST_DAMPING:
+            raise torch.linalg.LinAlgError("moments that are not definite")
 
 
-def _rounded(weight: NDArray[np.float32], layer: _Layer, moments: Tensor, placement: Placement) -> NDArray[np.float32]:
-    """The weight on its steps."""
+def _rounded(
+    weight: NDArray[np.float32], layer: _Layer, moments: Tensor, seen: int, placement: Placement
+) -> NDArray[np.float32]:
+    """The weight on its steps, by the moments of `seen` samples: the fewer, the less they are believed."""
+    damping = _DAMPING * max(1.0, layer.inputs / (2 * max(seen, 1)))
     axis = int(layer.transposed)
     scales = scales_for(placement)(weight, axis=axis).astype(np.float64)
     neighbours = None if placement == "tensorrt" else neighbouring(layer.channels, layer.kernel)
@@ -167,7 +193,7 @@ def _rounded(weight: NDArray[np.float32], layer: _Layer, moments: Tensor, placem
     steps, each = np.empty_like(flat), len(flat) // layer.groups
     for group in range(layer.groups):
         mine = slice(group * each, (group + 1) * each)
-        steps[mine] = round_compensated(flat[mine], moments[group], scales[mine], neighbours)
+        steps[mine] = round_compensated(flat[mine], moments[group], scales[mine], neighbours, damping)
     values = (steps * scales[:, None]).astype(np.float32).reshape(rows.shape)
     return np.ascontiguousarray(np.moveaxis(values, 0, axis))
 
@@ -188,13 +214,13 @@ def neighbouring(channels: int, kernel: tuple[int, int]) -> NDArray[np.int64]:
 
 def _layers(graph: onnx.ModelProto, convolutions: Collection[str]) -> list[_Layer]:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    found = []
+    found = list[_Layer]()
     for node in graph.graph.node:
         if node.name not in convolutions or node.op_type not in CONVOLUTIONS or node.input[1] not in shapes:
             continue
         given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         transposed, groups, shape = node.op_type == "ConvTranspose", given.get("group", 1), shapes[node.input[1]]
-        if transposed and groups > 1:
+        if (transposed and groups > 1) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
             continue
         found.append(
             _Layer(
@@ -209,7 +235,11 @@ def _layers(graph: onnx.ModelProto, convolutions: Collection[str]) -> list[_Laye
                 channels=shape[0 if transposed else 1],
             )
         )
-    return found
+    # Moments of convolutions that read one weight in different ways have no sum.
+    different = {
+        one.weight for one in found for other in found if one.weight == other.weight and one.alike != other.alike
+    }
+    return [layer for layer in found if layer.weight not in different]
 
 
 def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
@@ -231,20 +261,22 @@ def _parts(layers: Sequence[_Layer]) -> Iterator[list[_Layer]]:
 
 def _moments(
     graph: onnx.ModelProto, layers: Sequence[_Layer], batches: Callable[[], Iterable[np.ndarray]], images: int
-) -> Mapping[str, tuple[_Layer, Tensor]]:
-    """Weight name -> its layer and the sums of products of its inputs (groups, inputs, inputs)."""
+) -> Mapping[str, tuple[_Layer, Tensor, int]]:
+    """Weight name -> its layer, sums of products of its inputs (groups, inputs, inputs), and the number of samples."""
     generator = np.random.default_rng(0)
     names = sorted({layer.value for layer in layers})
-    found: dict[str, tuple[_Layer, Tensor]] = {}
+    found: dict[str, tuple[_Layer, Tensor, int]] = {}
     for values in outputs(observed(graph, names), names, batches()):
         by_name = dict(zip(names, values, strict=True))
         for layer in layers:
             wanted = -(-max(_SAMPLES, _SAMPLES_PER_INPUT * layer.inputs) // images)
-            more = layer.moments(layer.samples(by_name[layer.value], wanted, generator))
+            samples = layer.samples(by_name[layer.value], wanted, generator)
+            more, count = layer.moments(samples), samples.shape[2]
             if layer.weight in found:
-                found[layer.weight][1].add_(more)
+                first, sums, seen = found[layer.weight]
+                found[layer.weight] = first, sums.add_(more), seen + count
             else:
-                found[layer.weight] = (layer, more)
+                found[layer.weight] = layer, more, count
     return found
 
 

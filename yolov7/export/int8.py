@@ -165,6 +165,7 @@ class Int8Exporter:
         """Weights in place of the graph's, rounded for all its layers once; none where the nearest are taken."""
         if self.rounding == "nearest":
             return {}
+        _ = self.ranges  # first: refuses images that say nothing, and values that are not finite
         symmetric = placement == "tensorrt"  # the scales of the others are the same
         if symmetric not in self._rounded:
             count = min(self.settings.calibration_images, len(self.calibration))

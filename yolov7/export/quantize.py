@@ -6,9 +6,10 @@ convolution, the values between them are rounded as well (:data:`Placement`).
 
 The numbers in the files are those of :mod:`yolov7.ranges`: for the input of a convolution, scale and zero point of
 `steps(low, high)`, as uint8; for its weights, `weight_scales(weight, axis=...)`, as int8 whose products with two
-neighbouring values fit in sixteen bits. Biases are whole numbers of int32 times both scales. (ONNX Runtime's quantiser
-raises the scale of a channel whose bias would not fit: one with next to no weights.) For TensorRT both are int8 with
-the zero point 0, of the scales `max(-low, high) / 127` and `full_weight_scales(weight, axis=...)`; biases are float.
+neighbouring values fit in sixteen bits, rounded to the nearest or by :mod:`yolov7.export.compensate`. Biases are whole
+numbers of int32 times both scales. (ONNX Runtime's quantiser raises the scale of a channel whose bias would not fit:
+one with next to no weights.) For TensorRT both are int8 with the zero point 0, of the scales `max(-low, high) / 127`
+and `full_weight_scales(weight, axis=...)`; biases are float.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 from yolov7.artefact import Int8Settings
 from yolov7.data.index import Index
+from yolov7.errors import ModelError
 from yolov7.export import compensate
 from yolov7.export.calibrate import calibrate
 from yolov7.export.compensate import compensated_weights, neighbouring, round_compensated
@@ -81,6 +82,39 @@ def test_outputs_are_nearer_than_with_the_nearest_steps(inputs):
     steps = round_compensated(weight, torch.from_numpy(seen.T @ seen), scales)
     assert error(steps) < 0.2 * error(np.round(weight))
     assert (steps == np.round(steps)).all() and np.abs(steps - weight).max() < 20
+
+
+def test_few_samples_are_believed_less():
+    """One image of nine places says little about 72 inputs: more of the weights keep their nearest steps."""
+    generator = np.random.default_rng(4)
+    weight = generator.normal(0, 1, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
+    (layer,) = compensate._layers(chain(), [chain().graph.node[2].name])
+    found = torch.from_numpy(generator.uniform(0, 1, (1, layer.inputs, 9)).astype(np.float32))
+    nearest = np.round(weight / magnitudes(weight)) * magnitudes(weight)
+    believed, doubted = (compensate._rounded(weight, layer, layer.moments(found), seen, "onnx") for seen in (10_000, 9))
+    assert 0 < (~np.isclose(doubted, nearest)).sum() < (~np.isclose(believed, nearest)).sum()
+
+
+@pytest.mark.parametrize("moments", [torch.full((3, 3), torch.inf), torch.diag(torch.tensor([1.0, torch.nan, 1.0]))])
+def test_moments_that_are_not_finite_are_refused(moments):
+    with pytest.raises(torch.linalg.LinAlgError, match="not finite"):
+        round_compensated(np.ones((2, 3)), moments, np.ones(2))
+
+
+def test_moments_that_rounding_made_indefinite_are_damped_until_they_are_not():
+    indefinite = torch.tensor([[1.0, 1.05, 0.0], [1.05, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert round_compensated(np.array([[0.4, 0.4, 0.2]]), indefinite, np.ones(1)).tolist() == [[0.0, 1.0, 0.0]]
+    with pytest.raises(torch.linalg.LinAlgError, match="not definite"):
+        round_compensated(np.ones((1, 2)), torch.tensor([[1.0, 900.0], [900.0, 1.0]]), np.ones(1))
+
+
+def test_a_layer_whose_values_are_too_large_keeps_the_nearest_steps(caplog):
+    graph = chain()
+    huge = next(tensor for tensor in graph.graph.initializer if tensor.name == graph.graph.node[0].input[1])
+    huge.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(huge) * np.float32(1e19), huge.name))
+    names = [node.input[1] for node in graph.graph.node if node.name in quantizable(graph)]
+    assert names[0] in rounded(graph) and names[1] not in rounded(graph)
+    assert f"int8: the inputs of {names[1]} are too large; its weights have the nearest steps" in caplog.text
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
@@ -170,13 +204,45 @@ def test_a_transposed_convolution():
     assert np.abs(steps - np.round(steps)).max() < 1e-4
     value = np.abs(np.random.default_rng(2).normal(1, 1, (1, CHANNELS, 6, 6))).astype(np.float32)
     samples = layer.samples(value, 1000, np.random.default_rng(0))
-    own = compensate._rounded(weight, layer, layer.moments(samples), "onnx")
+    own = compensate._rounded(weight, layer, layer.moments(samples), samples.shape[2], "onnx")
 
     def outputs(values):
         return F.conv_transpose2d(torch.from_numpy(value), torch.from_numpy(values), stride=2)
 
     near, nearest = ((outputs(w) - outputs(weight)).square().mean() for w in (own, np.round(weight / scales) * scales))
     assert near < 0.5 * nearest
+
+
+@pytest.mark.parametrize("kind", ["Conv", "grouped", "depthwise", "ConvTranspose"])
+@pytest.mark.parametrize("placement", ["onnx", "openvino"])
+def test_weights_in_files_add_up_to_128_with_each_neighbour(kind, placement):
+    """Whatever the weights: here all of them are near the largest, so that half of the steps are just enough."""
+    groups = {"grouped": 2, "depthwise": CHANNELS}.get(kind, 1)
+    maker = GraphMaker()
+    first = maker.add("Relu", maker.conv("images", inputs=3))
+    given = {"kind": kind, "strides": [2, 2]} if kind == "ConvTranspose" else {"group": groups}
+    middle = maker.conv(first, inputs=CHANNELS // groups, **given)
+    graph = maker.model(maker.conv(maker.add("Relu", middle)))
+    name = graph.graph.node[2].input[1]
+    tensor = next(one for one in graph.graph.initializer if one.name == name)
+    near = np.random.default_rng(0).uniform(0.9, 1.0, tuple(tensor.dims)).astype(np.float32)
+    tensor.CopyFrom(numpy_helper.from_array(near, name))
+    weights = rounded(graph)
+    result = quantized(graph, quantizable(graph), calibrate(graph, pictures), placement=placement, weights=weights)
+    axis = 1 if kind == "ConvTranspose" else 0
+    steps = weights_of(result)[f"{name}_quantized"]
+    assert np.array_equal(steps, np.round(weights[name] / magnitudes(near, axis=axis)).astype(np.int8))
+    values = np.abs(np.moveaxis(steps.astype(int), axis, 0))
+    orders = values.reshape(len(values), -1), np.moveaxis(values, 1, -1).reshape(len(values), -1)
+    assert 120 < max((order[:, 1:] + order[:, :-1]).max() for order in orders) <= TOGETHER
+
+
+def test_convolutions_whose_inputs_are_not_known_well_are_left_out():
+    graph = chain()
+    node = graph.graph.node[2]
+    assert [layer.weight for layer in compensate._layers(graph, [node.name])] == [node.input[1]]
+    node.attribute.append(onnx.helper.make_attribute("auto_pad", "SAME_UPPER"))
+    assert compensate._layers(graph, [node.name]) == []
 
 
 def test_parts_that_fit_in_memory_give_the_same(monkeypatch):
@@ -236,6 +302,23 @@ def test_files_are_rounded_by_the_settings(make, tmp_path):
     changed = [name for name in files["nearest"] if name.endswith("_quantized") and "weight" in name]
     assert len(changed) == report.layers
     assert sum(not np.array_equal(files["nearest"][name], files["compensated"][name]) for name in changed) > 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep_in_float": 1}, {"sensitivity": True}])
+def test_values_that_are_not_finite_are_refused_before_any_rounding(make, settings, tmp_path):
+    exporter = make(**settings)
+    spoilt = onnx.ModelProto()
+    spoilt.CopyFrom(exporter.graph)
+    weight = next(node.input[1] for node in spoilt.graph.node if node.name == quantizable(spoilt)[1])
+    tensor = next(one for one in spoilt.graph.initializer if one.name == weight)
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(values, weight))
+    exporter.graph = spoilt
+    exporter.__dict__["float_ap"] = 0.5
+    with pytest.raises(ModelError, match=r"int8: the output of .*: its values are not finite"):
+        exporter.export(tmp_path / "m.onnx", "onnx")
+    assert not (tmp_path / "m.onnx").exists()
 
 
 def test_a_trained_network_keeps_the_nearest_steps(make):
