@@ -55,8 +55,11 @@ NOTHING = """
 import pathlib, sys
 for name in sys.argv[1:]:
     path = pathlib.Path(name)
-    count = 650 if name == "data/ingested" else 30 if name == "data/index" else 3
+    count = 30 if name == "data/index" else 3
     names = ["dataset.json", "statistics.json", "results.json", *(f"{one:06d}.jpg" for one in range(count))]
+    if name == "data/ingested":
+        counts = {"train": 400, "val": 100, "test": 150}
+        names = ["dataset.json", *(f"{split}/{one:06d}.jpg" for split in counts for one in range(counts[split]))]
     files = [path] if path.suffix else [path / name for name in names]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
