@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yolov7.export.calibrate import observed, outputs
-from yolov7.export.quantize import CONVOLUTIONS, Placement, scales_for
+from yolov7.export.quantize import CONVOLUTIONS, Placement, layer_names, scales_for
 from yolov7.ranges import TOGETHER
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ _DAMPING = 0.01
 _MOST_DAMPING = 10.0
 """Where not even this makes the moments definite, in floating point, the steps are the nearest."""
 _SAMPLES, _SAMPLES_PER_INPUT = 8192, 2
-"""Places in the calibration images whose inputs are looked at: at least so many, and so many per input of a layer."""
+"""Places in the calibration images whose inputs are looked at: so many, or so many per input of a layer if that is
+more, as far as there are any."""
 _MEMORY = 2 << 30
 """Bytes for the second moments of the layers that are looked at together; the images are run once for each part."""
 _BLOCK = 128
@@ -44,6 +45,8 @@ _LARGEST = 127
 class _Layer:
     """A convolution as `groups` matrices: outputs by inputs, which are channels and places of the kernel."""
 
+    name: str
+    """Its name in the network."""
     value: str
     """What it reads."""
     weight: str
@@ -120,7 +123,7 @@ def compensated_weights(
             try:
                 found[name] = _rounded(weights[name], layer, moments, seen, placement)
             except torch.linalg.LinAlgError:
-                log.warning("int8: the inputs of %s are too large; its weights have the nearest steps", name)
+                log.warning("int8: the inputs of %s are too large; its weights have the nearest steps", layer.name)
     log.info("int8: weights of %d layers rounded in %.0f s", len(found), time.monotonic() - started)
     return found
 
@@ -214,7 +217,7 @@ def neighbouring(channels: int, kernel: tuple[int, int]) -> NDArray[np.int64]:
 
 def _layers(graph: onnx.ModelProto, convolutions: Collection[str]) -> list[_Layer]:
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
-    found = list[_Layer]()
+    found, names = list[_Layer](), layer_names(graph)
     for node in graph.graph.node:
         if node.name not in convolutions or node.op_type not in CONVOLUTIONS or node.input[1] not in shapes:
             continue
@@ -224,6 +227,7 @@ def _layers(graph: onnx.ModelProto, convolutions: Collection[str]) -> list[_Laye
             continue
         found.append(
             _Layer(
+                name=names[node.name],
                 value=node.input[0],
                 weight=node.input[1],
                 transposed=transposed,
